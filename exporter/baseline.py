@@ -1,0 +1,257 @@
+"""The model that goes in: loaded from a file, or the reference MLP, trained here."""
+
+import hashlib
+import json
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.data import Dataset, Split
+from exporter.errors import DataError, ModelError, OutputError, brief
+from exporter.lowrank.rewrite import check_rewritable, walk
+from exporter.metrics import is_classes
+from exporter.progress import Progress
+
+REFERENCE_NAME = "reference-mlp"
+HIDDEN_LAYERS = 5
+HIDDEN_UNITS = 1024
+EPOCHS = 8
+BATCH_SIZE = 256
+LEARNING_RATE = 1e-3
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the reference MLP was trained.
+
+    Attributes:
+        epochs: Epochs run; the weights are those of the best one by validation.
+        best_epoch: That epoch, counted from 1.
+        validation_accuracy: Of those weights, 0 to 1.
+        seconds: What it took.
+        cached: Whether it was done in an earlier run.
+    """
+
+    epochs: int
+    best_epoch: int
+    validation_accuracy: float
+    seconds: float
+    cached: bool = False
+
+
+def load_model(path: str) -> Any:
+    """Loads a ``.keras`` or ``.h5`` file in safe mode and checks that its graph can be rewritten.
+
+    Raises:
+        ModelError: If the file is missing, damaged, of another kind, unsafe, or not such a model.
+    """
+    file = Path(path)
+    _check_file(file)
+    import keras
+
+    try:
+        model = keras.models.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises whatever its deserialization runs into.
+        raise ModelError(f"{path!r} cannot be loaded: {_explain(error)}") from error
+    check_rewritable(model)
+    return model
+
+
+def _check_file(file: Path) -> None:
+    if not file.exists():
+        raise ModelError(f"The model file {str(file)!r} does not exist.")
+    if file.suffix not in {".keras", ".h5", ".hdf5"} or not file.is_file():
+        raise ModelError(f"A model is a .keras or .h5 file. Received: {str(file)!r}.")
+    try:
+        if file.suffix == ".keras":
+            intact = zipfile.is_zipfile(file)
+        else:
+            with file.open("rb") as stream:
+                intact = stream.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
+    except OSError as error:
+        raise ModelError(f"{str(file)!r} cannot be read: {brief(error)}") from error
+    if not intact:
+        kind = "zip archive of Keras 3" if file.suffix == ".keras" else "HDF5 file"
+        raise ModelError(
+            f"{str(file)!r} must be a {kind}; it is damaged, truncated, or something else. "
+            "Save the model again with model.save()."
+        )
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if "Lambda" in text:
+        return (
+            "it has a Lambda layer, which would run code from the file. "
+            "Replace it by a layer of Keras, for example keras.layers.Rescaling."
+        )
+    if "could not be deserialized" in text or "Could not locate" in text or "Unknown layer" in text:
+        return (
+            "it has a class that Keras does not know. Load it in Python with its custom_objects and "
+            f"call exporter.compress on the object. Keras says: {brief(error)}"
+        )
+    return brief(error)
+
+
+def scales_input(model: Any) -> bool:
+    """Tells whether the model has a layer that rescales or normalises what it is given."""
+    import keras
+
+    kinds = (keras.layers.Rescaling, keras.layers.Normalization)
+    return any(isinstance(layer, kinds) for _, layer in walk(model))
+
+
+def reference_mlp(sample_shape: tuple[int, ...], classes: int) -> Any:
+    """Builds the notebook's network: Flatten, five Dense(1024, relu), Dense(classes, softmax)."""
+    import keras
+
+    hidden = [
+        keras.layers.Dense(HIDDEN_UNITS, activation="relu", name=f"dense_{index}")
+        for index in range(1, HIDDEN_LAYERS + 1)
+    ]
+    return keras.Sequential(
+        [
+            keras.Input(sample_shape, name="image"),
+            keras.layers.Flatten(name="flatten"),
+            *hidden,
+            keras.layers.Dense(classes, activation="softmax", name="probabilities"),
+        ],
+        name=REFERENCE_NAME.replace("-", "_"),
+    )
+
+
+def reference_for(dataset: Dataset, seed: int) -> Any:
+    """Builds the untrained reference MLP for a data set, seeded.
+
+    Raises:
+        DataError: If the data set cannot train a classifier.
+    """
+    train = dataset.train
+    labels = next(iter(train.labels.values()), None) if train else None
+    if train is None or dataset.validation is None or labels is None or len(train.inputs) != 1:
+        raise DataError(
+            f"The reference MLP is trained on one input array with labels. Received: data "
+            f"{dataset.name!r} without them. Give a model, or data with x_train and y_train."
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004
+        labels = labels[:, 0]
+    if not is_classes(labels) or labels.min() < 0:
+        raise DataError(
+            f"The reference MLP is trained on integer classes >= 0. Received: labels of dtype "
+            f"{labels.dtype} and shape {labels.shape} in data {dataset.name!r}."
+        )
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    (images,) = train.inputs.values()
+    return reference_mlp(images.shape[1:], max(2, int(labels.max()) + 1))
+
+
+def train_reference(
+    model: Any, dataset: Dataset, *, seed: int, cache: Path, progress: Progress
+) -> tuple[Any, Training]:
+    """Trains the reference MLP, or takes it from the cache.
+
+    Adam with cosine decay on the sparse cross-entropy; the weights of the epoch with the best validation accuracy are
+    kept. The cache is keyed by a hash of all that makes the result.
+
+    Args:
+        model: What ``reference_for`` returned.
+        dataset: Fitted to the model.
+        seed: Of the shuffling.
+        cache: Folder of the cache.
+        progress: Is told every step.
+
+    Raises:
+        DataError: If training diverges.
+        OutputError: If the cache cannot be written.
+    """
+    import keras
+
+    ingredients = {
+        "model": model.to_json(),
+        "data": dataset.digest,
+        "seed": seed,
+        "training": [EPOCHS, BATCH_SIZE, LEARNING_RATE],
+        "keras": keras.__version__,
+    }
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache / f"{REFERENCE_NAME}-{key}.keras"
+    record = file.with_suffix(".json")
+    try:
+        cached = keras.models.load_model(file, compile=False)
+        training = Training(**{**json.loads(record.read_text()), "cached": True})
+        return cached, training
+    except (OSError, ValueError, TypeError) as error:
+        if file.exists():
+            progress.note(f"The cached baseline {file} cannot be read, training anew: {brief(error)}")
+    training = _train(model, dataset, seed, progress)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".partial-{file.name}")
+        model.save(partial)
+        record.write_text(json.dumps(asdict(training)))
+        partial.replace(file)
+    except OSError as error:
+        raise OutputError(f"The trained baseline cannot be cached in {cache}: {error}") from error
+    return model, training
+
+
+def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Training:
+    import keras
+
+    train, validation = _arrays(dataset.train), _arrays(dataset.validation)
+    keras.utils.set_random_seed(seed)
+    steps = EPOCHS * -(-len(train[0]) // BATCH_SIZE)
+    schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
+    model.compile(
+        optimizer=keras.optimizers.Adam(schedule),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    start = time.perf_counter()
+    best: tuple[float, int, list[Any]] = (-1.0, 0, [])
+    with progress.track("Training the reference MLP", steps) as advance:
+        done = 0
+
+        def count_step(batch: int, logs: Any) -> None:
+            nonlocal done
+            del batch, logs
+            done += 1
+            advance(done, f"best validation accuracy {max(best[0], 0):.2%}")
+
+        def keep_best(epoch: int, logs: dict[str, float]) -> None:
+            nonlocal best
+            if logs["val_accuracy"] > best[0]:
+                best = (logs["val_accuracy"], epoch + 1, model.get_weights())
+
+        model.fit(
+            *train,
+            validation_data=validation,
+            epochs=EPOCHS,
+            batch_size=BATCH_SIZE,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.LambdaCallback(
+                    on_train_batch_end=count_step, on_epoch_end=keep_best
+                ),
+                keras.callbacks.TerminateOnNaN(),
+            ],
+        )
+    if not best[2] or not all(np.isfinite(weight).all() for weight in best[2]):
+        raise DataError(f"Training on data {dataset.name!r} diverged; scale its inputs to [0, 1].")
+    model.set_weights(best[2])
+    return Training(EPOCHS, best[1], float(best[0]), time.perf_counter() - start)
+
+
+def _arrays(split: Split | None) -> tuple[Any, Any]:
+    if split is None:
+        raise DataError("Training needs a training and a validation part.")
+    (inputs,), (labels,) = split.inputs.values(), split.labels.values()
+    return inputs, labels

@@ -1,0 +1,295 @@
+"""The contract of a format, and the named signature that every format exports.
+
+A format turns a Keras model into an artifact, opens the artifact in its own runtime, and lists the
+tensors that are stored in it. Nothing after this package asks for a format's name: what differs
+between formats is an attribute or a method here.
+"""
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from exporter.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Tensors = Mapping[str, NDArray[np.generic]]
+else:
+    Tensors = Mapping
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output.
+
+    Attributes:
+        name: The name in every artifact: the Keras name, made an identifier.
+        shape: Sizes with the batch axis first; None where a size is not fixed.
+        dtype: NumPy's name of the element type.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model insists on; None if any will do."""
+        return self.shape[0] if self.shape else None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A constant found in an artifact.
+
+    Attributes:
+        name: Its name there.
+        shape: Its sizes.
+        nbytes: The bytes it takes in the file.
+        digest: A hash of its bytes: equal digests are one tensor stored or referred to twice.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, name: str, array: "NDArray[Any]") -> "StoredTensor":
+        """Describes an array."""
+        digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+        return cls(name, tuple(array.shape), array.nbytes, digest)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file, or folder, that an export wrote.
+
+    Attributes:
+        format: The name of its format.
+        variant: The numeric variant, such as ``float32``.
+        path: Where it is.
+        size: Bytes of the file, or of all files in the folder.
+        sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
+        inputs: What it takes.
+        outputs: What it gives.
+    """
+
+    format: str
+    variant: str
+    path: Path
+    size: int
+    sha256: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What formats can be asked for; each reads what concerns it.
+
+    Attributes:
+        opset: ONNX operator set.
+    """
+
+    opset: int = 17
+
+
+@dataclass(frozen=True)
+class ToleranceRule:
+    """How much of the float32 rounding error of the model itself an artifact may differ by.
+
+    The tolerance is ``max(multiple * e, floor_ulps * 2**-24 * largest)``, where ``e`` is the
+    largest difference between TensorFlow's float32 and float64 predictions on the same inputs and
+    ``largest`` is the largest absolute value predicted. See ``exporter.verify.tolerance``.
+    """
+
+    multiple: float = 10.0
+    floor_ulps: float = 16.0
+
+
+class Runner(Protocol):
+    """An artifact opened in a runtime: named arrays in, named arrays out."""
+
+    def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
+        """Predicts a batch."""
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        """Binds a batch and returns the bare call of the runtime, for timing."""
+
+
+class Format(ABC):
+    """What can be exported to.
+
+    Attributes:
+        name: As in ``--format``.
+        suffix: Of the artifact's name; empty for a folder.
+        variants: The numeric variants on offer.
+        backends: Ways in which the runtime can execute an artifact. All are verified; the first is
+            the one that ships, and the one that is timed.
+        tolerance: What parity allows.
+        thread_environment: Environment variables that hold the runtime to one thread, for those
+            that take it from nowhere else.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    variants: ClassVar[tuple[str, ...]] = ("float32",)
+    backends: ClassVar[tuple[str, ...]]
+    tolerance: ClassVar[ToleranceRule] = ToleranceRule()
+    thread_environment: ClassVar[Mapping[str, str]] = {}
+
+    @abstractmethod
+    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+        """Writes the model to ``path``, which must not exist.
+
+        Raises:
+            ConversionError: If the converter fails, or its result cannot be opened.
+        """
+
+    @abstractmethod
+    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
+        """Opens an artifact in its runtime.
+
+        Args:
+            path: The artifact.
+            backend: One of ``backends``.
+            threads: How many threads the runtime may use; None leaves it to the runtime.
+        """
+
+    @abstractmethod
+    def stored_tensors(self, path: Path) -> list[StoredTensor]:
+        """Parses an artifact and lists every constant that is stored in it."""
+
+
+class Signature:
+    """The inputs and outputs of a Keras model, under names that every format accepts.
+
+    The names are those of the input layers and of the layers that give the outputs (or the keys,
+    where the model returns a dictionary), with characters that no identifier has replaced by ``_``.
+
+    Attributes:
+        inputs: In the order of ``model.inputs``.
+        outputs: In the order of the flattened output structure.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import keras
+
+        input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
+        self.inputs = _infos(input_names, model.inputs)
+        structure = getattr(model, "output", None)
+        if isinstance(structure, dict):
+            tensors = keras.tree.flatten(structure)
+            # Keras flattens dictionaries in the order of their sorted keys.
+            output_names = [".".join(map(str, path)) for path, _ in _flat_paths(structure)]
+        else:
+            tensors = model.outputs
+            output_names = [tensor._keras_history.operation.name for tensor in tensors]
+        self.outputs = _infos(output_names, tensors)
+        self._names_by_layer = dict(zip(input_names, (i.name for i in self.inputs), strict=True))
+        self._call = model
+        self._structure = getattr(model, "_inputs_struct", None)
+
+    def input_name(self, name: str) -> str:
+        """Translates the name of a Keras input layer; other names are returned as they are."""
+        return self._names_by_layer.get(name, name)
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        """Calls the model for inference on tensors by name, and names what it returns."""
+        import keras
+
+        flat = [inputs[info.name] for info in self.inputs]
+        structure = flat[0] if len(flat) == 1 else flat
+        if isinstance(self._structure, (dict, list, tuple)):
+            structure = keras.tree.pack_sequence_as(self._structure, flat)
+        flat_outputs = keras.tree.flatten(self._call(structure, training=False))
+        names = (info.name for info in self.outputs)
+        return dict(zip(names, flat_outputs, strict=True))
+
+
+def _flat_paths(structure: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    import keras
+
+    return list(keras.tree.flatten_with_path(structure))
+
+
+def _infos(names: Sequence[str], tensors: Sequence[Any]) -> tuple[TensorInfo, ...]:
+    taken: set[str] = set()
+    infos = []
+    for name, tensor in zip(names, tensors, strict=True):
+        identifier = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if not identifier[:1].isalpha():
+            identifier = f"t{identifier}"
+        unique, count = identifier, 1
+        while unique in taken:
+            unique, count = f"{identifier}_{count}", count + 1
+        taken.add(unique)
+        infos.append(TensorInfo(unique, tuple(tensor.shape), str(tensor.dtype)))
+    return tuple(infos)
+
+
+class KerasRunner:
+    """A Keras model under the same contract as an artifact."""
+
+    def __init__(self, model: Any) -> None:
+        self._signature = Signature(model)
+
+    def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
+        """Predicts a batch."""
+        import tensorflow as tf
+
+        tensors = {
+            info.name: tf.convert_to_tensor(inputs[info.name], dtype=info.dtype)
+            for info in self._signature.inputs
+        }
+        return {name: value.numpy() for name, value in self._signature(**tensors).items()}
+
+
+def serving_module(model: Any) -> tuple[Any, Any]:
+    """Traces the model as one function of named inputs that returns named outputs.
+
+    A plain ``tf.Module`` holds the variables: converters that are handed the Keras 3 model itself
+    lose its weights without a word.
+
+    Returns:
+        The module, and the concrete function.
+
+    Raises:
+        ModelError: If the model has an input that is not dense.
+    """
+    import tensorflow as tf
+
+    signature = Signature(model)
+    if any(getattr(tensor, "sparse", False) for tensor in model.inputs):
+        raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
+    module = tf.Module()
+    module.model_variables = [variable.value for variable in model.variables]
+    specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}
+    module.serve = tf.function(signature.__call__)
+    return module, module.serve.get_concrete_function(**specs)
+
+
+def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
+    """Measures what an export wrote."""
+    signature = Signature(model)
+    size, sha256 = _measure(path)
+    return Artifact(fmt.name, variant, path, size, sha256, signature.inputs, signature.outputs)
+
+
+def _measure(path: Path) -> tuple[int, str]:
+    if path.is_file():
+        with path.open("rb") as file:
+            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    total, lines = 0, []
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        size, digest = _measure(file_path)
+        total += size
+        lines.append(f"{file_path.relative_to(path).as_posix()} {digest}\n")
+    return total, hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""TensorFlow SavedModel, for TensorFlow Serving and TensorFlow itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from exporter.errors import ConversionError, brief
+from exporter.formats.base import (
+    ExportOptions,
+    Format,
+    Runner,
+    StoredTensor,
+    Tensors,
+    serving_module,
+)
+
+
+class SavedModel(Format):
+    """A folder with the signatures ``serving_default`` and ``serve``."""
+
+    name = "saved_model"
+    suffix = ""
+    backends = ("tensorflow",)
+    # TensorFlow reads its thread counts once a process, before the first operation.
+    thread_environment: ClassVar = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+
+    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+        """Writes the folder; see the base class."""
+        import tensorflow as tf
+
+        del options
+        try:
+            module, function = serving_module(model)
+            signatures = {"serving_default": function, "serve": function}
+            tf.saved_model.save(module, str(path), signatures=signatures)
+        except tf.errors.ResourceExhaustedError as error:
+            # What TensorFlow makes of a full disk; the caller knows the folder.
+            raise OSError(brief(error)) from error
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            raise ConversionError(f"SavedModel export failed: {brief(error)}") from error
+
+    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
+        """Opens the folder; threads are set by ``thread_environment``."""
+        del backend, threads
+        return _SavedModelRunner(path)
+
+    def stored_tensors(self, path: Path) -> list[StoredTensor]:
+        """Lists the variables, and the constants of every function."""
+        import tensorflow as tf
+        from tensorflow.core.protobuf import saved_model_pb2
+
+        checkpoint = tf.train.load_checkpoint(str(path / "variables" / "variables"))
+        stored = [
+            StoredTensor.of(name, checkpoint.get_tensor(name))
+            for name in sorted(checkpoint.get_variable_to_shape_map())
+            if checkpoint.get_variable_to_dtype_map()[name] != tf.string
+        ]
+        proto = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+        for meta_graph in proto.meta_graphs:
+            graph = meta_graph.graph_def
+            functions = [list(function.node_def) for function in graph.library.function]
+            for node in (node for nodes in [list(graph.node), *functions] for node in nodes):
+                if node.op == "Const" and node.attr["dtype"].type != tf.string.as_datatype_enum:
+                    constant = tf.make_ndarray(node.attr["value"].tensor)
+                    stored.append(StoredTensor.of(node.name, constant))
+        return stored
+
+
+class _SavedModelRunner:
+    def __init__(self, path: Path) -> None:
+        import tensorflow as tf
+
+        self._tf = tf
+        # The loaded object owns the variables; the signature alone does not keep them alive.
+        self._loaded = tf.saved_model.load(str(path))
+        self._function = self._loaded.signatures["serving_default"]
+        self._specs = self._function.structured_input_signature[1]
+
+    def _tensors(self, inputs: Tensors) -> dict[str, Any]:
+        return {
+            name: self._tf.convert_to_tensor(inputs[name], dtype=spec.dtype)
+            for name, spec in self._specs.items()
+        }
+
+    def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        outputs = self._function(**self._tensors(inputs))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        tensors = self._tensors(inputs)
+        return lambda: self._function(**tensors)

@@ -1,0 +1,102 @@
+"""TensorFlow Lite (LiteRT), for Android, iOS and small boards."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ConversionError, brief
+from exporter.formats.base import (
+    ExportOptions,
+    Format,
+    Runner,
+    StoredTensor,
+    Tensors,
+    serving_module,
+)
+
+_XNNPACK = "xnnpack"
+_REFERENCE = "reference"
+_SIGNATURE = "serving_default"
+
+
+class TFLite(Format):
+    """One flatbuffer with builtin operators alone, a named signature and a dynamic batch."""
+
+    name = "tflite"
+    suffix = ".tflite"
+    backends = (_XNNPACK, _REFERENCE)
+
+    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+        """Writes the flatbuffer; see the base class."""
+        import tensorflow as tf
+
+        del options
+        try:
+            module, function = serving_module(model)
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+            # Flex operators would convert, and then fail to run in a plain LiteRT.
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+            content = converter.convert()
+        except tf.errors.ResourceExhaustedError as error:
+            raise OSError(brief(error)) from error
+        except Exception as error:  # The converter raises bare Exceptions of MLIR.
+            raise ConversionError(
+                f"TFLite conversion failed: {brief(error)} Only builtin operators are allowed; "
+                "recurrent layers need a fixed batch or unroll=True."
+            ) from error
+        path.write_bytes(content)
+
+    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
+        """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
+        return _LiteRTRunner(path, backend, threads)
+
+    def stored_tensors(self, path: Path) -> list[StoredTensor]:
+        """Lists the tensors that have a buffer with content."""
+        import numpy as np
+        from ai_edge_litert import schema_py_generated as schema
+
+        content = path.read_bytes()
+        model = schema.Model.GetRootAs(content, 0)
+        stored = []
+        for graph_index in range(model.SubgraphsLength()):
+            graph = model.Subgraphs(graph_index)
+            for index in range(graph.TensorsLength()):
+                tensor = graph.Tensors(index)
+                buffer = model.Buffers(tensor.Buffer())
+                if buffer is None or not buffer.DataLength():
+                    continue
+                data = np.asarray(buffer.DataAsNumpy())
+                shape = tuple(int(size) for size in np.atleast_1d(tensor.ShapeAsNumpy()))
+                flat = StoredTensor.of(tensor.Name().decode(), data)
+                stored.append(StoredTensor(flat.name, shape, flat.nbytes, flat.digest))
+        return stored
+
+
+class _LiteRTRunner:
+    def __init__(self, path: Path, backend: str, threads: int | None) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = OpResolverType.BUILTIN_REF if backend == _REFERENCE else OpResolverType.AUTO
+        self._interpreter = Interpreter(
+            model_path=str(path), experimental_op_resolver_type=resolver, num_threads=threads
+        )
+        self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
+        self._dtypes = {
+            name: detail["dtype"] for name, detail in self._signature.get_input_details().items()
+        }
+
+    def _arrays(self, inputs: Tensors) -> dict[str, Any]:
+        return {name: inputs[name].astype(dtype) for name, dtype in self._dtypes.items()}
+
+    def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
+        return outputs
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        arrays = self._arrays(inputs)
+        details = self._signature.get_input_details()
+        self._signature(**arrays)  # Resizes the batch and allocates.
+        for name, array in arrays.items():
+            self._interpreter.set_tensor(details[name]["index"], array)
+        run: Callable[[], object] = self._interpreter.invoke
+        return run

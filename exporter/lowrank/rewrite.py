@@ -1,0 +1,170 @@
+"""Graph surgery: a copy of a Keras model in which some layers are chains of other layers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from exporter.errors import ModelError, brief
+from exporter.lowrank.factorizers import factorizer_for
+from exporter.lowrank.ranks import Candidate
+
+
+def check_rewritable(model: Any) -> None:
+    """Checks that the model is a graph of layers that can be walked and copied.
+
+    Raises:
+        ModelError: If it is not a built Sequential or Functional Keras model.
+    """
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
+    if not _is_graph(model):
+        raise ModelError(
+            f"A Sequential or Functional model is required, whose graph can be rewritten. "
+            f"Received: the subclassed model {type(model).__name__}. Rebuild it as "
+            "keras.Model(inputs, outputs)."
+        )
+    if not model.built or not getattr(model, "inputs", None):
+        raise ModelError(
+            f"Model {model.name!r} has not been built, so the shapes of its weights are unknown. "
+            "Give it a keras.Input, or call model.build(input_shape)."
+        )
+    for name, layer in walk(model):
+        if isinstance(layer, keras.Model):
+            raise ModelError(
+                f"The nested model {name!r} must be Sequential or Functional. "
+                f"Received: the subclassed model {type(layer).__name__}."
+            )
+
+
+def walk(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the path and the layer of every leaf of the graph, shared ones once.
+
+    Nested Sequential and Functional models are entered; wrapper layers are leaves.
+    """
+    yield from _walk(model, "", set())
+
+
+def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    for layer in model.layers:
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        if _is_graph(layer):
+            yield from _walk(layer, f"{prefix}{layer.name}/", seen)
+        else:
+            yield f"{prefix}{layer.name}", layer
+
+
+def candidates(model: Any) -> list[Candidate]:
+    """Lists the layers that have weights, in the order of the model."""
+    return [
+        Candidate(name, type(layer).__name__, layer, factorizer_for(layer))
+        for name, layer in walk(model)
+        if layer.weights
+    ]
+
+
+def rewrite(model: Any, chains: Mapping[str, Sequence[Any]]) -> Any:
+    """Copies a model, with each named layer replaced by a chain of built layers.
+
+    Everything else is copied with its weights, so that training the copy leaves the original as
+    it was. Sharing, nesting, trainability, and the structure of inputs and outputs are kept.
+
+    Args:
+        model: A model that ``check_rewritable`` accepts.
+        chains: Layers to call one after the other, by path of the layer they stand in for.
+
+    Returns:
+        A model of the same name.
+
+    Raises:
+        ModelError: If a layer cannot be copied from its configuration.
+    """
+    by_identity = {id(layer): list(chains[name]) for name, layer in walk(model) if name in chains}
+    copier = _Copier(by_identity)
+    try:
+        copy = copier.copy_model(model)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"Model {model.name!r} cannot be copied layer by layer: {brief(error)} Custom layers "
+            "need a get_config() that returns all arguments of their constructor."
+        ) from error
+    copier.copy_weights()
+    return copy
+
+
+class _Copier:
+    def __init__(self, chains: Mapping[int, list[Any]]) -> None:
+        self._chains = chains
+        self._copies: dict[int, tuple[Any, Any]] = {}
+        self._heads: dict[int, list[Any]] = {}
+
+    def copy_model(self, model: Any) -> Any:
+        import keras
+
+        if isinstance(model, keras.Sequential):
+            copy = self._copy_sequential(model)
+        else:
+            copy = keras.models.clone_model(
+                model,
+                clone_function=self._copy_operation,
+                call_function=self._call,
+            )
+        if not model.trainable:
+            copy.trainable = False
+        return copy
+
+    def copy_weights(self) -> None:
+        for original, copy in self._copies.values():
+            if not _is_graph(original) and getattr(original, "weights", None):
+                copy.set_weights(original.get_weights())
+
+    def _copy_sequential(self, model: Any) -> Any:
+        import keras
+
+        tensor = model.inputs[0]
+        layers = [
+            keras.Input(
+                batch_shape=tensor.shape,
+                dtype=tensor.dtype,
+                name=tensor._keras_history.operation.name,
+            )
+        ]
+        for layer in model.layers:
+            copy = self._copy_operation(layer)
+            layers.extend([*self._heads.get(id(copy), []), copy])
+        copy = keras.Sequential(layers, name=model.name)
+        if model.compiled:
+            copy.compile_from_config(model.get_compile_config())
+        return copy
+
+    def _copy_operation(self, operation: Any) -> Any:
+        """Copies a layer once, however often it is called."""
+        key = id(operation)
+        if key in self._chains:
+            *heads, last = self._chains[key]
+            self._heads[id(last)] = heads
+            return last
+        if key not in self._copies:
+            if _is_graph(operation):
+                copy = self.copy_model(operation)
+            else:
+                copy = type(operation).from_config(operation.get_config())
+            # The original is kept as well: its identity is the key.
+            self._copies[key] = (operation, copy)
+        return self._copies[key][1]
+
+    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+        for head in self._heads.get(id(operation), []):
+            args = (head(args[0]), *args[1:])
+        return operation(*args, **kwargs)
+
+
+def _is_graph(layer: Any) -> bool:
+    import keras
+
+    # Keras has no public name for the class of functional models; they alone list operations.
+    return isinstance(layer, keras.Model) and (
+        isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
+    )

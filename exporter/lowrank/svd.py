@@ -1,0 +1,98 @@
+"""Truncated singular value decompositions.
+
+A kernel K of shape m x n (inputs x outputs) is approximated by U diag(s) Vt of rank r. The
+truncated SVD is the best such approximation in the Frobenius norm, and the squared error is the sum
+of the squared singular values left out (Eckart and Young, 1936).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import ModelError, RecipeError
+
+EXACT_LIMIT = 768
+"""Smaller side up to which LAPACK is quick enough, and exact."""
+
+OVERSAMPLING = 16
+POWER_ITERATIONS = 4
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TruncatedSVD:
+    """The leading singular triplets of a matrix, in float64.
+
+    Attributes:
+        u: Left singular vectors, m x r, orthonormal columns.
+        s: Singular values, r of them, from the largest down.
+        vt: Right singular vectors, r x n, orthonormal rows.
+        discarded_energy: The part of the squared Frobenius norm left out, 0 to 1.
+    """
+
+    u: Matrix
+    s: Matrix
+    vt: Matrix
+    discarded_energy: float
+
+    @property
+    def relative_error(self) -> float:
+        """``||K - U diag(s) Vt||_F / ||K||_F``, by Eckart and Young."""
+        return float(np.sqrt(self.discarded_energy))
+
+
+def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> TruncatedSVD:
+    """Returns the leading ``rank`` singular triplets.
+
+    Exact by LAPACK where the smaller side is at most ``EXACT_LIMIT`` or the rank is a large part of
+    it; otherwise by randomized subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms
+    4.4 and 5.1), whose error with these settings is within 1.001 of the optimum.
+
+    Args:
+        matrix: m x n, any float dtype; computed in float64.
+        rank: Between 1 and min(m, n).
+        seed: Of the random test matrix; the result is deterministic.
+
+    Raises:
+        RecipeError: If the rank is out of its range.
+        ModelError: If the matrix has an element that is not finite.
+    """
+    smaller = min(matrix.shape)
+    if not 1 <= rank <= smaller:
+        raise RecipeError(
+            f"Rank must be within 1 and {smaller} for a matrix of shape {matrix.shape}. "
+            f"Received: {rank}."
+        )
+    full = np.asarray(matrix, dtype=np.float64)
+    if not np.isfinite(full).all():
+        raise ModelError(f"A matrix of shape {matrix.shape} has NaN or infinite elements.")
+    if smaller <= EXACT_LIMIT or 4 * (rank + OVERSAMPLING) > smaller:
+        u, s, vt = np.linalg.svd(full, full_matrices=False)
+    else:
+        u, s, vt = _randomized(full, rank + OVERSAMPLING, seed)
+    u, vt = _fix_signs(u[:, :rank], vt[:rank])
+    s = s[:rank]
+    total = float(np.vdot(full, full))
+    # Subtraction cancels where little is left out; the clip keeps the result a fraction.
+    energy = float(np.clip(1.0 - np.vdot(s, s) / total, 0.0, 1.0)) if total else 0.0
+    return TruncatedSVD(u, s, vt, energy)
+
+
+def _randomized(matrix: Matrix, columns: int, seed: int) -> tuple[Matrix, Matrix, Matrix]:
+    test = np.random.default_rng(seed).standard_normal((matrix.shape[1], columns))
+    basis, _ = np.linalg.qr(matrix @ test)
+    for _ in range(POWER_ITERATIONS):
+        cobasis, _ = np.linalg.qr(matrix.T @ basis)
+        basis, _ = np.linalg.qr(matrix @ cobasis)
+    u, s, vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return basis @ u, s, vt
+
+
+def _fix_signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
+    """Makes the largest element of each left vector positive: u and v share a free sign."""
+    largest = np.abs(u).argmax(axis=0)
+    signs = np.where(u[largest, np.arange(u.shape[1])] < 0, -1.0, 1.0)
+    return u * signs, vt * signs[:, np.newaxis]

@@ -1,0 +1,113 @@
+"""Measures of how well predictions agree with labels, and with each other."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+MetricName = Literal["accuracy", "mse"]
+
+_BINARY_THRESHOLD = 0.5
+_ROW_SUM_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task metric on labelled data.
+
+    Attributes:
+        name: ``accuracy`` (0 to 1, more is better) or ``mse`` (mean squared error, less is better).
+        value: The figure.
+        samples: On how many samples.
+    """
+
+    name: MetricName
+    value: float
+    samples: int
+
+
+def task_metric(predictions: Array, labels: Array) -> Metric:
+    """Measures predictions against labels: accuracy for classes, otherwise the squared error.
+
+    Args:
+        predictions: (samples, classes), (samples, 1) for two classes, or any shape.
+        labels: Integer classes (samples,), one-hot rows, or values of the predictions' shape.
+    """
+    samples = len(labels)
+    if is_classes(labels):
+        hits = predicted_classes(predictions) == labels
+        return Metric("accuracy", float(np.mean(hits)), samples)
+    if is_one_hot(labels):
+        hits = predicted_classes(predictions) == labels.argmax(axis=-1)
+        return Metric("accuracy", float(np.mean(hits)), samples)
+    difference = predictions.astype(np.float64) - labels
+    return Metric("mse", float(np.mean(difference**2)), samples)
+
+
+def trivial_metric(labels: Array) -> Metric:
+    """Returns the metric of the best constant prediction: the commonest class, or the mean."""
+    if is_classes(labels):
+        return Metric("accuracy", float(np.bincount(labels).max() / len(labels)), len(labels))
+    if is_one_hot(labels):
+        return Metric("accuracy", float(labels.mean(axis=0).max()), len(labels))
+    variance = np.var(labels.astype(np.float64), axis=0)
+    return Metric("mse", float(np.mean(variance)), len(labels))
+
+
+def is_better(value: Metric, other: Metric) -> bool:
+    """Tells whether ``value`` is strictly better than ``other``, of the same name."""
+    if value.name == "accuracy":
+        return value.value > other.value
+    return value.value < other.value
+
+
+def predicted_classes(predictions: Array) -> Array:
+    """Returns the class of each row; a single column is a probability of the second class."""
+    if predictions.shape[-1] == 1:
+        return (predictions[..., 0] > _BINARY_THRESHOLD).astype(np.int64)
+    return predictions.argmax(axis=-1)
+
+
+def is_classes(labels: Array) -> bool:
+    """Tells whether labels are integer classes, one a sample."""
+    return labels.ndim == 1 and labels.dtype.kind in "biu"
+
+
+def is_one_hot(labels: Array) -> bool:
+    """Tells whether labels are rows of zeros with a single one."""
+    return bool(
+        labels.ndim == 2  # noqa: PLR2004
+        and labels.shape[1] > 1
+        and np.isin(labels, (0, 1)).all()
+        and (labels.sum(axis=1) == 1).all()
+    )
+
+
+def are_probabilities(predictions: Array) -> bool:
+    """Tells whether the rows of a matrix are distributions, as a softmax gives them."""
+    return bool(
+        predictions.ndim >= 2  # noqa: PLR2004
+        and predictions.shape[-1] > 1
+        and predictions.dtype.kind == "f"
+        and np.isfinite(predictions).all()
+        and (predictions >= 0).all()
+        and (np.abs(predictions.astype(np.float64).sum(axis=-1) - 1) < _ROW_SUM_ERROR).all()
+    )
+
+
+def top1_agreement(predictions: Array, reference: Array) -> float:
+    """Returns the part of samples, 0 to 1, for which both predict the same class."""
+    return float(np.mean(predicted_classes(predictions) == predicted_classes(reference)))
+
+
+def snr_db(predictions: Array, reference: Array) -> float:
+    """Returns ``10 log10(sum ref^2 / sum (y - ref)^2)`` in decibels; infinite if they are equal."""
+    signal = np.sum(np.square(reference.astype(np.float64)))
+    noise = np.sum(np.square(predictions.astype(np.float64) - reference))
+    if noise == 0:
+        return float("inf")
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(signal / noise))

@@ -1,0 +1,168 @@
+"""How much an artifact may differ from the Keras model: derived, not guessed.
+
+Rounding lets two honest float32 runtimes differ by an amount that grows with the width and depth of
+the model: any order of a K-long sum obeys ``|y' - y| <= gamma_K (|W| |x|)``, and with high
+probability ``c sqrt(K) u (|W| |x|)`` with ``u = 2**-24`` (Higham and Mary, 2019). A constant such
+as 1e-5 fails honest wide layers and hides faults in narrow ones. So TensorFlow's own float32 error
+is measured against a float64 copy of the model on the same inputs, and the tolerance is a multiple
+of that.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from exporter.data import Array
+from exporter.errors import ModelError, brief
+from exporter.formats.base import ToleranceRule
+from exporter.metrics import are_probabilities
+
+View = Literal["value", "log_probability"]
+
+UNIT_ROUNDOFF = 2.0**-24
+_SMALLEST_PROBABILITY = 1e-30
+"""Below this, float32 probabilities run into denormals and tell nothing of the logits."""
+
+_LOW_PRECISION = {"float16", "bfloat16", "float32"}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What parity allows for one view of one output on one probe.
+
+    A difference passes if ``|y - reference| <= atol + rtol * |reference|`` for every element.
+
+    Attributes:
+        atol: Absolute part.
+        rtol: Relative part.
+        derived: Whether it comes from the rounding error of the model, or was given.
+        rounding_error: TensorFlow's largest float32 error on the probe; None if it was not needed.
+    """
+
+    atol: float
+    rtol: float
+    derived: bool
+    rounding_error: float | None
+
+
+Predictions = Mapping[str, Mapping[str, Array]]
+"""Arrays by probe and output."""
+
+Tolerances = Mapping[tuple[str, str, View], Tolerance]
+"""By probe, output and view."""
+
+
+def float64_copy(model: Any) -> Any:
+    """Rebuilds a Keras model with every floating point dtype raised to float64, same weights.
+
+    Raises:
+        ModelError: If the model cannot be rebuilt from its configuration.
+    """
+    import keras
+
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        # The configuration comes from an object of this process, not from a file.
+        copy = keras.saving.deserialize_keras_object(_raised(config), safe_mode=False)
+        copy.set_weights(model.get_weights())
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"No float64 copy of model {model.name!r} can be made to derive the tolerance from: "
+            f"{brief(error)} Give atol or rtol."
+        ) from error
+    return copy
+
+
+def _raised(config: Any) -> Any:
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float64"}}
+        return {
+            key: "float64" if key == "dtype" and _is_low(value) else _raised(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_raised(value) for value in config)
+    return config
+
+
+def _is_low(value: object) -> bool:
+    return isinstance(value, str) and value in _LOW_PRECISION
+
+
+def given_tolerances(
+    reference: Predictions, atol: float | None, rtol: float | None
+) -> dict[tuple[str, str, View], Tolerance]:
+    """Applies the user's tolerance to every output as it is; the part not given is 0."""
+    tolerance = Tolerance(atol or 0.0, rtol or 0.0, derived=False, rounding_error=None)
+    return {
+        (probe, output, "value"): tolerance
+        for probe, outputs in reference.items()
+        for output in outputs
+    }
+
+
+def derive_tolerances(
+    reference: Predictions, exact: Predictions, rule: ToleranceRule
+) -> dict[tuple[str, str, View], Tolerance]:
+    """Derives a tolerance for each probe, output and view.
+
+    The error of a probe is taken relative to its largest value, and the largest such ratio of all
+    probes counts: a probe of three samples may round well by luck.
+
+    Args:
+        reference: TensorFlow's predictions in the precision of the model.
+        exact: Predictions of the float64 copy, for as many of the first samples as are there.
+        rule: The multiple and the floor.
+    """
+    errors: dict[tuple[str, str, View], tuple[float, float]] = {}
+    for probe, outputs in exact.items():
+        for output, exact_values in outputs.items():
+            computed = reference[probe][output][: len(exact_values)]
+            for view, transform in views(reference[probe][output]).items():
+                difference = _largest(transform(computed) - transform(exact_values))
+                errors[probe, output, view] = (difference, _largest(transform(exact_values)))
+    tolerances = {}
+    for (probe, output, view), (error, largest) in errors.items():
+        ratio = max(
+            other / size
+            for (_, name, kind), (other, size) in errors.items()
+            if (name, kind) == (output, view) and size > 0
+        ) if largest > 0 else 0.0
+        floor = rule.floor_ulps * UNIT_ROUNDOFF * largest
+        if not np.issubdtype(reference[probe][output].dtype, np.inexact):
+            floor = 0.0
+        atol = max(rule.multiple * max(error, ratio * largest), floor)
+        tolerances[probe, output, view] = Tolerance(
+            atol if math.isfinite(atol) else 0.0, 0.0, derived=True, rounding_error=error
+        )
+    return tolerances
+
+
+def views(reference: Array) -> dict[View, Callable[[Array], Array]]:
+    """Returns the ways in which an output is compared.
+
+    A softmax hides errors of its logits, so distributions are compared by their logarithms too:
+    these are the logits up to a constant a row. Elements whose reference is too small are left out.
+    """
+    ways: dict[View, Callable[[Array], Array]] = {"value": _as_float64}
+    if are_probabilities(reference):
+        large_enough = reference >= _SMALLEST_PROBABILITY
+
+        def log_probability(values: Array) -> Array:
+            chosen = _as_float64(values)[large_enough[: len(values)]]
+            return np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
+
+        ways["log_probability"] = log_probability
+    return ways
+
+
+def _as_float64(values: Array) -> Array:
+    return values.astype(np.float64)
+
+
+def _largest(values: Array) -> float:
+    return float(np.abs(values).max()) if values.size else 0.0
