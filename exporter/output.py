@@ -1,0 +1,127 @@
+"""The output folder: written aside, and moved in place at the end."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from exporter.errors import OutputError
+
+MANIFEST = "manifest.json"
+REJECTED = "rejected"
+
+
+@contextmanager
+def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Iterator[Path]:
+    """Yields an empty folder; what is in it when the block ends is moved to ``target``.
+
+    Each entry is moved by one rename, the manifest last. If the block raises, or is interrupted,
+    ``target`` stays as it was. A former run is replaced, and only what its manifest lists is
+    removed: other files in the folder are never touched.
+
+    Args:
+        target: Need not exist.
+        entries: Names that may be written; none of them may be there already, unless a former run
+            wrote it.
+        force: Whether a former run in it may be replaced.
+
+    Raises:
+        OutputError: If the target cannot be written, holds a former run without ``force``, or
+            holds a file that the run would overwrite and no former run wrote.
+    """
+    former = check_output(target, entries, force=force)
+    created = _make_folder(target)
+    staging: Path | None = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target))
+        yield staging
+        _publish(staging, target, former)
+    except OSError as error:
+        raise OutputError(
+            f"Writing to {str(target)!r} failed: {error.strerror or error}. Nothing that was there "
+            "has been changed."
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for folder in created:  # From the innermost out; those that hold something stay.
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[str]:
+    """Raises OutputError if ``staged_output`` would refuse the target; changes nothing.
+
+    Returns:
+        The entries of the former run in the target, which would be replaced.
+    """
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"The output must be a folder. Received: the file {str(target)!r}.")
+    existing = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"The output folder {str(target)!r} cannot be written: no permission in {existing}."
+        )
+    former = _former_entries(target / MANIFEST)
+    if former and not force:
+        raise OutputError(
+            f"The output folder {str(target)!r} holds a former run, which is kept. Give another "
+            "folder by --output, or --force to replace it."
+        )
+    foreign = [name for name in entries if name not in former and (target / name).exists()]
+    if foreign:
+        raise OutputError(
+            f"The output folder {str(target)!r} holds {foreign}, which no run of exporter wrote. "
+            "Give another folder by --output."
+        )
+    return former
+
+
+def _former_entries(manifest: Path) -> list[str]:
+    if not manifest.exists():
+        return []
+    try:
+        # Names alone: a manifest must not lead out of its folder.
+        return [Path(str(entry)).name for entry in json.loads(manifest.read_text())["entries"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(
+            f"{str(manifest)!r} is not the manifest of a former run, so it is kept. Give another "
+            "folder by --output."
+        ) from error
+
+
+def _make_folder(target: Path) -> list[Path]:
+    missing = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"The output folder {str(target)!r} cannot be made: {error.strerror}."
+        ) from error
+    return missing
+
+
+def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
+    # The manifest comes last: where it is, the run is whole.
+    entries = sorted((e.name for e in staging.iterdir()), key=lambda name: (name == MANIFEST, name))
+    with tempfile.TemporaryDirectory(prefix=".former-", dir=target) as aside_name:
+        aside = Path(aside_name)
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for name in former:
+                if (target / name).exists():
+                    _move(target / name, aside / name, moved)
+            for name in entries:
+                _move(staging / name, target / name, moved)
+        except BaseException:
+            for source, destination in reversed(moved):
+                destination.rename(source)
+            raise
+
+
+def _move(source: Path, destination: Path, moved: list[tuple[Path, Path]]) -> None:
+    source.rename(destination)
+    moved.append((source, destination))

@@ -1,0 +1,152 @@
+"""What a run found, as frozen dataclasses of numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from exporter.baseline import Training
+from exporter.benchmark import LatencyPair
+from exporter.formats.base import Artifact
+from exporter.lowrank.ranks import LayerPlan
+from exporter.metrics import Metric
+from exporter.recipe import Recipe
+from exporter.verify.compression import CompressionVerdict
+from exporter.verify.parity import Parity
+from exporter.verify.structure import StructureProof
+
+EXIT_PASSED = 0
+EXIT_REJECTED = 1
+EXIT_NOT_CONVERTED = 3
+
+
+@dataclass(frozen=True)
+class ConversionVerdict:
+    """Whether an artifact is the compressed Keras model.
+
+    Attributes:
+        parity: Its predictions compared; None if the runtime could not run it.
+        structure: What is stored in it; None if it could not be parsed.
+        metrics: Task metric of the artifact itself, by output; empty without labels.
+        error: Why it could not be run or parsed.
+    """
+
+    parity: Parity | None
+    structure: StructureProof | None
+    metrics: Mapping[str, Metric]
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran, predicts the same, and stores what was planned."""
+        return (
+            self.error is None
+            and self.parity is not None
+            and self.parity.passed
+            and self.structure is not None
+            and self.structure.passed
+        )
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of the plan and, if it was factorized, what that discarded.
+
+    Attributes:
+        plan: What became of the layer.
+        discarded_energy: Part of the kernel's squared Frobenius norm left out; None if dense.
+        relative_error: Predicted ``||K - K_r||_F / ||K||_F``; None if dense.
+    """
+
+    plan: LayerPlan
+    discarded_energy: float | None
+    relative_error: float | None
+
+
+@dataclass(frozen=True)
+class ArtifactReport:
+    """One artifact.
+
+    Attributes:
+        format: Its format.
+        artifact: What was written; None if the converter failed.
+        conversion: The verdict; None if the converter failed.
+        baseline_size: Bytes of the baseline in the same format; None if it did not convert.
+        latency: Baseline and compressed model; None if either could not be timed.
+        accepted: Whether it passed, together with the compression; otherwise it is in ``rejected/``.
+        error: What the converter said.
+    """
+
+    format: str
+    artifact: Artifact | None
+    conversion: ConversionVerdict | None
+    baseline_size: int | None
+    latency: LatencyPair | None
+    accepted: bool
+    error: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Size of the baseline / size of this artifact."""
+        if self.artifact is None or self.baseline_size is None:
+            return None
+        return self.baseline_size / self.artifact.size
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a model.
+
+    Attributes:
+        params: Parameters, biases included.
+        macs: Multiply-accumulates for one sample.
+    """
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run found.
+
+    Attributes:
+        recipe: What was asked for.
+        model_name: Name of the Keras model.
+        output: Folder that was written.
+        data_notes: Choices made in reading the data.
+        samples: How many samples each part of the data has.
+        training: How the reference MLP was trained; None if a model was given.
+        layers: The layers with weights.
+        before: The baseline.
+        after: The compressed model.
+        compression: Compressed model against baseline.
+        artifacts: One entry a format asked for.
+        versions: Of Python and the libraries.
+        seconds: What the run took.
+    """
+
+    recipe: Recipe
+    model_name: str
+    output: str
+    data_notes: tuple[str, ...]
+    samples: Mapping[str, int]
+    training: Training | None
+    layers: tuple[LayerReport, ...]
+    before: Totals
+    after: Totals
+    compression: CompressionVerdict
+    artifacts: tuple[ArtifactReport, ...]
+    versions: Mapping[str, str]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every artifact was written and passed."""
+        return self.exit_code == EXIT_PASSED
+
+    @property
+    def exit_code(self) -> int:
+        """0: all passed; 1: a verdict failed; 3: a conversion failed."""
+        if any(artifact.error is not None for artifact in self.artifacts):
+            return EXIT_NOT_CONVERTED
+        passed = self.compression.passed and all(artifact.accepted for artifact in self.artifacts)
+        return EXIT_PASSED if passed else EXIT_REJECTED
