@@ -139,7 +139,7 @@ def reference_for(dataset: Dataset, seed: int) -> Any:
             f"The reference MLP is trained on one input array with labels. Received: data "
             f"{dataset.name!r} without them. Give a model, or data with x_train and y_train."
         )
-    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004
+    if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if not is_classes(labels) or labels.min() < 0:
         raise DataError(
@@ -190,7 +190,9 @@ def train_reference(
         return cached, training
     except (OSError, ValueError, TypeError) as error:
         if file.exists():
-            progress.note(f"The cached baseline {file} cannot be read, training anew: {brief(error)}")
+            progress.note(
+                f"The cached baseline {file} cannot be read, training anew: {brief(error)}"
+            )
     training = _train(model, dataset, seed, progress)
     try:
         cache.mkdir(parents=True, exist_ok=True)

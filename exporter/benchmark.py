@@ -139,7 +139,8 @@ def count_macs(model: Any) -> int:
     function = tf.function(signature.__call__).get_concrete_function(**specs)
     graph = function.graph.as_graph_def(add_shapes=True)
     functions = {
-        f.signature.name: _graph_macs(f.node_def, _argument_shapes(f)) for f in graph.library.function
+        f.signature.name: _graph_macs(f.node_def, _argument_shapes(f))
+        for f in graph.library.function
     }
     total = _graph_macs(graph.node, {})
     for node in graph.node:

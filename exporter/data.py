@@ -188,7 +188,9 @@ def _as_split(source: str, stems: Mapping[str, Array]) -> Split:
         raise DataError(f"Data {source!r} hold labels and no inputs: {sorted(stems)}.")
     counts = {stem: len(array) for stem, array in stems.items()}
     if len(set(counts.values())) > 1:
-        raise DataError(f"Data {source!r} must have as many samples everywhere. Received: {counts}.")
+        raise DataError(
+            f"Data {source!r} must have as many samples everywhere. Received: {counts}."
+        )
     return Split(inputs, labels)
 
 
@@ -291,8 +293,10 @@ def _fit_array(
             )
     if _is_image(array, spec):
         if scaled_inside:
-            notes.append(f"{spec.name}: {array.dtype} images are left as they are, 0 to 255, "
-                         "for the model rescales them itself")
+            notes.append(
+                f"{spec.name}: {array.dtype} images are left as they are, 0 to 255, "
+                "for the model rescales them itself"
+            )
         else:
             notes.append(f"{spec.name}: {array.dtype} images are scaled to [0, 1]")
             return (array / np.float32(_UINT8_MAX)).astype(spec.dtype)
@@ -315,7 +319,7 @@ def _is_image(array: Array, spec: Any) -> bool:
         return False
     if array.dtype == np.uint8:
         return True
-    return array.ndim > 2 and array.min() >= 0 and array.max() <= _UINT8_MAX  # noqa: PLR2004
+    return array.ndim > 2 and array.min() >= 0 and array.max() <= _UINT8_MAX
 
 
 def _fit_labels(
@@ -342,7 +346,7 @@ def _fit_label(source: str, labels: Array, spec: Any) -> Array:
     """Classes as a vector of integers; anything else in the shape of the output."""
     shape = tuple(spec.shape)[1:]
     where = f"Labels of output {spec.name!r} in data {source!r}"
-    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004
+    if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 1 and labels.dtype.kind in "biu" and len(shape) == 1 and shape[0]:
         classes = max(2, shape[0])

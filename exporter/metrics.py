@@ -79,7 +79,7 @@ def is_classes(labels: Array) -> bool:
 def is_one_hot(labels: Array) -> bool:
     """Tells whether labels are rows of zeros with a single one."""
     return bool(
-        labels.ndim == 2  # noqa: PLR2004
+        labels.ndim == 2
         and labels.shape[1] > 1
         and np.isin(labels, (0, 1)).all()
         and (labels.sum(axis=1) == 1).all()
@@ -89,7 +89,7 @@ def is_one_hot(labels: Array) -> bool:
 def are_probabilities(predictions: Array) -> bool:
     """Tells whether the rows of a matrix are distributions, as a softmax gives them."""
     return bool(
-        predictions.ndim >= 2  # noqa: PLR2004
+        predictions.ndim >= 2
         and predictions.shape[-1] > 1
         and predictions.dtype.kind == "f"
         and np.isfinite(predictions).all()

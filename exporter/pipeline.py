@@ -341,7 +341,9 @@ def _export(
 
 def _latency(fmt: Format, baseline: Path, compressed: Path, verifier: Verifier) -> LatencyPair:
     probe = verifier.probes[0]
-    batch = min(probe.batch_size, next((p.batch_size for p in verifier.probes if p.name == "single"), 1))
+    batch = min(
+        probe.batch_size, next((p.batch_size for p in verifier.probes if p.name == "single"), 1)
+    )
     inputs: Mapping[str, Any] = {name: array[:batch] for name, array in probe.inputs.items()}
     return measure_latency(fmt, baseline, compressed, inputs, verifier.folder)
 
@@ -384,9 +386,7 @@ def _relocated(report: Report, staging: Path, output: Path) -> Report:
         if item.artifact is None
         else replace(
             item,
-            artifact=replace(
-                item.artifact, path=output / item.artifact.path.relative_to(staging)
-            ),
+            artifact=replace(item.artifact, path=output / item.artifact.path.relative_to(staging)),
         )
         for item in report.artifacts
     )

@@ -79,7 +79,9 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether there is something compared, all of it within tolerance, and no fault."""
-        return bool(self.comparisons) and not self.faults and all(c.passed for c in self.comparisons)
+        return (
+            bool(self.comparisons) and not self.faults and all(c.passed for c in self.comparisons)
+        )
 
     @property
     def worst(self) -> Comparison | None:

@@ -122,10 +122,7 @@ def predict(
     count = len(probe) if limit is None else min(len(probe), limit)
     chunks = [
         runner(
-            {
-                name: array[start : start + probe.batch_size]
-                for name, array in probe.inputs.items()
-            }
+            {name: array[start : start + probe.batch_size] for name, array in probe.inputs.items()}
         )
         for start in range(0, count, probe.batch_size)
     ]

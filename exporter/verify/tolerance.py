@@ -127,11 +127,15 @@ def derive_tolerances(
                 errors[probe, output, view] = (difference, _largest(transform(exact_values)))
     tolerances = {}
     for (probe, output, view), (error, largest) in errors.items():
-        ratio = max(
-            other / size
-            for (_, name, kind), (other, size) in errors.items()
-            if (name, kind) == (output, view) and size > 0
-        ) if largest > 0 else 0.0
+        ratio = (
+            max(
+                other / size
+                for (_, name, kind), (other, size) in errors.items()
+                if (name, kind) == (output, view) and size > 0
+            )
+            if largest > 0
+            else 0.0
+        )
         floor = rule.floor_ulps * UNIT_ROUNDOFF * largest
         if not np.issubdtype(reference[probe][output].dtype, np.inexact):
             floor = 0.0
