@@ -44,15 +44,15 @@ from exporter.report.results import (
     Report,
     Totals,
 )
-from exporter.verify.compression import (
+from exporter.verification.compression import (
     CompressionVerdict,
     judge_compression,
     outputs_with_classes,
 )
-from exporter.verify.parity import compare, execute
-from exporter.verify.probes import Probe, make_probes, predict
-from exporter.verify.structure import prove_structure
-from exporter.verify.tolerance import (
+from exporter.verification.parity import compare, execute
+from exporter.verification.probes import Probe, make_probes, predict
+from exporter.verification.structure import prove_structure
+from exporter.verification.tolerance import (
     Predictions,
     Tolerances,
     derive_tolerances,

@@ -107,7 +107,7 @@ class ToleranceRule:
 
     The tolerance is ``max(multiple * e, floor_ulps * 2**-24 * largest)``, where ``e`` is the
     largest difference between TensorFlow's float32 and float64 predictions on the same inputs and
-    ``largest`` is the largest absolute value predicted. See ``exporter.verify.tolerance``.
+    ``largest`` is the largest absolute value predicted. See ``exporter.verification.tolerance``.
     """
 
     multiple: float = 10.0

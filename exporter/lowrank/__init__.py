@@ -1,0 +1,1 @@
+"""The mathematics: truncated SVDs, factors of layers, rank policies, graph surgery."""

@@ -1,0 +1,1 @@
+"""What a run found: as dataclasses, as JSON, and on the terminal."""

@@ -9,9 +9,9 @@ from exporter.formats.base import Artifact
 from exporter.lowrank.ranks import LayerPlan
 from exporter.metrics import Metric
 from exporter.recipe import Recipe
-from exporter.verify.compression import CompressionVerdict
-from exporter.verify.parity import Parity
-from exporter.verify.structure import StructureProof
+from exporter.verification.compression import CompressionVerdict
+from exporter.verification.parity import Parity
+from exporter.verification.structure import StructureProof
 
 EXIT_PASSED = 0
 EXIT_REJECTED = 1

@@ -12,8 +12,8 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import call_in_child
 from exporter.metrics import snr_db, top1_agreement
-from exporter.verify.probes import Probe, predict
-from exporter.verify.tolerance import Predictions, Tolerance, Tolerances, View, views
+from exporter.verification.probes import Probe, predict, samples_within
+from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, View, views
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
         runner = fmt.load(Path(job["path"]), backend)
         for name, batch_size in job["probes"]:
             with np.load(folder / f"{name}.npz") as loaded:
-                probe = Probe(name, {n: loaded[n] for n in loaded.files}, batch_size, varied=False)
+                probe = Probe(name, {n: loaded[n] for n in loaded.files}, batch_size)
             outputs = predict(runner, probe, job["limit"] if number else None)
             file = folder / f"{job['format']}-{backend}-{name}-outputs.npz"
             np.savez(file, **outputs)  # type: ignore[arg-type]

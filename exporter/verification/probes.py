@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,17 +24,19 @@ class Probe:
     """A set of inputs.
 
     Attributes:
-        name: ``test`` (real data), ``single`` (the first of them, at batch 1), ``random`` (uniform
-            in the range of the data) or ``edge`` (zeros and the extremes of that range).
+        name: ``test`` (real data), ``random`` (uniform in the range of the data), ``single`` (the
+            first of the former, at batch 1) or ``edge`` (zeros and the extremes of the range).
         inputs: Arrays by input name, samples along the first axis.
         batch_size: How many samples are predicted at once.
-        varied: Whether different samples must give different outputs.
+        must_vary: Whether an output that is the same for all samples is a fault in any case.
+        labels: Labels by output name; empty if there are none.
     """
 
     name: str
     inputs: dict[str, Array]
     batch_size: int
-    varied: bool
+    must_vary: bool = False
+    labels: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -43,43 +45,42 @@ class Probe:
 def make_probes(
     inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], dataset: Dataset, seed: int
 ) -> list[Probe]:
-    """Makes the probes for a model.
+    """Makes the probes for a model; the first is the one that counts most.
 
     Args:
         inputs: The inputs of the model.
         outputs: Its outputs; large ones limit how many samples are kept in memory.
-        dataset: Fitted to the model; without a test part there are random and edge probes alone.
+        dataset: Fitted to the model; without a test part, the first probe is the random one.
         seed: Of the random inputs.
     """
     # A model with a fixed batch takes no other.
     fixed = next((info.fixed_batch for info in inputs if info.fixed_batch), None)
     batch = fixed or BATCH_SIZE
-    rng = np.random.default_rng(seed)
     test = dataset.test
     probes: list[Probe] = []
     if test is None:
-        ranges = {info.name: _default_range(info) for info in inputs}
+        ranges: dict[str, tuple[float, float]] = {info.name: (0, 1) for info in inputs}
         shapes = {info.name: tuple(size or FREE_SIZE for size in info.shape[1:]) for info in inputs}
     else:
         real = test.take(slice(_affordable_samples(test.inputs, outputs)))
         ranges = {name: (array.min(), array.max()) for name, array in real.inputs.items()}
         shapes = {name: array.shape[1:] for name, array in real.inputs.items()}
-        probes.append(Probe("test", dict(real.inputs), batch, varied=True))
-        first = real.take(slice(SINGLE_SAMPLES))
-        probes.append(Probe("single", dict(first.inputs), fixed or 1, varied=True))
+        probes.append(Probe("test", dict(real.inputs), batch, labels=dict(real.labels)))
+    rng = np.random.default_rng(seed)
     randoms, edges = {}, {}
     for info in inputs:
         low, high = ranges[info.name]
         shape = shapes[info.name]
         randoms[info.name] = _random(rng, (RANDOM_SAMPLES, *shape), low, high, info.dtype)
-        corners = np.array([0, low, high], dtype=info.dtype)
-        corners = np.clip(corners, low, high) if info.dtype.startswith(("int", "uint")) else corners
-        edges[info.name] = np.broadcast_to(
-            corners.reshape(-1, *(1 for _ in shape)), (len(corners), *shape)
-        ).copy()
-    probes.append(Probe("random", randoms, batch, varied=True))
-    probes.append(Probe("edge", edges, fixed or len(corners), varied=False))
-    return [_whole_batches(probe) for probe in probes] if fixed else probes
+        # Integers are indices or classes, and zero need not be one of them.
+        zero = 0 if _is_float(info.dtype) else np.clip(0, low, high)
+        corners = np.array([zero, low, high], dtype=info.dtype)
+        edges[info.name] = np.stack([np.full(shape, corner, info.dtype) for corner in corners])
+    probes.append(Probe("random", randoms, batch))
+    first = replace(probes[0], must_vary=True)
+    single = {name: array[:SINGLE_SAMPLES] for name, array in first.inputs.items()}
+    probes = [first, *probes[1:], Probe("single", single, 1), Probe("edge", edges, len(corners))]
+    return [_whole_batches(probe, fixed) for probe in probes] if fixed else probes
 
 
 def _affordable_samples(inputs: Mapping[str, Array], outputs: Sequence[TensorInfo]) -> int:
@@ -88,23 +89,40 @@ def _affordable_samples(inputs: Mapping[str, Array], outputs: Sequence[TensorInf
     return min(TEST_SAMPLES, max(BATCH_SIZE, _TEST_BYTES // max(1, input_bytes, output_bytes)))
 
 
-def _default_range(info: TensorInfo) -> tuple[float, float]:
-    return (0.0, 1.0) if info.dtype.startswith(("float", "bfloat")) else (0, 1)
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat"))
 
 
 def _random(
     rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float, dtype: str
 ) -> Array:
-    if dtype.startswith(("float", "bfloat")):
+    if _is_float(dtype):
         return rng.uniform(low, high, shape).astype(dtype)
     return rng.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
 
 
-def _whole_batches(probe: Probe) -> Probe:
-    """Repeats samples until they fill the batches of a model with a fixed batch size."""
-    count = -(-len(probe) // probe.batch_size) * probe.batch_size
-    inputs = {name: np.resize(a, (count, *a.shape[1:])) for name, a in probe.inputs.items()}
-    return Probe(probe.name, inputs, probe.batch_size, probe.varied)
+def _whole_batches(probe: Probe, batch: int) -> Probe:
+    """Drops the last samples that fill no batch; repeats samples where there are too few."""
+    count = max(batch, len(probe) // batch * batch)
+
+    def fill(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: np.resize(a, (count, *a.shape[1:])) for name, a in arrays.items()}
+
+    return replace(
+        probe, inputs=fill(probe.inputs), labels=fill(probe.labels), batch_size=batch
+    )
+
+
+def samples_within(probe: Probe, limit: int | None) -> int:
+    """Returns how many samples of a probe are predicted under a limit: whole batches, at least one.
+
+    Args:
+        probe: The inputs.
+        limit: The most samples that may be predicted; None for all.
+    """
+    if limit is None:
+        return len(probe)
+    return min(len(probe), max(1, limit // probe.batch_size) * probe.batch_size)
 
 
 def predict(
@@ -117,9 +135,9 @@ def predict(
     Args:
         runner: Named arrays in, named arrays out.
         probe: The inputs.
-        limit: Predicts no more than this many samples, rounded up to a batch.
+        limit: Predicts no more samples than ``samples_within`` this limit.
     """
-    count = len(probe) if limit is None else min(len(probe), limit)
+    count = samples_within(probe, limit)
     chunks = [
         runner(
             {name: array[start : start + probe.batch_size] for name, array in probe.inputs.items()}

@@ -1,0 +1,1 @@
+"""Proof: parity with the Keras model, structure of the artifact, cost of the compression."""
