@@ -1,0 +1,81 @@
+"""Exports trained Keras models as small, fast and proven edge artifacts.
+
+The names below are the public API. They are imported when they are first used, so that
+``import exporter`` loads neither TensorFlow nor a runtime.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.data import Dataset, load_dataset
+    from exporter.errors import (
+        ConversionError,
+        DataError,
+        ExporterError,
+        InputError,
+        ModelError,
+        OutputError,
+        RecipeError,
+    )
+    from exporter.formats.base import Artifact
+    from exporter.lowrank.compress import Compressed, compress
+    from exporter.pipeline import export, run, verify
+    from exporter.recipe import Recipe
+    from exporter.report.results import Report
+    from exporter.verification.verifier import ConversionVerdict
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "Artifact": "formats.base",
+    "Compressed": "lowrank.compress",
+    "ConversionError": "errors",
+    "ConversionVerdict": "verification.verifier",
+    "DataError": "errors",
+    "Dataset": "data",
+    "ExporterError": "errors",
+    "InputError": "errors",
+    "ModelError": "errors",
+    "OutputError": "errors",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Report": "report.results",
+    "compress": "lowrank.compress",
+    "export": "pipeline",
+    "load_dataset": "data",
+    "run": "pipeline",
+    "verify": "pipeline",
+}
+
+__all__ = [
+    "Artifact",
+    "Compressed",
+    "ConversionError",
+    "ConversionVerdict",
+    "DataError",
+    "Dataset",
+    "ExporterError",
+    "InputError",
+    "ModelError",
+    "OutputError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "compress",
+    "export",
+    "load_dataset",
+    "run",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

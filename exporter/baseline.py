@@ -93,8 +93,8 @@ def _explain(error: Exception) -> str:
         )
     if "could not be deserialized" in text or "Could not locate" in text or "Unknown layer" in text:
         return (
-            "it has a class that Keras does not know. Load it in Python with its custom_objects and "
-            f"call exporter.compress on the object. Keras says: {brief(error)}"
+            "it has a class that Keras does not know. Load it in Python with its custom_objects "
+            f"and call exporter.run with the object. Keras says: {brief(error)}"
         )
     return brief(error)
 
@@ -158,8 +158,8 @@ def train_reference(
 ) -> tuple[Any, Training]:
     """Trains the reference MLP, or takes it from the cache.
 
-    Adam with cosine decay on the sparse cross-entropy; the weights of the epoch with the best validation accuracy are
-    kept. The cache is keyed by a hash of all that makes the result.
+    Adam with cosine decay on the sparse cross-entropy; the weights of the epoch with the best
+    validation accuracy are kept. The cache is keyed by a hash of all that makes the result.
 
     Args:
         model: What ``reference_for`` returned.

@@ -83,16 +83,18 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def load_dataset(source: str) -> Dataset:
+def load_dataset(source: str | Mapping[str, Array]) -> Dataset:
     """Loads a data set.
 
     Args:
-        source: ``"digits"``, ``"none"``, a path to ``.npz`` or ``.npy``, or the name of a Keras data
-            set: ``mnist`` or ``fashion_mnist``.
+        source: ``"digits"``, ``"none"``, a path to ``.npz`` or ``.npy``, the name of a Keras data
+            set (``mnist`` or ``fashion_mnist``), or arrays by the names they would have in a file.
 
     Raises:
         DataError: If it cannot be read, is empty, or holds what no model takes.
     """
+    if isinstance(source, Mapping):
+        return _from_arrays("arrays", source)
     if source == NO_DATA:
         return Dataset(NO_DATA, None, None, None, "none")
     if source == DIGITS:

@@ -41,25 +41,31 @@ def call_in_child(
     completed = subprocess.run(
         [sys.executable, "-m", "exporter.isolation", target],
         input=json.dumps(job),
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
-    if completed.returncode < 0:
-        name = signal.Signals(-completed.returncode).name
-        raise ChildError(f"the runtime crashed with {name}")
     # Native libraries may print to standard output as well; the answer is the last line.
     lines = completed.stdout.splitlines()
     if completed.returncode or not lines:
-        raise ChildError(f"the runtime ended with exit code {completed.returncode}")
+        last_words = completed.stderr.strip().rpartition("\n")[2] or "no message"
+        raise ChildError(f"the runtime {_ending(completed.returncode)}: {last_words}")
     answer = json.loads(lines[-1])
     if "error" in answer:
         raise ChildError(answer["error"])
     return answer["result"]
 
 
+def _ending(returncode: int) -> str:
+    if returncode < 0:
+        return f"crashed with {signal.Signals(-returncode).name}"
+    return f"ended with exit code {returncode}"
+
+
 def _main() -> None:
+    # Ctrl-C reaches the whole process group; the parent ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, _, function = sys.argv[1].partition(":")
     job = json.load(sys.stdin)
     try:

@@ -68,7 +68,8 @@ def predicted_classes(predictions: Array) -> Array:
     """Returns the class of each row; a single column is a probability of the second class."""
     if predictions.shape[-1] == 1:
         return (predictions[..., 0] > _BINARY_THRESHOLD).astype(np.int64)
-    return predictions.argmax(axis=-1)
+    classes: Array = predictions.argmax(axis=-1)
+    return classes
 
 
 def is_classes(labels: Array) -> bool:

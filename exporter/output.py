@@ -19,18 +19,17 @@ def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Itera
     """Yields an empty folder; what is in it when the block ends is moved to ``target``.
 
     Each entry is moved by one rename, the manifest last. If the block raises, or is interrupted,
-    ``target`` stays as it was. A former run is replaced, and only what its manifest lists is
-    removed: other files in the folder are never touched.
+    ``target`` stays as it was. Only ``entries``, and what the manifest of a former run lists, are
+    replaced: other files in the folder are never touched.
 
     Args:
         target: Need not exist.
-        entries: Names that may be written; none of them may be there already, unless a former run
-            wrote it.
-        force: Whether a former run in it may be replaced.
+        entries: Names that may be written.
+        force: Whether what is there may be replaced.
 
     Raises:
-        OutputError: If the target cannot be written, holds a former run without ``force``, or
-            holds a file that the run would overwrite and no former run wrote.
+        OutputError: If the target cannot be written, or holds a former run or an entry and
+            ``force`` is False.
     """
     former = check_output(target, entries, force=force)
     created = _make_folder(target)
@@ -40,9 +39,10 @@ def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Itera
         yield staging
         _publish(staging, target, former)
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise OutputError(
-            f"Writing to {str(target)!r} failed: {error.strerror or error}. Nothing that was there "
-            "has been changed."
+            f"The run into {str(target)!r} failed: {error.strerror or error}{where}. Nothing that "
+            "was there has been changed."
         ) from error
     finally:
         if staging is not None:
@@ -56,7 +56,7 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
     """Raises OutputError if ``staged_output`` would refuse the target; changes nothing.
 
     Returns:
-        The entries of the former run in the target, which would be replaced.
+        The names in the target that would be replaced.
     """
     if target.exists() and not target.is_dir():
         raise OutputError(f"The output must be a folder. Received: the file {str(target)!r}.")
@@ -65,32 +65,26 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
         raise OutputError(
             f"The output folder {str(target)!r} cannot be written: no permission in {existing}."
         )
-    former = _former_entries(target / MANIFEST)
-    if former and not force:
+    former = _entries_of(target / MANIFEST)
+    present = [name for name in dict.fromkeys([*former, *entries]) if (target / name).exists()]
+    if present and not force:
+        what = "a former run" if former else "files that the run would write"
         raise OutputError(
-            f"The output folder {str(target)!r} holds a former run, which is kept. Give another "
-            "folder by --output, or --force to replace it."
+            f"The output folder {str(target)!r} holds {what}, which is kept: {', '.join(present)}. "
+            "Give another folder as output, or use force to replace them."
         )
-    foreign = [name for name in entries if name not in former and (target / name).exists()]
-    if foreign:
-        raise OutputError(
-            f"The output folder {str(target)!r} holds {foreign}, which no run of exporter wrote. "
-            "Give another folder by --output."
-        )
-    return former
+    return present
 
 
-def _former_entries(manifest: Path) -> list[str]:
-    if not manifest.exists():
-        return []
+def _entries_of(manifest: Path) -> list[str]:
+    """Returns what a former run wrote; nothing if the file is no manifest of one."""
     try:
-        # Names alone: a manifest must not lead out of its folder.
-        return [Path(str(entry)).name for entry in json.loads(manifest.read_text())["entries"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            f"{str(manifest)!r} is not the manifest of a former run, so it is kept. Give another "
-            "folder by --output."
-        ) from error
+        entries = json.loads(manifest.read_text())["entries"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    # Names alone: a manifest must not lead out of its folder.
+    names = (Path(str(entry)).name for entry in entries)
+    return [name for name in names if name]
 
 
 def _make_folder(target: Path) -> list[Path]:

@@ -193,7 +193,9 @@ class Signature:
             tensors = model.outputs
             output_names = [tensor._keras_history.operation.name for tensor in tensors]
         self.outputs = _infos(output_names, tensors)
-        self._names_by_layer = dict(zip(input_names, (i.name for i in self.inputs), strict=True))
+        self._names_by_layer: dict[str, str] = dict(
+            zip(input_names, (info.name for info in self.inputs), strict=True)
+        )
         self._call = model
         self._structure = getattr(model, "_inputs_struct", None)
 
@@ -279,17 +281,18 @@ def serving_module(model: Any) -> tuple[Any, Any]:
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
     """Measures what an export wrote."""
     signature = Signature(model)
-    size, sha256 = _measure(path)
+    size, sha256 = measure(path)
     return Artifact(fmt.name, variant, path, size, sha256, signature.inputs, signature.outputs)
 
 
-def _measure(path: Path) -> tuple[int, str]:
+def measure(path: Path) -> tuple[int, str]:
+    """Returns bytes and SHA-256 of a file, or of a folder as ``Artifact`` defines them."""
     if path.is_file():
         with path.open("rb") as file:
             return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
     total, lines = 0, []
     for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-        size, digest = _measure(file_path)
+        size, digest = measure(file_path)
         total += size
         lines.append(f"{file_path.relative_to(path).as_posix()} {digest}\n")
     return total, hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -32,7 +32,7 @@ def policy_for(rank: Rank) -> RankPolicy:
     return RankByLayer(rank) if isinstance(rank, Mapping) else FixedRank(int(rank))
 
 
-def plan_ranks(model: Any, rank: Rank) -> RankPlan:
+def plan_ranks(model: Any, rank: Rank, *, merge: bool = True) -> RankPlan:
     """Plans without computing, which finds out whether the rank fits the model.
 
     Raises:
@@ -40,7 +40,7 @@ def plan_ranks(model: Any, rank: Rank) -> RankPlan:
         RecipeError: If the rank does not fit the model.
     """
     check_rewritable(model)
-    return policy_for(rank).select(candidates(model))
+    return policy_for(rank).select(candidates(model, merge=merge))
 
 
 def compress(
@@ -70,7 +70,7 @@ def compress(
         RecipeError: If the rank does not fit the model.
     """
     Recipe(rank=rank, merge=merge)  # Raises if the rank is none.
-    plan = plan_ranks(model, rank)
+    plan = plan_ranks(model, rank, merge=merge)
     factors: dict[str, Factors] = {}
     for candidate in candidates(model):
         chosen = plan.ranks.get(candidate.name)

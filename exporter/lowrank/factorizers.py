@@ -1,5 +1,6 @@
 """How a layer of each kind is replaced by thin factors: one class a kind, one row in the table."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,6 +9,9 @@ import numpy as np
 
 from exporter.errors import ModelError
 from exporter.lowrank.svd import truncated_svd
+
+FREE_SIZE = 32
+"""What a free dimension other than the batch counts as, in costs and in random inputs."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,15 @@ class Factorizer(ABC):
         """Returns (m, n) of the matrix that is factorized: inputs x outputs."""
 
     @abstractmethod
-    def params(self, layer: Any, rank: int | None) -> int:
+    def params(self, layer: Any, rank: int | None, *, merge: bool = True) -> int:
         """Counts the parameters, biases included, at a rank; None is the layer as it is."""
+
+    @abstractmethod
+    def macs(self, layer: Any, rank: int | None, *, merge: bool = True) -> int:
+        """Counts the multiply-accumulates of one call on one sample at a rank.
+
+        Free sizes other than the batch are taken as ``FREE_SIZE``.
+        """
 
     @abstractmethod
     def factorize(self, layer: Any, rank: int, *, merge: bool = True) -> Factors:
@@ -96,20 +107,28 @@ class DenseFactorizer(Factorizer):
         m, n = layer.kernel.shape
         return int(m), int(n)
 
-    def params(self, layer: Any, rank: int | None) -> int:
+    def params(self, layer: Any, rank: int | None, *, merge: bool = True) -> int:
         """See the base class."""
+        bias = layer.units if layer.use_bias else 0
+        return bias + self._elements(layer, rank, merge)
+
+    def macs(self, layer: Any, rank: int | None, *, merge: bool = True) -> int:
+        """See the base class."""
+        output = layer._inbound_nodes[0].outputs[0]
+        positions = math.prod(size or FREE_SIZE for size in output.shape[1:-1])
+        return positions * self._elements(layer, rank, merge)
+
+    def _elements(self, layer: Any, rank: int | None, merge: bool) -> int:
         m, n = self.matrix_shape(layer)
-        bias = n if layer.use_bias else 0
-        return bias + (m * n if rank is None else rank * (m + n))
+        if rank is None:
+            return m * n
+        return rank * (m + n) + (0 if merge else rank**2)
 
     def factorize(self, layer: Any, rank: int, *, merge: bool = True) -> Factors:
         """See the base class."""
         kernel = _finite_kernel(layer)
         svd = truncated_svd(kernel, rank)
-        if merge:
-            heads = [("u", svd.u * svd.s)]
-        else:
-            heads = [("u", svd.u), ("s", np.diag(svd.s))]
+        heads = [("u", svd.u * svd.s)] if merge else [("u", svd.u), ("s", np.diag(svd.s))]
         layers = [_linear_dense(layer, f"{layer.name}_{letter}", k) for letter, k in heads]
         layers.append(_last_dense(layer, svd.vt))
         return Factors(tuple(layers), rank, svd.discarded_energy, svd.relative_error)

@@ -18,18 +18,26 @@ class Candidate:
         kind: Its Keras class name.
         layer: The layer.
         factorizer: What can factorize it; None if nothing can.
+        merge: Whether S would be merged into U.
     """
 
     name: str
     kind: str
     layer: Any
     factorizer: Factorizer | None
+    merge: bool = True
 
     def params(self, rank: int | None = None) -> int:
         """Counts the parameters at a rank; None is the layer as it is."""
         if self.factorizer is None:
             return int(self.layer.count_params())
-        return self.factorizer.params(self.layer, rank)
+        return self.factorizer.params(self.layer, rank, merge=self.merge)
+
+    def macs(self, rank: int | None = None) -> int | None:
+        """Counts the multiply-accumulates at a rank; None if the layer cannot be factorized."""
+        if self.factorizer is None:
+            return None
+        return self.factorizer.macs(self.layer, rank, merge=self.merge)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class LayerPlan:
         reason: Why.
         params_before: Parameters of the layer, biases included.
         params_after: Parameters of what stands in for it.
+        macs_before: Multiply-accumulates of one call on one sample; None if the layer cannot be
+            factorized.
+        macs_after: Those of what stands in for it.
     """
 
     name: str
@@ -55,6 +66,8 @@ class LayerPlan:
     reason: str
     params_before: int
     params_after: int
+    macs_before: int | None
+    macs_after: int | None
 
 
 @dataclass(frozen=True)
@@ -91,22 +104,21 @@ class RankPolicy(ABC):
 
     def _plan(self, candidate: Candidate) -> LayerPlan:
         factorizer = candidate.factorizer
-        before = candidate.params()
         if factorizer is None:
-            reason = f"{candidate.kind} layers are not factorized"
-            return LayerPlan(
-                candidate.name, candidate.kind, None, None, None, reason, before, before
-            )
-        rank, reason = self._choose(candidate, factorizer)
+            rank, reason = None, f"{candidate.kind} layers are not factorized"
+        else:
+            rank, reason = self._choose(candidate, factorizer)
         return LayerPlan(
-            candidate.name,
-            candidate.kind,
-            factorizer.matrix_shape(candidate.layer),
-            rank,
-            factorizer.break_even_rank(candidate.layer),
-            reason,
-            before,
-            candidate.params(rank),
+            name=candidate.name,
+            kind=candidate.kind,
+            shape=factorizer.matrix_shape(candidate.layer) if factorizer else None,
+            rank=rank,
+            break_even_rank=factorizer.break_even_rank(candidate.layer) if factorizer else None,
+            reason=reason,
+            params_before=candidate.params(),
+            params_after=candidate.params(rank),
+            macs_before=candidate.macs(),
+            macs_after=candidate.macs(rank),
         )
 
 

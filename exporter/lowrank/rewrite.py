@@ -56,10 +56,10 @@ def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{layer.name}", layer
 
 
-def candidates(model: Any) -> list[Candidate]:
+def candidates(model: Any, *, merge: bool = True) -> list[Candidate]:
     """Lists the layers that have weights, in the order of the model."""
     return [
-        Candidate(name, type(layer).__name__, layer, factorizer_for(layer))
+        Candidate(name, type(layer).__name__, layer, factorizer_for(layer), merge)
         for name, layer in walk(model)
         if layer.weights
     ]

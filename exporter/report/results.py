@@ -2,48 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
 from exporter.formats.base import Artifact
 from exporter.lowrank.ranks import LayerPlan
-from exporter.metrics import Metric
 from exporter.recipe import Recipe
 from exporter.verification.compression import CompressionVerdict
-from exporter.verification.parity import Parity
-from exporter.verification.structure import StructureProof
+from exporter.verification.verifier import ConversionVerdict
 
 EXIT_PASSED = 0
 EXIT_REJECTED = 1
 EXIT_NOT_CONVERTED = 3
-
-
-@dataclass(frozen=True)
-class ConversionVerdict:
-    """Whether an artifact is the compressed Keras model.
-
-    Attributes:
-        parity: Its predictions compared; None if the runtime could not run it.
-        structure: What is stored in it; None if it could not be parsed.
-        metrics: Task metric of the artifact itself, by output; empty without labels.
-        error: Why it could not be run or parsed.
-    """
-
-    parity: Parity | None
-    structure: StructureProof | None
-    metrics: Mapping[str, Metric]
-    error: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether it ran, predicts the same, and stores what was planned."""
-        return (
-            self.error is None
-            and self.parity is not None
-            and self.parity.passed
-            and self.structure is not None
-            and self.structure.passed
-        )
 
 
 @dataclass(frozen=True)
@@ -57,8 +28,8 @@ class LayerReport:
     """
 
     plan: LayerPlan
-    discarded_energy: float | None
-    relative_error: float | None
+    discarded_energy: float | None = None
+    relative_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,19 +40,22 @@ class ArtifactReport:
         format: Its format.
         artifact: What was written; None if the converter failed.
         conversion: The verdict; None if the converter failed.
-        baseline_size: Bytes of the baseline in the same format; None if it did not convert.
-        latency: Baseline and compressed model; None if either could not be timed.
-        accepted: Whether it passed, together with the compression; otherwise it is in ``rejected/``.
+        accepted: Whether it and the compression passed; otherwise it is in ``rejected/``.
         error: What the converter said.
+        baseline_size: Bytes of the baseline in the same format.
+        latency: Baseline and compressed model in the same runtime.
+        comparison_error: Why baseline size or latency are None: the baseline did not convert, or a
+            runtime could not run it.
     """
 
     format: str
-    artifact: Artifact | None
-    conversion: ConversionVerdict | None
-    baseline_size: int | None
-    latency: LatencyPair | None
-    accepted: bool
+    artifact: Artifact | None = None
+    conversion: ConversionVerdict | None = None
+    accepted: bool = False
     error: str | None = None
+    baseline_size: int | None = None
+    latency: LatencyPair | None = None
+    comparison_error: str | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -126,7 +100,7 @@ class Report:
 
     recipe: Recipe
     model_name: str
-    output: str
+    output: Path
     data_notes: tuple[str, ...]
     samples: Mapping[str, int]
     training: Training | None

@@ -88,8 +88,8 @@ def outputs_with_classes(
     return frozenset(
         name
         for name, values in predictions.items()
-        if (is_classes(labels[name]) or is_one_hot(labels[name]) if name in labels else False)
-        or are_probabilities(values)
+        if are_probabilities(values)
+        or (name in labels and (is_classes(labels[name]) or is_one_hot(labels[name])))
     )
 
 

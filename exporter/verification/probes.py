@@ -8,12 +8,11 @@ import numpy as np
 
 from exporter.data import Array, Dataset
 from exporter.formats.base import TensorInfo
+from exporter.lowrank.factorizers import FREE_SIZE
 
 BATCH_SIZE = 64
 SINGLE_SAMPLES = 16
 RANDOM_SAMPLES = 128
-FREE_SIZE = 32
-"""What a free dimension other than the batch is probed at where no data tell."""
 
 TEST_SAMPLES = 10_000
 _TEST_BYTES = 256 * 2**20
@@ -108,9 +107,7 @@ def _whole_batches(probe: Probe, batch: int) -> Probe:
     def fill(arrays: Mapping[str, Array]) -> dict[str, Array]:
         return {name: np.resize(a, (count, *a.shape[1:])) for name, a in arrays.items()}
 
-    return replace(
-        probe, inputs=fill(probe.inputs), labels=fill(probe.labels), batch_size=batch
-    )
+    return replace(probe, inputs=fill(probe.inputs), labels=fill(probe.labels), batch_size=batch)
 
 
 def samples_within(probe: Probe, limit: int | None) -> int:

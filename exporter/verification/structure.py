@@ -5,12 +5,12 @@ the same. So the constants of the artifact are listed and held against the compr
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.formats.base import StoredTensor
-from exporter.lowrank.ranks import LayerPlan
+from exporter.lowrank.compress import Compressed
 
 WEIGHT_SLACK = 0.05
 WEIGHT_ALLOWANCE = 16 * 1024
@@ -28,7 +28,7 @@ class LayerProof:
         found: Whether the artifact stores as many tensors of each of these shapes as the
             compressed model has.
         dense_shape: (m, n) of the matrix that the factors replace.
-        dense_gone: Whether the artifact stores no more m x n matrices than the compressed model has.
+        dense_gone: Whether the artifact stores no more m x n matrices than the compressed model.
     """
 
     layer: str
@@ -69,11 +69,7 @@ class StructureProof:
 
 
 def prove_structure(
-    stored: Sequence[StoredTensor],
-    file_bytes: int,
-    model: Any,
-    plans: Iterable[LayerPlan],
-    factors: Mapping[str, Sequence[Any]],
+    stored: Sequence[StoredTensor], file_bytes: int, compressed: Compressed
 ) -> StructureProof:
     """Counts what an artifact stores.
 
@@ -82,20 +78,23 @@ def prove_structure(
     Args:
         stored: All constants of the artifact.
         file_bytes: Its size.
-        model: The compressed Keras model.
-        plans: The layers of the rank plan.
-        factors: The layers that stand in for each factorized layer, by its path.
+        compressed: The compressed Keras model and its plan.
     """
-    weights = [StoredTensor.of(w.path, w.numpy()) for w in model.weights]
-    expected, present = _count(weights), _count(stored)
+    weights = _described(compressed.model.weights)
+    kernels = {
+        name: _described(layer.kernel for layer in factors.layers)
+        for name, factors in compressed.factors.items()
+    }
+    present, expected = _count(stored), _count(weights)
+    # Of the kernels alone: converters drop a bias that is zero.
+    required = _count(kernel for group in kernels.values() for kernel in group)
     proofs = []
-    for plan in plans:
-        if plan.rank is None or plan.shape is None:
-            continue
-        shapes = tuple(tuple(layer.kernel.shape) for layer in factors[plan.name])
-        found = all(present[_key(shape)] >= expected[_key(shape)] for shape in shapes)
-        gone = present[_key(plan.shape)] <= expected[_key(plan.shape)]
-        proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
+    for plan in compressed.plan.layers:
+        if plan.rank is not None and plan.shape is not None:
+            shapes = tuple(kernel.shape for kernel in kernels[plan.name])
+            found = all(present[_key(shape)] >= required[_key(shape)] for shape in shapes)
+            gone = present[_key(plan.shape)] <= expected[_key(plan.shape)]
+            proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
     predicted = sum(tensor.nbytes for tensor in _distinct(weights))
     actual = sum(tensor.nbytes for tensor in _distinct(stored))
     return StructureProof(
@@ -108,6 +107,10 @@ def prove_structure(
     )
 
 
+def _described(weights: Iterable[Any]) -> list[StoredTensor]:
+    return [StoredTensor.of(weight.path, weight.numpy()) for weight in weights]
+
+
 def _distinct(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
     return list({(tensor.shape, tensor.digest): tensor for tensor in tensors}.values())
 
@@ -117,4 +120,5 @@ def _count(tensors: Iterable[StoredTensor]) -> Counter[tuple[int, ...]]:
 
 
 def _key(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(int(size) for size in shape))
+    """Lets a matrix be found transposed, or with axes of one."""
+    return tuple(sorted(size for size in shape if size != 1))

@@ -1,0 +1,146 @@
+"""Artifacts of one compressed model, held against it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.benchmark import count_macs
+from exporter.data import Dataset
+from exporter.formats import FORMATS
+from exporter.formats.base import Artifact, KerasRunner, Signature, ToleranceRule
+from exporter.isolation import ChildError
+from exporter.lowrank.compress import Compressed
+from exporter.metrics import Metric, task_metric
+from exporter.verification.compression import outputs_with_classes
+from exporter.verification.parity import Parity, compare, execute
+from exporter.verification.probes import Probe, make_probes, predict
+from exporter.verification.structure import StructureProof, prove_structure
+from exporter.verification.tolerance import (
+    Predictions,
+    Tolerances,
+    derive_tolerances,
+    float64_copy,
+    given_tolerances,
+)
+
+SLOW_MACS = 2_000_000_000
+"""What slow executions (reference kernels, float64) may cost a probe; they see fewer samples."""
+
+_FEWEST_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class ConversionVerdict:
+    """Whether an artifact is the compressed Keras model.
+
+    Attributes:
+        parity: Its predictions compared; None if the runtime could not run it.
+        structure: What is stored in it; None if it could not be parsed.
+        metrics: Task metric of the artifact itself, by output; empty without labels.
+        error: Why it could not be run or parsed.
+    """
+
+    parity: Parity | None
+    structure: StructureProof | None
+    metrics: dict[str, Metric]
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran, predicts the same, and stores what was planned."""
+        return (
+            self.error is None
+            and self.parity is not None
+            and self.parity.passed
+            and self.structure is not None
+            and self.structure.passed
+        )
+
+
+class Verifier:
+    """Verifies artifacts; probes, reference and tolerances are made once and serve them all.
+
+    Attributes:
+        probes: The inputs that artifacts are compared on; the first counts most.
+        reference: What the compressed model predicts, by probe and output.
+        macs: Multiply-accumulates of the compressed model, for one sample.
+    """
+
+    def __init__(
+        self,
+        compressed: Compressed,
+        dataset: Dataset,
+        *,
+        folder: Path,
+        atol: float | None = None,
+        rtol: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Predicts the probes.
+
+        Args:
+            compressed: The model and its plan.
+            dataset: Fitted to the model.
+            folder: For arrays that go to child processes and back.
+            atol: Absolute tolerance; with ``rtol`` None as well, both are derived.
+            rtol: Relative tolerance.
+            seed: Of the random probe.
+        """
+        self._compressed = compressed
+        self._folder = folder
+        self._atol, self._rtol = atol, rtol
+        model = compressed.model
+        signature = Signature(model)
+        self.probes = make_probes(signature.inputs, signature.outputs, dataset, seed)
+        self.macs = count_macs(model)
+        self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, self.macs))
+        self.reference = _predict_all(model, self.probes)
+        first = self.probes[0]
+        self._classes = outputs_with_classes(self.reference[first.name], first.labels)
+        self._exact: Predictions | None = None
+
+    def verify(self, artifact: Artifact) -> ConversionVerdict:
+        """Runs and parses an artifact, and holds it against the compressed model.
+
+        Raises:
+            ModelError: If the tolerance is to be derived and the model has no float64 copy.
+        """
+        fmt = FORMATS[artifact.format]
+        tolerances = self._tolerances(fmt.tolerance)
+        structure = None
+        try:
+            stored = fmt.stored_tensors(artifact.path)
+            structure = prove_structure(stored, artifact.size, self._compressed)
+            outputs = execute(artifact, self.probes, self._folder, self._limit)
+        except (ChildError, OSError, ValueError) as error:
+            return ConversionVerdict(None, structure, {}, error=str(error))
+        parity = compare(
+            outputs,
+            self.reference,
+            self.probes,
+            tolerances,
+            limit=self._limit,
+            classes=self._classes,
+        )
+        first = self.probes[0]
+        shipped = outputs[fmt.backends[0]][first.name]
+        metrics = {
+            name: task_metric(shipped[name], labels)
+            for name, labels in first.labels.items()
+            if name in shipped and shipped[name].shape == self.reference[first.name][name].shape
+        }
+        return ConversionVerdict(parity, structure, metrics)
+
+    def _tolerances(self, rule: ToleranceRule) -> Tolerances:
+        if self._atol is not None or self._rtol is not None:
+            return given_tolerances(self.reference, self._atol, self._rtol)
+        if self._exact is None:
+            exact_model = float64_copy(self._compressed.model)
+            self._exact = _predict_all(exact_model, self.probes, self._limit)
+        return derive_tolerances(self.reference, self._exact, rule)
+
+
+def _predict_all(model: Any, probes: Sequence[Probe], limit: int | None = None) -> Predictions:
+    runner = KerasRunner(model)
+    return {probe.name: predict(runner, probe, limit) for probe in probes}
