@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter import datasets
+from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import DataError, brief
 
 Array = NDArray[Any]
-
-DIGITS = "digits"
-NO_DATA = "none"
-KERAS_DATASETS = ("mnist", "fashion_mnist")
 
 ONLY_INPUT = "x"
 """Stands for the input of a model that has one."""
@@ -98,7 +96,7 @@ def load_dataset(source: str | Mapping[str, Array]) -> Dataset:
     if source == NO_DATA:
         return Dataset(NO_DATA, None, None, None, "none")
     if source == DIGITS:
-        with resources.as_file(resources.files("exporter") / "datasets" / "mnist10k.npz") as path:
+        with resources.as_file(resources.files(datasets) / "mnist10k.npz") as path:
             return _from_arrays(source, _read(path))
     if source in KERAS_DATASETS and not Path(source).exists():
         return _from_arrays(source, _read_keras(source))

@@ -56,10 +56,14 @@ class ConversionError(ExporterError):
 def brief(error: BaseException, limit: int = 300) -> str:
     """Returns the first informative line of a third-party error, for a wrapping message.
 
+    It ends like a sentence, so that another one may follow.
+
     Args:
         error: The error of the library.
         limit: The largest number of characters returned.
     """
     lines = (line.strip() for line in str(error).splitlines())
     text = next((line for line in lines if line), type(error).__name__)
+    if not text.endswith((".", "!", "?")):
+        text += "."
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -71,7 +71,7 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
         what = "a former run" if former else "files that the run would write"
         raise OutputError(
             f"The output folder {str(target)!r} holds {what}, which is kept: {', '.join(present)}. "
-            "Give another folder as output, or use force to replace them."
+            "Give another folder by --output, or --force to replace them."
         )
     return present
 

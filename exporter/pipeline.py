@@ -20,7 +20,8 @@ from exporter.baseline import (
     train_reference,
 )
 from exporter.benchmark import LatencyPair, count_macs, measure_latency
-from exporter.data import NO_DATA, Dataset, fit_to_model, load_dataset
+from exporter.data import Dataset, fit_to_model, load_dataset
+from exporter.datasets import NO_DATA
 from exporter.errors import ConversionError, InputError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import (

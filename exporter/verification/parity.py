@@ -1,5 +1,6 @@
 """Whether an artifact predicts what the Keras model predicts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,13 @@ class Comparison:
     tolerance: Tolerance
     passed: bool
 
+    @property
+    def strain(self) -> float:
+        """How much of the tolerance is used up, for sorting; infinite if it failed."""
+        if not self.passed:
+            return math.inf
+        return self.max_abs / self.tolerance.atol if self.tolerance.atol else self.max_rel
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -83,18 +91,6 @@ class Parity:
         """Whether there is something compared, all of it within tolerance, and no fault."""
         within = all(comparison.passed for comparison in self.comparisons)
         return bool(self.comparisons) and within and not self.faults
-
-    @property
-    def worst(self) -> Comparison | None:
-        """The comparison that comes closest to its tolerance, or exceeds it most."""
-
-        def strain(comparison: Comparison) -> float:
-            allowed = comparison.tolerance.atol
-            if not comparison.passed or not np.isfinite(comparison.max_abs):
-                return float("inf")
-            return comparison.max_abs / allowed if allowed else comparison.max_abs
-
-        return max(self.comparisons, key=strain, default=None)
 
 
 def execute(

@@ -1,0 +1,254 @@
+"""The report and the progress on a terminal."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from exporter.benchmark import LatencyPair
+from exporter.metrics import Metric
+from exporter.report.results import ArtifactReport, LayerReport, Report
+from exporter.verification.compression import OutputCompression
+from exporter.verification.parity import Comparison, Parity
+from exporter.verification.structure import StructureProof
+
+NARROWEST = 110
+"""Columns where the output is no terminal; and tables of less could not be read."""
+
+
+class ConsoleProgress:
+    """Shows a bar on a terminal, and a line a stage elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        self._console.print(Text(text))
+
+    @contextmanager
+    def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
+        """Opens a bar; see the protocol."""
+        if not self._console.is_terminal:
+            self._console.print(Text(f"{label} ..."))
+            yield lambda done, status: None
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+        )
+        with Progress(*columns, console=self._console, transient=True) as bars:
+            task = bars.add_task(label, total=total, status="")
+            yield lambda done, status: bars.update(task, completed=done, status=status)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Prints what a run found."""
+    _print_baseline(report, console)
+    console.print(_layer_table(report.layers))
+    before, after = report.before, report.after
+    console.print(
+        Text(
+            f"Model {report.model_name}: {before.params:,} -> {after.params:,} parameters "
+            f"({before.params / max(1, after.params):.1f}×), {before.macs:,} -> {after.macs:,} "
+            f"MACs ({before.macs / max(1, after.macs):.1f}×)"
+        )
+    )
+    console.print(_artifact_table(report))
+    if any(a.conversion and a.conversion.parity for a in report.artifacts):
+        console.print(_parity_table(report.artifacts))
+    for line in _findings(report):
+        console.print(Text(line))
+    console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"))
+
+
+def _print_baseline(report: Report, console: Console) -> None:
+    training = report.training
+    if training is not None:
+        how = "trained in an earlier run, in" if training.cached else "trained here in"
+        console.print(
+            Text(
+                f"Baseline {report.model_name}: {how} {training.seconds:.0f} s, validation "
+                f"accuracy {training.validation_accuracy:.2%} (epoch {training.best_epoch} of "
+                f"{training.epochs})"
+            )
+        )
+
+
+def _table(title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str]) -> Table:
+    """Opens a table: columns aligned to the left, to the right, and wrapped ones."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in last:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _layer_table(layers: Iterable[LayerReport]) -> Table:
+    table = _table(
+        "Layers",
+        ["layer", "kind"],
+        ["m × n", "rank", "params", "energy lost", "error"],
+        ["why"],
+    )
+    for layer in layers:
+        plan = layer.plan
+        params = f"{plan.params_before:,}"
+        if plan.params_after != plan.params_before:
+            params += f" -> {plan.params_after:,}"
+        table.add_row(
+            Text(plan.name),
+            plan.kind,
+            "" if plan.shape is None else f"{plan.shape[0]} × {plan.shape[1]}",
+            "kept" if plan.rank is None else str(plan.rank),
+            params,
+            "" if layer.discarded_energy is None else f"{layer.discarded_energy:.2%}",
+            "" if layer.relative_error is None else f"{layer.relative_error:.2%}",
+            Text(plan.reason),
+        )
+    return table
+
+
+def _artifact_table(report: Report) -> Table:
+    table = _table(
+        "Artifacts (latency: one thread, batch 1, median)",
+        ["artifact"],
+        ["bytes", "ratio", "conversion", "compression", "baseline", "compressed", "speedup"],
+        [],
+    )
+    compression = _verdict(report.compression.passed)
+    for item in report.artifacts:
+        if item.artifact is None:
+            table.add_row(item.format, "", "", Text("not converted", "red"), compression)
+            continue
+        table.add_row(
+            item.artifact.path.relative_to(report.output).as_posix(),
+            f"{item.artifact.size:,}",
+            "" if item.ratio is None else f"{item.ratio:.1f}×",
+            _verdict(item.conversion is not None and item.conversion.passed),
+            compression,
+            *_latency_cells(item.latency),
+        )
+    return table
+
+
+def _verdict(passed: bool) -> Text:
+    return Text("passed", "green") if passed else Text("FAILED", "bold red")
+
+
+def _latency_cells(latency: LatencyPair | None) -> tuple[str, str, str]:
+    if latency is None:
+        return "", "", ""
+    baseline, compressed = latency.baseline.p50, latency.compressed.p50
+    return f"{baseline * 1e6:,.0f} µs", f"{compressed * 1e6:,.0f} µs", f"{latency.speedup:.1f}×"
+
+
+def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
+    table = _table(
+        "Conversion: artifact against the compressed Keras model, the worst of all probes",
+        ["artifact", "executed by", "output"],
+        ["max abs", "allowed", "max rel", "RMSE", "SNR", "top-1"],
+        ["probe"],
+    )
+    for item in artifacts:
+        parity = item.conversion.parity if item.conversion else None
+        if item.artifact is None or parity is None:
+            continue
+        for worst in _worst_by_output(parity):
+            log = worst.view == "log_probability"
+            agreement = worst.top1_agreement
+            table.add_row(
+                item.artifact.path.name,
+                worst.backend,
+                Text(f"log {worst.output}" if log else worst.output),
+                Text(f"{worst.max_abs:.1e}", "" if worst.passed else "bold red"),
+                f"{worst.tolerance.atol:.1e}"
+                + (f" + {worst.tolerance.rtol:.0e}|y|" if worst.tolerance.rtol else ""),
+                f"{worst.max_rel:.1e}",
+                f"{worst.rmse:.1e}",
+                f"{worst.snr_db:.0f} dB",
+                "" if agreement is None else f"{agreement:.2%}",
+                f"{worst.probe} ({worst.samples:,})",
+            )
+    return table
+
+
+def _worst_by_output(parity: Parity) -> list[Comparison]:
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in parity.comparisons:
+        groups.setdefault((comparison.backend, comparison.output), []).append(comparison)
+    return [max(group, key=lambda comparison: comparison.strain) for group in groups.values()]
+
+
+def _findings(report: Report) -> Iterator[str]:
+    for output in report.compression.outputs:
+        yield _compression_line(output)
+    for item in report.artifacts:
+        name = item.artifact.path.name if item.artifact else item.format
+        if item.error:
+            yield f"{name}: not converted. {item.error}"
+        if item.comparison_error:
+            yield f"{name}: not compared with the baseline. {item.comparison_error}"
+        conversion = item.conversion
+        if conversion is None:
+            continue
+        if conversion.error:
+            yield f"{name}: cannot be run or parsed. {conversion.error}"
+        if conversion.structure is not None:
+            yield f"Structure    {name}: {_structure_text(conversion.structure)}"
+        for fault in conversion.parity.faults if conversion.parity else ():
+            also = "; so is the compressed model's own output" if fault.in_reference else ""
+            yield (
+                f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
+                f"{fault.backend}{also}"
+            )
+
+
+def _compression_line(output: OutputCompression) -> str:
+    parts = []
+    if output.baseline is not None and output.compressed is not None:
+        before, after = _metric(output.baseline), _metric(output.compressed)
+        parts.append(f"{output.baseline.name} {before} -> {after}")
+    if output.top1_agreement is not None:
+        parts.append(f"agreement with the baseline {output.top1_agreement:.2%}")
+    parts.append(f"SNR {output.snr_db:.1f} dB")
+    source = "test" if output.baseline is not None else "unlabelled"
+    collapsed = " COLLAPSED: no better than a constant" if output.collapsed else ""
+    return (
+        f"Compression  {output.output}: {', '.join(parts)}, on {output.samples:,} {source} "
+        f"samples{collapsed}"
+    )
+
+
+def _metric(metric: Metric) -> str:
+    return f"{metric.value:.2%}" if metric.name == "accuracy" else f"{metric.value:.4g}"
+
+
+def _structure_text(proof: StructureProof) -> str:
+    missing = [layer.layer for layer in proof.layers if not layer.found]
+    dense = [layer.layer for layer in proof.layers if not layer.dense_gone]
+    count = sum(len(layer.factors) for layer in proof.layers)
+    parts = []
+    if missing:
+        parts.append(f"FACTORS MISSING of {', '.join(missing)}")
+    if dense:
+        parts.append(f"DENSE MATRIX FOUND of {', '.join(dense)}")
+    if not missing and not dense:
+        parts.append(
+            f"all {count} factors found at their shapes, none of the matrices they replace"
+        )
+    weights = f"weights {proof.stored_bytes:,} bytes, {proof.predicted_bytes:,} planned"
+    parts.append(weights if proof.weights_as_predicted else f"NOT AS PLANNED: {weights}")
+    if not proof.file_as_predicted:
+        parts.append(f"FILE TOO LARGE: {proof.file_bytes:,} bytes")
+    return ", ".join(parts)
