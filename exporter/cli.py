@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
 
     from exporter.pipeline import run
     from exporter.progress import Silent
-    from exporter.report.console import NARROWEST, ConsoleProgress, print_report
+    from exporter.report.console import WIDTH, ConsoleProgress, print_report
     from exporter.report.manifest import report_dict
 
     stderr = Console(file=sys.stderr, highlight=False)
@@ -79,10 +79,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report_dict(report), indent=2))
     elif not options.quiet:
-        stdout = Console(highlight=False)
-        if not stdout.is_terminal:
-            stdout = Console(highlight=False, width=NARROWEST)
-        print_report(report, stdout)
+        width = None if sys.stdout.isatty() else WIDTH
+        print_report(report, Console(highlight=False, width=width))
     return report.exit_code
 
 

@@ -1,5 +1,6 @@
 """ONNX, for onnxruntime on servers, phones and in browsers."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,9 @@ class Onnx(Format):
         def serve(*tensors: Any) -> dict[str, Any]:
             return signature(**dict(zip((i.name for i in signature.inputs), tensors, strict=True)))
 
+        # Otherwise tf2onnx copies the whole graph before each of its two dozen optimizer passes, to
+        # go on without one that fails: that takes fifty times the memory of the model.
+        os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
         try:
             proto, _ = tf2onnx.convert.from_function(
                 tf.function(serve, input_signature=specs),

@@ -193,8 +193,8 @@ def _below_break_even(
 ) -> tuple[int | None, str]:
     limit = factorizer.break_even_rank(candidate.layer)
     if rank >= limit:
-        return None, f"rank {rank} reaches break-even {limit:.1f}: dense is no larger"
-    return rank, f"rank {rank} is below break-even {limit:.1f}"
+        return None, f"rank {rank} reaches break-even {limit:.1f}"
+    return rank, f"below break-even {limit:.1f}"
 
 
 def _listing(candidates: Sequence[Candidate]) -> str:

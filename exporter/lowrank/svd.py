@@ -17,7 +17,14 @@ EXACT_LIMIT = 768
 """Smaller side up to which LAPACK is quick enough, and exact."""
 
 OVERSAMPLING = 16
-POWER_ITERATIONS = 4
+MAX_ITERATIONS = 32
+
+LEAST_GAIN = 2e-4
+"""An iteration that lowers the squared error by less than this part is the last one.
+
+On noise, the slowest case, the error is then within 1.0006 of the optimum; the kernels of trained
+models decay faster and need a few iterations alone.
+"""
 
 Matrix = NDArray[np.float64]
 
@@ -72,7 +79,7 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     if smaller <= EXACT_LIMIT or 4 * (rank + OVERSAMPLING) > smaller:
         u, s, vt = np.linalg.svd(full, full_matrices=False)
     else:
-        u, s, vt = _randomized(full, rank + OVERSAMPLING, seed)
+        u, s, vt = _randomized(full, rank, seed)
     u, vt = _fix_signs(u[:, :rank], vt[:rank])
     s = s[:rank]
     total = float(np.vdot(full, full))
@@ -81,12 +88,18 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     return TruncatedSVD(u, s, vt, energy)
 
 
-def _randomized(matrix: Matrix, columns: int, seed: int) -> tuple[Matrix, Matrix, Matrix]:
-    test = np.random.default_rng(seed).standard_normal((matrix.shape[1], columns))
+def _randomized(matrix: Matrix, rank: int, seed: int) -> tuple[Matrix, Matrix, Matrix]:
+    shape = matrix.shape[1], rank + OVERSAMPLING
+    test = np.random.default_rng(seed).standard_normal(shape)
     basis, _ = np.linalg.qr(matrix @ test)
-    for _ in range(POWER_ITERATIONS):
+    total, captured = float(np.vdot(matrix, matrix)), 0.0
+    for _ in range(MAX_ITERATIONS):
         cobasis, _ = np.linalg.qr(matrix.T @ basis)
-        basis, _ = np.linalg.qr(matrix @ cobasis)
+        basis, triangle = np.linalg.qr(matrix @ cobasis)
+        s = np.linalg.svd(triangle, compute_uv=False)[:rank]
+        before, captured = captured, float(np.vdot(s, s))
+        if captured - before <= LEAST_GAIN * (total - captured):
+            break
     u, s, vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
     return basis @ u, s, vt
 

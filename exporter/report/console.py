@@ -16,8 +16,8 @@ from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
 from exporter.verification.structure import StructureProof
 
-NARROWEST = 110
-"""Columns where the output is no terminal; and tables of less could not be read."""
+WIDTH = 120
+"""Columns where the output is no terminal."""
 
 
 class ConsoleProgress:
@@ -65,8 +65,8 @@ def print_report(report: Report, console: Console) -> None:
     if any(a.conversion and a.conversion.parity for a in report.artifacts):
         console.print(_parity_table(report.artifacts))
     for line in _findings(report):
-        console.print(Text(line))
-    console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"))
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"), soft_wrap=True)
 
 
 def _print_baseline(report: Report, console: Console) -> None:
@@ -98,7 +98,7 @@ def _layer_table(layers: Iterable[LayerReport]) -> Table:
     table = _table(
         "Layers",
         ["layer", "kind"],
-        ["m × n", "rank", "params", "energy lost", "error"],
+        ["m × n", "rank", "params", "rel. error"],
         ["why"],
     )
     for layer in layers:
@@ -112,7 +112,6 @@ def _layer_table(layers: Iterable[LayerReport]) -> Table:
             "" if plan.shape is None else f"{plan.shape[0]} × {plan.shape[1]}",
             "kept" if plan.rank is None else str(plan.rank),
             params,
-            "" if layer.discarded_energy is None else f"{layer.discarded_energy:.2%}",
             "" if layer.relative_error is None else f"{layer.relative_error:.2%}",
             Text(plan.reason),
         )
@@ -156,9 +155,9 @@ def _latency_cells(latency: LatencyPair | None) -> tuple[str, str, str]:
 def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
     table = _table(
         "Conversion: artifact against the compressed Keras model, the worst of all probes",
-        ["artifact", "executed by", "output"],
-        ["max abs", "allowed", "max rel", "RMSE", "SNR", "top-1"],
-        ["probe"],
+        ["artifact", "runtime", "output"],
+        ["max abs", "allowed", "max rel", "RMSE", "SNR", "top-1", "probe"],
+        [],
     )
     for item in artifacts:
         parity = item.conversion.parity if item.conversion else None
@@ -178,7 +177,7 @@ def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
                 f"{worst.rmse:.1e}",
                 f"{worst.snr_db:.0f} dB",
                 "" if agreement is None else f"{agreement:.2%}",
-                f"{worst.probe} ({worst.samples:,})",
+                worst.probe,
             )
     return table
 
