@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 import zipfile
 from dataclasses import asdict, dataclass
@@ -91,10 +92,11 @@ def _explain(error: Exception) -> str:
             "it has a Lambda layer, which would run code from the file. "
             "Replace it by a layer of Keras, for example keras.layers.Rescaling."
         )
-    if "could not be deserialized" in text or "Could not locate" in text or "Unknown layer" in text:
+    unknown = re.search(r"(?:Could not locate class|Unknown layer:?) '?(\w+)", text)
+    if unknown:
         return (
-            "it has a class that Keras does not know. Load it in Python with its custom_objects "
-            f"and call exporter.run with the object. Keras says: {brief(error)}"
+            f"Keras does not know its class {unknown[1]!r}. Load it in Python with its "
+            "custom_objects and call exporter.run with the object."
         )
     return brief(error)
 

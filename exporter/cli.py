@@ -1,6 +1,7 @@
 """The command line: parses, calls the API, prints."""
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from exporter import __version__
@@ -74,8 +75,10 @@ def _run(options: argparse.Namespace) -> int:
     from exporter.report.console import WIDTH, ConsoleProgress, print_report
     from exporter.report.manifest import report_dict
 
-    stderr = Console(file=sys.stderr, highlight=False)
-    report = run(recipe, progress=Silent() if options.quiet else ConsoleProgress(stderr))
+    progress = Silent() if options.quiet else ConsoleProgress(Console(stderr=True, highlight=False))
+    # Keras prints when it downloads; standard output is for the report.
+    with redirect_stdout(sys.stderr if options.verbose else io.StringIO()):
+        report = run(recipe, progress=progress)
     if options.json:
         print(json.dumps(report_dict(report), indent=2))
     elif not options.quiet:

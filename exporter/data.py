@@ -117,8 +117,10 @@ def _read(path: Path) -> dict[str, Array]:
         with loaded:
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # NumPy takes any unknown content for pickled objects, and advises to trust it.
+        reason = "it holds objects, or no arrays" if "pickle" in str(error) else brief(error)
         raise DataError(
-            f"{str(path)!r} cannot be read: {brief(error)} Arrays must be saved by np.save or "
+            f"{str(path)!r} cannot be read: {reason}. Arrays must be saved by np.save or "
             "np.savez with a numeric dtype, not object."
         ) from error
 

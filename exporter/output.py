@@ -61,7 +61,9 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
     if target.exists() and not target.is_dir():
         raise OutputError(f"The output must be a folder. Received: the file {str(target)!r}.")
     existing = next(folder for folder in (target, *target.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if not existing.is_dir():
+        raise OutputError(f"The output {str(target)!r} cannot be made: {existing} is a file.")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(
             f"The output folder {str(target)!r} cannot be written: no permission in {existing}."
         )

@@ -1,5 +1,7 @@
 """TensorFlow SavedModel, for TensorFlow Serving and TensorFlow itself."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,8 +36,8 @@ class SavedModel(Format):
             signatures = {"serving_default": function, "serve": function}
             tf.saved_model.save(module, str(path), signatures=signatures)
         except tf.errors.ResourceExhaustedError as error:
-            # What TensorFlow makes of a full disk; the caller knows the folder.
-            raise OSError(brief(error)) from error
+            # What TensorFlow makes of a full disk.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise ConversionError(f"SavedModel export failed: {brief(error)}") from error
 
