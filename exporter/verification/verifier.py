@@ -108,10 +108,12 @@ class Verifier:
         """
         fmt = FORMATS[artifact.format]
         tolerances = self._tolerances(fmt.tolerance)
-        structure = None
         try:
             stored = fmt.stored_tensors(artifact.path)
-            structure = prove_structure(stored, artifact.size, self._compressed)
+        except Exception as error:  # Parsers raise whatever a damaged file makes them run into.
+            return ConversionVerdict(None, None, {}, error=f"{type(error).__name__}: {error}")
+        structure = prove_structure(stored, artifact.size, self._compressed)
+        try:
             outputs = execute(artifact, self.probes, self._folder, self._limit)
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
