@@ -43,15 +43,14 @@ def call_in_child(
         input=json.dumps(job),
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
         env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
-    # Native libraries may print to standard output as well; the answer is the last line.
-    lines = completed.stdout.splitlines()
-    if completed.returncode or not lines:
+    if completed.returncode or not completed.stdout:
         last_words = completed.stderr.strip().rpartition("\n")[2] or "no message"
         raise ChildError(f"the runtime {_ending(completed.returncode)}: {last_words}")
-    answer = json.loads(lines[-1])
+    answer = json.loads(completed.stdout)
     if "error" in answer:
         raise ChildError(answer["error"])
     return answer["result"]
@@ -68,11 +67,15 @@ def _main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, _, function = sys.argv[1].partition(":")
     job = json.load(sys.stdin)
+    # Native libraries print to standard output as well, some of it as the process ends.
+    answer_file = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
         answer = {"result": getattr(importlib.import_module(module), function)(job)}
     except Exception as error:  # Whatever a runtime raises is the parent's result.
         answer = {"error": f"{type(error).__name__}: {error}"}
-    print(f"\n{json.dumps(answer)}", flush=True)
+    with answer_file:
+        print(json.dumps(answer), file=answer_file)
 
 
 if __name__ == "__main__":

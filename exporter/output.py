@@ -81,12 +81,11 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
 def _entries_of(manifest: Path) -> list[str]:
     """Returns what a former run wrote; nothing if the file is no manifest of one."""
     try:
-        entries = json.loads(manifest.read_text())["entries"]
+        entries = list(json.loads(manifest.read_text())["entries"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
     # Names alone: a manifest must not lead out of its folder.
-    names = (Path(str(entry)).name for entry in entries)
-    return [name for name in names if name]
+    return [e for e in entries if isinstance(e, str) and e not in {"", ".."} and Path(e).name == e]
 
 
 def _make_folder(target: Path) -> list[Path]:
