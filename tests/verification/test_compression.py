@@ -1,0 +1,157 @@
+"""What compression cost, and when the compressed model is no model any more."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.metrics import Metric
+from exporter.verification.compression import (
+    CompressionVerdict,
+    judge_compression,
+    outputs_with_classes,
+)
+
+COUNT = 60
+LABELS = np.arange(COUNT) % 3
+TARGETS = np.random.default_rng(0).normal(size=(COUNT, 2))
+
+
+def distributions(classes: Any, confidence: float = 0.8) -> Any:
+    """Softmax outputs that predict the given classes, each sample a little differently."""
+    rows = np.eye(3)[classes] * confidence + (1 - confidence) / 3
+    rows *= 1 + 1e-3 * np.random.default_rng(0).uniform(size=rows.shape)
+    return (rows / rows.sum(axis=1, keepdims=True)).astype("float32")
+
+
+GOOD = distributions(LABELS)
+
+
+def judge(baseline: Any, compressed: Any, labels: Any = None) -> CompressionVerdict:
+    given = {} if labels is None else {"y": labels}
+    return judge_compression({"y": baseline}, {"y": compressed}, given)
+
+
+def test_reports_both_metrics_and_the_best_constant_one() -> None:
+    classes = LABELS.copy()
+    classes[:6] = (classes[:6] + 1) % 3
+    verdict = judge(GOOD, distributions(classes), LABELS)
+
+    (output,) = verdict.outputs
+    assert verdict.passed
+    assert verdict.labelled
+    assert output.baseline == Metric("accuracy", 1.0, COUNT)
+    assert output.compressed == Metric("accuracy", 0.9, COUNT)
+    assert output.trivial == Metric("accuracy", pytest.approx(1 / 3), COUNT)
+    assert output.top1_agreement == pytest.approx(0.9)
+    assert output.samples == COUNT
+    assert not output.collapsed
+
+
+def test_equal_predictions_pass_with_infinite_signal_to_noise() -> None:
+    (output,) = judge(GOOD, GOOD).outputs
+
+    assert math.isinf(output.snr_db)
+    assert output.top1_agreement == 1
+    assert not output.collapsed
+
+
+def test_signal_to_noise_is_that_of_the_baseline() -> None:
+    (output,) = judge(TARGETS, 0.9 * TARGETS).outputs
+
+    assert output.snr_db == pytest.approx(20)
+
+
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["unlabelled", "labelled"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(np.full((COUNT, 3), np.nan, "float32"), id="not a number"),
+        pytest.param(np.where(np.arange(COUNT)[:, None] == 5, np.inf, GOOD), id="infinite once"),
+        pytest.param(np.zeros((COUNT, 3), "float32"), id="zero"),
+        pytest.param(np.tile(GOOD[:1], (COUNT, 1)), id="constant"),
+    ],
+)
+def test_output_that_says_nothing_has_collapsed(broken: Any, labels: Any) -> None:
+    verdict = judge(GOOD, broken, labels)
+
+    assert not verdict.passed
+    assert verdict.outputs[0].collapsed
+
+
+@pytest.mark.parametrize("hits", [0.0, 1 / 3])
+def test_classifier_no_better_than_the_commonest_class_has_collapsed(hits: float) -> None:
+    wrong = (LABELS + 1) % 3
+    right = round(hits * COUNT)
+    wrong[:right] = LABELS[:right]
+
+    assert not judge(GOOD, distributions(wrong), LABELS).passed
+    # Without labels there is nothing to tell it by, other than how few samples agree.
+    unlabelled = judge(GOOD, distributions(wrong))
+    assert unlabelled.passed
+    assert unlabelled.outputs[0].top1_agreement == pytest.approx(hits)
+
+
+def test_classifier_that_is_barely_better_than_trivial_has_not_collapsed() -> None:
+    classes = (LABELS + 1) % 3
+    classes[: COUNT // 3 + 1] = LABELS[: COUNT // 3 + 1]
+
+    assert judge(GOOD, distributions(classes), LABELS).passed
+
+
+def test_regression_worse_than_the_mean_has_collapsed() -> None:
+    noisy = TARGETS + np.random.default_rng(1).normal(0, 2, TARGETS.shape)
+
+    assert judge(TARGETS, 0.9 * TARGETS, TARGETS).passed
+    verdict = judge(TARGETS, noisy, TARGETS)
+    assert not verdict.passed
+    (output,) = verdict.outputs
+    assert output.baseline == Metric("mse", 0.0, COUNT)
+    assert output.trivial.value == pytest.approx(np.var(TARGETS, axis=0).mean())
+    assert output.compressed.value > output.trivial.value
+    assert output.top1_agreement is None
+
+
+def test_compression_does_not_answer_for_a_baseline_that_is_no_better() -> None:
+    useless = distributions((LABELS + 1) % 3)
+
+    assert judge(useless, useless, LABELS).passed
+
+
+def test_single_sample_need_not_vary() -> None:
+    assert judge(GOOD[:1], GOOD[:1]).passed
+
+
+def test_one_collapsed_output_of_two_fails() -> None:
+    verdict = judge_compression(
+        {"kind": GOOD, "amount": TARGETS},
+        {"kind": GOOD, "amount": np.zeros_like(TARGETS)},
+        {"kind": LABELS},
+    )
+
+    assert not verdict.passed
+    assert {o.output: o.collapsed for o in verdict.outputs} == {"kind": False, "amount": True}
+    assert {o.output: o.baseline is None for o in verdict.outputs} == {
+        "kind": False,
+        "amount": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "has_classes"),
+    [
+        (GOOD, None, True),
+        (10 * GOOD, None, False),
+        (10 * GOOD, LABELS, True),
+        (10 * GOOD, np.eye(3)[LABELS], True),
+        (TARGETS, TARGETS, False),
+    ],
+    ids=["distribution", "logits", "logits with classes", "logits with one-hot", "regression"],
+)
+def test_values_or_labels_tell_where_the_largest_element_is_a_class(
+    values: Any, labels: Any, has_classes: bool
+) -> None:
+    found = outputs_with_classes({"y": values}, {} if labels is None else {"y": labels})
+
+    assert found == ({"y"} if has_classes else set())
