@@ -102,19 +102,26 @@ def _make_folder(target: Path) -> list[Path]:
 def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
     # The manifest comes last: where it is, the run is whole.
     entries = sorted((e.name for e in staging.iterdir()), key=lambda name: (name == MANIFEST, name))
-    with tempfile.TemporaryDirectory(prefix=".former-", dir=target) as aside_name:
-        aside = Path(aside_name)
-        moved: list[tuple[Path, Path]] = []
+    aside = Path(tempfile.mkdtemp(prefix=".former-", dir=target))
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for name in former:
+            if (target / name).exists():
+                _move(target / name, aside / name, moved)
+        for name in entries:
+            _move(staging / name, target / name, moved)
+    except BaseException as error:
         try:
-            for name in former:
-                if (target / name).exists():
-                    _move(target / name, aside / name, moved)
-            for name in entries:
-                _move(staging / name, target / name, moved)
-        except BaseException:
             for source, destination in reversed(moved):
                 destination.rename(source)
-            raise
+        except OSError:
+            raise OutputError(
+                f"The run into {str(target)!r} failed, and what was there could not be put back. "
+                f"It is kept in {aside}."
+            ) from error
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _move(source: Path, destination: Path, moved: list[tuple[Path, Path]]) -> None:
