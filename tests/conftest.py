@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["KERAS_HOME"] = home
 
 
-# Models. Each builder names its layers, so that a model's names do not depend on what ran before.
+# Models. Nearly all name their layers, so that names do not depend on what ran before.
 
 
 def _sequential_mlp() -> Any:
@@ -218,6 +218,16 @@ def _regression() -> Any:
     )
 
 
+def _default_names() -> Any:
+    """Neither layers nor inputs are named, the usual case."""
+    import keras
+    from keras import layers
+
+    first, second = keras.Input((12,)), keras.Input((10,))
+    hidden = layers.Concatenate()([layers.Dense(16)(first), layers.Dense(16)(second)])
+    return keras.Model([first, second], layers.Dense(4)(hidden))
+
+
 def _tiny() -> Any:
     """The smallest model that says anything: one layer that can be factorized."""
     import keras
@@ -241,6 +251,7 @@ ZOO: dict[str, Callable[[], Any]] = {
     "mixed_float16": _mixed_float16,
     "dense_on_sequences": _dense_on_sequences,
     "regression": _regression,
+    "default_names": _default_names,
 }
 
 

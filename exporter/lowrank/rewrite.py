@@ -1,6 +1,7 @@
 """Graph surgery: a copy of a Keras model in which some layers are chains of other layers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from exporter.errors import ModelError, brief
@@ -69,19 +70,22 @@ def rewrite(model: Any, chains: Mapping[str, Sequence[Any]]) -> Any:
     """Copies a model, with each named layer replaced by a chain of built layers.
 
     Everything else is copied with its weights, so that training the copy leaves the original as
-    it was. Sharing, nesting, trainability, and the structure of inputs and outputs are kept.
+    it was. Sharing, nesting, trainability, and the structure of inputs and outputs are kept; loss
+    and optimizer are not: those of the user's own cannot be copied.
 
     Args:
         model: A model that ``check_rewritable`` accepts.
-        chains: Layers to call one after the other, by path of the layer they stand in for.
+        chains: Layers to call one after the other, by path of the layer they stand in for. All but
+            the last one are renamed where the model has their name already.
 
     Returns:
-        A model of the same name.
+        A model of the same name, not compiled.
 
     Raises:
         ModelError: If a layer cannot be copied from its configuration.
     """
     by_identity = {id(layer): list(chains[name]) for name, layer in walk(model) if name in chains}
+    _make_names_unique(model, by_identity.values())
     copier = _Copier(by_identity)
     try:
         copy = copier.copy_model(model)
@@ -106,38 +110,35 @@ class _Copier:
         if isinstance(model, keras.Sequential):
             copy = self._copy_sequential(model)
         else:
-            copy = keras.models.clone_model(
-                model,
-                clone_function=self._copy_operation,
-                call_function=self._call,
-            )
+            with _not_compiled(model):
+                copy = keras.models.clone_model(
+                    model,
+                    # By default it would name the inputs after their tensors.
+                    input_tensors=keras.tree.map_structure(_copy_input, model.input),
+                    clone_function=self._copy_operation,
+                    call_function=self._call,
+                )
         if not model.trainable:
             copy.trainable = False
         return copy
 
     def copy_weights(self) -> None:
+        import keras
+
         for original, copy in self._copies.values():
             if not _is_graph(original) and getattr(original, "weights", None):
                 copy.set_weights(original.get_weights())
+                if isinstance(copy, keras.layers.Normalization):
+                    copy.finalize_state()  # It computes with what it derives from its weights.
 
     def _copy_sequential(self, model: Any) -> Any:
         import keras
 
-        tensor = model.inputs[0]
-        layers = [
-            keras.Input(
-                batch_shape=tensor.shape,
-                dtype=tensor.dtype,
-                name=tensor._keras_history.operation.name,
-            )
-        ]
+        layers = [_copy_input(model.inputs[0])]
         for layer in model.layers:
             copy = self._copy_operation(layer)
             layers.extend([*self._heads.get(id(copy), []), copy])
-        copy = keras.Sequential(layers, name=model.name)
-        if model.compiled:
-            copy.compile_from_config(model.get_compile_config())
-        return copy
+        return keras.Sequential(layers, name=model.name)
 
     def _copy_operation(self, operation: Any) -> Any:
         """Copies a layer once, however often it is called."""
@@ -157,8 +158,43 @@ class _Copier:
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         for head in self._heads.get(id(operation), []):
-            args = (head(args[0]), *args[1:])
+            if args:
+                args = (head(args[0]), *args[1:])
+            else:
+                kwargs = {**kwargs, "inputs": head(kwargs["inputs"])}
         return operation(*args, **kwargs)
+
+
+def _copy_input(tensor: Any) -> Any:
+    import keras
+
+    return keras.Input(
+        batch_shape=tensor.shape,
+        dtype=tensor.dtype,
+        sparse=tensor.sparse,
+        name=tensor._keras_history.operation.name,
+    )
+
+
+@contextmanager
+def _not_compiled(model: Any) -> Iterator[None]:
+    """Keeps ``clone_model`` from copying loss and optimizer."""
+    compiled, model.compiled = model.compiled, False
+    try:
+        yield
+    finally:
+        model.compiled = compiled
+
+
+def _make_names_unique(model: Any, chains: Iterable[Sequence[Any]]) -> None:
+    """Renames the heads of chains that would bear the name of another layer."""
+    taken = {layer.name for _, layer in walk(model)}
+    for *heads, _ in chains:
+        for head in heads:
+            base, count = head.name, 1
+            while head.name in taken:
+                head.name, count = f"{base}_{count}", count + 1
+            taken.add(head.name)
 
 
 def _is_graph(layer: Any) -> bool:

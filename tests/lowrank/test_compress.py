@@ -1,0 +1,162 @@
+import keras
+import numpy as np
+import pytest
+
+from exporter.errors import ModelError, RecipeError
+from exporter.formats.base import Signature
+from exporter.lowrank.compress import compress, plan_ranks
+from exporter.lowrank.rewrite import candidates, walk
+
+
+def assert_same_predictions(actual, expected, model):
+    """Equal within the rounding of the model's coarsest layer."""
+    half = any(layer.compute_dtype == "float16" for _, layer in walk(model))
+    tolerance = 1e-2 if half else 2e-5
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(
+            actual[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
+def test_full_rank_predicts_what_the_original_does(zoo_model, samples, predict, merge):
+    inputs = samples(zoo_model, 5)
+    compressed = compress(zoo_model, "full", merge=merge)
+    dense = [c.name for c in candidates(zoo_model) if c.kind == "Dense"]
+    assert list(compressed.factors) == list(compressed.plan.ranks) == dense
+    assert_same_predictions(
+        predict(compressed.model, inputs), predict(zoo_model, inputs), zoo_model
+    )
+
+
+def test_the_plan_counts_the_parameters_of_the_compressed_model(zoo_model):
+    for merge in (True, False):
+        compressed = compress(zoo_model, 3, merge=merge)
+        counted = sum(plan.params_after for plan in compressed.plan.layers)
+        assert compressed.model.count_params() == counted < zoo_model.count_params()
+
+
+def test_signature_and_name_are_kept(zoo_model):
+    compressed = compress(zoo_model, 3).model
+    before, after = Signature(zoo_model), Signature(compressed)
+    assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
+    assert compressed.name == zoo_model.name
+
+
+def test_the_compressed_model_is_an_ordinary_model(
+    zoo_model, samples, predict, fit_one_step, tmp_path
+):
+    """It saves, loads without custom objects, and trains; the original stays as it was."""
+    inputs = samples(zoo_model, 4)
+    weights = [weight.copy() for weight in zoo_model.get_weights()]
+    compressed = compress(zoo_model, 3).model
+    expected = predict(compressed, inputs)
+
+    compressed.save(tmp_path / "compressed.keras")
+    loaded = keras.models.load_model(tmp_path / "compressed.keras", compile=False)
+    for name, value in predict(loaded, inputs).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-6)
+
+    kernels = [c.layer.kernel for c in candidates(loaded) if c.kind == "Dense"]
+    before = [kernel.numpy() for kernel in kernels]
+    fit_one_step(loaded, inputs)
+    for kernel, old in zip(kernels, before, strict=True):
+        assert (kernel.numpy() != old).any() == kernel.trainable
+
+    for before, after in zip(weights, zoo_model.get_weights(), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+def test_training_the_compressed_model_leaves_the_original_alone(build, samples, fit_one_step):
+    model = build("sequential_mlp")
+    before = model.get_weights()
+    compressed = compress(model, 4).model
+    fit_one_step(compressed, samples(model, 4))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_error_falls_with_the_rank(build, samples, predict):
+    model = build("sequential_mlp")
+    inputs = samples(model, 50)
+    expected = predict(model, inputs)["probabilities"]
+    errors = []
+    for rank in (2, 6, 12, 17):
+        compressed = compress(model, {"hidden_1": rank, "hidden_2": rank})
+        errors.append(np.abs(predict(compressed.model, inputs)["probabilities"] - expected).mean())
+        assert compressed.factors["hidden_1"].rank == rank
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_trained_model_keeps_its_accuracy_at_a_low_rank(trained_mlp, digits):
+    images, labels = digits.test.inputs["x"], digits.test.labels["y"]
+
+    def accuracy(model):
+        return (model.predict(images, verbose=0).argmax(axis=1) == labels).mean()
+
+    baseline = accuracy(trained_mlp)
+    compressed = compress(trained_mlp, {"hidden": 24}).model
+    assert baseline > 0.85
+    assert accuracy(compressed) > baseline - 0.05
+    assert compressed.count_params() < 0.5 * trained_mlp.count_params()
+
+
+def test_layers_that_stay_dense_are_copied_bit_for_bit(build):
+    model = build("sequential_mlp")
+    compressed = compress(model, {"hidden_1": 4}).model
+    for name in ("hidden_2", "probabilities"):
+        for old, new in zip(
+            model.get_layer(name).get_weights(),
+            compressed.get_layer(name).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(old, new)
+
+
+def test_compressing_twice_gives_the_same_bits(build):
+    first, second = (compress(build("residual"), 5).model.get_weights() for _ in range(2))
+    for old, new in zip(first, second, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_each_factorized_layer_is_told_of_once(build):
+    told = []
+    compress(build("nested_sequential"), 4, on_layer=told.append)
+    assert told == ["body/first", "body/second", "head"]
+
+
+def test_planning_agrees_with_compressing(zoo_model):
+    assert plan_ranks(zoo_model, 5) == compress(zoo_model, 5).plan
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        (0, "Received: 0"),
+        (-3, "Received: -3"),
+        (True, "Received: True"),
+        (2.5, r"Received: 2\.5"),
+        ("half", "Received: 'half'"),
+        ({}, "names no layer"),
+        (7, r"at most 6.*Received: 7.*scores \(8 x 6\)"),
+        ({"scores": 7}, r"'scores' must be at most 6\. Received: 7"),
+        ({"other": 2}, r"Unknown layer 'other'.*scores \(8 x 6\)"),
+    ],
+)
+def test_refuses_ranks_that_are_none_or_do_not_fit(build, rank, message):
+    with pytest.raises(RecipeError, match=message):
+        compress(build("tiny"), rank)
+
+
+def test_refuses_kernels_that_are_not_finite(build):
+    model = build("tiny")
+    kernel, bias = model.get_weights()
+    model.set_weights([np.full_like(kernel, np.nan), bias])
+    with pytest.raises(ModelError, match="'scores' must be finite"):
+        compress(model, 2)
+
+
+def test_refuses_what_is_no_graph_before_any_work():
+    with pytest.raises(ModelError, match="Received: str"):
+        compress("model.keras", 2)

@@ -1,0 +1,230 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from exporter.errors import ModelError
+from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite, walk
+
+
+def full_rank_chains(model):
+    return {
+        candidate.name: candidate.factorizer.factorize(
+            candidate.layer, candidate.factorizer.full_rank(candidate.layer)
+        ).layers
+        for candidate in candidates(model)
+        if candidate.factorizer is not None
+    }
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Forgetful(layers.Layer):
+    """A layer whose configuration lacks an argument of its constructor."""
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, inputs):
+        return inputs * self.size
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+# Layers with weights, states or calls of their own, as functions of an input.
+
+
+def adapted_normalization(x):
+    normalization = layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).normal(3, 2, size=(100, 8)).astype("float32"))
+    return layers.Dense(6)(normalization(x))
+
+
+def masked_sequence(x):
+    tokens = layers.Masking(-9.0)(layers.Reshape((4, 2))(x))
+    return layers.LSTM(5)(layers.Dense(6)(tokens))
+
+
+def embedding(x):
+    indices = keras.ops.cast(keras.ops.abs(keras.ops.tanh(x)) * 9.9, "int32")
+    tokens = layers.Embedding(10, 6, mask_zero=True)(indices)
+    return layers.GlobalAveragePooling1D()(layers.Dense(5)(tokens))
+
+
+def attention(x):
+    tokens = layers.Dense(6)(layers.Reshape((4, 2))(x))
+    mixed = layers.MultiHeadAttention(2, 3)(tokens, tokens, use_causal_mask=True)
+    return layers.Flatten()(mixed)
+
+
+def wrappers(x):
+    tokens = layers.Reshape((4, 2))(x)
+    tokens = layers.TimeDistributed(layers.Dense(3))(tokens)
+    return layers.Dense(4)(layers.Bidirectional(layers.GRU(3))(tokens))
+
+
+def operators(x):
+    return keras.ops.tanh(layers.Dense(8)(x) * 2 + x[:, ::-1])
+
+
+def keyword_argument(x):
+    return layers.Dense(6)(inputs=x)
+
+
+STATEFUL = [
+    adapted_normalization,
+    masked_sequence,
+    embedding,
+    attention,
+    wrappers,
+    operators,
+    keyword_argument,
+]
+
+
+@pytest.mark.parametrize("body", STATEFUL, ids=lambda body: body.__name__)
+def test_full_rank_factors_between_layers_of_many_kinds_change_nothing(body, randomize):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, body(inputs))
+    randomize(model, 0)
+    batch = np.random.default_rng(1).normal(size=(5, 8)).astype("float32")
+    batch[:, 4:] = -9.0  # What the mask, where there is one, leaves out.
+    chains = full_rank_chains(model)
+    assert chains
+    copy = rewrite(model, chains)
+    np.testing.assert_allclose(
+        copy.predict(batch, verbose=0), model.predict(batch, verbose=0), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_without_chains_the_copy_is_the_same_model(zoo_model, samples, predict):
+    copy = rewrite(zoo_model, {})
+    assert copy.name == zoo_model.name
+    assert [name for name, _ in walk(copy)] == [name for name, _ in walk(zoo_model)]
+    assert not {id(v) for v in copy.variables} & {id(v) for v in zoo_model.variables}
+    inputs = samples(zoo_model, 4)
+    expected, actual = predict(zoo_model, inputs), predict(copy, inputs)
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name])
+
+
+class TestWalk:
+    def test_names_nested_layers_by_their_path(self, build):
+        names = [name for name, _ in walk(build("nested_sequential"))]
+        assert names == ["body/first", "body/second", "head"]
+
+    def test_yields_shared_layers_once(self, build):
+        shared = [name for name, _ in walk(build("shared_dense"))]
+        assert shared.count("tower") == 1
+        nested = [name for name, _ in walk(build("nested_functional"))]
+        assert nested.count("inner/mix") == 1
+
+    def test_candidates_are_the_layers_with_weights_in_order(self, build):
+        found = candidates(build("conv_batchnorm_dropout"))
+        assert [(c.name, c.kind) for c in found] == [
+            ("conv", "Conv2D"),
+            ("norm", "BatchNormalization"),
+            ("hidden", "Dense"),
+            ("probabilities", "Dense"),
+        ]
+
+
+class TestChains:
+    def test_a_shared_layer_gets_one_pair_of_factors(self, build):
+        model = build("shared_dense")
+        copy = rewrite(model, full_rank_chains(model))
+        names = [layer.name for layer in copy.layers]
+        assert names.count("tower_u") == names.count("tower") == 1
+        # Called once for each of the two inputs.
+        assert len(copy.get_layer("tower_u")._inbound_nodes) == 2
+
+    def test_a_shared_model_gets_one_pair_of_factors(self, build):
+        model = build("nested_functional")
+        copy = rewrite(model, full_rank_chains(model))
+        assert [name for name, _ in walk(copy) if name.startswith("inner/mix")] == [
+            "inner/mix_u",
+            "inner/mix",
+        ]
+
+    def test_nested_models_stay_nested(self, build):
+        for name in ("nested_sequential", "nested_functional"):
+            model = build(name)
+            copy = rewrite(model, full_rank_chains(model))
+            inner = {type(x) for x in model.layers if isinstance(x, keras.Model)}
+            assert {type(x) for x in copy.layers if isinstance(x, keras.Model)} == inner
+
+    def test_the_kind_of_the_model_is_kept(self, zoo_model):
+        assert type(rewrite(zoo_model, full_rank_chains(zoo_model))) is type(zoo_model)
+
+    def test_frozen_layers_stay_frozen(self, build):
+        model = build("frozen_layer")
+        copy = rewrite(model, full_rank_chains(model))
+        trainable = {layer.name: layer.trainable for layer in copy.layers}
+        assert trainable == {"frozen_u": False, "frozen": False, "head_u": True, "head": True}
+
+    def test_frozen_models_stay_frozen(self, build):
+        model = build("nested_sequential")
+        model.get_layer("body").trainable = False
+        copy = rewrite(model, full_rank_chains(model))
+        assert not copy.get_layer("body").trainable_variables
+        assert len(copy.trainable_variables) == 3  # Two kernels and the bias of the head.
+
+    @pytest.mark.parametrize("name", ["sequential_mlp", "residual"])
+    def test_a_loss_that_cannot_be_copied_does_not_matter(self, build, name):
+        model = build(name)
+        model.compile(loss=lambda y, p: keras.ops.mean((y - p) ** 2))
+        copy = rewrite(model, full_rank_chains(model))
+        assert not copy.compiled
+        assert model.compiled
+
+    def test_a_factor_gives_way_to_a_layer_of_its_name(self, samples, predict):
+        """The factor of layer ``a`` would be called ``a_u``, like that of a former compression."""
+        inputs = keras.Input((8,))
+        output = layers.Dense(6, name="a")(layers.Dense(8, name="a_u")(inputs))
+        model = keras.Model(inputs, output)
+        copy = rewrite(model, full_rank_chains(model))
+        assert [candidate.name for candidate in candidates(copy)] == ["a_u_u", "a_u", "a_u_1", "a"]
+        batch = samples(model, 3)
+        np.testing.assert_allclose(
+            predict(copy, batch)["a"], predict(model, batch)["a"], rtol=1e-5, atol=1e-5
+        )
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("thing", ["a path", None, 3])
+    def test_what_is_no_model(self, thing):
+        with pytest.raises(ModelError, match=f"Received: {type(thing).__name__}"):
+            check_rewritable(thing)
+
+    def test_a_subclassed_model(self):
+        with pytest.raises(
+            ModelError, match=r"Received: the subclassed model Subclassed\. Rebuild"
+        ):
+            check_rewritable(Subclassed())
+
+    def test_a_subclassed_model_inside(self):
+        model = keras.Sequential([keras.Input((4,)), Subclassed()], name="outer")
+        with pytest.raises(ModelError, match=r"nested model 'subclassed.*subclassed model Subcl"):
+            check_rewritable(model)
+
+    def test_a_model_that_is_not_built(self):
+        model = keras.Sequential([layers.Dense(3)], name="empty")
+        with pytest.raises(ModelError, match=r"'empty' has not been built.*keras\.Input"):
+            check_rewritable(model)
+
+    def test_a_layer_that_cannot_be_copied(self):
+        model = keras.Sequential([keras.Input((4,)), Forgetful(2), layers.Dense(3)], name="outer")
+        check_rewritable(model)
+        with pytest.raises(ModelError, match=r"'outer' cannot be copied.*get_config"):
+            rewrite(model, {})
