@@ -14,7 +14,12 @@ Errors of third-party libraries are wrapped in one of these, with ``from``. A ve
 fails is a result and no error: it is found in the report, and the command line exits with 1.
 """
 
+import re
+from itertools import dropwhile
 from typing import ClassVar
+
+_TERMINAL_STYLE = re.compile(r"\x1b\[[\d;]*m")
+_ERROR_LINE = re.compile(r"\w+(Error|Exception): ")
 
 
 class ExporterError(Exception):
@@ -62,8 +67,13 @@ def brief(error: BaseException, limit: int = 300) -> str:
         error: The error of the library.
         limit: The largest number of characters returned.
     """
-    lines = (line.strip() for line in str(error).splitlines())
-    text = next((line for line in lines if line), type(error).__name__)
+    plain = _TERMINAL_STYLE.sub("", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if lines[:1] == ["in user code:"]:  # TensorFlow, with a traceback in the message.
+        lines = list(dropwhile(lambda line: not _ERROR_LINE.match(line), lines)) or lines
+    if len(lines) > 1 and "Exception encountered when calling" in lines[0]:  # Keras.
+        del lines[0]
+    text = lines[0] if lines else type(error).__name__
     if not text.endswith((".", "!", "?")):
         text += "."
     return text if len(text) <= limit else text[: limit - 1] + "…"
