@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from exporter.errors import ModelError
+from exporter.errors import ModelError, brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,11 +177,16 @@ class Signature:
     Attributes:
         inputs: In the order of ``model.inputs``.
         outputs: In the order of the flattened output structure.
+
+    Raises:
+        ModelError: If the model has an input that is not dense.
     """
 
     def __init__(self, model: Any) -> None:
         import keras
 
+        if any(tensor.sparse for tensor in model.inputs):
+            raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
         input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
         self.inputs = _infos(input_names, model.inputs)
         structure = getattr(model, "output", None)
@@ -264,18 +269,65 @@ def serving_module(model: Any) -> tuple[Any, Any]:
         The module, and the concrete function.
 
     Raises:
-        ModelError: If the model has an input that is not dense.
+        ModelError: If ``Signature`` refuses the model.
     """
     import tensorflow as tf
 
     signature = Signature(model)
-    if any(getattr(tensor, "sparse", False) for tensor in model.inputs):
-        raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
     module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
     specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}
     module.serve = tf.function(signature.__call__)
     return module, module.serve.get_concrete_function(**specs)
+
+
+def recast(model: Any, dtype: str) -> Any:
+    """Rebuilds a Keras model with every floating point dtype set to another, same weights.
+
+    Raises:
+        ModelError: If the model cannot be rebuilt from its configuration.
+    """
+    import keras
+
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        # The configuration comes from an object of this process, not from a file.
+        copy = keras.saving.deserialize_keras_object(_recast(config, dtype), safe_mode=False)
+        copy.set_weights(model.get_weights())
+        _finalize(copy)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"No {dtype} copy of model {model.name!r} can be made: {brief(error)}"
+        ) from error
+    return copy
+
+
+def _finalize(model: Any) -> None:
+    """Has normalisations derive what they compute with from their new weights."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+        elif isinstance(layer, keras.Model):
+            _finalize(layer)
+
+
+def _recast(config: Any, dtype: str) -> Any:
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": dtype}}
+        return {
+            key: dtype if key == "dtype" and _is_float(value) else _recast(value, dtype)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_recast(value, dtype) for value in config)
+    return config
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, str) and "float" in value
 
 
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,25 @@ class Onnx(Format):
         def serve(*tensors: Any) -> dict[str, Any]:
             return signature(**dict(zip((i.name for i in signature.inputs), tensors, strict=True)))
 
-        # Otherwise tf2onnx copies the whole graph before each of its two dozen optimizer passes, to
-        # go on without one that fails: that takes fifty times the memory of the model.
-        os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "FALSE")
-        try:
-            proto, _ = tf2onnx.convert.from_function(
-                tf.function(serve, input_signature=specs),
+        function = tf.function(serve, input_signature=specs)
+
+        def convert() -> Any:
+            return tf2onnx.convert.from_function(
+                function,
                 input_signature=specs,
                 opset=options.opset,
                 custom_op_handlers={"Erfc": (_erfc_as_erf, [])},
-            )
+            )[0]
+
+        try:
+            try:
+                with _failing_fast():
+                    proto = convert()
+            except Exception:  # A pass of its optimizer may fail that it can do without.
+                proto = convert()
         except Exception as error:  # tf2onnx raises whatever its rewriters run into.
             raise ConversionError(f"ONNX conversion failed: {brief(error)}") from error
+        _store_captures(proto, function.get_concrete_function().graph.captures)
         _name_batch(proto, signature)
         _make_names_canonical(proto)
         content = proto.SerializeToString(deterministic=True)
@@ -87,6 +95,19 @@ class Onnx(Format):
         return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]
 
 
+@contextmanager
+def _failing_fast() -> Iterator[None]:
+    """Keeps tf2onnx from copying the whole graph before each of its two dozen optimizer passes.
+
+    It does that to go on without a pass that fails, and takes fifty times the memory of the model.
+    """
+    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
+    try:
+        yield
+    finally:
+        del os.environ["TF2ONNX_CATCH_ERRORS"]
+
+
 def _erfc_as_erf(ctx: Any, node: Any, name: str, args: Any) -> None:
     """Rewrites TensorFlow's Erfc, which ONNX lacks, as 1 - Erf (exact GELU emits it)."""
     import numpy as np
@@ -101,6 +122,20 @@ def _erfc_as_erf(ctx: Any, node: Any, name: str, args: Any) -> None:
         "Sub", [one.output[0], node.output[0]], dtypes=[dtype], shapes=[shape], name=f"{name}_erfc"
     )
     ctx.replace_all_inputs(node.output[0], difference.output[0], ops=consumers)
+
+
+def _store_captures(proto: Any, captures: Any) -> None:
+    """Stores the constants that tf2onnx takes for inputs: tensors that are no variables.
+
+    A Normalization layer keeps what it derives from its weights in such tensors.
+    """
+    import onnx
+
+    constants = {inner.name: outer for outer, inner in captures if outer.dtype != "resource"}
+    for value in [value for value in proto.graph.input if value.name in constants]:
+        array = constants[value.name].numpy()
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+        proto.graph.input.remove(value)
 
 
 def _name_batch(proto: Any, signature: Signature) -> None:
@@ -118,7 +153,7 @@ def _name_batch(proto: Any, signature: Signature) -> None:
 
 
 def _make_names_canonical(proto: Any) -> None:
-    """Renames what tf2onnx numbered from a counter of its own process.
+    """Renames what TensorFlow and tf2onnx numbered from counters of their process.
 
     Two exports of one model would otherwise differ in names alone.
     """
@@ -126,33 +161,39 @@ def _make_names_canonical(proto: Any) -> None:
     renamed: dict[str, str] = {}
     taken = set(fixed)
 
-    def canonical(name: str) -> str:
-        if not name or name in fixed:
-            return name
-        if name not in renamed:
-            base = re.sub(r"__\d+", "", name)
-            unique, count = base, 1
-            while unique in taken:
-                unique, count = f"{base}_{count}", count + 1
-            taken.add(unique)
-            renamed[name] = unique
-        return renamed[name]
+    def unique(name: str) -> str:
+        base = re.sub(r"__\d+", "", name)
+        free, count = base, 1
+        while free in taken:
+            free, count = f"{base}_{count}", count + 1
+        taken.add(free)
+        return free
 
-    def rename(graph: Any) -> None:
-        for tensor in graph.initializer:
-            tensor.name = canonical(tensor.name)
+    def canonical(name: str, preferred: str = "") -> str:
+        if name and name not in fixed and name not in renamed:
+            renamed[name] = unique(preferred or name)
+        return renamed.get(name, name)
+
+    def rename(graph: Any, constants: frozenset[str]) -> None:
+        constants |= {tensor.name for tensor in graph.initializer}
         for node in graph.node:
-            node.input[:] = [canonical(name) for name in node.input]
             node.output[:] = [canonical(name) for name in node.output]
+            # Of equal constants tf2onnx keeps one, and the name of any: they are named by use.
+            node.input[:] = [
+                canonical(name, f"{node.output[0]}/{position}" if name in constants else "")
+                for position, name in enumerate(node.input)
+            ]
             for attribute in node.attribute:
                 if attribute.HasField("g"):
-                    rename(attribute.g)
-        for value in (*graph.input, *graph.output, *graph.value_info):
+                    rename(attribute.g, constants)
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
             value.name = canonical(value.name)
+        graph.initializer.sort(key=lambda tensor: tensor.name)
         for index, node in enumerate(graph.node):
             node.name = f"{node.op_type}_{index}"
 
-    rename(proto.graph)
+    rename(proto.graph, frozenset())
+    proto.graph.doc_string = ""  # The numbered name of TensorFlow's function.
 
 
 class _OnnxRunner:

@@ -1,21 +1,23 @@
 """TensorFlow Lite (LiteRT), for Android, iOS and small boards."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ConversionError, brief
+from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import (
     ExportOptions,
     Format,
     Runner,
     StoredTensor,
     Tensors,
+    recast,
     serving_module,
 )
 
 _XNNPACK = "xnnpack"
-_REFERENCE = "reference"
+_BUILTIN = "builtin"
 _SIGNATURE = "serving_default"
 
 
@@ -24,7 +26,7 @@ class TFLite(Format):
 
     name = "tflite"
     suffix = ".tflite"
-    backends = (_XNNPACK, _REFERENCE)
+    backends = (_XNNPACK, _BUILTIN)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
@@ -33,12 +35,17 @@ class TFLite(Format):
         del options
         try:
             module, function = serving_module(model)
+            if _computes_in_half(function.graph):
+                # LiteRT has no kernels for that; mixed precision is meant for training.
+                module, function = serving_module(recast(model, "float32"))
             converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
             # Flex operators would convert, and then fail to run in a plain LiteRT.
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             content = converter.convert()
         except tf.errors.ResourceExhaustedError as error:
             raise OSError(brief(error)) from error
+        except ModelError:
+            raise
         except Exception as error:  # The converter raises bare Exceptions of MLIR.
             raise ConversionError(
                 f"TFLite conversion failed: {brief(error)} Only builtin operators are allowed; "
@@ -47,7 +54,7 @@ class TFLite(Format):
         path.write_bytes(content)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
-        """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
+        """Opens the flatbuffer with XNNPACK, or with LiteRT's own kernels alone."""
         return _LiteRTRunner(path, backend, threads)
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
@@ -72,14 +79,25 @@ class TFLite(Format):
         return stored
 
 
+def _computes_in_half(graph: Any) -> bool:
+    tensors = (tensor for operation in graph.get_operations() for tensor in operation.outputs)
+    return any(tensor.dtype.name in {"float16", "bfloat16"} for tensor in tensors)
+
+
 class _LiteRTRunner:
     def __init__(self, path: Path, backend: str, threads: int | None) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        resolver = OpResolverType.BUILTIN_REF if backend == _REFERENCE else OpResolverType.AUTO
-        self._interpreter = Interpreter(
-            model_path=str(path), experimental_op_resolver_type=resolver, num_threads=threads
+        # Not BUILTIN_REF, the slow reference kernels: it lacks operators, Elu among them.
+        own = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        resolver = own if backend == _BUILTIN else OpResolverType.AUTO
+        self._open = partial(
+            Interpreter,
+            model_path=str(path),
+            experimental_op_resolver_type=resolver,
+            num_threads=threads,
         )
+        self._interpreter = self._open()
         self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
         self._dtypes = {
             name: detail["dtype"] for name, detail in self._signature.get_input_details().items()
@@ -93,10 +111,14 @@ class _LiteRTRunner:
         return outputs
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
-        arrays = self._arrays(inputs)
+        # An interpreter of its own: one with a signature runner refuses the bare call.
+        interpreter = self._open()
         details = self._signature.get_input_details()
-        self._signature(**arrays)  # Resizes the batch and allocates.
+        arrays = self._arrays(inputs)
         for name, array in arrays.items():
-            self._interpreter.set_tensor(details[name]["index"], array)
-        run: Callable[[], object] = self._interpreter.invoke
+            interpreter.resize_tensor_input(details[name]["index"], array.shape)
+        interpreter.allocate_tensors()
+        for name, array in arrays.items():
+            interpreter.set_tensor(details[name]["index"], array)
+        run: Callable[[], object] = interpreter.invoke
         return run

@@ -1,0 +1,53 @@
+"""What the tests of all formats share."""
+
+import itertools
+
+import keras
+import pytest
+
+from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Writes a model in a format, by name, and returns the path; a new one every time."""
+    count = itertools.count()
+
+    def write(name, model, **options):
+        path = tmp_path / f"artifact{next(count)}{FORMATS[name].suffix}"
+        FORMATS[name].export(model, path, ExportOptions(**options))
+        return path
+
+    return write
+
+
+class InverseErrorFunction(keras.layers.Layer):
+    """TensorFlow computes it; neither LiteRT nor ONNX has the operator."""
+
+    def call(self, inputs):
+        return keras.ops.erfinv(inputs)
+
+
+@pytest.fixture
+def unconvertible():
+    return keras.Sequential(
+        [keras.Input((8,), name="x"), keras.layers.Dense(4, name="y"), InverseErrorFunction()]
+    )
+
+
+@pytest.fixture
+def lstm():
+    """Builds a model with an LSTM."""
+
+    def build(batch=None, **options):
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [
+                keras.Input(batch_shape=(batch, 5, 3), name="sequence"),
+                keras.layers.LSTM(6, name="lstm", **options),
+                keras.layers.Dense(2, bias_initializer="ones", name="scores"),
+            ]
+        )
+
+    return build

@@ -1,0 +1,119 @@
+import keras
+import numpy as np
+import pytest
+
+from exporter.formats.base import Signature, StoredTensor, measure, recast
+
+
+def names(infos):
+    return [info.name for info in infos]
+
+
+class TestSignature:
+    def test_names_are_those_of_input_and_output_layers_in_order(self, build):
+        signature = Signature(build("functional_two_inputs_two_outputs"))
+        assert names(signature.inputs) == ["wide", "deep"]
+        assert names(signature.outputs) == ["kind", "amount"]
+        assert [info.shape for info in signature.inputs] == [(None, 24), (None, 18)]
+        assert {info.dtype for info in signature.outputs} == {"float32"}
+
+    def test_outputs_of_a_dictionary_are_named_by_its_keys(self, build):
+        signature = Signature(build("dict_inputs_outputs"))
+        assert names(signature.inputs) == ["item", "query"]
+        assert names(signature.outputs) == ["click", "rating"]
+        assert [info.shape for info in signature.outputs] == [(None, 2), (None, 1)]
+
+    def test_nested_dictionaries_are_named_by_their_path(self):
+        inputs = keras.Input((4,), name="x")
+        heads = {"a": {"b": keras.layers.Dense(2)(inputs)}, "c": keras.layers.Dense(3)(inputs)}
+        assert names(Signature(keras.Model(inputs, heads)).outputs) == ["a_b", "c"]
+
+    @pytest.mark.parametrize(
+        ("name", "identifier"),
+        [
+            ("image", "image"),
+            ("in-put.1", "in_put_1"),
+            ("serving:0", "serving_0"),
+            ("3d", "t3d"),
+            ("_private", "t_private"),
+            ("größe", "gr__e"),
+            ("a b", "a_b"),
+        ],
+    )
+    def test_names_become_identifiers(self, name, identifier):
+        inputs = keras.Input((4,), name=name)
+        model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+        (info,) = Signature(model).inputs
+        assert info.name == identifier
+        assert info.name.isidentifier()
+
+    def test_names_that_become_the_same_are_made_unique(self):
+        inputs = [keras.Input((4,), name=name) for name in ("a.b", "a-b", "a_b")]
+        model = keras.Model(inputs, keras.layers.Add()(inputs))
+        assert names(Signature(model).inputs) == ["a_b", "a_b_1", "a_b_2"]
+
+    def test_a_layer_that_gives_two_outputs_gives_them_two_names(self):
+        inputs = keras.Input((4,), name="x")
+        layer = keras.layers.Dense(2, name="y")
+        model = keras.Model(inputs, [layer(inputs), layer(inputs * 2)])
+        assert names(Signature(model).outputs) == ["y", "y_1"]
+
+    def test_input_layers_are_translated(self):
+        inputs = [keras.Input((4,), name=name) for name in ("a.b", "c")]
+        signature = Signature(keras.Model(inputs, keras.layers.Add()(inputs)))
+        assert signature.input_name("a.b") == "a_b"
+        assert signature.input_name("c") == "c"
+        assert signature.input_name("other") == "other"
+
+    def test_dropout_and_statistics_are_those_of_inference(self, build, samples, predict):
+        model = build("conv_batchnorm_dropout")
+        inputs = samples(model, 4)
+        before = [weight.copy() for weight in model.get_weights()]
+        first, second = (predict(model, inputs)["probabilities"] for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        for old, new in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+class TestRecast:
+    def test_every_layer_computes_in_the_new_type(self, zoo_model, samples, predict):
+        copy = recast(zoo_model, "float64")
+        inputs = samples(zoo_model, 4)
+        exact = predict(copy, {name: value.astype("float64") for name, value in inputs.items()})
+        half = zoo_model.name == "mixed_float16"
+        for name, value in predict(zoo_model, inputs).items():
+            assert exact[name].dtype == np.float64
+            tolerance = 2e-3 if half else 5e-6
+            np.testing.assert_allclose(value, exact[name], rtol=tolerance, atol=tolerance)
+
+    def test_adapted_statistics_are_kept(self, samples, predict):
+        normalization = keras.layers.Normalization()
+        normalization.adapt(np.random.default_rng(0).normal(3, 2, (50, 6)).astype("float32"))
+        body = keras.Sequential([keras.Input((6,)), normalization], name="body")
+        model = keras.Sequential([keras.Input((6,), name="x"), body], name="outer")
+        inputs = samples(model, 5)
+        expected, actual = predict(model, inputs), predict(recast(model, "float64"), inputs)
+        np.testing.assert_allclose(actual["body"], expected["body"], rtol=1e-5, atol=1e-5)
+
+
+class TestMeasure:
+    def test_a_folder_is_hashed_by_names_and_content_in_sorted_order(self, tmp_path):
+        sums = []
+        for order in (["a", "b"], ["b", "a"]):
+            folder = tmp_path / "".join(order)
+            (folder / "sub").mkdir(parents=True)
+            for name in order:
+                (folder / "sub" / name).write_text(f"content of {name}")
+            sums.append(measure(folder))
+        assert sums[0] == sums[1]
+        assert sums[0][0] == 2 * len("content of a")
+        (tmp_path / "ab" / "sub" / "a").rename(tmp_path / "ab" / "sub" / "c")
+        assert measure(tmp_path / "ab") != sums[0]
+
+
+def test_equal_arrays_have_equal_digests_whatever_their_name():
+    array = np.arange(6, dtype="float32").reshape(2, 3)
+    first, second = StoredTensor.of("a", array), StoredTensor.of("b", array.copy())
+    assert first.digest == second.digest
+    assert (first.shape, first.nbytes) == ((2, 3), 24)
+    assert StoredTensor.of("a", array + 1).digest != first.digest

@@ -1,0 +1,236 @@
+"""What every format promises, over models of many kinds."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from exporter.errors import ModelError
+from exporter.formats import ALL_FORMATS, FORMAT_NAMES, FORMATS
+from exporter.formats.base import ExportOptions, KerasRunner, Signature, StoredTensor, describe
+from exporter.lowrank.compress import compress
+from exporter.lowrank.rewrite import walk
+
+
+@pytest.fixture(params=FORMATS)
+def fmt(request):
+    return FORMATS[request.param]
+
+
+class Exported(NamedTuple):
+    """A model of the zoo and its artifact."""
+
+    model: Any
+    path: Path
+
+
+@pytest.fixture(scope="module")
+def cache():
+    return {}
+
+
+@pytest.fixture
+def exported(fmt, zoo_model, cache, request, tmp_path_factory):
+    """Each model in each format; exported once, for that is what takes time."""
+    key = request.node.callspec.id
+    if key not in cache:
+        path = tmp_path_factory.mktemp("exported") / f"artifact{fmt.suffix}"
+        fmt.export(zoo_model, path, ExportOptions())
+        cache[key] = Exported(zoo_model, path)
+    return cache[key]
+
+
+def assert_close(actual, expected, model):
+    """Equal within rounding: of float32, or of the model's coarsest layer."""
+    half = any(layer.compute_dtype == "float16" for _, layer in walk(model))
+    tolerance = 2e-3 if half else 5e-6
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape
+        np.testing.assert_allclose(
+            actual[name], value, rtol=tolerance, atol=tolerance, err_msg=name
+        )
+
+
+def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
+    """By the names of inputs and outputs, in every backend."""
+    for backend in fmt.backends:
+        runner = fmt.load(exported.path, backend)
+        for count in (1, 5, 2):
+            inputs = samples(exported.model, count)
+            assert_close(runner(inputs), KerasRunner(exported.model)(inputs), exported.model)
+
+
+@pytest.mark.parametrize(
+    "zoo_model", ["residual", "nested_functional", "conv_batchnorm_dropout"], indirect=True
+)
+def test_a_second_export_is_the_same_graph(fmt, exported, export):
+    again = export(fmt.name, exported.model)
+    if exported.path.is_dir():
+        first, second = (
+            tf.saved_model.experimental.read_fingerprint(str(path))
+            for path in (exported.path, again)
+        )
+        assert first.graph_def_program_hash == second.graph_def_program_hash
+        assert first.signature_def_hash == second.signature_def_hash
+    else:
+        assert exported.path.read_bytes() == again.read_bytes()
+
+
+def test_every_kernel_is_stored_in_full(fmt, exported):
+    stored = fmt.stored_tensors(exported.path)
+    digests = {tensor.digest for tensor in stored}
+    for name, layer in walk(exported.model):
+        if not isinstance(layer, keras.layers.Dense) or layer.compute_dtype != "float32":
+            continue
+        kernel = layer.kernel.numpy()
+        # LiteRT keeps the kernels of dense layers transposed.
+        forms = {StoredTensor.of(name, form).digest for form in (kernel, kernel.T.copy())}
+        assert forms & digests, name
+
+
+def test_stored_tensors_have_the_sizes_of_the_weights(fmt, exported):
+    """In some order of axes; what converters fold into its neighbours is left out."""
+    folded = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)
+    wanted = Counter(
+        tuple(sorted(weight.shape))
+        for _, layer in walk(exported.model)
+        if not isinstance(layer, folded)
+        for weight in layer.weights
+        if np.prod(weight.shape) > 1  # Single numbers become attributes.
+    )
+    stored = {t.digest: t for t in fmt.stored_tensors(exported.path)}.values()
+    found = Counter(tuple(sorted(size for size in t.shape if size > 1)) for t in stored)
+    missing = Counter({tuple(s for s in shape if s > 1): n for shape, n in wanted.items()}) - found
+    assert not missing
+    itemsize = (
+        2 if any(layer.compute_dtype == "float16" for _, layer in walk(exported.model)) else 4
+    )
+    for tensor in stored:
+        assert tensor.nbytes >= 0
+        if tuple(sorted(tensor.shape)) in wanted:
+            assert tensor.nbytes >= itemsize * np.prod(tensor.shape)
+
+
+def test_thin_factors_are_stored_and_their_product_is_not(fmt, export, build):
+    compressed = compress(build("sequential_mlp"), {"hidden_1": 4, "hidden_2": 5}).model
+    stored = fmt.stored_tensors(export(fmt.name, compressed))
+    shapes = {tuple(sorted(tensor.shape)) for tensor in stored}
+    assert {(4, 36), (4, 40), (5, 40), (5, 32)} <= shapes
+    assert not {(36, 40), (32, 40)} & shapes
+
+
+def test_prepared_call_leaves_the_runner_usable(fmt, export, build, samples):
+    model = build("functional_two_inputs_two_outputs")
+    path = export(fmt.name, model)
+    for backend in fmt.backends:
+        runner = fmt.load(path, backend, threads=1)
+        run = runner.prepare(samples(model, 4))
+        for _ in range(3):
+            run()
+        inputs = samples(model, 2, seed=1)
+        assert_close(runner(inputs), KerasRunner(model)(inputs), model)
+
+
+def test_integer_inputs_are_exported(fmt, export):
+    model = keras.Sequential(
+        [
+            keras.Input((4,), dtype="int32", name="tokens"),
+            keras.layers.Embedding(10, 6, name="embedding"),
+            keras.layers.Flatten(name="flatten"),
+            keras.layers.Dense(3, name="scores"),
+        ]
+    )
+    inputs = {"tokens": np.random.default_rng(0).integers(0, 10, (5, 4), dtype="int32")}
+    path = export(fmt.name, model)
+    for backend in fmt.backends:
+        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model)(inputs), model)
+
+
+def test_adapted_statistics_are_exported(fmt, export, samples):
+    normalization = keras.layers.Normalization(name="normalization")
+    normalization.adapt(np.random.default_rng(0).normal(3, 2, (50, 6)).astype("float32"))
+    model = keras.Sequential(
+        [keras.Input((6,), name="x"), normalization, keras.layers.Dense(3, name="y")]
+    )
+    inputs = samples(model, 5)
+    path = export(fmt.name, model)
+    for backend in fmt.backends:
+        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model)(inputs), model)
+
+
+def test_a_fixed_batch_stays_fixed(fmt, export, samples):
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(3, 6), name="x"), keras.layers.Dense(2, name="y")]
+    )
+    path = export(fmt.name, model)
+    inputs = samples(model, 3)
+    for backend in fmt.backends:
+        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model)(inputs), model)
+
+
+def test_free_sequence_lengths_stay_free(fmt, export):
+    model = keras.Sequential(
+        [
+            keras.Input((None, 4), name="sequence"),
+            keras.layers.Dense(5, activation="relu", name="tokens"),
+            keras.layers.GlobalAveragePooling1D(name="mean"),
+        ]
+    )
+    path = export(fmt.name, model)
+    generator = np.random.default_rng(0)
+    for backend in fmt.backends:
+        runner = fmt.load(path, backend)
+        for shape in [(1, 7, 4), (3, 2, 4)]:
+            inputs = {"sequence": generator.normal(size=shape).astype("float32")}
+            assert_close(runner(inputs), KerasRunner(model)(inputs), model)
+
+
+def test_names_that_are_no_identifiers_are_translated(fmt, export):
+    inputs = keras.Input((4,), name="1st input:0")
+    model = keras.Model(inputs, keras.layers.Dense(2, name="out-put.y")(inputs))
+    path = export(fmt.name, model)
+    for backend in fmt.backends:
+        outputs = fmt.load(path, backend)({"t1st_input_0": np.ones((2, 4), "float32")})
+        assert list(outputs) == ["out_put_y"]
+
+
+def test_sparse_inputs_are_refused(fmt, export):
+    inputs = keras.Input((4,), name="x", sparse=True)
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    with pytest.raises(ModelError, match="Sparse inputs cannot be exported"):
+        export(fmt.name, model)
+
+
+def test_describe_measures_the_artifact(fmt, export, build):
+    model = build("tiny")
+    path = export(fmt.name, model)
+    described = describe(fmt, "float32", path, model)
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    assert described.size == sum(file.stat().st_size for file in files) > 0
+    assert (described.format, described.variant, described.path) == (fmt.name, "float32", path)
+    assert described.inputs == Signature(model).inputs
+    assert described.sha256 == describe(fmt, "float32", path, model).sha256
+
+    some = max(files, key=lambda file: file.stat().st_size)
+    some.write_bytes(some.read_bytes()[:-1] + b"!")
+    changed = describe(fmt, "float32", path, model)
+    assert changed.size == described.size
+    assert changed.sha256 != described.sha256
+
+
+def test_the_table_is_keyed_by_name():
+    assert tuple(FORMATS) == FORMAT_NAMES
+    assert all(fmt.name == name for name, fmt in FORMATS.items())
+    assert ALL_FORMATS not in FORMATS
+
+
+def test_every_format_has_what_the_contract_asks_for(fmt):
+    assert fmt.backends
+    assert "float32" in fmt.variants
+    assert fmt.tolerance.multiple > 1
+    assert ExportOptions().opset == 17

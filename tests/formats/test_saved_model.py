@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from exporter.formats import FORMATS
+from exporter.formats.base import KerasRunner, Signature
+
+
+@pytest.mark.parametrize("key", ["serving_default", "serve"])
+@pytest.mark.parametrize("zoo_model", ["shared_dense", "dict_inputs_outputs"], indirect=True)
+def test_both_signatures_serve_named_tensors(zoo_model, export, samples, key):
+    signature = tf.saved_model.load(str(export("saved_model", zoo_model))).signatures[key]
+    expected = Signature(zoo_model)
+    specs = signature.structured_input_signature[1]
+    assert {name: tuple(spec.shape) for name, spec in specs.items()} == {
+        info.name: info.shape for info in expected.inputs
+    }
+    assert {name: tuple(spec.shape) for name, spec in signature.structured_outputs.items()} == {
+        info.name: info.shape for info in expected.outputs
+    }
+    inputs = samples(zoo_model, 4)
+    actual = signature(**{name: tf.constant(array) for name, array in inputs.items()})
+    for name, value in KerasRunner(zoo_model)(inputs).items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_are_variables_and_not_constants(build, export):
+    """Constants would bloat the graph, and end at two gigabytes."""
+    model = build("sequential_mlp")
+    path = export("saved_model", model)
+    variables = tf.train.load_checkpoint(str(path / "variables" / "variables"))
+    shapes = variables.get_variable_to_shape_map().values()
+    for weight in model.weights:
+        assert list(weight.shape) in shapes
+    kernels = [t for t in FORMATS["saved_model"].stored_tensors(path) if t.shape == (36, 40)]
+    assert len(kernels) == 1
+
+
+def test_nothing_but_the_folder_is_needed(build, export, tmp_path):
+    """No assets or code of Keras: TensorFlow Serving reads the folder alone."""
+    path = export("saved_model", build("tiny"))
+    moved = path.rename(tmp_path / "elsewhere")
+    outputs = FORMATS["saved_model"].load(moved, "tensorflow")(
+        {"features": np.ones((2, 8), "float32")}
+    )
+    assert outputs["scores"].shape == (2, 6)
+    assert not any((moved / "assets").iterdir())

@@ -1,0 +1,87 @@
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+from exporter.errors import ConversionError
+from exporter.formats import FORMATS
+from exporter.formats.base import KerasRunner
+
+TFLITE = FORMATS["tflite"]
+
+
+def operators(path):
+    """Codes of the builtin operators used, and names of the custom ones."""
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    custom = [code.customCode for code in model.operatorCodes if code.customCode]
+    return [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes], custom
+
+
+@pytest.mark.parametrize("zoo_model", ["residual", "conv_batchnorm_dropout"], indirect=True)
+def test_only_builtin_operators_are_used(zoo_model, export):
+    """Flex operators are custom ones, and a plain LiteRT cannot run them."""
+    codes, custom = operators(export("tflite", zoo_model))
+    assert not custom
+    assert codes
+    assert schema.BuiltinOperator.CUSTOM not in codes
+
+
+def test_signature_has_the_names_of_the_model(build, export):
+    path = export("tflite", build("dict_inputs_outputs"))
+    signatures = Interpreter(model_path=str(path)).get_signature_list()
+    assert signatures.keys() == {"serving_default"}
+    assert sorted(signatures["serving_default"]["inputs"]) == ["item", "query"]
+    assert sorted(signatures["serving_default"]["outputs"]) == ["click", "rating"]
+
+
+def test_batch_is_free(build, export):
+    path = export("tflite", build("tiny"))
+    details = Interpreter(model_path=str(path)).get_input_details()
+    assert [list(detail["shape_signature"]) for detail in details] == [[-1, 8]]
+
+
+@pytest.mark.parametrize("activation", ["elu", "gelu", "selu", "silu", "mish", "hard_sigmoid"])
+def test_activations_run_in_every_backend(export, samples, activation):
+    model = keras.Sequential(
+        [keras.Input((6,), name="x"), keras.layers.Dense(5, activation=activation, name="y")]
+    )
+    path = export("tflite", model)
+    inputs = samples(model, 4)
+    expected = KerasRunner(model)(inputs)["y"]
+    for backend in TFLITE.backends:
+        actual = TFLITE.load(path, backend)(inputs)["y"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_recurrent_layers_with_a_free_batch_are_refused_with_the_remedy(lstm, export):
+    with pytest.raises(ConversionError, match="fixed batch or unroll=True"):
+        export("tflite", lstm())
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch": 1}, {"unroll": True}], ids=["fixed_batch", "unrolled"]
+)
+def test_the_remedies_for_recurrent_layers_work(lstm, export, samples, options):
+    model = lstm(**options)
+    path = export("tflite", model)
+    inputs = samples(model, 1)
+    expected = KerasRunner(model)(inputs)["scores"]
+    for backend in TFLITE.backends:
+        actual = TFLITE.load(path, backend)(inputs)["scores"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_operator_that_litert_lacks_is_an_error_and_writes_nothing(
+    unconvertible, export, tmp_path
+):
+    with pytest.raises(ConversionError, match="Only builtin operators"):
+        export("tflite", unconvertible)
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixed_precision_is_stored_and_computed_in_float32(build, export):
+    """LiteRT has no half precision kernels on the processor."""
+    path = export("tflite", build("mixed_float16"))
+    details = Interpreter(model_path=str(path)).get_tensor_details()
+    assert np.float16 not in {detail["dtype"] for detail in details}
