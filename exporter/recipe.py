@@ -115,6 +115,9 @@ class Recipe:
         if isinstance(self.rank, Mapping):
             if not self.rank:
                 raise RecipeError("rank names no layer. Give at least one 'layer=rank'.")
+            for name in self.rank:
+                if not isinstance(name, str):
+                    raise RecipeError(f"rank must name layers as text. Received: {name!r}.")
             # A copy, so that a frozen recipe cannot change under its owner.
             object.__setattr__(self, "rank", dict(self.rank))
             named = [(f"rank of layer {name!r}", rank) for name, rank in self.rank.items()]
