@@ -1,0 +1,167 @@
+import dataclasses
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.errors import RecipeError
+from exporter.formats import FORMAT_NAMES
+from exporter.recipe import OPSETS, Recipe, parse_rank
+
+WHOLE = st.integers(1, 10_000)
+PATHS = st.none() | st.text(min_size=1)
+TOLERANCES = st.none() | st.floats(0, 1e6)
+RECIPES = st.builds(
+    Recipe,
+    model=PATHS,
+    data=st.text(min_size=1),
+    rank=WHOLE | st.just("full") | st.dictionaries(st.text(min_size=1), WHOLE, min_size=1),
+    formats=st.lists(st.sampled_from([*FORMAT_NAMES, "all"]), min_size=1).map(tuple),
+    output=PATHS,
+    atol=TOLERANCES,
+    rtol=TOLERANCES,
+    seed=st.integers(0, 2**32 - 1),
+    merge=st.booleans(),
+    opset=st.sampled_from(OPSETS),
+    force=st.booleans(),
+)
+
+
+@given(recipe=RECIPES)
+def test_is_the_same_after_a_trip_through_json(recipe):
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_json_names_every_option():
+    options = json.loads(Recipe().to_json())
+    assert list(options) == [field.name for field in dataclasses.fields(Recipe)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, "rank must be a whole number >= 1 (or 'full' for all layers). Received: 0."),
+        ({"rank": -1}, "Received: -1."),
+        ({"rank": True}, "Received: True."),
+        ({"rank": 2.0}, "Received: 2.0."),
+        ({"rank": "20"}, "Received: '20'."),
+        ({"rank": None}, "Received: None."),
+        ({"rank": [1, 2]}, "Received: [1, 2]."),
+        ({"rank": {}}, "rank names no layer"),
+        ({"rank": {"a": 0}}, "rank of layer 'a' must be a whole number >= 1"),
+        ({"rank": {"a": "full"}}, "Received: 'full'."),
+        ({"rank": {3: 1}}, "Received: 3."),
+        ({"formats": "tflite"}, "formats must be a list of names. Received: 'tflite'."),
+        ({"formats": None}, "Received: None."),
+        ({"formats": ()}, "formats is empty. Known formats: saved_model, tflite, onnx."),
+        ({"formats": ["tfl"]}, "Unknown format 'tfl'. Known formats: saved_model, tflite, onnx"),
+        ({"formats": [3]}, "Unknown format 3."),
+        ({"model": ""}, "model must be a path as text. Received: ''."),
+        ({"model": 3}, "Received: 3."),
+        ({"output": ""}, "output must be a path as text. Received: ''."),
+        ({"data": ""}, "data must be a name or a path as text. Received: ''."),
+        ({"data": None}, "Received: None."),
+        ({"atol": -1e-9}, "atol must be a finite number >= 0. Received: -1e-09."),
+        ({"atol": float("nan")}, "Received: nan."),
+        ({"rtol": float("inf")}, "rtol must be a finite number >= 0. Received: inf."),
+        ({"rtol": "1e-3"}, "Received: '1e-3'."),
+        ({"rtol": False}, "Received: False."),
+        ({"seed": -1}, "seed must be within 0 and 2**32 - 1. Received: -1."),
+        ({"seed": 2**32}, "Received: 4294967296."),
+        ({"seed": 1.5}, "Received: 1.5."),
+        ({"opset": 12}, "opset must be within 13 and 18; 17 is the default. Received: 12."),
+        ({"opset": 19}, "Received: 19."),
+        ({"opset": "17"}, "Received: '17'."),
+        ({"merge": 1}, "merge must be True or False. Received: 1."),
+        ({"force": "yes"}, "force must be True or False. Received: 'yes'."),
+    ],
+)
+def test_refuses_values_out_of_range_and_names_what_it_received(changes, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Recipe(**changes)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Recipe.from_dict({**Recipe().to_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "The recipe is not JSON"),
+        ("", "The recipe is not JSON"),
+        ("[1]", "A recipe is a JSON object. Received: list."),
+        ("null", "Received: NoneType."),
+        ('{"ranks": 3}', "Unknown options ['ranks']. Known: ['atol',"),
+        ('{"atol": NaN}', "Received: nan."),
+    ],
+)
+def test_refuses_json_that_is_no_recipe(text, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Recipe.from_json(text)
+
+
+def test_all_stands_for_every_format_and_repetitions_count_once():
+    assert Recipe(formats=("all",)).formats == FORMAT_NAMES
+    assert Recipe(formats=["onnx", "all", "onnx"]).formats == (
+        "onnx",
+        *[name for name in FORMAT_NAMES if name != "onnx"],
+    )
+
+
+def test_a_mapping_of_ranks_cannot_change_under_the_recipe():
+    ranks = {"a": 3}
+    recipe = Recipe(rank=ranks)
+    ranks["a"] = 4
+    assert recipe.rank == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    ("rank", "label"), [(20, "rank20"), ("full", "rank-full"), ({"a": 3}, "rank-mixed")]
+)
+def test_rank_label(rank, label):
+    assert Recipe(rank=rank).rank_label == label
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [
+        ("20", 20),
+        (" 20 ", 20),
+        ("full", "full"),
+        ("dense_1=32", {"dense_1": 32}),
+        (" body/a = 3 , b=4", {"body/a": 3, "b": 4}),
+        ("0", 0),  # A whole number; the recipe refuses it.
+    ],
+)
+def test_rank_is_parsed(text, rank):
+    assert parse_rank(text) == rank
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Rank cannot be read: give a whole number >= 1, 'full', or 'layer=rank"),
+        ("twenty", "Received: 'twenty'."),
+        ("2.5", "Received: '2.5'."),
+        ("a=", "Received: 'a='."),
+        ("a=x", "Received: 'a=x'."),
+        ("=3", "must read 'layer=rank'. Received: '=3'."),
+        ("a=1,", "must read 'layer=rank'. Received: ''."),
+        ("a=1,b", "Received: 'b'."),
+        ("a=1,a=2", "Layer 'a' is given two ranks in 'a=1,a=2'."),
+    ],
+)
+def test_ranks_that_cannot_be_parsed_are_refused(text, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        parse_rank(text)
+
+
+@given(st.text())
+def test_any_text_is_a_rank_or_refused(text):
+    try:
+        rank = parse_rank(text)
+    except RecipeError:
+        return
+    assert rank == "full" or isinstance(rank, (int, dict))
