@@ -9,7 +9,6 @@ input, or ``y_<output>`` where the model has several outputs. The layout of Kera
 import hashlib
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -34,7 +33,7 @@ TEST_PART = 0.2
 VALIDATION_PART = 0.1
 _SPLIT_SEED = 0
 
-_UINT8_MAX = 255
+UINT8_MAX = 255
 
 
 @dataclass(frozen=True)
@@ -111,16 +110,17 @@ def _read(path: Path) -> dict[str, Array]:
     if path.suffix not in {".npz", ".npy"} or not path.is_file():
         raise DataError(f"Data must be a .npz or .npy file. Received: {str(path)!r}.")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {ONLY_INPUT: loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:  # NumPy leaves a damaged file open.
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {ONLY_INPUT: loaded}
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # NumPy, zipfile and its codecs raise whatever they run into.
         # NumPy takes any unknown content for pickled objects, and advises to trust it.
-        reason = "it holds objects, or no arrays" if "pickle" in str(error) else brief(error)
+        reason = "it holds objects, or no arrays." if "pickle" in str(error) else brief(error)
         raise DataError(
-            f"{str(path)!r} cannot be read: {reason}. Arrays must be saved by np.save or "
+            f"{str(path)!r} cannot be read: {reason} Arrays must be saved by np.save or "
             "np.savez with a numeric dtype, not object."
         ) from error
 
@@ -301,7 +301,7 @@ def _fit_array(
             )
         else:
             notes.append(f"{spec.name}: {array.dtype} images are scaled to [0, 1]")
-            return (array / np.float32(_UINT8_MAX)).astype(spec.dtype)
+            return (array / np.float32(UINT8_MAX)).astype(spec.dtype)
     return array.astype(spec.dtype)
 
 
@@ -321,7 +321,7 @@ def _is_image(array: Array, spec: Any) -> bool:
         return False
     if array.dtype == np.uint8:
         return True
-    return array.ndim > 2 and array.min() >= 0 and array.max() <= _UINT8_MAX
+    return array.ndim > 2 and array.min() >= 0 and array.max() <= UINT8_MAX
 
 
 def _fit_labels(
