@@ -105,7 +105,7 @@ class RankPolicy(ABC):
     def _plan(self, candidate: Candidate) -> LayerPlan:
         factorizer = candidate.factorizer
         if factorizer is None:
-            rank, reason = None, f"{candidate.kind} layers are not factorized"
+            rank, reason = None, "this kind is not factorized"
         else:
             rank, reason = self._choose(candidate, factorizer)
         return LayerPlan(

@@ -28,7 +28,7 @@ class ConsoleProgress:
 
     def note(self, text: str) -> None:
         """Prints a line."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     @contextmanager
     def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
@@ -238,11 +238,13 @@ def _structure_text(proof: StructureProof) -> str:
     dense = [layer.layer for layer in proof.layers if not layer.dense_gone]
     count = sum(len(layer.factors) for layer in proof.layers)
     parts = []
+    if not proof.layers:
+        parts.append("no layer was factorized")
     if missing:
         parts.append(f"FACTORS MISSING of {', '.join(missing)}")
     if dense:
         parts.append(f"DENSE MATRIX FOUND of {', '.join(dense)}")
-    if not missing and not dense:
+    if proof.layers and not missing and not dense:
         parts.append(
             f"all {count} factors found at their shapes, none of the matrices they replace"
         )

@@ -42,7 +42,12 @@ class Probe:
 
 
 def make_probes(
-    inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], dataset: Dataset, seed: int
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    dataset: Dataset,
+    seed: int,
+    *,
+    largest: float = 1,
 ) -> list[Probe]:
     """Makes the probes for a model; the first is the one that counts most.
 
@@ -51,6 +56,7 @@ def make_probes(
         outputs: Its outputs; large ones limit how many samples are kept in memory.
         dataset: Fitted to the model; without a test part, the first probe is the random one.
         seed: Of the random inputs.
+        largest: Without a test part, floating point inputs are within 0 and this.
     """
     # A model with a fixed batch takes no other.
     fixed = next((info.fixed_batch for info in inputs if info.fixed_batch), None)
@@ -58,7 +64,9 @@ def make_probes(
     test = dataset.test
     probes: list[Probe] = []
     if test is None:
-        ranges: dict[str, tuple[float, float]] = {info.name: (0, 1) for info in inputs}
+        ranges: dict[str, tuple[float, float]] = {
+            info.name: (0, largest if _is_float(info.dtype) else 1) for info in inputs
+        }
         shapes = {info.name: tuple(size or FREE_SIZE for size in info.shape[1:]) for info in inputs}
     else:
         real = test.take(slice(_affordable_samples(test.inputs, outputs)))

@@ -9,13 +9,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from exporter.formats.base import StoredTensor
 from exporter.lowrank.compress import Compressed
+from exporter.lowrank.rewrite import walk
 
 WEIGHT_SLACK = 0.05
 WEIGHT_ALLOWANCE = 16 * 1024
 FILE_SLACK = 0.25
 FILE_ALLOWANCE = 256 * 1024
+
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,15 @@ def prove_structure(
         compressed: The compressed Keras model and its plan.
     """
     weights = _described(compressed.model.weights)
+    # A converter may store a weight as it is cast for the computation, or half precision as
+    # float32; and weights that are equal once, or each.
+    cast = [
+        (weight.numpy().size, _itemsize(weight.dtype), _itemsize(layer.compute_dtype))
+        for _, layer in walk(compressed.model)
+        for weight in layer.weights
+    ]
+    least = sum(size * min(stored, computed) for size, stored, computed in cast)
+    most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
     kernels = {
         name: _described(layer.kernel for layer in factors.layers)
         for name, factors in compressed.factors.items()
@@ -97,14 +111,19 @@ def prove_structure(
             proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
     predicted = sum(tensor.nbytes for tensor in _distinct(weights))
     actual = sum(tensor.nbytes for tensor in _distinct(stored))
+    slack = WEIGHT_SLACK * predicted + WEIGHT_ALLOWANCE
     return StructureProof(
         layers=tuple(proofs),
         predicted_bytes=predicted,
         stored_bytes=actual,
         file_bytes=file_bytes,
-        weights_as_predicted=abs(actual - predicted) <= WEIGHT_SLACK * predicted + WEIGHT_ALLOWANCE,
-        file_as_predicted=file_bytes <= (1 + FILE_SLACK) * predicted + FILE_ALLOWANCE,
+        weights_as_predicted=min(least, predicted) - slack <= actual <= most + slack,
+        file_as_predicted=file_bytes <= (1 + FILE_SLACK) * most + FILE_ALLOWANCE,
     )
+
+
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def _described(weights: Iterable[Any]) -> list[StoredTensor]:

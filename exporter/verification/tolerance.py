@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.data import Array
-from exporter.errors import ModelError, brief
-from exporter.formats.base import ToleranceRule
+from exporter.errors import ModelError
+from exporter.formats.base import ToleranceRule, recast
 from exporter.metrics import are_probabilities
 
 View = Literal["value", "log_probability"]
@@ -25,8 +25,6 @@ View = Literal["value", "log_probability"]
 UNIT_ROUNDOFF = 2.0**-24
 _SMALLEST_PROBABILITY = 1e-30
 """Below this, float32 probabilities run into denormals and tell nothing of the logits."""
-
-_LOW_PRECISION = {"float16", "bfloat16", "float32"}
 
 
 @dataclass(frozen=True)
@@ -61,36 +59,10 @@ def float64_copy(model: Any) -> Any:
     Raises:
         ModelError: If the model cannot be rebuilt from its configuration.
     """
-    import keras
-
     try:
-        config = keras.saving.serialize_keras_object(model)
-        # The configuration comes from an object of this process, not from a file.
-        copy = keras.saving.deserialize_keras_object(_raised(config), safe_mode=False)
-        copy.set_weights(model.get_weights())
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(
-            f"No float64 copy of model {model.name!r} can be made to derive the tolerance from: "
-            f"{brief(error)} Give atol or rtol."
-        ) from error
-    return copy
-
-
-def _raised(config: Any) -> Any:
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float64"}}
-        return {
-            key: "float64" if key == "dtype" and _is_low(value) else _raised(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(_raised(value) for value in config)
-    return config
-
-
-def _is_low(value: object) -> bool:
-    return isinstance(value, str) and value in _LOW_PRECISION
+        return recast(model, "float64")
+    except ModelError as error:
+        raise ModelError(f"{error} The tolerance is derived from it; give atol or rtol.") from error
 
 
 def given_tolerances(

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.baseline import scales_input
 from exporter.benchmark import count_macs
-from exporter.data import Dataset
+from exporter.data import UINT8_MAX, Dataset
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, KerasRunner, Signature, ToleranceRule
 from exporter.isolation import ChildError
@@ -92,7 +93,10 @@ class Verifier:
         self._atol, self._rtol = atol, rtol
         model = compressed.model
         signature = Signature(model)
-        self.probes = make_probes(signature.inputs, signature.outputs, dataset, seed)
+        largest = UINT8_MAX if scales_input(model) else 1
+        self.probes = make_probes(
+            signature.inputs, signature.outputs, dataset, seed, largest=largest
+        )
         self.macs = count_macs(model)
         self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, self.macs))
         self.reference = _predict_all(model, self.probes)
