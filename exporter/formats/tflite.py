@@ -17,7 +17,7 @@ from exporter.formats.base import (
 )
 
 _XNNPACK = "xnnpack"
-_BUILTIN = "builtin"
+_REFERENCE = "reference"
 _SIGNATURE = "serving_default"
 
 
@@ -26,7 +26,7 @@ class TFLite(Format):
 
     name = "tflite"
     suffix = ".tflite"
-    backends = (_XNNPACK, _BUILTIN)
+    backends = (_XNNPACK, _REFERENCE)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
@@ -54,7 +54,11 @@ class TFLite(Format):
         path.write_bytes(content)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
-        """Opens the flatbuffer with XNNPACK, or with LiteRT's own kernels alone."""
+        """Opens the flatbuffer with XNNPACK, or with the plain reference kernels.
+
+        Where the reference kernels lack an operator of the model, as they do Elu, LiteRT's own
+        optimized ones stand in for all of them, still without XNNPACK.
+        """
         return _LiteRTRunner(path, backend, threads)
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
@@ -88,15 +92,21 @@ class _LiteRTRunner:
     def __init__(self, path: Path, backend: str, threads: int | None) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        # Not BUILTIN_REF, the slow reference kernels: it lacks operators, Elu among them.
-        own = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        resolver = own if backend == _BUILTIN else OpResolverType.AUTO
-        self._open = partial(
-            Interpreter,
-            model_path=str(path),
-            experimental_op_resolver_type=resolver,
-            num_threads=threads,
-        )
+        def opened(resolver: Any) -> Any:
+            return Interpreter(
+                model_path=str(path), experimental_op_resolver_type=resolver, num_threads=threads
+            )
+
+        if backend == _XNNPACK:
+            self._open = partial(opened, OpResolverType.AUTO)
+        else:
+            self._open = partial(opened, OpResolverType.BUILTIN_REF)
+            try:
+                self._open()
+            except ValueError as error:
+                if "Didn't find op" not in str(error):
+                    raise
+                self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
         self._interpreter = self._open()
         self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
         self._dtypes = {
