@@ -1,0 +1,231 @@
+"""Whole runs of the command line, as processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CHATTER = ("WARNING", "I0000", "E0000", "oneDNN", "cuda", "absl", "Traceback", "Warning", "INFO")
+BASELINE_PARAMS, COMPRESSED_PARAMS = 5_012_490, 215_370
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "exporter", *arguments]
+
+
+def run(*arguments, cwd, **kwargs):
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, cwd=cwd, **kwargs
+    )
+
+
+def snapshot(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a small model, data that fit, and a former run."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("work")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6), name="image"),
+            layers.Flatten(),
+            layers.Dense(40, activation="relu", bias_initializer="normal", name="hidden"),
+            layers.Dense(3, activation="softmax", bias_initializer="normal", name="out"),
+        ],
+        name="small",
+    )
+    model.save(folder / "small.keras")
+    model.save(folder / "small.h5")
+    rng = np.random.default_rng(0)
+    x, y = rng.random((40, 6, 6)), rng.integers(0, 3, 40)
+    np.savez(folder / "good.npz", x=x, y=y)
+    np.savez(folder / "calibration.npz", x=x)
+    np.savez(folder / "shape.npz", x=x[:, :5])
+    np.savez(folder / "object.npz", x=np.array([{}, 1], dtype=object))
+    np.savez(folder / "nan.npz", x=np.where(x > 0.9, np.nan, x))
+    np.savez(folder / "empty.npz", x=x[:0])
+    np.savez(folder / "labels.npz", x=x, y=y + 1)
+    (folder / "text.keras").write_text("not a model")
+    for suffix in ("keras", "h5"):
+        content = (folder / f"small.{suffix}").read_bytes()
+        (folder / f"truncated.{suffix}").write_bytes(content[: len(content) // 2])
+    keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(4)]).save(
+        folder / "lambda.keras"
+    )
+    (folder / "file").write_text("mine")
+    done = run("small.keras", "--data=good.npz", "--rank=5", "--output=former", "-q", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return folder
+
+
+@pytest.mark.slow
+def test_main_job_keeps_its_promises(tmp_path):
+    first = run("--rank", "20", "--format", "all", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "artifacts" / "reference-mlp-rank20"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["totals"]["before"]["params"] == BASELINE_PARAMS
+    assert manifest["totals"]["after"]["params"] == COMPRESSED_PARAMS
+    (output,) = manifest["compression"]["outputs"]
+    assert output["baseline"]["value"] >= 0.945
+    assert (folder / "model.tflite").stat().st_size <= 870_000
+    assert (folder / "baseline.keras").exists()
+    for artifact in manifest["artifacts"]:
+        assert artifact["accepted"]
+        assert artifact["conversion"]["structure"]["passed"]
+        # What the artifact itself scores is what its Keras model scores.
+        assert artifact["conversion"]["metrics"]["probabilities"] == output["compressed"]
+    backends = {
+        c["backend"] for c in manifest["artifacts"][1]["conversion"]["parity"]["comparisons"]
+    }
+    assert backends == {"xnnpack", "reference"}
+    for text in (first.stdout, first.stderr):
+        assert not [word for word in CHATTER if word in text]
+    assert "validation accuracy" in first.stdout
+    assert "uint8 images are scaled to [0, 1]" in first.stderr
+
+    second = run("--rank", "full", "--json", cwd=tmp_path)
+    report = json.loads(second.stdout)
+    assert second.returncode == 0
+    assert report["training"]["cached"] is True
+    assert report["compression"]["outputs"][0]["top1_agreement"] == 1.0
+    assert (tmp_path / "artifacts" / "reference-mlp-rank-full").is_dir()
+
+
+BAD_INPUT = {
+    "missing model": (["nothing.keras"], "does not exist"),
+    "text as model": (["text.keras"], "zip archive"),
+    "truncated keras": (["truncated.keras"], "truncated"),
+    "truncated h5": (["truncated.h5"], "truncated"),
+    "lambda": (["lambda.keras"], "Lambda"),
+    "folder as model": (["former"], r".keras or .h5"),
+    "wrong shape": (["small.keras", "--data=shape.npz"], "(6, 6)"),
+    "objects": (["small.keras", "--data=object.npz"], "object"),
+    "nan": (["small.keras", "--data=nan.npz"], "NaN"),
+    "empty": (["small.keras", "--data=empty.npz"], "hold samples"),
+    "labels": (["small.keras", "--data=labels.npz"], "0 and 2"),
+    "missing data": (["small.keras", "--data=nothing.npz"], "not found"),
+    "rank 0": (["small.keras", "--rank=0"], ">= 1"),
+    "rank -1": (["small.keras", "--rank=-1"], ">= 1"),
+    "rank abc": (["small.keras", "--rank=abc"], "'abc'"),
+    "rank too large": (["small.keras", "--data=good.npz", "--rank=37"], "hidden (36 x 40)"),
+    "unknown layer": (["small.keras", "--data=good.npz", "--rank=no=3"], "hidden (36 x 40)"),
+    "unknown format": (["small.keras", "--format=onnx,pb"], "Known formats"),
+    "output is a file": (["small.keras", "--output=file"], "must be a folder"),
+    "output in a file": (["small.keras", "--output=file/run"], "is a file"),
+    "former run": (["small.keras", "--data=good.npz", "--output=former"], "--force"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_a_clear_error_and_loses_nothing(workplace, arguments, words):
+    before = snapshot(workplace)
+    done = run(*arguments, cwd=workplace)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("exporter: error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(workplace) == before
+
+
+def test_usage_error_exits_with_2(tmp_path):
+    assert run("--nonsense", cwd=tmp_path).returncode == 2
+
+
+def test_offline_data_set_names_the_file_to_place(workplace, tmp_path):
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    done = run("small.keras", "--data=fashion_mnist", cwd=workplace, env=environment)
+    assert done.returncode == 2
+    assert str(tmp_path / "datasets" / "fashion_mnist.npz") in done.stderr
+
+
+def test_json_is_all_of_standard_output(workplace):
+    done = run(
+        "small.h5", "--data=calibration.npz", "--rank=hidden=4", "--no-merge", "--json",
+        "--format=onnx", "--opset=13", "--output=json", cwd=workplace,
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["recipe"]["merge"] is False
+    assert report["layers"][0]["params_after"] == 4 * (36 + 40) + 4 * 4 + 40
+    (layer,) = report["artifacts"][0]["conversion"]["structure"]["layers"]
+    assert layer["factors"] == [[36, 4], [4, 4], [4, 40]]
+    manifest = json.loads((workplace / "json" / "manifest.json").read_text())
+    assert {key: manifest[key] for key in report} == report
+
+
+def test_verdict_that_fails_exits_with_1_and_rejects(workplace):
+    done = run(
+        "small.keras", "--data=good.npz", "--rank=5", "--atol=0", "--output=strict", cwd=workplace
+    )
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert (workplace / "strict" / "rejected" / "model.tflite").exists()
+    assert not (workplace / "strict" / "model.tflite").exists()
+
+
+def test_verbose_shows_the_libraries(workplace):
+    done = run("small.keras", "--data=good.npz", "--rank=5", "--output=loud", "-v", cwd=workplace)
+    assert done.returncode == 0
+    assert "tensorflow" in done.stderr.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["scaled", "Exporting"])
+def test_interrupted_run_leaves_what_was_there(workplace, sign, stage):
+    before = snapshot(workplace)
+    np.savez(workplace / "bytes.npz", x=np.full((9, 6, 6), 7, np.uint8))
+    arguments = ["small.keras", "--data=bytes.npz", "--format=all", "--output=former", "--force"]
+    with subprocess.Popen(
+        command(*arguments), cwd=workplace, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if stage in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(sign)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    (workplace / "bytes.npz").unlink()
+    assert snapshot(workplace) == before
+
+
+def test_full_disk_is_a_clear_error_and_loses_nothing(workplace):
+    before = snapshot(workplace / "former")
+    # No file may grow beyond 4 KB, as on a disk that is full.
+    code = (
+        "import resource, signal, sys\n"
+        "from exporter.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "sys.exit(main())"
+    )
+    arguments = ["small.keras", "--data=good.npz", "--rank=5", "--output=former", "--force"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=workplace, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Nothing that was there has been changed" in done.stderr
+    assert snapshot(workplace / "former") == before
+    assert {path.name for path in (workplace / "former").iterdir()} == set(before)

@@ -1,0 +1,74 @@
+"""The public API, and what importing it may cost."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import exporter
+
+HEAVY = {"tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "ai_edge_litert", "numpy", "rich"}
+
+PUBLIC = {
+    "Artifact",
+    "Compressed",
+    "ConversionError",
+    "ConversionVerdict",
+    "DataError",
+    "Dataset",
+    "ExporterError",
+    "InputError",
+    "ModelError",
+    "OutputError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "compress",
+    "export",
+    "load_dataset",
+    "run",
+    "verify",
+}
+
+
+def test_public_api_is_what_it_is_known_to_be():
+    assert set(exporter.__all__) == PUBLIC
+    assert set(dir(exporter)) == {*PUBLIC, "__version__"}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_name_resolves_and_is_documented(name):
+    assert inspect.getdoc(getattr(exporter, name))
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        exporter.nonsense  # noqa: B018
+
+
+def test_functions_are_not_shadowed_by_modules():
+    import exporter.verification.verifier
+
+    assert callable(exporter.verify)
+    assert callable(exporter.export)
+    assert callable(exporter.compress)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import exporter; exporter.Recipe(rank=3)",
+        "import sys; sys.argv = ['exporter', '--help']\n"
+        "import exporter.cli\n"
+        "try: exporter.cli.main()\n"
+        "except SystemExit: pass",
+    ],
+    ids=["import and recipe", "help"],
+)
+def test_start_up_loads_nothing_heavy(statement):
+    code = f"{statement}\nimport sys; print('|', *sorted(set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.rpartition("|")[2].split())
+    assert "exporter.recipe" in loaded
+    assert not loaded & HEAVY

@@ -1,0 +1,181 @@
+"""Runs as a caller of the API sees them; whole runs as processes are in end_to_end."""
+
+import json
+
+import numpy as np
+import pytest
+
+import exporter
+from exporter.formats import FORMATS
+
+
+@pytest.fixture(scope="module")
+def model():
+    import keras
+
+    keras.utils.set_random_seed(3)
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8), name="image"),
+            layers.Flatten(),
+            layers.Dense(48, activation="relu", bias_initializer="normal", name="hidden"),
+            layers.Dense(48, activation="relu", bias_initializer="normal", name="deep"),
+            layers.Dense(2, activation="softmax", name="probabilities"),
+        ],
+        name="little",
+    )
+
+
+@pytest.fixture(scope="module")
+def arrays(model):
+    """Images, and the classes that the model gives them: its accuracy is 100 %."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    scores = np.asarray(model((images / 255).astype(np.float32)))
+    return {"x": images, "y": scores.argmax(axis=1)}
+
+
+@pytest.fixture(scope="module")
+def report(model, arrays, tmp_path_factory):
+    recipe = exporter.Recipe(
+        rank={"deep": 6}, formats=("tflite", "onnx"), output=str(tmp_path_factory.mktemp("run"))
+    )
+    return exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+
+
+def test_run_writes_what_it_reports(report):
+    written = {path.name for path in report.output.iterdir()}
+    assert written == {"compressed.keras", "model.tflite", "model.onnx", "manifest.json"}
+    assert report.passed
+    assert report.exit_code == 0
+    for item in report.artifacts:
+        assert item.accepted
+        assert item.artifact.path.stat().st_size == item.artifact.size
+        assert item.ratio > 1
+        assert item.latency.baseline.p50 > 0
+        assert item.conversion.metrics["probabilities"].samples == 12
+    assert json.loads((report.output / "manifest.json").read_text())["passed"] is True
+
+
+def test_plan_gives_each_layer_a_reason(report):
+    plans = {layer.plan.name: layer.plan for layer in report.layers}
+    assert plans["deep"].rank == 6
+    assert plans["deep"].params_after == 6 * (48 + 48) + 48
+    assert plans["deep"].macs_after == 6 * (48 + 48)
+    assert plans["hidden"].rank is None
+    assert plans["hidden"].reason == "not named in rank"
+    assert report.after.params == sum(plan.params_after for plan in plans.values())
+    assert report.after.macs == sum(plan.macs_after for plan in plans.values())
+
+
+def test_compressed_keras_file_is_what_the_artifacts_predict(report, arrays):
+    import keras
+
+    loaded = keras.models.load_model(report.output / "compressed.keras")
+    images = (arrays["x"] / 255).astype(np.float32)
+    expected = np.asarray(loaded(images))
+    for item in report.artifacts:
+        fmt = FORMATS[item.format]
+        values = fmt.load(item.artifact.path, fmt.backends[0])({"image": images})
+        np.testing.assert_allclose(values["probabilities"], expected, rtol=0, atol=1e-6)
+
+
+def test_former_run_is_kept_unless_forced(report, model, arrays):
+    before = {path.name: path.read_bytes() for path in report.output.iterdir() if path.is_file()}
+    recipe = exporter.Recipe(rank=4, output=str(report.output))
+    with pytest.raises(exporter.OutputError, match="--force"):
+        exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+    assert before == {path.name: path.read_bytes() for path in report.output.iterdir()}
+
+
+def test_unpassable_tolerance_rejects_the_artifact(model, arrays, tmp_path):
+    recipe = exporter.Recipe(rank=4, output=str(tmp_path / "run"), atol=0.0, rtol=0.0)
+    report = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+    (item,) = report.artifacts
+    assert report.exit_code == 1
+    assert not item.accepted
+    assert item.artifact.path == tmp_path / "run" / "rejected" / "model.tflite"
+    assert item.artifact.path.exists()
+    assert not (tmp_path / "run" / "model.tflite").exists()
+
+
+def test_collapsed_compression_rejects_a_faithful_artifact(arrays, tmp_path):
+    import keras
+
+    # All that the output depends on lies in the singular value that rank 1 discards.
+    large, small = np.outer(np.ones(64), np.ones(32)), np.zeros((64, 32))
+    small[:32, 0], small[32:, 0] = 1, -1
+    layers = keras.layers
+    kernel = layers.Dense(32, name="wide")
+    head = layers.Dense(1, name="y")
+    model = keras.Sequential([keras.Input((64,), name="x"), kernel, head])
+    kernel.set_weights([100 * large + small, np.zeros(32)])
+    weights = np.full((32, 1), -1 / 31)
+    weights[0] = 1
+    head.set_weights([weights, np.zeros(1)])
+    x = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
+    y = x[:, :32].sum(1) - x[:, 32:].sum(1)
+    dataset = exporter.load_dataset({"x": x, "y": y})
+    recipe = exporter.Recipe(rank={"wide": 1}, output=str(tmp_path / "run"))
+    report = exporter.run(recipe, model=model, dataset=dataset)
+    (item,) = report.artifacts
+    assert item.conversion.passed or report.compression.outputs[0].collapsed
+    assert not report.compression.passed
+    assert not item.accepted
+    assert report.exit_code == 1
+
+
+def test_failed_conversion_is_reported_and_the_others_are_written(tmp_path):
+    import keras
+
+    inputs = keras.Input((6, 4), name="sequence")
+    hidden = keras.layers.Dense(24, name="project")(keras.layers.LSTM(24, name="lstm")(inputs))
+    model = keras.Model(inputs, hidden)
+    recipe = exporter.Recipe(
+        rank={"project": 4}, data="none", formats=("tflite", "onnx"), output=str(tmp_path / "run")
+    )
+    report = exporter.run(recipe, model=model)
+    failed, written = report.artifacts
+    assert report.exit_code == 3
+    assert "unroll=True" in failed.error
+    assert written.accepted
+    assert written.artifact.path.exists()
+
+
+def test_export_then_verify_compressed_objects(model, arrays, tmp_path):
+    compressed = exporter.compress(model, rank=6)
+    artifacts = exporter.export(compressed, tmp_path / "out", formats=["onnx", "saved_model"])
+    assert [artifact.path.name for artifact in artifacts] == ["model.onnx", "saved_model"]
+    verdict = exporter.verify(artifacts[0], compressed, data=exporter.load_dataset(arrays))
+    assert verdict.passed
+    assert len(verdict.structure.layers) == 2
+    by_path = exporter.verify(str(artifacts[1].path), compressed.model)
+    assert by_path.passed
+
+
+def test_artifact_of_another_model_is_not_verified(model, tmp_path):
+    (artifact,) = exporter.export(exporter.compress(model, rank=6), tmp_path)
+    verdict = exporter.verify(artifact, exporter.compress(model, rank=7))
+    assert not verdict.passed
+    assert not verdict.parity.passed
+    assert not verdict.structure.passed
+
+
+def test_export_keeps_what_is_there(model, tmp_path):
+    (tmp_path / "model.tflite").write_text("mine")
+    with pytest.raises(exporter.OutputError, match=r"model\.tflite"):
+        exporter.export(model, tmp_path)
+    assert (tmp_path / "model.tflite").read_text() == "mine"
+    (artifact,) = exporter.export(model, tmp_path, force=True)
+    assert artifact.size > 1000
+
+
+def test_verify_names_the_formats_for_a_foreign_file(model, tmp_path):
+    (tmp_path / "model.bin").write_text("x")
+    with pytest.raises(exporter.InputError, match="tflite, onnx"):
+        exporter.verify(tmp_path / "model.bin", model)
+
+
+def test_model_is_given_once(model):
+    with pytest.raises(exporter.RecipeError, match="not both"):
+        exporter.run(exporter.Recipe(model="x.keras"), model=model)
