@@ -1,0 +1,310 @@
+import dataclasses
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from exporter import baseline
+from exporter.baseline import load_model, reference_for, scales_input, train_reference
+from exporter.data import fit_to_model, load_dataset
+from exporter.errors import DataError, ModelError, OutputError
+from exporter.formats.base import Signature
+from exporter.progress import Silent
+
+SUFFIXES = ["keras", "h5"]
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 2
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a model and returns the path as the user gives it."""
+
+    def write(model, suffix="keras"):
+        path = tmp_path / f"model.{suffix}"
+        model.save(path)
+        return str(path)
+
+    return write
+
+
+class TestLoad:
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize(
+        "zoo_model",
+        ["sequential_mlp", "functional_two_inputs_two_outputs", "nested_functional"],
+        indirect=True,
+    )
+    def test_a_saved_model_is_the_same(self, save, zoo_model, samples, predict, suffix):
+        inputs = samples(zoo_model, 3)
+        loaded = load_model(save(zoo_model, suffix))
+        expected, actual = predict(zoo_model, inputs), predict(loaded, inputs)
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
+
+    def test_a_loss_of_the_users_own_is_not_needed(self, save, build):
+        model = build("tiny")
+        model.compile(loss=a_loss_of_my_own)
+        assert not load_model(save(model)).compiled
+
+    @pytest.mark.parametrize("name", ["nowhere.keras", "nowhere.h5", "nowhere"])
+    def test_a_missing_file_is_named(self, tmp_path, name):
+        path = str(tmp_path / name)
+        with pytest.raises(ModelError, match="does not exist") as caught:
+            load_model(path)
+        assert path in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["model.pt", "model", "model.tflite"])
+    def test_a_file_of_another_kind_is_refused(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"content")
+        with pytest.raises(ModelError, match=rf"A model is a \.keras or \.h5 file.*{name}"):
+            load_model(str(tmp_path / name))
+
+    def test_a_folder_is_refused(self, tmp_path):
+        with pytest.raises(ModelError):
+            load_model(str(tmp_path))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("content", [b"", b"This is text.\n"], ids=["empty", "text"])
+    def test_a_file_that_is_something_else_is_refused(self, tmp_path, suffix, content):
+        path = tmp_path / f"model.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match="damaged, truncated, or something else"):
+            load_model(str(path))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.99])
+    def test_a_truncated_file_is_refused(self, save, build, tmp_path, suffix, part):
+        path = save(build("sequential_mlp"), suffix)
+        content = (tmp_path / f"model.{suffix}").read_bytes()
+        (tmp_path / f"model.{suffix}").write_bytes(content[: int(part * len(content))])
+        with pytest.raises(ModelError) as caught:
+            load_model(path)
+        assert path in str(caught.value)
+
+    def test_an_archive_without_a_model_is_refused(self, save_npz, tmp_path):
+        path = tmp_path / "model.keras"
+        (tmp_path / save_npz(x=np.ones(3))).rename(path)
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load_model(str(path))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_lambda_layer_is_refused_with_the_remedy(self, save, suffix):
+        double = keras.layers.Lambda(lambda x: x * 2, output_shape=(4,))
+        path = save(keras.Sequential([keras.Input((4,)), double]), suffix)
+        with pytest.raises(ModelError, match=r"Lambda layer.*would run code.*Rescaling"):
+            load_model(path)
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_custom_layer_is_refused_with_the_remedy(self, save, suffix):
+        model = keras.Sequential([keras.Input((4,)), Unregistered(), keras.layers.Dense(2)])
+        with pytest.raises(ModelError, match=r"not know its class 'Unregistered'.*custom_objects"):
+            load_model(save(model, suffix))
+
+    def test_a_subclassed_model_is_refused(self, save):
+        model = keras.saving.register_keras_serializable("tests")(Subclassed)()
+        model(np.ones((1, 4), "float32"))
+        with pytest.raises(ModelError, match="Sequential or Functional model is required"):
+            load_model(save(model))
+
+    def test_a_model_that_is_not_built_is_refused(self, save):
+        with pytest.warns(UserWarning, match="not yet been built"):
+            path = save(keras.Sequential([keras.layers.Dense(3)], name="empty"))
+        with pytest.raises(ModelError, match=r"'empty' has not been built.*keras\.Input"):
+            load_model(path)
+
+
+def a_loss_of_my_own(labels, predictions):
+    return keras.ops.mean((labels - predictions) ** 2)
+
+
+@pytest.mark.parametrize("kind", ["Rescaling", "Normalization"])
+def test_a_model_that_scales_its_input_is_recognised_even_inside(kind):
+    layer = {"Rescaling": keras.layers.Rescaling(1 / 255), "Normalization": None}[kind]
+    layer = layer or keras.layers.Normalization(mean=0.5, variance=2.0)
+    inner = keras.Sequential([keras.Input((4,)), layer])
+    assert scales_input(keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)]))
+    assert not scales_input(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+
+
+SMALL = {
+    "HIDDEN_LAYERS": 1,
+    "HIDDEN_UNITS": 12,
+    "EPOCHS": 2,
+    "BATCH_SIZE": 32,
+    "LEARNING_RATE": 0.03,
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A reference MLP that trains in a second."""
+    for name, value in SMALL.items():
+        monkeypatch.setattr(baseline, name, value)
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Images of three classes that are easy to tell apart."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 250)
+    images = generator.normal(0, 0.3, (250, 4, 4)).astype("float32")
+    images[np.arange(250), labels] += 1
+    return load_dataset({"x": images, "y": labels})
+
+
+def train(dataset, cache, listener, seed=0):
+    model = reference_for(dataset, seed)
+    signature = Signature(model)
+    fitted = fit_to_model(dataset, signature.inputs, signature.outputs)
+    return train_reference(model, fitted, seed=seed, cache=cache, progress=listener)
+
+
+@pytest.fixture(scope="module")
+def first_run(blobs, tmp_path_factory):
+    """The cache of one run on the blobs, its model and how it was trained."""
+    cache = tmp_path_factory.mktemp("first_run")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALL.items():
+            patch.setattr(baseline, name, value)
+        model, training = train(blobs, cache, Silent())
+    return cache, model, training
+
+
+@pytest.fixture
+def cache(first_run, tmp_path):
+    """A copy of the first run's cache, for a test to damage."""
+    return Path(shutil.copytree(first_run[0], tmp_path / "cache"))
+
+
+def accuracy(model, split):
+    (images,), (labels,) = split.inputs.values(), split.labels.values()
+    return (model.predict(images, verbose=0).argmax(axis=1) == labels).mean()
+
+
+class TestReference:
+    def test_is_the_network_of_the_notebook(self, digits):
+        model = reference_for(digits, 0)
+        kinds = [type(layer).__name__ for layer in model.layers]
+        assert kinds == ["Flatten"] + ["Dense"] * 6
+        assert [layer.units for layer in model.layers[1:]] == [1024] * 5 + [10]
+        signature = Signature(model)
+        assert [(i.name, i.shape) for i in signature.inputs] == [("image", (None, 28, 28))]
+        assert [(o.name, o.shape) for o in signature.outputs] == [("probabilities", (None, 10))]
+
+    def test_learns_and_tells_how(self, small, blobs, tmp_path, listener):
+        model, training = train(blobs, tmp_path, listener)
+        assert accuracy(model, blobs.test) > 0.8
+        assert training.epochs == 2
+        assert training.best_epoch in {1, 2}
+        assert training.seconds > 0
+        assert not training.cached
+        # 180 samples for training, in batches of 32.
+        assert [done for done, _ in listener.steps] == list(range(1, 2 * 6 + 1))
+
+    def test_the_weights_are_those_of_the_best_epoch(self, first_run, blobs):
+        _, model, training = first_run
+        assert accuracy(model, blobs.validation) == pytest.approx(training.validation_accuracy)
+
+    def test_the_seed_decides_the_weights(self, small, first_run, blobs, tmp_path, listener):
+        first = first_run[1].get_weights()
+        second = train(blobs, tmp_path, listener)[0].get_weights()
+        for one, two in zip(first, second, strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+        other = train(blobs, tmp_path, listener, seed=1)[0].get_weights()
+        assert np.abs(first[0] - other[0]).max() > 0.01
+
+
+@pytest.mark.usefixtures("small")
+class TestCache:
+    def test_a_second_run_trains_nothing(self, first_run, blobs, cache, listener):
+        _, model, training = first_run
+        again, recalled = train(blobs, cache, listener)
+        assert not listener.steps
+        assert not listener.notes
+        assert recalled == dataclasses.replace(training, cached=True)
+        for one, two in zip(model.get_weights(), again.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    def test_other_data_are_trained_on_anew(self, blobs, cache, listener):
+        arrays = {"x": blobs.train.inputs["x"], "y": blobs.train.labels["y"]}
+        assert not train(load_dataset(arrays), cache, listener)[1].cached
+
+    @pytest.mark.parametrize("name", ["HIDDEN_UNITS", "EPOCHS", "BATCH_SIZE"])
+    def test_other_settings_are_trained_with_anew(self, blobs, cache, listener, monkeypatch, name):
+        monkeypatch.setattr(baseline, name, SMALL[name] + 1)
+        assert not train(blobs, cache, listener)[1].cached
+
+    @pytest.mark.parametrize("suffix", [".keras", ".json"])
+    @pytest.mark.parametrize("damage", ["garbage", "cut", "missing"])
+    def test_a_damaged_entry_is_trained_anew_with_a_note(
+        self, blobs, cache, listener, suffix, damage
+    ):
+        (file,) = cache.glob(f"*{suffix}")
+        content = file.read_bytes()
+        if damage == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(b"garbage" if damage == "garbage" else content[: len(content) // 2])
+        _, training = train(blobs, cache, listener)
+        assert not training.cached
+        if (suffix, damage) != (".keras", "missing"):
+            (note,) = listener.notes
+            assert "cannot be read, training anew" in note
+        assert train(blobs, cache, listener)[1].cached
+
+    def test_nothing_but_the_entry_is_left(self, cache):
+        assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".keras"]
+
+    def test_a_cache_that_cannot_be_written_is_named(self, blobs, tmp_path, listener):
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(OutputError, match=r"cannot be cached in .*file"):
+            train(blobs, tmp_path / "file", listener)
+
+
+class TestUntrainable:
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"x": np.ones((20, 4))}, "Received: data 'arrays' without them"),
+            (
+                {"a": np.ones((20, 4)), "b": np.ones((20, 4)), "y": np.zeros(20, int)},
+                "one input array with labels",
+            ),
+            ({"x_test": np.ones((20, 4)), "y_test": np.zeros(20, int)}, "x_train and y_train"),
+            ({"x": np.ones((20, 4)), "y": np.linspace(0, 1, 20)}, "labels of dtype float64"),
+            ({"x": np.ones((20, 4)), "y": np.ones((20, 3), int)}, "of dtype int64 and shape"),
+            ({"x": np.ones((20, 4)), "y": np.arange(20) - 5}, "integer classes >= 0"),
+        ],
+        ids=["unlabelled", "two_inputs", "test_only", "values", "columns", "negative"],
+    )
+    def test_data_that_train_no_classifier_are_refused(self, arrays, message):
+        with pytest.raises(DataError, match=message):
+            reference_for(load_dataset(arrays), 0)
+
+    def test_no_data_are_refused(self):
+        with pytest.raises(DataError, match="data 'none' without them"):
+            reference_for(load_dataset("none"), 0)
+
+    def test_divergence_is_an_error_that_is_not_cached(
+        self, small, blobs, tmp_path, listener, monkeypatch
+    ):
+        monkeypatch.setattr(baseline, "LEARNING_RATE", 1e38)
+        with pytest.raises(DataError, match=r"diverged; scale its inputs to \[0, 1\]"):
+            train(blobs, tmp_path, listener)
+        assert not list(tmp_path.iterdir())
