@@ -1,5 +1,8 @@
 """What every format promises, over models of many kinds."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +66,36 @@ def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
         for count in (1, 5, 2):
             inputs = samples(exported.model, count)
             assert_close(runner(inputs), KerasRunner(exported.model)(inputs), exported.model)
+
+
+_EXPORT = """
+import sys
+from pathlib import Path
+from exporter.baseline import load_model
+from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions
+model, name, path = sys.argv[1:]
+FORMATS[name].export(load_model(model), Path(path), ExportOptions())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FORMATS if FORMATS[name].suffix])
+def test_another_process_writes_the_same_bytes(name, build, tmp_path):
+    """What it did before, and the order of its sets, must not show."""
+    build("residual").save(tmp_path / "model.keras")
+    contents = []
+    for seed in ("1", "2"):
+        arguments = [str(tmp_path / "model.keras"), name, str(tmp_path / seed)]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run(
+            [sys.executable, "-c", _EXPORT, *arguments],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        contents.append((tmp_path / seed).read_bytes())
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize(
