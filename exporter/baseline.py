@@ -211,10 +211,13 @@ def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Train
     import keras
 
     train, validation = _arrays(dataset.train), _arrays(dataset.validation)
+    # A twin is trained, for the loss and the optimizer's state, twice the weights, stay with it.
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
     keras.utils.set_random_seed(seed)
     steps = EPOCHS * -(-len(train[0]) // BATCH_SIZE)
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
-    model.compile(
+    twin.compile(
         optimizer=keras.optimizers.Adam(schedule),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
@@ -233,9 +236,9 @@ def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Train
         def keep_best(epoch: int, logs: dict[str, float]) -> None:
             nonlocal best
             if logs["val_accuracy"] > best[0]:
-                best = (logs["val_accuracy"], epoch + 1, model.get_weights())
+                best = (logs["val_accuracy"], epoch + 1, twin.get_weights())
 
-        model.fit(
+        twin.fit(
             *train,
             validation_data=validation,
             epochs=EPOCHS,
