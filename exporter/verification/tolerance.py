@@ -62,7 +62,9 @@ def float64_copy(model: Any) -> Any:
     try:
         return recast(model, "float64")
     except ModelError as error:
-        raise ModelError(f"{error} The tolerance is derived from it; give atol or rtol.") from error
+        raise ModelError(
+            f"{error} The tolerance is derived from a float64 copy. Give atol or rtol instead."
+        ) from error
 
 
 def given_tolerances(

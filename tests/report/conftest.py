@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+import exporter
+
+
+@pytest.fixture(scope="session")
+def scored():
+    """Data that a small classifier can be measured on."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 8)).astype(np.float32)
+    return {"x": x, "y": np.arange(80) % 6}
+
+
+def _carry_out(model, data, folder, **options):
+    recipe = exporter.Recipe(output=str(folder), **options)
+    return exporter.run(recipe, model=model, dataset=exporter.load_dataset(data))
+
+
+@pytest.fixture(scope="session")
+def accepted(build, scored, tmp_path_factory):
+    """Report of a run in which all is well."""
+    folder = tmp_path_factory.mktemp("accepted")
+    return _carry_out(build("tiny"), scored, folder, rank=2, formats=("all",))
+
+
+@pytest.fixture(scope="session")
+def rejected(build, scored, tmp_path_factory):
+    """Report of a run whose artifact misses an unpassable tolerance."""
+    folder = tmp_path_factory.mktemp("rejected")
+    return _carry_out(build("tiny"), scored, folder, rank=2, atol=0.0, formats=("onnx",))
+
+
+@pytest.fixture(scope="session")
+def unconverted(tmp_path_factory):
+    """Report of a run whose converter gives up, without data, and where no layer is factorized."""
+    import keras
+
+    inputs = keras.Input((6, 4), name="sequence")
+    hidden = keras.layers.LSTM(5, name="lstm")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(6, name="out")(hidden), name="recurrent")
+    folder = tmp_path_factory.mktemp("unconverted")
+    recipe = exporter.Recipe(output=str(folder), rank={"out": 5}, data="none")
+    return exporter.run(recipe, model=model)

@@ -1,0 +1,91 @@
+import io
+
+from rich.console import Console
+
+from exporter.report.console import WIDTH, ConsoleProgress, print_report
+
+
+def printed(report, width=WIDTH):
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def row(text, start):
+    """Returns the line of a table that starts with a word."""
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == [start]][:1]
+    return line
+
+
+def test_report_shows_layers_artifacts_and_verdicts(accepted):
+    text = printed(accepted)
+    layer = row(text, "scores")
+    for fact in ("Dense", "8 × 6", "54 -> 34", "below break-even 3.4"):
+        assert fact in layer
+    assert "54 -> 34 parameters (1.6×), 48 -> 28 MACs (1.7×)" in text
+    for artifact in accepted.artifacts:
+        line = row(text, artifact.artifact.path.name)
+        assert f"{artifact.artifact.size:,}" in line
+        assert line.count("passed") == 2
+        assert line.count("µs") == 2
+        assert f"{artifact.latency.speedup:.1f}×" in line
+    assert "FAILED" not in text
+    assert "all 2 factors found at their shapes" in text
+    assert str(accepted.output) in text.splitlines()[-1]
+
+
+def test_comparisons_show_figures_beside_the_tolerance(accepted):
+    text = printed(accepted)
+    for artifact in accepted.artifacts:
+        for comparison in artifact.conversion.parity.comparisons:
+            assert comparison.backend in text
+    worst = max(
+        (c for c in accepted.artifacts[0].conversion.parity.comparisons if c.output == "scores"),
+        key=lambda comparison: comparison.strain,
+    )
+    assert f"{worst.tolerance.atol:.1e}" in text
+
+
+def test_rejected_artifact_stands_out_with_its_reason(rejected):
+    text = printed(rejected)
+    line = row(text, "rejected/model.onnx")
+    assert line.count("FAILED") == 1  # Conversion; the compression is not to blame.
+    assert line.count("passed") == 1
+    assert "0.0e+00" in text
+
+
+def test_failed_conversion_is_told_by_the_converter(unconverted):
+    text = printed(unconverted)
+    assert "not converted" in row(text, "tflite")
+    assert "tflite: not converted. " in text
+    assert "unroll=True" in text
+
+
+def test_layers_that_are_kept_say_why(unconverted):
+    line = row(printed(unconverted), "out")
+    assert "kept" in line
+    assert "break-even" in line
+
+
+def test_narrow_terminal_loses_no_verdict(rejected):
+    text = printed(rejected, width=80)
+    assert "FAILED" in text
+
+
+def test_progress_is_one_quiet_line_a_stage_where_there_is_no_terminal():
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=WIDTH))
+    progress.note("a note of [brackets]")
+    with progress.track("Factorizing", 3) as advance:
+        for done in range(3):
+            advance(done, "layer")
+    assert stream.getvalue() == "a note of [brackets]\nFactorizing ...\n"
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=WIDTH, force_terminal=True))
+    with progress.track("Training", 2) as advance:
+        advance(1, "loss 0.5")
+    assert "Training" in stream.getvalue()
+    assert "━" in stream.getvalue()

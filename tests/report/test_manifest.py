@@ -1,0 +1,110 @@
+import hashlib
+import json
+from importlib import resources
+
+import jsonschema
+import pytest
+
+import exporter
+from exporter.report.manifest import SCHEMA_VERSION, report_dict
+
+
+@pytest.fixture(scope="module")
+def schema():
+    text = resources.files("exporter.report").joinpath("manifest.schema.json").read_text()
+    schema = json.loads(text)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return schema
+
+
+def manifest_of(report):
+    return json.loads((report.output / "manifest.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ["accepted", "rejected", "unconverted"])
+def test_manifest_follows_its_schema(kind, schema, request):
+    report = request.getfixturevalue(kind)
+    manifest = manifest_of(report)
+    jsonschema.validate(manifest, schema)
+    assert manifest["schema_version"] == SCHEMA_VERSION
+    assert (manifest["passed"], manifest["exit_code"]) == (report.passed, report.exit_code)
+    assert manifest["exit_code"] == {"accepted": 0, "rejected": 1, "unconverted": 3}[kind]
+
+
+def test_schema_refuses_what_is_no_manifest(accepted, schema):
+    manifest = manifest_of(accepted)
+    for broken in (
+        {**manifest, "surprise": 1},
+        {**manifest, "exit_code": 2},
+        {key: value for key, value in manifest.items() if key != "files"},
+        {**manifest, "files": [{**manifest["files"][0], "path": "/tmp/model.tflite"}]},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema)
+
+
+def test_files_are_listed_with_size_and_hash(accepted):
+    manifest = manifest_of(accepted)
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    assert set(listed) == {"compressed.keras", "model.tflite", "model.onnx", "saved_model"}
+    assert set(manifest["entries"]) == {*listed, "manifest.json"}
+    for name in ("compressed.keras", "model.tflite", "model.onnx"):
+        content = (accepted.output / name).read_bytes()
+        assert listed[name]["bytes"] == len(content)
+        assert listed[name]["sha256"] == hashlib.sha256(content).hexdigest()
+    inside = [path for path in (accepted.output / "saved_model").rglob("*") if path.is_file()]
+    assert listed["saved_model"]["bytes"] == sum(path.stat().st_size for path in inside)
+    for artifact in manifest["artifacts"]:
+        file = artifact["file"]
+        assert (file["size"], file["sha256"]) == (
+            listed[file["path"]]["bytes"],
+            listed[file["path"]]["sha256"],
+        )
+
+
+def test_rejected_artifact_is_listed_where_it_is(rejected):
+    manifest = manifest_of(rejected)
+    assert manifest["artifacts"][0]["file"]["path"] == "rejected/model.onnx"
+    assert "rejected/model.onnx" in {entry["path"] for entry in manifest["files"]}
+    assert "rejected" in manifest["entries"]
+
+
+def test_recipe_can_be_run_again(accepted):
+    assert exporter.Recipe.from_dict(manifest_of(accepted)["recipe"]) == accepted.recipe
+
+
+def test_verdicts_bear_tolerance_and_figures(accepted):
+    manifest = manifest_of(accepted)
+    for artifact in manifest["artifacts"]:
+        for comparison in artifact["conversion"]["parity"]["comparisons"]:
+            assert comparison["tolerance"]["derived"] is True
+            assert comparison["tolerance"]["atol"] > 0
+            assert comparison["max_abs"] <= comparison["tolerance"]["atol"]
+            assert comparison["passed"] is True
+    (layer,) = manifest["layers"]
+    assert (layer["shape"], layer["rank"]) == ([8, 6], 2)
+    assert 0 < layer["discarded_energy"] < 1
+    assert layer["predicted_error"] == pytest.approx(layer["discarded_energy"] ** 0.5)
+
+
+def test_infinite_figures_are_null(accepted):
+    values = report_dict(accepted)
+    exact = [
+        comparison
+        for artifact, item in zip(values["artifacts"], accepted.artifacts, strict=True)
+        for comparison, original in zip(
+            artifact["conversion"]["parity"]["comparisons"],
+            item.conversion.parity.comparisons,
+            strict=True,
+        )
+        if original.snr_db == float("inf")
+    ]
+    assert exact  # The reloaded SavedModel is the very same graph.
+    assert all(comparison["snr_db"] is None for comparison in exact)
+
+
+def test_failed_conversion_says_why(unconverted):
+    (artifact,) = manifest_of(unconverted)["artifacts"]
+    assert artifact["file"] is None
+    assert artifact["conversion"] is None
+    assert artifact["error"] == unconverted.artifacts[0].error
