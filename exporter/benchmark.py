@@ -14,7 +14,7 @@ from exporter.data import Array
 from exporter.formats import FORMATS
 from exporter.formats.base import Format
 from exporter.isolation import call_in_child
-from exporter.lowrank.factorizers import FREE_SIZE
+from exporter.lowrank.kernels import FREE_SIZE
 
 ROUNDS = 7
 ROUND_SECONDS = 0.12

@@ -3,41 +3,53 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from exporter.errors import RecipeError
 from exporter.lowrank.factorizers import Factorizer
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.moments import Array
+
+Curves = Mapping[str, Array]
+"""Squared error at every rank from 0 to the full one, by the candidate's name."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer with weights, as rank policies see it.
+    """A kernel, or a layer with weights that has none, as rank policies see it.
 
     Attributes:
-        name: Path of the layer: the names of the nested models that hold it, and its own.
+        name: Path of the layer: the names of the nested models that hold it, and its own; followed
+            by the name of the kernel where the layer has several.
+        path: Path of the layer.
         kind: Its Keras class name.
         layer: The layer.
         factorizer: What can factorize it; None if nothing can.
+        kernel: The kernel; None if there is none to factorize.
         merge: Whether S would be merged into U.
+        note: Why there is none.
     """
 
     name: str
+    path: str
     kind: str
     layer: Any
     factorizer: Factorizer | None
+    kernel: Kernel | None
     merge: bool = True
+    note: str = ""
 
     def params(self, rank: int | None = None) -> int:
         """Counts the parameters at a rank; None is the layer as it is."""
-        if self.factorizer is None:
+        if self.kernel is None:
             return int(self.layer.count_params())
-        return self.factorizer.params(self.layer, rank, merge=self.merge)
+        return self.kernel.params(rank, merge=self.merge)
 
     def macs(self, rank: int | None = None) -> int | None:
         """Counts the multiply-accumulates at a rank; None if the layer cannot be factorized."""
-        if self.factorizer is None:
+        if self.kernel is None:
             return None
-        return self.factorizer.macs(self.layer, rank, merge=self.merge)
+        return self.kernel.macs(rank, merge=self.merge)
 
 
 @dataclass(frozen=True)
@@ -82,44 +94,74 @@ class RankPlan:
         return {plan.name: plan.rank for plan in self.layers if plan.rank is not None}
 
 
-class RankPolicy(ABC):
-    """Chooses a rank, or none, for each candidate."""
+class Choice(NamedTuple):
+    """What a policy chose for one kernel.
 
-    def select(self, candidates: Sequence[Candidate]) -> RankPlan:
+    Attributes:
+        rank: None keeps the layer as it is.
+        reason: Why.
+    """
+
+    rank: int | None
+    reason: str
+
+
+class RankPolicy(ABC):
+    """Chooses a rank, or none, for each kernel.
+
+    Attributes:
+        needs_curves: Whether it looks at error curves; without them, nothing is computed.
+    """
+
+    needs_curves: ClassVar[bool] = False
+
+    def select(self, candidates: Sequence[Candidate], curves: Curves | None = None) -> RankPlan:
         """Returns the plan.
+
+        Args:
+            candidates: What ``rewrite.candidates`` lists.
+            curves: Error curves of all candidates with a kernel, for policies that need them.
 
         Raises:
             RecipeError: If what was asked for is impossible for this model.
         """
         self.check(candidates)
-        return RankPlan(tuple(self._plan(candidate) for candidate in candidates))
+        return plan_from(candidates, self.choose(factorizable(candidates), curves or {}))
 
-    @abstractmethod
-    def check(self, candidates: Sequence[Candidate]) -> None:
+    def check(self, candidates: Sequence[Candidate]) -> None:  # noqa: B027 - most refuse nothing
         """Raises RecipeError if what was asked for is impossible for this model."""
 
     @abstractmethod
-    def _choose(self, candidate: Candidate, factorizer: Factorizer) -> tuple[int | None, str]:
-        """Returns the rank, or None for dense, and the reason."""
+    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
+        """Returns what becomes of each candidate; all of them have a kernel."""
 
-    def _plan(self, candidate: Candidate) -> LayerPlan:
-        factorizer = candidate.factorizer
-        if factorizer is None:
-            rank, reason = None, "this kind is not factorized"
-        else:
-            rank, reason = self._choose(candidate, factorizer)
-        return LayerPlan(
-            name=candidate.name,
-            kind=candidate.kind,
-            shape=factorizer.matrix_shape(candidate.layer) if factorizer else None,
-            rank=rank,
-            break_even_rank=factorizer.break_even_rank(candidate.layer) if factorizer else None,
-            reason=reason,
-            params_before=candidate.params(),
-            params_after=candidate.params(rank),
-            macs_before=candidate.macs(),
-            macs_after=candidate.macs(rank),
+
+def factorizable(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Returns the candidates that have a kernel."""
+    return [candidate for candidate in candidates if candidate.kernel is not None]
+
+
+def plan_from(candidates: Sequence[Candidate], choices: Mapping[str, Choice]) -> RankPlan:
+    """Draws up the plan from what was chosen by candidate name."""
+    plans = []
+    for candidate in candidates:
+        kernel = candidate.kernel
+        choice = Choice(None, candidate.note) if kernel is None else choices[candidate.name]
+        plans.append(
+            LayerPlan(
+                name=candidate.name,
+                kind=candidate.kind,
+                shape=None if kernel is None else (kernel.m, kernel.n),
+                rank=choice.rank,
+                break_even_rank=None if kernel is None else kernel.break_even_rank,
+                reason=choice.reason,
+                params_before=candidate.params(),
+                params_after=candidate.params(choice.rank),
+                macs_before=candidate.macs(),
+                macs_after=candidate.macs(choice.rank),
+            )
         )
+    return RankPlan(tuple(plans))
 
 
 class FixedRank(RankPolicy):
@@ -130,18 +172,16 @@ class FixedRank(RankPolicy):
 
     def check(self, candidates: Sequence[Candidate]) -> None:
         """Refuses a rank that is larger than every layer."""
-        largest = max(
-            (c.factorizer.full_rank(c.layer) for c in candidates if c.factorizer is not None),
-            default=0,
-        )
+        largest = max((c.kernel.full_rank for c in candidates if c.kernel), default=0)
         if largest and self.rank > largest:
             raise RecipeError(
                 f"Rank must be at most {largest}, the smaller side of the largest layer. "
-                f"Received: {self.rank}. Layers: {_listing(candidates)}."
+                f"Received: {self.rank}. Layers: {listing(candidates)}."
             )
 
-    def _choose(self, candidate: Candidate, factorizer: Factorizer) -> tuple[int | None, str]:
-        return _below_break_even(self.rank, candidate, factorizer)
+    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
+        """See the base class."""
+        return {c.name: below_break_even(self.rank, c) for c in candidates}
 
 
 class RankByLayer(RankPolicy):
@@ -156,52 +196,55 @@ class RankByLayer(RankPolicy):
         for name, rank in self.ranks.items():
             candidate = by_name.get(name)
             if candidate is None:
-                raise RecipeError(
-                    f"Unknown layer {name!r} in rank. Layers: {_listing(candidates)}."
-                )
-            if candidate.factorizer is None:
+                raise RecipeError(f"Unknown layer {name!r} in rank. Layers: {listing(candidates)}.")
+            if candidate.kernel is None:
                 raise RecipeError(
                     f"Layer {name!r} is of kind {candidate.kind}, which is not factorized. "
-                    f"Layers: {_listing(candidates)}."
+                    f"Layers: {listing(candidates)}."
                 )
-            full = candidate.factorizer.full_rank(candidate.layer)
+            full = candidate.kernel.full_rank
             if rank > full:
                 raise RecipeError(
                     f"Rank of layer {name!r} must be at most {full}. Received: {rank}. "
-                    f"Layers: {_listing(candidates)}."
+                    f"Layers: {listing(candidates)}."
                 )
 
-    def _choose(self, candidate: Candidate, factorizer: Factorizer) -> tuple[int | None, str]:
-        rank = self.ranks.get(candidate.name)
-        if rank is None:
-            return None, "not named in rank"
-        return _below_break_even(rank, candidate, factorizer)
+    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
+        """See the base class."""
+        return {
+            c.name: below_break_even(self.ranks[c.name], c)
+            if c.name in self.ranks
+            else Choice(None, "not named in rank")
+            for c in candidates
+        }
 
 
 class FullRank(RankPolicy):
     """Every layer at its full rank: exact, larger than dense, for study (the notebook's Dfull)."""
 
-    def check(self, candidates: Sequence[Candidate]) -> None:
-        """Accepts every model."""
+    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
+        """See the base class."""
+        reason = "full rank was asked for; exact, not smaller"
+        return {c.name: Choice(c.kernel.full_rank, reason) for c in candidates if c.kernel}
 
-    def _choose(self, candidate: Candidate, factorizer: Factorizer) -> tuple[int | None, str]:
-        return factorizer.full_rank(candidate.layer), "full rank was asked for; exact, not smaller"
 
+def below_break_even(rank: int, candidate: Candidate, reason: str = "") -> Choice:
+    """Chooses a rank where it makes the layer smaller, and dense where it does not.
 
-def _below_break_even(
-    rank: int, candidate: Candidate, factorizer: Factorizer
-) -> tuple[int | None, str]:
-    limit = factorizer.break_even_rank(candidate.layer)
+    Args:
+        rank: The rank.
+        candidate: Has a kernel.
+        reason: Why this rank; by default, that it is below break-even.
+    """
+    if candidate.kernel is None:
+        return Choice(None, candidate.note)
+    limit = candidate.kernel.break_even_rank
     if rank >= limit:
-        return None, f"rank {rank} reaches break-even {limit:.1f}"
-    return rank, f"below break-even {limit:.1f}"
+        return Choice(None, f"rank {rank} reaches break-even {limit:.1f}")
+    return Choice(rank, reason or f"below break-even {limit:.1f}")
 
 
-def _listing(candidates: Sequence[Candidate]) -> str:
-    shapes = []
-    for candidate in candidates:
-        if candidate.factorizer is None:
-            continue
-        m, n = candidate.factorizer.matrix_shape(candidate.layer)
-        shapes.append(f"{candidate.name} ({m} x {n})")
+def listing(candidates: Sequence[Candidate]) -> str:
+    """Lists names and shapes of what can be factorized."""
+    shapes = [f"{c.name} ({c.kernel.m} x {c.kernel.n})" for c in candidates if c.kernel]
     return ", ".join(shapes) or "none can be factorized"

@@ -1,11 +1,11 @@
 """Graph surgery: a copy of a Keras model in which some layers are chains of other layers."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from exporter.errors import ModelError, brief
-from exporter.lowrank.factorizers import factorizer_for
+from exporter.lowrank.factorizers import Replacement, factorizer_for, reason_kept
 from exporter.lowrank.ranks import Candidate
 
 
@@ -58,15 +58,25 @@ def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def candidates(model: Any, *, merge: bool = True) -> list[Candidate]:
-    """Lists the layers that have weights, in the order of the model."""
-    return [
-        Candidate(name, type(layer).__name__, layer, factorizer_for(layer), merge)
-        for name, layer in walk(model)
-        if layer.weights
-    ]
+    """Lists the kernels, and the layers with weights that have none, in the order of the model."""
+    found = []
+    for path, layer in walk(model):
+        if not layer.weights:
+            continue
+        kind, factorizer = type(layer).__name__, factorizer_for(layer)
+        if factorizer is None:
+            note = reason_kept(layer)
+            found.append(Candidate(path, path, kind, layer, None, None, merge, note))
+            continue
+        for kernel in factorizer.kernels(layer):
+            name = f"{path}/{kernel.name}" if kernel.name else path
+            found.append(Candidate(name, path, kind, layer, factorizer, kernel, merge))
+    return found
 
 
-def rewrite(model: Any, chains: Mapping[str, Sequence[Any]]) -> Any:
+def rewrite(
+    model: Any, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
+) -> Any:
     """Copies a model, with each named layer replaced by a chain of built layers.
 
     Everything else is copied with its weights, so that training the copy leaves the original as
@@ -75,8 +85,9 @@ def rewrite(model: Any, chains: Mapping[str, Sequence[Any]]) -> Any:
 
     Args:
         model: A model that ``check_rewritable`` accepts.
-        chains: Layers to call one after the other, by path of the layer they stand in for. All but
+        replacements: What to call instead, by path of the layer. All layers of a replacement but
             the last one are renamed where the model has their name already.
+        dropped: Paths of layers that are left out: what goes in comes out.
 
     Returns:
         A model of the same name, not compiled.
@@ -84,9 +95,12 @@ def rewrite(model: Any, chains: Mapping[str, Sequence[Any]]) -> Any:
     Raises:
         ModelError: If a layer cannot be copied from its configuration.
     """
-    by_identity = {id(layer): list(chains[name]) for name, layer in walk(model) if name in chains}
+    left_out = set(dropped)
+    by_identity = {
+        id(layer): replacements[path] for path, layer in walk(model) if path in replacements
+    }
     _make_names_unique(model, by_identity.values())
-    copier = _Copier(by_identity)
+    copier = _Copier(by_identity, {id(layer) for path, layer in walk(model) if path in left_out})
     try:
         copy = copier.copy_model(model)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
@@ -99,10 +113,11 @@ def rewrite(model: Any, chains: Mapping[str, Sequence[Any]]) -> Any:
 
 
 class _Copier:
-    def __init__(self, chains: Mapping[int, list[Any]]) -> None:
-        self._chains = chains
+    def __init__(self, replacements: Mapping[int, Replacement], dropped: set[int]) -> None:
+        self._replacements = replacements
+        self._by_last = {id(r.layers[-1]): r for r in replacements.values()}
+        self._dropped = dropped
         self._copies: dict[int, tuple[Any, Any]] = {}
-        self._heads: dict[int, list[Any]] = {}
 
     def copy_model(self, model: Any) -> Any:
         import keras
@@ -136,17 +151,20 @@ class _Copier:
 
         layers = [_copy_input(model.inputs[0])]
         for layer in model.layers:
+            if id(layer) in self._dropped:
+                continue
             copy = self._copy_operation(layer)
-            layers.extend([*self._heads.get(id(copy), []), copy])
+            replacement = self._by_last.get(id(copy))
+            layers.extend(replacement.layers if replacement else [copy])
         return keras.Sequential(layers, name=model.name)
 
     def _copy_operation(self, operation: Any) -> Any:
         """Copies a layer once, however often it is called."""
         key = id(operation)
-        if key in self._chains:
-            *heads, last = self._chains[key]
-            self._heads[id(last)] = heads
-            return last
+        if key in self._dropped:
+            return operation
+        if key in self._replacements:
+            return self._replacements[key].layers[-1]
         if key not in self._copies:
             if _is_graph(operation):
                 copy = self.copy_model(operation)
@@ -157,12 +175,10 @@ class _Copier:
         return self._copies[key][1]
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        for head in self._heads.get(id(operation), []):
-            if args:
-                args = (head(args[0]), *args[1:])
-            else:
-                kwargs = {**kwargs, "inputs": head(kwargs["inputs"])}
-        return operation(*args, **kwargs)
+        if id(operation) in self._dropped:
+            return args[0] if args else kwargs["inputs"]
+        replacement = self._by_last.get(id(operation))
+        return (replacement or operation)(*args, **kwargs)
 
 
 def _copy_input(tensor: Any) -> Any:
@@ -186,15 +202,15 @@ def _not_compiled(model: Any) -> Iterator[None]:
         model.compiled = compiled
 
 
-def _make_names_unique(model: Any, chains: Iterable[Sequence[Any]]) -> None:
-    """Renames the heads of chains that would bear the name of another layer."""
+def _make_names_unique(model: Any, replacements: Iterable[Replacement]) -> None:
+    """Renames layers that would bear the name of another one."""
     taken = {layer.name for _, layer in walk(model)}
-    for *heads, _ in chains:
-        for head in heads:
-            base, count = head.name, 1
-            while head.name in taken:
-                head.name, count = f"{base}_{count}", count + 1
-            taken.add(head.name)
+    for replacement in replacements:
+        for layer in replacement.layers[:-1]:
+            base, count = layer.name, 1
+            while layer.name in taken:
+                layer.name, count = f"{base}_{count}", count + 1
+            taken.add(layer.name)
 
 
 def _is_graph(layer: Any) -> bool:

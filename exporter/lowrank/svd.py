@@ -67,16 +67,9 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
         RecipeError: If the rank is out of its range.
         ModelError: If the matrix has an element that is not finite.
     """
-    smaller = min(matrix.shape)
-    if not 1 <= rank <= smaller:
-        raise RecipeError(
-            f"Rank must be within 1 and {smaller} for a matrix of shape {matrix.shape}. "
-            f"Received: {rank}."
-        )
     full = np.asarray(matrix, dtype=np.float64)
-    if not np.isfinite(full).all():
-        raise ModelError(f"A matrix of shape {matrix.shape} has NaN or infinite elements.")
-    if smaller <= EXACT_LIMIT or 4 * (rank + OVERSAMPLING) > smaller:
+    _check(full, rank)
+    if _is_small(full, rank):
         u, s, vt = np.linalg.svd(full, full_matrices=False)
     else:
         u, s, vt = _randomized(full, rank, seed)
@@ -86,6 +79,56 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     # Subtraction cancels where little is left out; the clip keeps the result a fraction.
     energy = float(np.clip(1.0 - np.vdot(s, s) / total, 0.0, 1.0)) if total else 0.0
     return TruncatedSVD(u, s, vt, energy)
+
+
+def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+    """Returns the largest eigenvalues, from the largest down, and their vectors, n x r.
+
+    Args:
+        matrix: n x n, symmetric, positive semidefinite up to rounding.
+        rank: Between 1 and n.
+
+    Raises:
+        RecipeError: If the rank is out of its range.
+        ModelError: If the matrix has an element that is not finite.
+    """
+    if _is_small(matrix, rank):
+        _check(matrix, rank)
+        values, vectors = np.linalg.eigh(matrix)
+        return np.maximum(values[::-1][:rank], 0.0), vectors[:, ::-1][:, :rank]
+    svd = truncated_svd(matrix, rank)
+    return svd.s, svd.u
+
+
+def singular_values(matrix: Matrix) -> Matrix:
+    """Returns all singular values, from the largest down.
+
+    Those of a large matrix are square roots of eigenvalues of its Gram matrix, which costs half of
+    the digits of the smallest ones, and an order of magnitude less time.
+    """
+    m, n = matrix.shape
+    if min(m, n) <= EXACT_LIMIT:
+        values: Matrix = np.linalg.svd(matrix, compute_uv=False)
+        return values
+    gram = matrix.T @ matrix if n <= m else matrix @ matrix.T
+    roots: Matrix = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    return roots
+
+
+def _is_small(matrix: Matrix, rank: int) -> bool:
+    smaller: int = min(matrix.shape)
+    return smaller <= EXACT_LIMIT or 4 * (rank + OVERSAMPLING) > smaller
+
+
+def _check(matrix: Matrix, rank: int) -> None:
+    smaller = min(matrix.shape)
+    if not 1 <= rank <= smaller:
+        raise RecipeError(
+            f"Rank must be within 1 and {smaller} for a matrix of shape {matrix.shape}. "
+            f"Received: {rank}."
+        )
+    if not np.isfinite(matrix).all():
+        raise ModelError(f"A matrix of shape {matrix.shape} has NaN or infinite elements.")
 
 
 def _randomized(matrix: Matrix, rank: int, seed: int) -> tuple[Matrix, Matrix, Matrix]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from exporter.data import Array, Dataset
 from exporter.formats.base import TensorInfo
-from exporter.lowrank.factorizers import FREE_SIZE
+from exporter.lowrank.kernels import FREE_SIZE
 
 BATCH_SIZE = 64
 SINGLE_SAMPLES = 16

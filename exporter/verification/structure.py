@@ -95,10 +95,7 @@ def prove_structure(
     ]
     least = sum(size * min(stored, computed) for size, stored, computed in cast)
     most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
-    kernels = {
-        name: _described(layer.kernel for layer in factors.layers)
-        for name, factors in compressed.factors.items()
-    }
+    kernels = {name: _described(factors.weights) for name, factors in compressed.factors.items()}
     present, expected = _count(stored), _count(weights)
     # Of the kernels alone: converters drop a bias that is zero.
     required = _count(kernel for group in kernels.values() for kernel in group)

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.data import Dataset, Split, load_dataset
 from exporter.formats.base import TensorInfo
-from exporter.lowrank.factorizers import FREE_SIZE
+from exporter.lowrank.kernels import FREE_SIZE
 from exporter.verification.probes import Probe, make_probes, predict, samples_within
 
 FEATURES = TensorInfo("features", (None, 5), "float32")

@@ -1,0 +1,138 @@
+"""Kernels: the linear maps within layers, which are what is factorized."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from exporter.errors import ModelError
+from exporter.lowrank.moments import Array, Moments
+from exporter.lowrank.truncation import Truncation, error_curve, truncate
+
+FREE_SIZE = 32
+"""What a free dimension other than the batch counts as, in costs and in random inputs."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A linear map of a layer, as a stack of matrices of the same shape and rank.
+
+    Most layers have one; an attention layer has four. Costs are those of two factors, m x r and
+    r x n; kinds that are cut differently override them.
+
+    Attributes:
+        name: Within its layer; empty if it is the only one.
+        m: Inputs of each matrix: for a convolution, the elements of a patch.
+        n: Outputs of each matrix.
+        layer: The layer that is called with the inputs of the map: the layer itself, or one that
+            it is made of.
+        variable: The weight that holds the map.
+        read: Turns the array of the weight into g x m x n matrices.
+        outputs: Applies the map alone, without bias: from a TensorFlow tensor of inputs to one of
+            rows x g x n.
+        positions: How often the map is applied in one call on one sample; free sizes count as
+            ``FREE_SIZE``.
+        groups: How many matrices, g.
+        has_bias: Whether a bias of the layer follows the map at once, so that errors of the mean
+            can be put right.
+        other_params: Parameters of the layer that stay: biases, recurrent kernels.
+        looked_up: Whether the inputs are indices, so that the full map costs no multiplication.
+        gradient_at: Where the loss gradient at the outputs can be read: what the layer hands to
+            its ``activation`` (the bias does not change it), what it returns, or nowhere.
+    """
+
+    name: str
+    m: int
+    n: int
+    layer: Any
+    variable: Any
+    read: Callable[[Any], Any]
+    outputs: Callable[[Any], Any]
+    positions: int
+    groups: int = 1
+    has_bias: bool = True
+    other_params: int = 0
+    looked_up: bool = False
+    gradient_at: Literal["activation", "output"] | None = "activation"
+
+    data_aware: ClassVar[bool] = True
+    """Whether ``truncate`` makes use of moments."""
+
+    @property
+    def full_rank(self) -> int:
+        """min(m, n), at which nothing is discarded."""
+        return min(self.m, self.n)
+
+    @property
+    def break_even_rank(self) -> float:
+        """Mn / (m + n): from this rank on the factors are no smaller than the matrix."""
+        return self.m * self.n / (self.m + self.n)
+
+    def params(self, rank: int | None, *, merge: bool = True) -> int:
+        """Counts the parameters at a rank, biases included; None is the layer as it is."""
+        return self.other_params + self._elements(rank, merge)
+
+    def macs(self, rank: int | None, *, merge: bool = True) -> int:
+        """Counts the multiply-accumulates of one call on one sample at a rank."""
+        elements = self._elements(rank, merge)
+        if self.looked_up:
+            elements = 0 if rank is None else elements - self.groups * self.m * rank
+        return self.positions * elements
+
+    def _elements(self, rank: int | None, merge: bool) -> int:
+        if rank is None:
+            return self.groups * self.m * self.n
+        return self.groups * (rank * (self.m + self.n) + (0 if merge else rank**2))
+
+    def matrices(self) -> Array:
+        """Returns the map as g x m x n in float64.
+
+        Raises:
+            ModelError: If an element is not finite.
+        """
+        array = self.variable.numpy()
+        bad = int(array.size - np.isfinite(array).sum())
+        if bad:
+            raise ModelError(
+                f"The kernel of layer {self.layer.name!r} must be finite. Received: {bad} NaN or "
+                f"infinite elements of {array.size}. The model may have diverged while it was "
+                "trained."
+            )
+        matrices: Array = self.read(array.astype(np.float64))
+        return matrices
+
+    def truncate(
+        self, rank: int, moments: Moments | None = None, *, merge: bool = True
+    ) -> Truncation:
+        """Returns the factors.
+
+        Args:
+            rank: Between 1 and ``full_rank``.
+            moments: Of the outputs; None truncates by the weights alone.
+            merge: Whether S is merged into U.
+
+        Raises:
+            RecipeError: If the rank is out of its range.
+            ModelError: If the kernel is not finite.
+        """
+        return truncate(self.matrices(), rank, moments, merge=merge)
+
+    def error_curve(self, moments: Moments | None = None) -> Array:
+        """Returns the squared error at every rank from 0 to ``full_rank``.
+
+        Args:
+            moments: Of the outputs; None gives errors of the weights.
+        """
+        return error_curve(self.matrices(), moments)
+
+
+def one_matrix(array: Any) -> Any:
+    """Reads a kernel whose last axis is its output, the others its inputs."""
+    return array.reshape(1, -1, array.shape[-1])
+
+
+def count_positions(shape: tuple[int | None, ...]) -> int:
+    """Multiplies sizes, free ones taken as ``FREE_SIZE``."""
+    return math.prod(size or FREE_SIZE for size in shape)

@@ -1,0 +1,87 @@
+"""First and second moments of what flows through a kernel, and the merging of batches.
+
+All moments live at the *outputs* of a kernel, n x n, never at its inputs, m x m: the best low-rank
+kernel K P Qt needs no others (see ``exporter.lowrank.truncation``), and a convolution needs no
+patches.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What is known of a kernel's outputs, before any bias, for g groups of n outputs.
+
+    Attributes:
+        mean: Mean of the outputs ``y`` in the original model, g x n.
+        scatter: Covariance of ``y``, g x n x n.
+        gradient: Second moment of the loss gradient at ``y``, g x n x n; None weighs all outputs
+            alike.
+        moved_mean: Mean of ``z``, the kernel's outputs where the layers before it are compressed
+            already; None where they are not.
+        moved_scatter: Covariance of ``z``; None likewise.
+        cross: Covariance of ``z`` and ``y``, rows for ``z``; None likewise.
+    """
+
+    mean: Array
+    scatter: Array
+    gradient: Array | None = None
+    moved_mean: Array | None = None
+    moved_scatter: Array | None = None
+    cross: Array | None = None
+
+
+class Accumulator:
+    """Means and covariance of pairs of vectors that arrive in batches, in float64.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which does not
+    cancel where the means are large.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._left: Any = 0.0
+        self._right: Any = 0.0
+        self._scatter: Any = 0.0
+
+    def add(
+        self, count: int, left: NDArray[Any], right: NDArray[Any], scatter: NDArray[Any]
+    ) -> None:
+        """Merges a batch.
+
+        Args:
+            count: How many pairs.
+            left: Mean of the left vectors, g x n.
+            right: Mean of the right vectors, g x n.
+            scatter: The sum of the outer products of their deviations from it, g x n x n.
+        """
+        total = int(self._count + count)
+        left_shift = left.astype(np.float64) - self._left
+        right_shift = right.astype(np.float64) - self._right
+        between = left_shift[..., :, np.newaxis] * right_shift[..., np.newaxis, :]
+        self._scatter = self._scatter + scatter + between * (self._count * count / total)
+        self._left = self._left + left_shift * (count / total)
+        self._right = self._right + right_shift * (count / total)
+        self._count = total
+
+    @property
+    def mean(self) -> Array:
+        """The mean of the left vectors, g x n."""
+        return np.asarray(self._left, dtype=np.float64)
+
+    @property
+    def covariance(self) -> Array:
+        """The covariance, g x n x n, of the pairs as a population."""
+        return np.asarray(self._scatter, dtype=np.float64) / self._count
+
+    @property
+    def about_zero(self) -> Array:
+        """The mean of the outer products themselves, g x n x n."""
+        means: Array = self._left[..., :, np.newaxis] * self._right[..., np.newaxis, :]
+        return self.covariance + means

@@ -1,0 +1,367 @@
+"""Gathers the moments of kernels from calibration data, in batches: constant memory, any size."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.moments import Accumulator, Array, Moments
+
+MAX_OUTPUTS = 8192
+"""Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
+
+MAX_BATCH = 64
+_BATCH_BYTES = 2**29
+
+Kernels = Mapping[str, Kernel]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs that show what flows through a model; labels are not needed.
+
+    Attributes:
+        inputs: Arrays by input name, samples along the first axis.
+        batch_size: How many samples are predicted at once.
+        logits: Outputs that are unnormalised log-probabilities of classes. What other outputs are
+            can be told from their activations.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    batch_size: int
+    logits: frozenset[str] = frozenset()
+
+    def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yields the samples in whole batches; the last one may be smaller."""
+        count = len(next(iter(self.inputs.values())))
+        for start in range(0, count, self.batch_size):
+            stop = start + self.batch_size
+            yield {name: array[start:stop] for name, array in self.inputs.items()}
+
+
+def affordable_batch(model: Any) -> int:
+    """Returns a batch size whose activations fit into memory, forward and backward."""
+    fixed = model.inputs[0].shape[0]
+    if fixed:
+        return int(fixed)
+    elements = sum(
+        int(np.prod([size or 1 for size in tensor.shape[1:]]))
+        for layer in model.layers
+        for node in layer._inbound_nodes[:1]
+        for tensor in node.outputs
+    )
+    return max(1, min(MAX_BATCH, _BATCH_BYTES // (4 * max(1, elements))))
+
+
+def gather(
+    model: Any,
+    kernels: Kernels,
+    calibration: Calibration,
+    *,
+    moved: Any = None,
+    moved_kernels: Kernels | None = None,
+    gradients: Mapping[str, Array] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Moments]:
+    """Runs a model over data and gathers the moments of its kernels' outputs.
+
+    Args:
+        model: The original.
+        kernels: Kernels of it by candidate name; those with more than ``MAX_OUTPUTS`` are left out.
+        calibration: Is gone through once.
+        moved: A copy in which earlier layers are compressed; None gathers of the original alone.
+        moved_kernels: The same kernels in the copy.
+        gradients: What ``gather_gradients`` returned.
+        advance: Is called after every batch.
+
+    Returns:
+        Moments by candidate name, in the order in which the model calls the kernels.
+    """
+    import tensorflow as tf
+
+    from exporter.formats.base import Signature
+
+    wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
+    signature = Signature(model)
+    moved_signature = None if moved is None else Signature(moved)
+    order: list[str] = []
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def step(inputs: Any) -> Any:
+        y = _traced_outputs(signature, inputs, wanted)
+        order[:] = y  # What is returned comes back sorted by name.
+        if moved_signature is None or moved_kernels is None:
+            return {name: {"y": _summary(rows, rows)} for name, rows in y.items()}
+        z = _traced_outputs(moved_signature, inputs, {name: moved_kernels[name] for name in wanted})
+        return {
+            name: {
+                "y": _summary(rows, rows),
+                "z": _summary(z[name], z[name]),
+                "zy": _summary(z[name], rows),
+            }
+            for name, rows in y.items()
+        }
+
+    sums: dict[str, dict[str, Accumulator]] = {}
+    for batch in calibration.batches():
+        for name, parts in step(_tensors(signature, batch)).items():
+            accumulators = sums.setdefault(name, {part: Accumulator() for part in parts})
+            for part, summary in parts.items():
+                accumulators[part].add(*(value.numpy() for value in summary))
+        advance()
+    order = getattr(step, "call_order", list(sums))
+    return {
+        name: _moments(sums[name], wanted[name].has_bias, (gradients or {}).get(name))
+        for name in order
+    }
+
+
+def gather_gradients(
+    model: Any,
+    kernels: Kernels,
+    calibration: Calibration,
+    *,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Array]:
+    """Gathers the second moments of the loss gradient at the outputs of kernels.
+
+    The loss is the negative logarithm of what the model itself predicts, with labels sampled from
+    its predictions: their second moment is the Fisher information, which says how much the
+    predictions move (Martens and Grosse, 2015). Outputs that are no distribution count by their
+    squared error.
+
+    Args:
+        model: The original.
+        kernels: Kernels of it by candidate name.
+        calibration: Is gone through once.
+        seed: Of the samples.
+        advance: Is called after every batch.
+
+    Returns:
+        g x n x n by candidate name, summed over the positions of a sample; kernels whose outputs
+        cannot be reached, those of recurrent layers, are left out.
+    """
+    import tensorflow as tf
+
+    from exporter.formats.base import Signature
+
+    signature = Signature(model)
+    wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
+    likelihoods = _likelihoods(model, signature, calibration.logits)
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def step(inputs: Any, number: Any) -> Any:
+        with tf.GradientTape() as tape, _watched(wanted, tape) as seen:
+            outputs = signature(**inputs)
+            loss = 0.0
+            for index, (name, likelihood) in enumerate(likelihoods.items()):
+                draw = tf.stack([number, index + 1000 * seed])
+                loss += likelihood(tf.cast(outputs[name], tf.float32), draw)
+        tensors = {name: seen[id(kernel.layer)] for name, kernel in wanted.items()}
+        gradients = tape.gradient(loss, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return {
+            name: _second_moment(wanted[name], parts) for name, parts in gradients.items() if parts
+        }
+
+    sums: dict[str, Any] = {}
+    samples = 0
+    for number, batch in enumerate(calibration.batches()):
+        samples += len(next(iter(batch.values())))
+        for name, value in step(_tensors(signature, batch), tf.constant(number)).items():
+            sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
+        advance()
+    return {name: value / samples for name, value in sums.items()}
+
+
+def _tensors(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    import tensorflow as tf
+
+    return {
+        info.name: tf.convert_to_tensor(batch[info.name], info.dtype) for info in signature.inputs
+    }
+
+
+def _traced_outputs(signature: Any, inputs: Any, kernels: Kernels) -> dict[str, Any]:
+    """Calls a model and returns each kernel's outputs, rows x g x n, in the order of the calls."""
+    import tensorflow as tf
+
+    with _tapped(kernels) as seen:
+        signature(**inputs)
+    order = {key: position for position, key in enumerate(seen)}
+    reached = [name for name, kernel in kernels.items() if id(kernel.layer) in order]
+    outputs = {}
+    for name in sorted(reached, key=lambda name: order[id(kernels[name].layer)]):
+        kernel = kernels[name]
+        rows = [kernel.outputs(tensor) for tensor in seen[id(kernel.layer)]]
+        outputs[name] = tf.cast(tf.concat(rows, axis=0), tf.float32)
+    return outputs
+
+
+@contextmanager
+def _tapped(kernels: Kernels) -> Iterator[dict[int, list[Any]]]:
+    """Notes the inputs of layers while the block runs, by the identity of the layer.
+
+    Layers of nested models, and those inside other layers, have no tensor of the outer graph that
+    could be asked for; so their ``call`` is stood in for while the model is traced.
+    """
+    seen: dict[int, list[Any]] = {}
+
+    def tap(layer: Any) -> Callable[..., Any]:
+        call = layer.call
+
+        def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.setdefault(id(layer), []).append(inputs)
+            return call(inputs, *args, **kwargs)
+
+        return noting
+
+    layers = {id(kernel.layer): kernel.layer for kernel in kernels.values()}.values()
+    with _replaced([(layer, "call", tap(layer)) for layer in layers]):
+        yield seen
+
+
+@contextmanager
+def _watched(kernels: Kernels, tape: Any) -> Iterator[dict[int, list[Any]]]:
+    """Notes what layers hand to their activation, or return where they have none, on a tape."""
+    seen: dict[int, list[Any]] = {}
+
+    def watch(layer: Any, function: Callable[..., Any], *, before: bool) -> Callable[..., Any]:
+        def watching(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            tensor = inputs if before else function(inputs, *args, **kwargs)
+            tape.watch(tensor)
+            seen[id(layer)].append(tensor)
+            return function(tensor) if before else tensor
+
+        return watching
+
+    patches = []
+    for kernel in kernels.values():
+        layer = kernel.layer
+        if id(layer) in seen:
+            continue
+        seen[id(layer)] = []
+        if kernel.gradient_at == "activation":
+            patches.append((layer, "activation", watch(layer, layer.activation, before=True)))
+        elif kernel.gradient_at == "output":
+            patches.append((layer, "call", watch(layer, layer.call, before=False)))
+    with _replaced(patches):
+        yield seen
+
+
+@contextmanager
+def _replaced(patches: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Sets attributes of layers for the time of the block."""
+    missing = object()
+    former = [(layer, name, vars(layer).get(name, missing)) for layer, name, _ in patches]
+    try:
+        for layer, name, value in patches:
+            object.__setattr__(layer, name, value)
+        yield
+    finally:
+        for layer, name, value in former:
+            if value is missing:
+                object.__delattr__(layer, name)
+            else:
+                object.__setattr__(layer, name, value)
+
+
+def _summary(left: Any, right: Any) -> tuple[Any, Any, Any, Any]:
+    """Returns count, means, and the sum of products of deviations, of rows x g x n."""
+    import tensorflow as tf
+
+    left_mean, right_mean = tf.reduce_mean(left, axis=0), tf.reduce_mean(right, axis=0)
+    scatter = tf.matmul(
+        tf.transpose(left - left_mean, (1, 0, 2)),
+        tf.transpose(right - right_mean, (1, 0, 2)),
+        transpose_a=True,
+    )
+    return tf.shape(left)[0], left_mean, right_mean, scatter
+
+
+def _moments(sums: Mapping[str, Accumulator], has_bias: bool, gradient: Array | None) -> Moments:
+    """Covariances where a bias can put the means right, second moments about zero elsewhere."""
+    y, z, cross = sums["y"], sums.get("z"), sums.get("zy")
+
+    def second(part: Accumulator | None) -> Array | None:
+        if part is None:
+            return None
+        return part.covariance if has_bias else part.about_zero
+
+    def mean(part: Accumulator | None) -> Array | None:
+        if part is None:
+            return None
+        return part.mean if has_bias else np.zeros_like(part.mean)
+
+    return Moments(
+        mean=np.asarray(mean(y)),
+        scatter=np.asarray(second(y)),
+        gradient=gradient,
+        moved_mean=mean(z),
+        moved_scatter=second(z),
+        cross=second(cross),
+    )
+
+
+def _second_moment(kernel: Kernel, parts: Sequence[Any]) -> Any:
+    import tensorflow as tf
+
+    rows = [tf.reshape(tf.cast(p, tf.float32), (-1, kernel.groups, kernel.n)) for p in parts]
+    grouped = tf.transpose(tf.concat(rows, axis=0), (1, 0, 2))
+    return tf.matmul(grouped, grouped, transpose_a=True)
+
+
+Likelihood = Callable[[Any, Any], Any]
+
+
+def _likelihoods(model: Any, signature: Any, logits: frozenset[str]) -> dict[str, Likelihood]:
+    """Chooses the negative log-likelihood of each output by what the output is."""
+    import keras
+
+    chosen: dict[str, Likelihood] = {}
+    names = [info.name for info in signature.outputs]
+    for name, tensor in zip(names, keras.tree.flatten(model.outputs), strict=True):
+        layer = tensor._keras_history.operation
+        activation = getattr(getattr(layer, "activation", None), "__name__", "")
+        if name in logits:
+            chosen[name] = _categorical_logits
+        elif activation == "softmax" or isinstance(layer, keras.layers.Softmax):
+            chosen[name] = _categorical
+        elif activation == "sigmoid":
+            chosen[name] = _bernoulli
+        else:
+            chosen[name] = _gaussian
+    return chosen
+
+
+def _categorical_logits(outputs: Any, seed: Any) -> Any:
+    import tensorflow as tf
+
+    flat = tf.reshape(outputs, (-1, outputs.shape[-1]))
+    labels = tf.random.stateless_categorical(flat, 1, seed)[:, 0]
+    return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=flat))
+
+
+def _categorical(outputs: Any, seed: Any) -> Any:
+    import tensorflow as tf
+
+    return _categorical_logits(tf.math.log(tf.maximum(outputs, 1e-20)), seed)
+
+
+def _bernoulli(outputs: Any, seed: Any) -> Any:
+    import tensorflow as tf
+
+    clipped = tf.clip_by_value(outputs, 1e-7, 1 - 1e-7)
+    heads = tf.random.stateless_uniform(tf.shape(outputs), seed) < clipped
+    return -tf.reduce_sum(tf.math.log(tf.where(heads, clipped, 1 - clipped)))
+
+
+def _gaussian(outputs: Any, seed: Any) -> Any:
+    import tensorflow as tf
+
+    noise = tf.random.stateless_normal(tf.shape(outputs), seed)
+    return tf.reduce_sum(outputs * noise)

@@ -1,0 +1,182 @@
+"""Truncation of a kernel to rank r such that the *outputs* change the least.
+
+A kernel K (m x n) maps inputs x to y = Kt x. Every approximation used here is K P Qt with P and Q
+of r columns each, so only the n x n moments of the outputs matter:
+
+* plain: P = Q = the leading right singular vectors of K (Eckart and Young, 1936);
+* whitened: P = Q = the leading eigenvectors of cov(y), which is what DRONE (Chen et al., 2021) and
+  SVD-LLM (Wang et al., 2024) compute by whitening the inputs;
+* weighted by the gradient (KFAC-SVD): errors count by G = E[g gt], the loss gradient at y;
+* cascade: with z = Kt x' from inputs that are compressed already, reduced-rank regression (Izenman,
+  1975) of y on z.
+
+Means are taken care of by the bias, where the layer has one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.lowrank.moments import Array, Moments
+from exporter.lowrank.svd import leading_eigenpairs, singular_values, truncated_svd
+
+INPUT_RIDGE = 1e-4
+"""Part of the mean variance that is added to all directions of the input, in the covariances."""
+
+GRADIENT_RIDGE = 0.1
+"""Part of the mean squared gradient that is added to all directions of the output."""
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A kernel of low rank.
+
+    Attributes:
+        matrices: Its factors, to be multiplied from the left: (US, Vt), or (U, S, Vt); g x a x b.
+        bias_shift: What to add to the bias, g x n; None if there is nothing to add.
+        discarded_energy: The part of the squared error norm that is left out, 0 to 1: of the
+            kernel's elements, or of the outputs' (weighted) variance where moments were given.
+    """
+
+    matrices: tuple[Array, ...]
+    bias_shift: Array | None
+    discarded_energy: float
+
+    @property
+    def relative_error(self) -> float:
+        """Predicted error norm over the norm of what is approximated."""
+        return float(np.sqrt(self.discarded_energy))
+
+
+def truncate(
+    kernel: Array, rank: int, moments: Moments | None = None, *, merge: bool = True
+) -> Truncation:
+    """Truncates a stack of kernels.
+
+    Args:
+        kernel: g x m x n.
+        rank: r of each of them.
+        moments: Of the outputs; None truncates by the kernel's elements alone.
+        merge: Whether S is merged into U.
+
+    Raises:
+        RecipeError: If the rank is out of its range.
+        ModelError: If the kernel has an element that is not finite.
+    """
+    if moments is None:
+        return _truncate_plainly(kernel, rank, merge)
+    thin, wide = [], []
+    left_out = total = 0.0
+    shift = np.empty(kernel.shape[::2])
+    for group, matrix in enumerate(kernel):
+        regression = _Regression(matrix, moments, group)
+        p, q, kept = regression.solve(rank)
+        thin.append(matrix @ p)
+        wide.append(q.T)
+        shift[group] = regression.bias_shift(p, q)
+        left_out += max(0.0, regression.total - kept)
+        total += regression.total
+    factors = np.stack(thin), np.stack(wide)
+    return Truncation(
+        factors if merge else _split(*factors),
+        shift,
+        float(np.clip(left_out / total, 0, 1)) if total else 0.0,
+    )
+
+
+def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
+    """Returns the squared error at every rank from 0 to min(m, n).
+
+    Without moments, that of the kernel's elements; with them, the expected squared error of the
+    outputs, weighted by the gradient if it is known. The value at full rank is 0.
+
+    Args:
+        kernel: g x m x n.
+        moments: Of the outputs.
+    """
+    energies: Array = np.zeros(min(kernel.shape[1:]))
+    full = min(kernel.shape[1:])
+    for group, matrix in enumerate(kernel):
+        if moments is None:
+            energies = energies + singular_values(matrix) ** 2
+        else:
+            metric = _Regression(matrix, moments, group).metric
+            values = np.linalg.eigvalsh(metric)[::-1][:full]
+            energies = energies + np.maximum(values, 0.0)
+    tails = np.cumsum(energies[::-1])[::-1]
+    return np.append(tails, 0.0)
+
+
+def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
+    parts = [truncated_svd(matrix, rank) for matrix in kernel]
+    u = np.stack([part.u for part in parts])
+    s = np.stack([part.s for part in parts])
+    vt = np.stack([part.vt for part in parts])
+    norms = [float(np.vdot(matrix, matrix)) for matrix in kernel]
+    left_out = sum(part.discarded_energy * norm for part, norm in zip(parts, norms, strict=True))
+    energy = left_out / sum(norms) if sum(norms) else 0.0
+    if merge:
+        return Truncation((u * s[:, np.newaxis], vt), None, energy)
+    return Truncation((u, _diagonal(s), vt), None, energy)
+
+
+class _Regression:
+    """The regression of one kernel's outputs on what it gives for the inputs that it will get."""
+
+    def __init__(self, matrix: Array, moments: Moments, group: int) -> None:
+        self._moments, self._group = moments, group
+        gram = matrix.T @ matrix
+        moved = moments.scatter if moments.moved_scatter is None else moments.moved_scatter
+        scatter = moved[group]
+        norm = np.trace(gram)
+        # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
+        # data did not show may be given up for nothing.
+        ridge = INPUT_RIDGE * (np.trace(scatter) / norm) * gram if norm else gram
+        self._scatter = scatter + ridge
+        self._weight, self._unweight = _gradient_roots(moments, group)
+        if moments.cross is None:
+            self._predictor = self._weight
+        else:
+            # Where K has fewer inputs than outputs, the scatter is singular.
+            jitter = 1e-10 * np.trace(self._scatter) / len(gram) * np.eye(len(gram))
+            fit = np.linalg.solve(self._scatter + jitter, moments.cross[group] + ridge)
+            self._predictor = fit @ self._weight
+        self.metric = self._predictor.T @ self._scatter @ self._predictor
+        self.total = float(np.trace(self.metric))
+
+    def solve(self, rank: int) -> tuple[Array, Array, float]:
+        """Returns P and Q, n x r each, and the energy that they keep."""
+        values, vectors = leading_eigenpairs(self.metric, rank)
+        return self._predictor @ vectors, self._unweight @ vectors, float(values.sum())
+
+    def bias_shift(self, p: Array, q: Array) -> Array:
+        moments, group = self._moments, self._group
+        mean = moments.mean if moments.moved_mean is None else moments.moved_mean
+        shift: Array = moments.mean[group] - q @ (p.T @ mean[group])
+        return shift
+
+
+def _gradient_roots(moments: Moments, group: int) -> tuple[Array, Array]:
+    """Returns the square root of the gradient's second moment, and its inverse."""
+    size = moments.scatter.shape[-1]
+    if moments.gradient is None:
+        return np.eye(size), np.eye(size)
+    values, vectors = np.linalg.eigh(moments.gradient[group])
+    values = np.maximum(values, 0.0)
+    values = values + GRADIENT_RIDGE * values.mean()
+    if not values.any():  # The loss does not depend on these outputs.
+        return np.eye(size), np.eye(size)
+    roots = np.sqrt(values)
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+def _split(thin: Array, wide: Array) -> tuple[Array, Array, Array]:
+    """Turns K1 K2 into U S Vt, by the SVD of the product, which is never formed."""
+    left, left_triangle = np.linalg.qr(thin)
+    right, right_triangle = np.linalg.qr(np.swapaxes(wide, 1, 2))
+    u, s, vt = np.linalg.svd(left_triangle @ np.swapaxes(right_triangle, 1, 2))
+    return left @ u, _diagonal(s), vt @ np.swapaxes(right, 1, 2)
+
+
+def _diagonal(values: Array) -> Array:
+    return values[..., np.newaxis] * np.eye(values.shape[-1])
