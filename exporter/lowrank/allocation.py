@@ -240,7 +240,8 @@ def rank_grid(kernel: Kernel) -> tuple[int, ...]:
     Matrix kernels work in tiles, so that a rank between multiples of 8 takes as long as the next
     one; the larger the rank, the less a small step changes.
     """
-    limit = kernel.break_even_rank
+    # Where break-even is above it, the full rank is exact already.
+    limit = min(kernel.break_even_rank, kernel.full_rank + 1)
     stride = 32 * max(1, math.ceil((limit - 256) / (32 * MAX_LARGE_RANKS)))
     ranks = chain(
         SMALL_RANKS,
