@@ -62,7 +62,7 @@ class CurvePolicy(RankPolicy):
                 continue
             curve = curves[candidate.name]
             # There is no relative error of nothing.
-            choice = self.read(curve, candidate.kernel) if curve[0] else Choice(1, "zero")
+            choice = self.read(curve, candidate.kernel) if curve[0] else Choice(1, "all zero")
             choices[candidate.name] = below_break_even(choice.rank or 1, candidate, choice.reason)
         return choices
 
@@ -90,8 +90,10 @@ class EnergyRank(CurvePolicy):
 
     def read(self, curve: Array, kernel: Kernel) -> Choice:
         """See the base class."""
-        rank = int((curve <= (1.0 - self.energy) * curve[0]).argmax())
-        return Choice(rank, f"keeps {_percent(1.0 - curve[rank] / curve[0])} of the energy")
+        discarded = curve / curve[0]
+        # Rounding must not cost a rank.
+        rank = int((discarded <= 1.0 - self.energy + 1e-12).argmax())
+        return Choice(rank, f"keeps {_percent(1.0 - discarded[rank])} of the energy")
 
 
 class StableRank(CurvePolicy):

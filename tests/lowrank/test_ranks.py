@@ -54,14 +54,14 @@ class TestFixedRank:
         assert FixedRank(11).select([mix]).ranks == {"inner/mix": 11}
         assert FixedRank(12).select([mix]).ranks == {}
 
-    def test_layers_of_other_kinds_are_listed_with_the_reason(self, convolutional):
+    def test_layers_without_a_kernel_are_listed_with_the_reason(self, convolutional):
         layers = by_name(FixedRank(4).select(convolutional))
         assert list(layers) == ["conv", "norm", "hidden", "probabilities"]
-        conv = layers["conv"]
-        assert (conv.rank, conv.shape, conv.break_even_rank) == (None, None, None)
-        assert "not factorized" in conv.reason
-        assert conv.params_before == conv.params_after == 3 * 3 * 3 * 6 + 6
-        assert conv.macs_before is conv.macs_after is None
+        norm = layers["norm"]
+        assert (norm.rank, norm.shape, norm.break_even_rank) == (None, None, None)
+        assert "has no matrix" in norm.reason
+        assert norm.params_before == norm.params_after == 4 * 6
+        assert norm.macs_before is norm.macs_after is None
 
     def test_a_rank_above_every_layer_is_refused_with_their_shapes(self, mlp):
         assert FixedRank(36).select(mlp).ranks == {}
@@ -73,7 +73,8 @@ class TestFixedRank:
             FixedRank(37).select(mlp)
 
     def test_a_model_without_layers_to_factorize_takes_any_rank(self, convolutional):
-        others = [c for c in convolutional if c.factorizer is None]
+        others = [c for c in convolutional if c.kernel is None]
+        assert others
         assert FixedRank(1000).select(others).ranks == {}
 
 
@@ -95,8 +96,11 @@ class TestRankByLayer:
     @pytest.mark.parametrize(
         ("ranks", "message"),
         [
-            ({"hiden": 3}, "Unknown layer 'hiden' in rank. Layers: hidden ("),
-            ({"conv": 3}, "Layer 'conv' is of kind Conv2D, which is not factorized. Layers: "),
+            ({"hiden": 3}, "Unknown layer 'hiden' in rank. Layers: "),
+            (
+                {"norm": 3},
+                "Layer 'norm' is of kind BatchNormalization, which is not factorized. Layers: ",
+            ),
             ({"hidden": 25}, "Rank of layer 'hidden' must be at most 24. Received: 25. Layers: "),
         ],
         ids=["unknown", "other_kind", "too_large"],
@@ -108,13 +112,22 @@ class TestRankByLayer:
         assert re.search(listing, str(caught.value))
 
     def test_a_model_without_layers_to_factorize_says_so(self, convolutional):
-        others = [c for c in convolutional if c.factorizer is None]
+        others = [c for c in convolutional if c.kernel is None]
+        assert others
         with pytest.raises(RecipeError, match="Layers: none can be factorized"):
             RankByLayer({"hidden": 2}).select(others)
 
     def test_nested_layers_are_named_by_their_path(self, build):
         plan = RankByLayer({"body/second": 4}).select(candidates(build("nested_sequential")))
         assert plan.ranks == {"body/second": 4}
+
+
+@pytest.mark.parametrize("policy", [FixedRank(8), RankByLayer({"hidden_1": 3}), FullRank()])
+def test_policies_choose_for_every_kernel_without_curves(mlp, policy):
+    choices = policy.choose(mlp, {})
+    assert list(choices) == [c.name for c in mlp]
+    assert not policy.needs_curves
+    assert {name: c.rank for name, c in choices.items() if c.rank} == policy.select(mlp).ranks
 
 
 def test_full_rank_takes_every_layer_past_break_even(mlp):
