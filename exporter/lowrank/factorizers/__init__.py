@@ -2,30 +2,82 @@
 
 from typing import Any
 
-from exporter.lowrank.factorizers.base import Factorizer, Replacement
+from exporter.lowrank.factorizers.base import Convolution, Factorizer, Replacement
+from exporter.lowrank.factorizers.convolution import (
+    ConvolutionFactorizer,
+    SeparableFactorizer,
+    TransposedFactorizer,
+)
 from exporter.lowrank.factorizers.dense import DenseFactorizer
+from exporter.lowrank.factorizers.einsum import EinsumDenseFactorizer
+from exporter.lowrank.factorizers.embedding import EmbeddingFactorizer
+from exporter.lowrank.factorizers.recurrent import RecurrentFactorizer
 
-__all__ = ["FACTORIZERS", "Factorizer", "Replacement", "factorizer_for", "reason_kept"]
+__all__ = [
+    "FACTORIZERS",
+    "Convolution",
+    "Factorizer",
+    "Replacement",
+    "factorizer_for",
+    "reason_kept",
+]
 
-FACTORIZERS: tuple[Factorizer, ...] = (DenseFactorizer(),)
+FACTORIZERS: tuple[Factorizer, ...] = (
+    DenseFactorizer(),
+    ConvolutionFactorizer("Conv1D"),
+    ConvolutionFactorizer("Conv2D"),
+    ConvolutionFactorizer("Conv3D"),
+    TransposedFactorizer("Conv1DTranspose"),
+    TransposedFactorizer("Conv2DTranspose"),
+    TransposedFactorizer("Conv3DTranspose"),
+    SeparableFactorizer("SeparableConv1D"),
+    SeparableFactorizer("SeparableConv2D"),
+    EinsumDenseFactorizer(),
+    EmbeddingFactorizer(),
+    RecurrentFactorizer("LSTM"),
+    RecurrentFactorizer("GRU"),
+)
+"""The first row that supports a layer counts, so the special ones come before the general ones."""
 
 
-def factorizer_for(layer: Any) -> Factorizer | None:
-    """Returns the row of the table that supports the layer; None if there is none."""
-    return next((f for f in FACTORIZERS if f.supports(layer)), None)
+def factorizer_for(layer: Any, convolution: str = "channel") -> Factorizer | None:
+    """Returns the row of the table that supports the layer; None if there is none.
+
+    Args:
+        layer: A built layer.
+        convolution: A ``Convolution``. Layers that it does not suit are cut by ``"channel"``.
+    """
+    return next((f for f in _rows(convolution) if f.supports(layer)), None)
 
 
 def reason_kept(layer: Any) -> str:
     """Says why a layer that no row supports stays as it is."""
-    return _REASONS.get(type(layer).__name__, "this kind is not factorized")
+    obstacles = [f.obstacle(layer) for f in _rows("channel") if f.matches(layer)]
+    kind = type(layer).__name__
+    return next(iter(obstacles), _REASONS.get(kind, "this kind is not factorized"))
+
+
+def _rows(convolution: str) -> list[Factorizer]:
+    return [f for f in FACTORIZERS if f.convolution in {None, "channel", convolution}]
 
 
 _NO_MATRIX = "has no matrix, only one factor a channel"
+_ONE_CHANNEL = "each output takes one channel: nothing to factorize"
+_WRAPPER = "the layer that it wraps is not looked into"
 _REASONS = {
     "BatchNormalization": _NO_MATRIX,
     "LayerNormalization": _NO_MATRIX,
+    "RMSNormalization": _NO_MATRIX,
     "GroupNormalization": _NO_MATRIX,
+    "Normalization": _NO_MATRIX,
     "PReLU": _NO_MATRIX,
-    "DepthwiseConv1D": "each output takes one channel: nothing to factorize",
-    "DepthwiseConv2D": "each output takes one channel: nothing to factorize",
+    "AdditiveAttention": _NO_MATRIX,
+    "Attention": _NO_MATRIX,
+    "DepthwiseConv1D": _ONE_CHANNEL,
+    "DepthwiseConv2D": _ONE_CHANNEL,
+    "Bidirectional": _WRAPPER,
+    "TimeDistributed": _WRAPPER,
+    "SpectralNormalization": "its kernel is scaled anew at every step of training",
+    "GroupedQueryAttention": "takes the size of its output from that of the query",
+    "ReversibleEmbedding": "its matrix is used in both directions",
 }

@@ -1,12 +1,18 @@
 """The contract of a layer kind."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Literal
+
+import numpy as np
 
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.truncation import Truncation
+
+Convolution = Literal["channel", "spatial", "tucker2"]
+"""How a convolution is cut: k x k, 1 x 1; or k x 1, 1 x k; or 1 x 1, k x k, 1 x 1."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,29 @@ class Factorizer(ABC):
 
     Attributes:
         kind: The Keras class name.
+        convolution: The scheme that it carries out; None if the kind has no others.
     """
 
-    kind: ClassVar[str]
+    kind: str
+    convolution: Convolution | None = None
 
-    @abstractmethod
     def supports(self, layer: Any) -> bool:
+        """Tells whether the layer can be factorized."""
+        return self.matches(layer) and not self.obstacle(layer)
+
+    def matches(self, layer: Any) -> bool:
         """Tells whether the layer is of this kind, exactly: a subclass may compute anything."""
+        import keras
+
+        return type(layer) is getattr(keras.layers, self.kind, None)
+
+    def obstacle(self, layer: Any) -> str:
+        """Says what keeps a layer of this kind from being factorized; empty if nothing does."""
+        if getattr(layer, "quantization_mode", None) is not None:
+            return "is quantized already"
+        if getattr(layer, "lora_enabled", False):
+            return "has a LoRA adapter beside its kernel"
+        return ""
 
     @abstractmethod
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
@@ -60,11 +82,26 @@ class Factorizer(ABC):
         """
 
 
-def has_plain_kernel(layer: Any) -> bool:
-    """Tells whether the layer is neither quantized nor adapted: those hold more than a kernel."""
-    return getattr(layer, "quantization_mode", None) is None and not getattr(
-        layer, "lora_enabled", False
-    )
+def called_with(layer: Any) -> dict[str, Any]:
+    """Returns what the layer is called with, by argument name, the first time in its graph."""
+    arguments = layer._inbound_nodes[0].arguments
+    bound = inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs)
+    return dict(bound.arguments)
+
+
+def output_shape(layer: Any) -> tuple[int | None, ...]:
+    """Returns the shape of the layer's first output, the first time in its graph."""
+    return tuple(layer._inbound_nodes[0].outputs[0].shape)
+
+
+def input_shape(layer: Any) -> tuple[int | None, ...]:
+    """Returns the shape of the layer's first input, the first time in its graph."""
+    return tuple(layer._inbound_nodes[0].input_tensors[0].shape)
+
+
+def other_params(layer: Any, variable: Any) -> int:
+    """Counts the parameters of a layer that are not in one of its weights."""
+    return int(layer.count_params() - np.prod(variable.shape))
 
 
 def rebuild(original: Any, input_shape: Any, weights: list[Any], **changes: Any) -> Any:

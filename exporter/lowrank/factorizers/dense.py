@@ -6,9 +6,9 @@ from typing import Any
 from exporter.lowrank.factorizers.base import (
     Factorizer,
     Replacement,
-    has_plain_kernel,
     head_names,
     linear_dense,
+    output_shape,
     rebuild,
     shifted,
 )
@@ -20,12 +20,6 @@ class DenseFactorizer(Factorizer):
     """``Dense(n)`` becomes ``Dense(r, no bias, linear)`` and ``Dense(n)``."""
 
     kind = "Dense"
-
-    def supports(self, layer: Any) -> bool:
-        """See the base class."""
-        import keras
-
-        return type(layer) is keras.layers.Dense and has_plain_kernel(layer)
 
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
         """See the base class."""
@@ -45,7 +39,7 @@ class DenseFactorizer(Factorizer):
                 variable=layer.kernel,
                 read=one_matrix,
                 outputs=lambda inputs: outputs(inputs)[:, None],
-                positions=count_positions(layer._inbound_nodes[0].outputs[0].shape[1:-1]),
+                positions=count_positions(output_shape(layer)[1:-1]),
                 has_bias=layer.use_bias,
                 other_params=n if layer.use_bias else 0,
             ),
