@@ -167,7 +167,7 @@ def _minimum(function: Callable[[float], float], low: float, high: float) -> flo
     points = np.linspace(low, high, 101)
     best = int(np.argmin([function(float(point)) for point in points]))
     low, high = float(points[max(0, best - 1)]), float(points[min(100, best + 1)])
-    for _ in range(40):
+    for _ in range(30):
         step = GOLDEN_RATIO * (high - low)
         left, right = high - step, low + step
         if function(left) <= function(right):

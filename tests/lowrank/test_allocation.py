@@ -2,6 +2,7 @@ import itertools
 import math
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def problems(draw, costs=SMALL_COSTS):
     option = st.builds(
         Option, cost=costs, loss=st.integers(0, 64).map(lambda n: n / 64), rank=st.none()
     )
-    lists = draw(st.lists(st.lists(option, min_size=1, max_size=5), max_size=4))
+    lists = draw(st.lists(st.lists(option, min_size=1, max_size=4), max_size=4))
     options = {f"layer_{number}": each for number, each in enumerate(lists)}
     budget = draw(st.integers(cheapest(options), dearest(options) + 3))
     return options, budget
@@ -107,9 +108,12 @@ class TestAllocate:
             assert loss(chosen) <= brute_force(options, reserved)
         assert loss(chosen) >= brute_force(options, budget)
 
-    @given(problems(costs=st.integers(0, 5).map(lambda n: n * 10**8)))
-    def test_large_costs_with_a_common_unit_are_not_rounded(self, problem):
+    @mock.patch.object(allocation, "BINS", 16)
+    @given(problems(costs=st.integers(0, 4).map(lambda n: n * 10**8)))
+    def test_costs_with_a_common_unit_are_not_rounded(self, problem):
+        """The room is at most 16 units; a sixteenth of it is none that the costs have in common."""
         options, budget = problem
+        budget -= budget % 10**8
         assert loss(allocate(options, budget)) == brute_force(options, budget)
 
     @given(problems())
@@ -140,8 +144,7 @@ class TestAllocate:
             same = [other for other in options[name] if other.loss <= option.loss]
             assert option.cost == min(other.cost for other in same)
 
-    @pytest.mark.parametrize("seed", range(2))
-    @pytest.mark.parametrize("part", [0.02, 0.3, 0.8])
+    @pytest.mark.parametrize(("seed", "part"), [(0, 0.02), (1, 0.3), (2, 0.8)])
     def test_large_problems(self, seed, part):
         options = large_problem(seed)
         budget = int(part * dearest(options))
@@ -150,31 +153,30 @@ class TestAllocate:
         assert time.process_time() - start < 2
         assert 0.99 * budget < cost(chosen) <= budget
         assert loss(chosen) <= loss(allocate_greedily(options, budget))
-        assert loss(chosen) <= loss(allocate_evenly(options, budget))
+        assert loss(chosen) < loss(allocate_evenly(options, budget))
         assert loss(allocate(options, int(1.05 * budget))) < loss(chosen)
 
-    def test_what_rounding_leaves_is_spent(self, monkeypatch):
-        monkeypatch.setattr(allocation, "BINS", 2)
+    @mock.patch.object(allocation, "BINS", 2)
+    def test_what_rounding_leaves_is_spent(self):
+        """In units of 13, each step costs 1, and there is room for 1."""
         options = {
-            "a": [Option(0, 1.0, 1), Option(7, 0.0, None)],
-            "b": [Option(0, 0.5, 1), Option(6, 0.0, None)],
+            "a": [Option(0, 0.9, 1), Option(9, 0.1, 2)],
+            "b": [Option(0, 1.0, 1), Option(7, 0.4, 2)],
+            "c": [Option(0, 1.0, 1), Option(13, 0.1, 2)],
         }
-        # In units of 7 both cost one, of the one that a budget of 13 holds.
-        assert cost(allocate(options, 13)) == 13
+        assert [option.rank for option in allocate(options, 25).values()] == [2, 1, 2]
+        # By the price alone, a and b come first, and there is no room for c.
+        assert [option.rank for option in allocate_greedily(options, 25).values()] == [2, 2, 1]
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 class TestAllAllocators:
     @given(problem=problems())
-    def test_hold_the_budget(self, allocator, problem):
+    def test_hold_the_budget_and_take_the_best_where_there_is_room(self, allocator, problem):
         options, budget = problem
         chosen = allocator(options, budget)
         assert list(chosen) == list(options)
         assert cost(chosen) <= budget
-
-    @given(problem=problems())
-    def test_take_the_best_where_there_is_room_for_all(self, allocator, problem):
-        options, _ = problem
         chosen = allocator(options, dearest(options))
         for name, option in chosen.items():
             assert option.loss == min(other.loss for other in options[name])
