@@ -108,13 +108,15 @@ class TestAllocate:
             assert loss(chosen) <= brute_force(options, reserved)
         assert loss(chosen) >= brute_force(options, budget)
 
-    @mock.patch.object(allocation, "BINS", 16)
-    @given(problems(costs=st.integers(0, 4).map(lambda n: n * 10**8)))
-    def test_costs_with_a_common_unit_are_not_rounded(self, problem):
-        """The room is at most 16 units; a sixteenth of it is none that the costs have in common."""
-        options, budget = problem
-        budget -= budget % 10**8
-        assert loss(allocate(options, budget)) == brute_force(options, budget)
+    @mock.patch.object(allocation, "BINS", 8)
+    def test_costs_with_a_common_unit_are_not_rounded(self):
+        """60 is 6 units of 10; rounded up to eighths, the best choice would exceed it."""
+        options = {
+            "a": [Option(0, 1.0, 1), Option(20, 0.9, 2), Option(40, 0.1, 4)],
+            "b": [Option(0, 1.0, 1), Option(10, 0.4, 2), Option(20, 0.0, 3)],
+            "c": [Option(0, 1.0, 1), Option(10, 0.6, 2), Option(30, 0.4, 3)],
+        }
+        assert loss(allocate(options, 60)) == brute_force(options, 60) == 1.1
 
     @given(problems())
     def test_is_never_worse_than_the_baselines(self, problem):
