@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exporter.artifacts import export, verify
     from exporter.data import Dataset, load_dataset
     from exporter.errors import (
         ConversionError,
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from exporter.formats.base import Artifact
-    from exporter.lowrank.compress import Compressed, compress
-    from exporter.pipeline import export, run, verify
+    from exporter.inspection import Inspection, inspect
+    from exporter.lowrank.compress import compress
+    from exporter.lowrank.engine import Compressed
+    from exporter.pipeline import run
     from exporter.recipe import Recipe
     from exporter.report.results import Report
     from exporter.verification.verifier import ConversionVerdict
@@ -29,23 +32,25 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Artifact": "formats.base",
-    "Compressed": "lowrank.compress",
+    "Compressed": "lowrank.engine",
     "ConversionError": "errors",
     "ConversionVerdict": "verification.verifier",
     "DataError": "errors",
     "Dataset": "data",
     "ExporterError": "errors",
     "InputError": "errors",
+    "Inspection": "inspection",
     "ModelError": "errors",
     "OutputError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
     "Report": "report.results",
     "compress": "lowrank.compress",
-    "export": "pipeline",
+    "export": "artifacts",
+    "inspect": "inspection",
     "load_dataset": "data",
     "run": "pipeline",
-    "verify": "pipeline",
+    "verify": "artifacts",
 }
 
 __all__ = [
@@ -57,6 +62,7 @@ __all__ = [
     "Dataset",
     "ExporterError",
     "InputError",
+    "Inspection",
     "ModelError",
     "OutputError",
     "Recipe",
@@ -64,6 +70,7 @@ __all__ = [
     "Report",
     "compress",
     "export",
+    "inspect",
     "load_dataset",
     "run",
     "verify",

@@ -5,14 +5,15 @@ import json
 import re
 import time
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from exporter.data import Dataset, Split
+from exporter.data import Dataset, Split, fit_to_model
 from exporter.errors import DataError, ModelError, OutputError, brief
+from exporter.formats.base import Signature
 from exporter.lowrank.rewrite import check_rewritable, walk
 from exporter.metrics import is_classes
 from exporter.progress import Progress
@@ -107,6 +108,30 @@ def scales_input(model: Any) -> bool:
 
     kinds = (keras.layers.Rescaling, keras.layers.Normalization)
     return any(isinstance(layer, kinds) for _, layer in walk(model))
+
+
+def fitted(dataset: Dataset, model: Any) -> Dataset:
+    """Fits a data set to a Keras model; arrays may bear the Keras names of the input layers.
+
+    Raises:
+        DataError: If it does not fit.
+    """
+    signature = Signature(model)
+
+    def rename(part: Any) -> Any:
+        if part is None:
+            return None
+        return replace(part, inputs={signature.input_name(n): a for n, a in part.inputs.items()})
+
+    renamed = replace(
+        dataset,
+        train=rename(dataset.train),
+        validation=rename(dataset.validation),
+        test=rename(dataset.test),
+    )
+    return fit_to_model(
+        renamed, signature.inputs, signature.outputs, scaled_inside=scales_input(model)
+    )
 
 
 def reference_mlp(sample_shape: tuple[int, ...], classes: int) -> Any:

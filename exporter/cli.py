@@ -8,17 +8,35 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import ExporterError
 from exporter.formats import ALL_FORMATS, FORMAT_NAMES
-from exporter.recipe import OPSETS, Recipe, parse_rank
+from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
+from exporter.recipe import (
+    CONVOLUTIONS,
+    DEFAULT_RANK,
+    METHODS,
+    OPSETS,
+    RANK_NAMES,
+    Recipe,
+    parse_rank,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from exporter.progress import Progress
 
 EXIT_INTERRUPTED = 130
+INSPECT = "inspect"
+
+T = TypeVar("T")
 
 _EXIT_CODES = """\
 exit codes:
@@ -39,12 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    inspects = arguments[:1] == [INSPECT]
+    parser = _inspect_parser() if inspects else _parser()
+    options = parser.parse_args(arguments[1:] if inspects else arguments)
     # Whoever stops a service sends SIGTERM; it must clean up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _library_output(shown=options.verbose):
         try:
-            return _run(options)
+            return _inspect(options) if inspects else _run(options)
         except ExporterError as error:
             print(f"exporter: error: {error}", file=sys.stderr)
             return error.exit_code
@@ -54,37 +75,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    def parsed(parse: Callable[[str], T], text: str | None) -> T | None:
+        return None if text is None else parse(text)
+
     recipe = Recipe(
-        model=options.model,
-        data=options.data,
-        rank=parse_rank(options.rank),
+        rank=parsed(parse_rank, options.rank),
+        energy=parsed(parse_part, options.energy),
+        max_params=parsed(parse_count, options.max_params),
+        max_macs=parsed(parse_count, options.max_macs),
+        max_size=parsed(parse_bytes, options.max_size),
+        max_latency=parsed(parse_seconds, options.max_latency),
+        max_drop=parsed(parse_part, options.max_drop),
         formats=tuple(options.format or Recipe.formats),
         output=options.output,
         atol=options.atol,
         rtol=options.rtol,
-        seed=options.seed,
-        merge=options.merge,
         opset=options.opset,
+        merge=options.merge,
         force=options.force,
+        **_shared(options),
     )
     # Imported late: --help and usage errors need none of it.
-    from rich.console import Console
-
     from exporter.pipeline import run
-    from exporter.progress import Silent
-    from exporter.report.console import WIDTH, ConsoleProgress, print_report
+    from exporter.report.console import print_report
     from exporter.report.manifest import report_dict
 
-    progress = Silent() if options.quiet else ConsoleProgress(Console(stderr=True, highlight=False))
-    # Keras prints when it downloads; standard output is for the report.
-    with redirect_stdout(sys.stderr if options.verbose else io.StringIO()):
-        report = run(recipe, progress=progress)
-    if options.json:
-        print(json.dumps(report_dict(report), indent=2))
-    elif not options.quiet:
-        width = None if sys.stdout.isatty() else WIDTH
-        print_report(report, Console(highlight=False, width=width))
+    with _output_for(options):
+        report = run(recipe, progress=_progress(options))
+    _show(options, report, report_dict, print_report)
     return report.exit_code
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    recipe = Recipe(**_shared(options))
+    from exporter.inspection import inspection_dict
+    from exporter.pipeline import inspect_recipe
+    from exporter.report.console import print_inspection
+
+    with _output_for(options):
+        inspection = inspect_recipe(recipe, progress=_progress(options))
+    _show(options, inspection, inspection_dict, print_inspection)
+    return 0
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of the recipe that all commands know."""
+    names = ("model", "data", "seed", "method", "cascade", "calibration", "convolution", "fold")
+    return {name: getattr(options, name) for name in names}
+
+
+def _progress(options: argparse.Namespace) -> "Progress":
+    from rich.console import Console
+
+    from exporter.progress import Silent
+    from exporter.report.console import ConsoleProgress
+
+    return Silent() if options.quiet else ConsoleProgress(Console(stderr=True, highlight=False))
+
+
+def _output_for(options: argparse.Namespace) -> AbstractContextManager[Any]:
+    # Keras prints when it downloads; standard output is for the report.
+    return redirect_stdout(sys.stderr if options.verbose else io.StringIO())
+
+
+def _show(
+    options: argparse.Namespace,
+    result: T,
+    as_dict: Callable[[T], dict[str, Any]],
+    print_to: "Callable[[T, Console], None]",
+) -> None:
+    if options.json:
+        print(json.dumps(as_dict(result), indent=2))
+    elif not options.quiet:
+        from rich.console import Console
+
+        from exporter.report.console import WIDTH
+
+        width = None if sys.stdout.isatty() else WIDTH
+        print_to(result, Console(highlight=False, width=width))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,23 +160,35 @@ def _parser() -> argparse.ArgumentParser:
         prog="exporter",
         description=(
             "Compresses a trained Keras model by low-rank factorization, exports it, and checks "
-            "that every artifact predicts what TensorFlow predicts."
+            "that every artifact predicts what TensorFlow predicts. 'exporter inspect MODEL' shows "
+            "what there is to gain, without exporting."
         ),
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a .keras or .h5 file; without it, the reference MLP is trained on the data",
-    )
-    parser.add_argument(
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_model(parser)
+    ranks = parser.add_argument_group("ranks, chosen by one of these")
+    ranks.add_argument(
         "--rank",
-        default="20",
-        help="rank of the factors: a number, 'full', or 'layer=rank,layer=rank' (default: 20)",
+        help=(
+            "one rank for all layers, a part of each layer's parameters such as 0.25, "
+            f"{', '.join(RANK_NAMES)}, or 'layer=rank,layer=rank' (default: {DEFAULT_RANK})"
+        ),
     )
-    parser.add_argument(
+    ranks.add_argument("--energy", metavar="PART", help="energy that each layer keeps, e.g. 0.99")
+    ranks.add_argument("--max-params", metavar="N", help="parameters of the model, e.g. 200k")
+    ranks.add_argument("--max-macs", metavar="N", help="multiply-accumulates, e.g. 1.5M")
+    ranks.add_argument("--max-size", metavar="SIZE", help="bytes of each artifact, e.g. 250KB")
+    ranks.add_argument(
+        "--max-latency", metavar="TIME", help="of one call in each runtime, measured, e.g. 50us"
+    )
+    ranks.add_argument(
+        "--max-drop", metavar="PART", help="accuracy lost on validation data, e.g. 0.5%%"
+    )
+    _add_cutting(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--format",
         action="extend",
         type=lambda text: [name.strip() for name in text.split(",")],
@@ -118,6 +198,49 @@ def _parser() -> argparse.ArgumentParser:
             "(default: tflite)"
         ),
     )
+    output.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder to write to (default: artifacts/<model>-rank<rank>)",
+    )
+    output.add_argument("--force", action="store_true", help="replace a former run in the output")
+    output.add_argument(
+        "--opset",
+        type=int,
+        default=Recipe.opset,
+        help=f"ONNX operator set, {OPSETS.start} to {OPSETS.stop - 1} (default: {Recipe.opset})",
+    )
+    output.add_argument(
+        "--atol",
+        type=float,
+        help="absolute tolerance (default: derived from the model's own rounding error)",
+    )
+    output.add_argument("--rtol", type=float, help="relative tolerance, likewise")
+    _add_printing(parser)
+    return parser
+
+
+def _inspect_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"exporter {INSPECT}",
+        description=(
+            "Shows the layers of a model, their spectra, and what each way of choosing ranks would "
+            "do. Writes nothing but the cached reference MLP, where no model is given."
+        ),
+    )
+    _add_model(parser)
+    _add_cutting(parser)
+    _add_printing(parser)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a .keras or .h5 file; without it, the reference MLP is trained on the data",
+    )
     parser.add_argument(
         "--data",
         default=DIGITS,
@@ -126,36 +249,62 @@ def _parser() -> argparse.ArgumentParser:
             f"(default: {DIGITS})"
         ),
     )
-    parser.add_argument(
-        "--output", metavar="DIR", help="folder to write to (default: artifacts/<model>-rank<rank>)"
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
+
+
+def _add_cutting(parser: argparse.ArgumentParser) -> None:
+    cutting = parser.add_argument_group("how kernels are cut")
+    cutting.add_argument(
+        "--method",
+        choices=METHODS,
+        help=(
+            "svd: by the weights; whitened: by calibration data; kfac: by these and the loss "
+            "gradient (default: kfac with training data, svd without)"
+        ),
     )
-    parser.add_argument(
-        "--atol",
-        type=float,
-        help="absolute tolerance (default: derived from the model's own rounding error)",
+    cutting.add_argument(
+        "--no-cascade",
+        dest="cascade",
+        action="store_false",
+        help="do not let later layers make up for the errors of earlier ones",
     )
-    parser.add_argument("--rtol", type=float, help="relative tolerance, likewise")
-    parser.add_argument("--seed", type=int, default=0, help="seed of training and random inputs")
-    parser.add_argument(
+    cutting.add_argument(
+        "--calibration",
+        type=int,
+        metavar="N",
+        default=Recipe.calibration,
+        help=f"training samples that are looked at (default: {Recipe.calibration})",
+    )
+    cutting.add_argument(
+        "--convolution",
+        choices=CONVOLUTIONS,
+        default=Recipe.convolution,
+        help=(
+            "channel: k x k then 1 x 1; spatial: k x 1 then 1 x k; tucker2: 1 x 1, k x k, 1 x 1 "
+            f"(default: {Recipe.convolution})"
+        ),
+    )
+    cutting.add_argument(
+        "--no-fold",
+        dest="fold",
+        action="store_false",
+        help="leave batch normalisations as layers of their own",
+    )
+    cutting.add_argument(
         "--no-merge",
         dest="merge",
         action="store_false",
         help="keep S as a layer of its own between U and V, for study",
     )
-    parser.add_argument(
-        "--opset",
-        type=int,
-        default=Recipe.opset,
-        help=f"ONNX operator set, {OPSETS.start} to {OPSETS.stop - 1} (default: {Recipe.opset})",
-    )
-    parser.add_argument("--force", action="store_true", help="replace a former run in the output")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
-    parser.add_argument(
+
+
+def _add_printing(parser: argparse.ArgumentParser) -> None:
+    printing = parser.add_argument_group("printing")
+    printing.add_argument("--json", action="store_true", help="print the report as JSON")
+    printing.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    printing.add_argument(
         "-v", "--verbose", action="store_true", help="show what TensorFlow and the runtimes log"
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 @contextmanager

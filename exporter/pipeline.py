@@ -1,41 +1,40 @@
-"""The run: Recipe, data, baseline, low rank, formats, verification, benchmark, report.
-
-``export`` and ``verify`` are two of its stations on their own.
-"""
+"""The run: Recipe, data, baseline, low rank, formats, verification, benchmark, report."""
 
 import importlib.metadata
+import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts import artifact_name
 from exporter.baseline import (
     REFERENCE_NAME,
+    fitted,
     load_model,
     reference_for,
-    scales_input,
     train_reference,
 )
 from exporter.benchmark import LatencyPair, count_macs, measure_latency
-from exporter.data import Dataset, fit_to_model, load_dataset
-from exporter.datasets import NO_DATA
-from exporter.errors import ConversionError, InputError, RecipeError
+from exporter.budgets import Budget, accuracy_drop, check_budget
+from exporter.data import Dataset, load_dataset
+from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import (
-    Artifact,
     ExportOptions,
     Format,
     KerasRunner,
-    Signature,
     describe,
 )
+from exporter.inspection import Inspection, inspect_engine
 from exporter.isolation import ChildError
-from exporter.lowrank.compress import Compressed, compress, plan_ranks
-from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.compress import carry_out, check_rank, options_for
+from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.rewrite import check_rewritable
+from exporter.lowrank.statistics import calibration_from
 from exporter.output import MANIFEST, REJECTED, check_output, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
@@ -43,7 +42,7 @@ from exporter.report.manifest import write_manifest
 from exporter.report.results import ArtifactReport, LayerReport, Report, Totals
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.probes import predict
-from exporter.verification.verifier import ConversionVerdict, Verifier
+from exporter.verification.verifier import Verifier
 
 ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"
@@ -91,7 +90,7 @@ def run(
                 job.model, job.dataset, seed=recipe.seed, cache=CACHE, progress=progress
             )
             baseline.save(staging / BASELINE_FILE)
-        compressed = _compress(baseline, recipe, progress)
+        compressed = _compress(job, baseline, progress)
         compressed.model.save(staging / COMPRESSED_FILE)
         exports = _Exports(job, baseline, compressed, staging, Path(scratch))
         artifacts = []
@@ -100,6 +99,7 @@ def run(
                 advance(number, name)
                 artifacts.append(exports.carry_out(FORMATS[name]))
             advance(len(recipe.formats), "done")
+        after = Totals(compressed.model.count_params(), exports.verifier.macs)
         report = Report(
             recipe=recipe,
             model_name=baseline.name,
@@ -109,7 +109,8 @@ def run(
             training=training,
             layers=_layer_reports(compressed),
             before=Totals(baseline.count_params(), count_macs(baseline)),
-            after=Totals(compressed.model.count_params(), exports.verifier.macs),
+            after=after,
+            budget=_budget(job, baseline, compressed.model, after, artifacts),
             compression=exports.compression,
             artifacts=tuple(artifacts),
             versions=_versions(),
@@ -119,110 +120,20 @@ def run(
     return report
 
 
-def export(
-    model: Any,
-    directory: str | Path,
-    formats: Sequence[str] = ("tflite",),
-    *,
-    opset: int = 17,
-    force: bool = False,
-) -> tuple[Artifact, ...]:
-    """Converts a model, compressed or not, without verifying it; see ``verify`` and ``run``.
-
-    Args:
-        model: A built Keras model, or what ``compress`` returned.
-        directory: Folder to write to; made if it does not exist.
-        formats: Names of formats; ``"all"`` stands for every one.
-        opset: ONNX operator set.
-        force: Whether artifacts that are there already are replaced.
-
-    Returns:
-        The artifacts, in the order of the formats.
+def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspection:
+    """Inspects the model of a recipe, without exporting; its ranks do not matter.
 
     Raises:
-        InputError: If an argument cannot be used, or an artifact is there and ``force`` is False.
-        ConversionError: If a converter fails; nothing is written then.
+        InputError: If the model or the data cannot be used.
     """
-    recipe = Recipe(formats=tuple(formats), opset=opset)
-    keras_model = _as_compressed(model).model
-    chosen = [FORMATS[name] for name in recipe.formats]
-    target = Path(directory)
-    artifacts = []
-    with staged_output(target, [artifact_name(fmt) for fmt in chosen], force=force) as staging:
-        for fmt in chosen:
-            path = staging / artifact_name(fmt)
-            fmt.export(keras_model, path, ExportOptions(opset=recipe.opset))
-            artifact = describe(fmt, fmt.variants[0], path, keras_model)
-            artifacts.append(replace(artifact, path=target / path.name))
-    return tuple(artifacts)
-
-
-def verify(
-    artifact: Artifact | str | Path,
-    model: Any,
-    *,
-    data: Dataset | str = NO_DATA,
-    atol: float | None = None,
-    rtol: float | None = None,
-    seed: int = 0,
-) -> ConversionVerdict:
-    """Holds an artifact against the model that it was made from, in the artifact's own runtime.
-
-    Args:
-        artifact: What ``export`` returned, or the path of an artifact of the same model.
-        model: The Keras model, or what ``compress`` returned: its plan is proven as well.
-        data: What ``load_dataset`` returned or takes; ``"none"`` compares on random inputs.
-        atol: Absolute tolerance; with ``rtol`` None as well, both are derived.
-        rtol: Relative tolerance.
-        seed: Of the random inputs.
-
-    Raises:
-        InputError: If the model, the data or the artifact's name cannot be used.
-    """
-    recipe = Recipe(atol=atol, rtol=rtol, seed=seed)
-    compressed = _as_compressed(model)
-    if not isinstance(artifact, Artifact):
-        artifact = _described(Path(artifact), compressed.model)
-    dataset = load_dataset(data) if isinstance(data, str) else data
-    with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
-        verifier = Verifier(
-            compressed,
-            fitted(dataset, compressed.model),
-            folder=Path(scratch),
-            atol=recipe.atol,
-            rtol=recipe.rtol,
-            seed=recipe.seed,
-        )
-        return verifier.verify(artifact)
-
-
-def fitted(dataset: Dataset, model: Any) -> Dataset:
-    """Fits a data set to a Keras model; arrays may bear the Keras names of the input layers.
-
-    Raises:
-        DataError: If it does not fit.
-    """
-    signature = Signature(model)
-
-    def rename(part: Any) -> Any:
-        if part is None:
-            return None
-        return replace(part, inputs={signature.input_name(n): a for n, a in part.inputs.items()})
-
-    renamed = replace(
-        dataset,
-        train=rename(dataset.train),
-        validation=rename(dataset.validation),
-        test=rename(dataset.test),
-    )
-    return fit_to_model(
-        renamed, signature.inputs, signature.outputs, scaled_inside=scales_input(model)
-    )
-
-
-def artifact_name(fmt: Format) -> str:
-    """Returns the name of a format's artifact in the output folder."""
-    return f"model{fmt.suffix}" if fmt.suffix else fmt.name
+    progress = progress or Silent()
+    model, dataset = _load(recipe, None, None)
+    for note in dataset.notes:
+        progress.note(note)
+    if recipe.model is None:
+        model, _ = train_reference(model, dataset, seed=recipe.seed, cache=CACHE, progress=progress)
+    calibration = calibration_from(model, dataset, recipe.calibration)
+    return inspect_engine(Engine(model, calibration, options_for(recipe), progress), progress)
 
 
 @dataclass(frozen=True)
@@ -246,16 +157,24 @@ def _prepare(recipe: Recipe, model: Any, dataset: Dataset | None) -> _Job:
         name = Path(recipe.model).stem
     else:
         name = REFERENCE_NAME if trained_here else model.name
-    output = Path(recipe.output) if recipe.output else ARTIFACTS / f"{name}-{recipe.rank_label}"
+    output = Path(recipe.output) if recipe.output else ARTIFACTS / f"{name}-{recipe.goal_label}"
     entries = _entries(recipe.formats, trained_here)
     check_output(output, entries, force=recipe.force)
+    model, dataset = _load(recipe, model, dataset)
+    check_rank(model, recipe)
+    check_budget(recipe, dataset)
+    return _Job(recipe, model, trained_here, dataset, output, entries)
+
+
+def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
+    """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
     if recipe.model is not None:
         model = load_model(recipe.model)
     dataset = dataset or load_dataset(recipe.data)
-    if trained_here:
+    if model is None:
         model = reference_for(dataset, recipe.seed)
-    plan_ranks(model, recipe.rank)  # Finds out whether the rank fits the model.
-    return _Job(recipe, model, trained_here, fitted(dataset, model), output, entries)
+    check_rewritable(model)
+    return model, fitted(dataset, model)
 
 
 def _entries(formats: Iterable[str], trained_here: bool) -> tuple[str, ...]:
@@ -264,37 +183,36 @@ def _entries(formats: Iterable[str], trained_here: bool) -> tuple[str, ...]:
     return (*names, *own)
 
 
-def _as_compressed(model: Any) -> Compressed:
-    if isinstance(model, Compressed):
-        return model
-    check_rewritable(model)
-    return Compressed(model, RankPlan(()), {})
-
-
-def _described(path: Path, model: Any) -> Artifact:
-    suffix = "" if path.is_dir() else path.suffix
-    fmt = next((fmt for fmt in FORMATS.values() if fmt.suffix == suffix), None)
-    if fmt is None or not path.exists():
-        raise InputError(
-            f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
-            f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."
-        )
-    return describe(fmt, fmt.variants[0], path, model)
-
-
-def _compress(baseline: Any, recipe: Recipe, progress: Progress) -> Compressed:
-    planned = plan_ranks(baseline, recipe.rank, merge=recipe.merge).ranks
-    if not planned:
+def _compress(job: _Job, baseline: Any, progress: Progress) -> Compressed:
+    recipe, dataset = job.recipe, job.dataset
+    calibration = calibration_from(baseline, dataset, recipe.calibration)
+    if calibration is None and recipe.method != "svd":
+        progress.note("No training data to calibrate by: kernels are cut by their weights alone")
+    engine = Engine(baseline, calibration, options_for(recipe), progress)
+    compressed = carry_out(engine, recipe, dataset, progress)
+    if not compressed.factors:
         progress.note("No layer is factorized at this rank; the table of layers says why")
-    done = 0
-    with progress.track("Factorizing", len(planned)) as advance:
+    return compressed
 
-        def step(name: str) -> None:
-            nonlocal done
-            done += 1
-            advance(done, name)
 
-        return compress(baseline, recipe.rank, merge=recipe.merge, on_layer=step)
+def _budget(
+    job: _Job, baseline: Any, compressed: Any, after: Totals, artifacts: Sequence[ArtifactReport]
+) -> Budget | None:
+    """Holds what came out against the recipe's budget."""
+    recipe, goal = job.recipe, job.recipe.goal
+    written = [item for item in artifacts if item.artifact is not None]
+    figures: dict[str, Callable[[], float]] = {
+        "max_params": lambda: after.params,
+        "max_macs": lambda: after.macs,
+        "max_size": lambda: max((a.artifact.size for a in written if a.artifact), default=0),
+        "max_latency": lambda: max(
+            (a.latency.compressed.p50 for a in written if a.latency), default=math.inf
+        ),
+        "max_drop": lambda: accuracy_drop(baseline, compressed, job.dataset),
+    }
+    if goal not in figures:
+        return None
+    return Budget(goal, getattr(recipe, goal), figures[goal]())
 
 
 class _Exports:
@@ -359,11 +277,13 @@ class _Exports:
 def _layer_reports(compressed: Compressed) -> tuple[LayerReport, ...]:
     reports = []
     for plan in compressed.plan.layers:
-        factors = compressed.factors.get(plan.name)
-        if factors is None:
+        parts = compressed.factors.get(plan.name)
+        if parts is None:
             reports.append(LayerReport(plan))
         else:
-            reports.append(LayerReport(plan, factors.discarded_energy, factors.relative_error))
+            reports.append(
+                LayerReport(plan, parts.discarded_energy, parts.relative_error, parts.data_aware)
+            )
     return tuple(reports)
 
 

@@ -3,31 +3,50 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from exporter.errors import RecipeError
 from exporter.formats import ALL_FORMATS, FORMAT_NAMES
 
-Rank = int | Literal["full"] | Mapping[str, int]
-"""One rank for all layers, ``"full"`` (the notebook's Dfull), or a rank by layer name."""
+Rank = int | float | str | Mapping[str, int]
+"""One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
+automatic policy (``RANK_NAMES``), or a rank by layer name."""
+
+RANK_NAMES = ("full", "auto", "stable", "vbmf")
+"""``full`` is the notebook's Dfull; ``stable`` and ``vbmf`` read the rank off the spectrum;
+``auto`` is the better one of these."""
+
+DEFAULT_RANK = 20
+
+METHODS = ("svd", "whitened", "kfac")
+CONVOLUTIONS = ("channel", "spatial", "tucker2")
+
+GOALS = ("rank", "energy", "max_params", "max_macs", "max_size", "max_latency", "max_drop")
+"""The fields that say what ranks are chosen by; one of them is given."""
 
 OPSETS = range(13, 19)
 """ONNX operator sets that the converter can be asked for."""
 
-_RANK_HELP = "give a whole number >= 1, 'full', or 'layer=rank,layer=rank'"
+_RANK_HELP = (
+    "give a whole number >= 1, a part such as 0.25, 'full', 'auto', 'stable', 'vbmf', or "
+    "'layer=rank,layer=rank'"
+)
 
 
 def parse_rank(text: str) -> Rank:
-    """Reads ``20``, ``full`` or ``dense_1=32,dense_2=16``.
+    """Reads ``20``, ``0.25``, ``full``, ``auto`` or ``dense_1=32,dense_2=16``.
 
     Raises:
         RecipeError: If the text is none of these.
     """
     text = text.strip()
-    if text == "full":
-        return "full"
+    if text in RANK_NAMES:
+        return text
+    if re.fullmatch(r"0?\.[0-9]+", text):
+        return float(text)
     if "=" not in text:
         return _parse_whole(text, text)
     ranks: dict[str, int] = {}
@@ -56,13 +75,28 @@ class Recipe:
         model: Path of a ``.keras`` or ``.h5`` file; None trains the reference MLP on ``data``.
         data: ``"digits"`` (embedded), ``"none"``, a path to ``.npz`` or ``.npy``, or a Keras data
             set by name.
-        rank: One rank for all layers, ``"full"``, or a mapping from layer name to rank.
+        rank: One rank for all layers, a part of each layer's parameters between 0 and 1, a name of
+            ``RANK_NAMES``, or a mapping from layer name to rank. ``DEFAULT_RANK`` where none of
+            the next six is given either; None where one is.
+        energy: Part of each layer's energy that is kept, between 0 and 1.
+        max_params: Most parameters of the compressed model.
+        max_macs: Most multiply-accumulates for one sample.
+        max_size: Most bytes of each artifact.
+        max_latency: Most seconds of one call, one thread, batch 1, measured in each runtime.
+        max_drop: Most accuracy that may be lost on the validation data, 0 to 1.
         formats: Formats to export to, in this order. ``"all"`` stands for every one.
         output: Folder to write to; None is ``artifacts/<model name>-rank<rank>``.
         atol: Absolute tolerance of parity, in units of the output. None, with ``rtol`` None as
             well, derives the tolerance from the float32 rounding error of the model itself.
         rtol: Relative tolerance of parity, a fraction of the reference value.
-        seed: Seed of training and of random inputs.
+        seed: Seed of training, of random inputs, and of what is sampled in calibration.
+        method: ``"svd"`` cuts by the weights alone, ``"whitened"`` by calibration data, ``"kfac"``
+            by these and the loss gradient. None is ``"kfac"`` with data and ``"svd"`` without.
+        cascade: Whether later layers make up for the errors of earlier ones; needs data.
+        calibration: How many training samples are looked at.
+        convolution: How a convolution is cut: ``"channel"`` (k x k, then 1 x 1), ``"spatial"``
+            (k x 1, then 1 x k) or ``"tucker2"`` (1 x 1, k x k, 1 x 1).
+        fold: Whether batch normalisations are folded into the layers before them.
         merge: Whether S is merged into U. False gives the three-layer U, S, V graph.
         opset: ONNX operator set.
         force: Whether a former run in the output folder may be replaced.
@@ -73,45 +107,41 @@ class Recipe:
 
     model: str | None = None
     data: str = "digits"
-    rank: Rank = 20
+    rank: Rank | None = None
+    energy: float | None = None
+    max_params: int | None = None
+    max_macs: int | None = None
+    max_size: int | None = None
+    max_latency: float | None = None
+    max_drop: float | None = None
     formats: tuple[str, ...] = ("tflite",)
     output: str | None = None
     atol: float | None = None
     rtol: float | None = None
     seed: int = 0
+    method: str | None = None
+    cascade: bool = True
+    calibration: int = 4096
+    convolution: str = "channel"
+    fold: bool = True
     merge: bool = True
     opset: int = 17
     force: bool = False
 
     def __post_init__(self) -> None:
+        given = [name for name in GOALS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RecipeError(f"Give one of {', '.join(GOALS)}. Received: {', '.join(given)}.")
+        if not given:
+            object.__setattr__(self, "rank", DEFAULT_RANK)
         self._check_rank()
+        self._check_goals()
         object.__setattr__(self, "formats", _checked_formats(self.formats))
-        for name in ("model", "output"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise RecipeError(f"{name} must be a path as text. Received: {value!r}.")
-        if not isinstance(self.data, str) or not self.data:
-            raise RecipeError(f"data must be a name or a path as text. Received: {self.data!r}.")
-        for name in ("atol", "rtol"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not _is_number(value) or not math.isfinite(value) or value < 0:
-                raise RecipeError(f"{name} must be a finite number >= 0. Received: {value!r}.")
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise RecipeError(f"seed must be within 0 and 2**32 - 1. Received: {self.seed!r}.")
-        if not _is_whole(self.opset) or self.opset not in OPSETS:
-            raise RecipeError(
-                f"opset must be within {OPSETS.start} and {OPSETS.stop - 1}; 17 is the default. "
-                f"Received: {self.opset!r}."
-            )
-        for name in ("merge", "force"):
-            if not isinstance(getattr(self, name), bool):
-                raise RecipeError(
-                    f"{name} must be True or False. Received: {getattr(self, name)!r}."
-                )
+        self._check_choices()
+        self._check_numbers()
 
     def _check_rank(self) -> None:
+        named: list[tuple[str, object]]
         if isinstance(self.rank, Mapping):
             if not self.rank:
                 raise RecipeError("rank names no layer. Give at least one 'layer=rank'.")
@@ -121,23 +151,85 @@ class Recipe:
             # A copy, so that a frozen recipe cannot change under its owner.
             object.__setattr__(self, "rank", dict(self.rank))
             named = [(f"rank of layer {name!r}", rank) for name, rank in self.rank.items()]
-        elif self.rank == "full":
+        elif self._names_all_layers():
             return
         else:
             named = [("rank", self.rank)]
         for label, rank in named:
-            if not _is_whole(rank) or rank < 1:
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise RecipeError(
-                    f"{label} must be a whole number >= 1 (or 'full' for all layers). "
-                    f"Received: {rank!r}."
+                    f"{label} must be a whole number >= 1 (for all layers also a part between 0 "
+                    f"and 1, or one of {', '.join(RANK_NAMES)}). Received: {rank!r}."
                 )
 
+    def _names_all_layers(self) -> bool:
+        """Tells whether the rank is none, a name, or a part of the parameters."""
+        if isinstance(self.rank, float):
+            return 0 < self.rank < 1
+        return self.rank is None or (isinstance(self.rank, str) and self.rank in RANK_NAMES)
+
+    def _check_goals(self) -> None:
+        for name in ("max_params", "max_macs", "max_size"):
+            value = getattr(self, name)
+            if value is not None and (not _is_whole(value) or value < 1):
+                raise RecipeError(f"{name} must be a whole number >= 1. Received: {value!r}.")
+        for name, below in (("energy", 1.0), ("max_latency", math.inf), ("max_drop", 1.0)):
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or not 0 < value < below):
+                upper = "" if below == math.inf else f" and less than {below:g}"
+                raise RecipeError(f"{name} must be more than 0{upper}. Received: {value!r}.")
+
+    def _check_choices(self) -> None:
+        for name in ("model", "output"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise RecipeError(f"{name} must be a path as text. Received: {value!r}.")
+        if not isinstance(self.data, str) or not self.data:
+            raise RecipeError(f"data must be a name or a path as text. Received: {self.data!r}.")
+        for name, known in (("method", (None, *METHODS)), ("convolution", CONVOLUTIONS)):
+            if getattr(self, name) not in known:
+                raise RecipeError(
+                    f"{name} must be one of {', '.join(filter(None, known))}. "
+                    f"Received: {getattr(self, name)!r}."
+                )
+        for name in ("cascade", "fold", "merge", "force"):
+            if not isinstance(getattr(self, name), bool):
+                raise RecipeError(
+                    f"{name} must be True or False. Received: {getattr(self, name)!r}."
+                )
+
+    def _check_numbers(self) -> None:
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not _is_number(value) or not math.isfinite(value) or value < 0:
+                raise RecipeError(f"{name} must be a finite number >= 0. Received: {value!r}.")
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise RecipeError(f"seed must be within 0 and 2**32 - 1. Received: {self.seed!r}.")
+        if not _is_whole(self.calibration) or self.calibration < 1:
+            raise RecipeError(
+                f"calibration must be a number of samples >= 1. Received: {self.calibration!r}."
+            )
+        if not _is_whole(self.opset) or self.opset not in OPSETS:
+            raise RecipeError(
+                f"opset must be within {OPSETS.start} and {OPSETS.stop - 1}; 17 is the default. "
+                f"Received: {self.opset!r}."
+            )
+
     @property
-    def rank_label(self) -> str:
-        """The rank as it stands in a folder's name: ``rank20``, ``rank-full``, ``rank-mixed``."""
-        if isinstance(self.rank, int):
-            return f"rank{self.rank}"
-        return "rank-full" if self.rank == "full" else "rank-mixed"
+    def goal(self) -> str:
+        """Which of ``GOALS`` is given."""
+        return next(name for name in GOALS if getattr(self, name) is not None)
+
+    @property
+    def goal_label(self) -> str:
+        """The goal as it stands in a folder's name, such as ``rank20`` or ``max-drop-0.01``."""
+        if self.goal != "rank":
+            return f"{self.goal.replace('_', '-')}-{getattr(self, self.goal)}"
+        if isinstance(self.rank, Mapping):
+            return "rank-mixed"
+        return f"rank{self.rank}" if isinstance(self.rank, (int, float)) else f"rank-{self.rank}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as values that JSON knows."""

@@ -86,6 +86,11 @@ class Kernel:
             return self.groups * self.m * self.n
         return self.groups * (rank * (self.m + self.n) + (0 if merge else rank**2))
 
+    def factor_shapes(self, rank: int, *, merge: bool = True) -> tuple[tuple[int, ...], ...]:
+        """Returns the shapes of the matrices that ``truncate`` returns."""
+        g, middle = self.groups, () if merge else ((self.groups, rank, rank),)
+        return (g, self.m, rank), *middle, (g, rank, self.n)
+
     def matrices(self) -> Array:
         """Returns the map as g x m x n in float64.
 

@@ -6,12 +6,40 @@ patches.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+
+
+GRADIENT_RIDGE = 0.1
+"""Part of the mean squared gradient that is added to all directions of the output."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Second moment of the loss gradient at a kernel's outputs: which errors matter.
+
+    Attributes:
+        matrix: g x n x n.
+    """
+
+    matrix: Array
+
+    @cached_property
+    def roots(self) -> tuple[Array, Array]:
+        """The symmetric square root, with a ridge, and its inverse; g x n x n each."""
+        values, vectors = np.linalg.eigh(self.matrix)
+        values = np.maximum(values, 0.0)
+        values = values + GRADIENT_RIDGE * values.mean(axis=-1, keepdims=True)
+        # Where the loss does not depend on any output, all count alike.
+        roots = np.sqrt(np.where(values.any(axis=-1, keepdims=True), values, 1.0))
+        transposed = np.swapaxes(vectors, 1, 2)
+        scaled, unscaled = vectors * roots[:, np.newaxis], vectors / roots[:, np.newaxis]
+        return scaled @ transposed, unscaled @ transposed
 
 
 @dataclass(frozen=True)
@@ -21,8 +49,7 @@ class Moments:
     Attributes:
         mean: Mean of the outputs ``y`` in the original model, g x n.
         scatter: Covariance of ``y``, g x n x n.
-        gradient: Second moment of the loss gradient at ``y``, g x n x n; None weighs all outputs
-            alike.
+        fisher: Which errors of ``y`` matter; None weighs all outputs alike.
         moved_mean: Mean of ``z``, the kernel's outputs where the layers before it are compressed
             already; None where they are not.
         moved_scatter: Covariance of ``z``; None likewise.
@@ -31,7 +58,7 @@ class Moments:
 
     mean: Array
     scatter: Array
-    gradient: Array | None = None
+    fisher: Fisher | None = None
     moved_mean: Array | None = None
     moved_scatter: Array | None = None
     cross: Array | None = None

@@ -57,13 +57,20 @@ def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{layer.name}", layer
 
 
-def candidates(model: Any, *, merge: bool = True) -> list[Candidate]:
-    """Lists the kernels, and the layers with weights that have none, in the order of the model."""
+def candidates(model: Any, *, merge: bool = True, convolution: str = "channel") -> list[Candidate]:
+    """Lists the kernels, and the layers with weights that have none, in the order of the model.
+
+    Args:
+        model: The model.
+        merge: Whether S would be merged into U.
+        convolution: How a convolution would be cut.
+    """
     found = []
     for path, layer in walk(model):
         if not layer.weights:
             continue
-        kind, factorizer = type(layer).__name__, factorizer_for(layer)
+        kind = type(layer).__name__
+        factorizer = factorizer_for(layer, convolution=convolution)
         if factorizer is None:
             note = reason_kept(layer)
             found.append(Candidate(path, path, kind, layer, None, None, merge, note))

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.data import Dataset
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.moments import Accumulator, Array, Moments
+from exporter.lowrank.moments import Accumulator, Array, Fisher, Moments
+from exporter.metrics import is_classes
 
 MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
@@ -27,27 +29,64 @@ class Calibration:
     Attributes:
         inputs: Arrays by input name, samples along the first axis.
         batch_size: How many samples are predicted at once.
-        logits: Outputs that are unnormalised log-probabilities of classes. What other outputs are
-            can be told from their activations.
+        logits: Outputs that classify. Unless they are a softmax or sigmoid, they are taken for
+            unnormalised log-probabilities.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     batch_size: int
     logits: frozenset[str] = frozenset()
 
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    @property
+    def batch_count(self) -> int:
+        """How many batches there are."""
+        return -(-len(self) // self.batch_size)
+
+    def head(self, samples: int) -> "Calibration":
+        """Returns the first samples alone, at least one batch of them."""
+        count = max(self.batch_size, samples // self.batch_size * self.batch_size)
+        return replace(self, inputs={name: a[:count] for name, a in self.inputs.items()})
+
     def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Yields the samples in whole batches; the last one may be smaller."""
-        count = len(next(iter(self.inputs.values())))
-        for start in range(0, count, self.batch_size):
+        for start in range(0, len(self), self.batch_size):
             stop = start + self.batch_size
             yield {name: array[start:stop] for name, array in self.inputs.items()}
 
 
-def affordable_batch(model: Any) -> int:
-    """Returns a batch size whose activations fit into memory, forward and backward."""
+def calibration_from(model: Any, dataset: Dataset, samples: int) -> Calibration | None:
+    """Takes calibration data from the training part of a data set.
+
+    Args:
+        model: The model.
+        dataset: Fitted to the model.
+        samples: The most that are taken, from the front: splits are shuffled.
+
+    Returns:
+        None where the data set has no training part, or too few samples for a model whose batch
+        size is fixed.
+    """
+    train = dataset.train
+    if train is None:
+        return None
     fixed = model.inputs[0].shape[0]
+    batch = int(fixed) if fixed else _affordable_batch(model)
+    count = min(samples, len(train))
     if fixed:
-        return int(fixed)
+        count = count // batch * batch
+    if not count:
+        return None
+    logits = {name for name, labels in train.labels.items() if is_classes(labels)}
+    return Calibration(
+        {name: array[:count] for name, array in train.inputs.items()}, batch, frozenset(logits)
+    )
+
+
+def _affordable_batch(model: Any) -> int:
+    """Returns a batch size whose activations fit into memory, forward and backward."""
     elements = sum(
         int(np.prod([size or 1 for size in tensor.shape[1:]]))
         for layer in model.layers
@@ -64,7 +103,7 @@ def gather(
     *,
     moved: Any = None,
     moved_kernels: Kernels | None = None,
-    gradients: Mapping[str, Array] | None = None,
+    fishers: Mapping[str, Fisher] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
     """Runs a model over data and gathers the moments of its kernels' outputs.
@@ -75,7 +114,7 @@ def gather(
         calibration: Is gone through once.
         moved: A copy in which earlier layers are compressed; None gathers of the original alone.
         moved_kernels: The same kernels in the copy.
-        gradients: What ``gather_gradients`` returned.
+        fishers: What ``gather_fishers`` returned.
         advance: Is called after every batch.
 
     Returns:
@@ -115,19 +154,19 @@ def gather(
         advance()
     order = getattr(step, "call_order", list(sums))
     return {
-        name: _moments(sums[name], wanted[name].has_bias, (gradients or {}).get(name))
+        name: _moments(sums[name], wanted[name].has_bias, (fishers or {}).get(name))
         for name in order
     }
 
 
-def gather_gradients(
+def gather_fishers(
     model: Any,
     kernels: Kernels,
     calibration: Calibration,
     *,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, Array]:
+) -> dict[str, Fisher]:
     """Gathers the second moments of the loss gradient at the outputs of kernels.
 
     The loss is the negative logarithm of what the model itself predicts, with labels sampled from
@@ -175,7 +214,7 @@ def gather_gradients(
         for name, value in step(_tensors(signature, batch), tf.constant(number)).items():
             sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
         advance()
-    return {name: value / samples for name, value in sums.items()}
+    return {name: Fisher(value / samples) for name, value in sums.items()}
 
 
 def _tensors(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +293,13 @@ def _watched(kernels: Kernels, tape: Any) -> Iterator[dict[int, list[Any]]]:
 
 
 @contextmanager
+def substituted(layer: Any, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Has a model call something else in place of a layer while the block runs, eagerly."""
+    with _replaced([(layer, "call", replacement)]):
+        yield
+
+
+@contextmanager
 def _replaced(patches: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
     """Sets attributes of layers for the time of the block."""
     missing = object()
@@ -283,7 +329,7 @@ def _summary(left: Any, right: Any) -> tuple[Any, Any, Any, Any]:
     return tf.shape(left)[0], left_mean, right_mean, scatter
 
 
-def _moments(sums: Mapping[str, Accumulator], has_bias: bool, gradient: Array | None) -> Moments:
+def _moments(sums: Mapping[str, Accumulator], has_bias: bool, fisher: Fisher | None) -> Moments:
     """Covariances where a bias can put the means right, second moments about zero elsewhere."""
     y, z, cross = sums["y"], sums.get("z"), sums.get("zy")
 
@@ -300,7 +346,7 @@ def _moments(sums: Mapping[str, Accumulator], has_bias: bool, gradient: Array | 
     return Moments(
         mean=np.asarray(mean(y)),
         scatter=np.asarray(second(y)),
-        gradient=gradient,
+        fisher=fisher,
         moved_mean=mean(z),
         moved_scatter=second(z),
         cross=second(cross),
@@ -327,12 +373,12 @@ def _likelihoods(model: Any, signature: Any, logits: frozenset[str]) -> dict[str
     for name, tensor in zip(names, keras.tree.flatten(model.outputs), strict=True):
         layer = tensor._keras_history.operation
         activation = getattr(getattr(layer, "activation", None), "__name__", "")
-        if name in logits:
-            chosen[name] = _categorical_logits
-        elif activation == "softmax" or isinstance(layer, keras.layers.Softmax):
+        if activation == "softmax" or isinstance(layer, keras.layers.Softmax):
             chosen[name] = _categorical
         elif activation == "sigmoid":
             chosen[name] = _bernoulli
+        elif name in logits and tensor.shape[-1] != 1:
+            chosen[name] = _categorical_logits
         else:
             chosen[name] = _gaussian
     return chosen

@@ -23,9 +23,6 @@ from exporter.lowrank.svd import leading_eigenpairs, singular_values, truncated_
 INPUT_RIDGE = 1e-4
 """Part of the mean variance that is added to all directions of the input, in the covariances."""
 
-GRADIENT_RIDGE = 0.1
-"""Part of the mean squared gradient that is added to all directions of the output."""
-
 
 @dataclass(frozen=True)
 class Truncation:
@@ -133,7 +130,10 @@ class _Regression:
         # data did not show may be given up for nothing.
         ridge = INPUT_RIDGE * (np.trace(scatter) / norm) * gram if norm else gram
         self._scatter = scatter + ridge
-        self._weight, self._unweight = _gradient_roots(moments, group)
+        if moments.fisher is None:
+            self._weight = self._unweight = np.eye(len(gram))
+        else:
+            self._weight, self._unweight = (roots[group] for roots in moments.fisher.roots)
         if moments.cross is None:
             self._predictor = self._weight
         else:
@@ -154,20 +154,6 @@ class _Regression:
         mean = moments.mean if moments.moved_mean is None else moments.moved_mean
         shift: Array = moments.mean[group] - q @ (p.T @ mean[group])
         return shift
-
-
-def _gradient_roots(moments: Moments, group: int) -> tuple[Array, Array]:
-    """Returns the square root of the gradient's second moment, and its inverse."""
-    size = moments.scatter.shape[-1]
-    if moments.gradient is None:
-        return np.eye(size), np.eye(size)
-    values, vectors = np.linalg.eigh(moments.gradient[group])
-    values = np.maximum(values, 0.0)
-    values = values + GRADIENT_RIDGE * values.mean()
-    if not values.any():  # The loss does not depend on these outputs.
-        return np.eye(size), np.eye(size)
-    roots = np.sqrt(values)
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def _split(thin: Array, wide: Array) -> tuple[Array, Array, Array]:

@@ -1,5 +1,6 @@
 """The report and the progress on a terminal."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.benchmark import LatencyPair
+from exporter.budgets import Budget
+from exporter.inspection import ENERGIES, Inspection, KernelInspection
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
 from exporter.verification.compression import OutputCompression
@@ -64,9 +67,70 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_artifact_table(report))
     if any(a.conversion and a.conversion.parity for a in report.artifacts):
         console.print(_parity_table(report.artifacts))
+    if report.budget is not None:
+        console.print(_budget_text(report.budget))
     for line in _findings(report):
         console.print(Text(line), soft_wrap=True)
     console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"), soft_wrap=True)
+
+
+def print_inspection(inspection: Inspection, console: Console) -> None:
+    """Prints what an inspection found."""
+    console.print(_kernel_table(inspection))
+    console.print(
+        Text(
+            f"Model {inspection.model_name}: {inspection.params:,} parameters, "
+            f"{inspection.macs:,} MACs"
+        )
+    )
+    table = _table("What each way of choosing ranks would do", ["option"], ["params"], ["ranks"])
+    for preview in inspection.policies:
+        if preview.params is None:
+            table.add_row(preview.option, "", Text(preview.error or "", "red"))
+            continue
+        ratio = inspection.params / max(1, preview.params)
+        ranks = ", ".join(f"{name} {rank}" for name, rank in preview.ranks.items())
+        table.add_row(
+            preview.option,
+            f"{preview.params:,} ({ratio:.1f}×)",
+            Text(ranks or "every layer stays as it is"),
+        )
+    console.print(table)
+
+
+def _kernel_table(inspection: Inspection) -> Table:
+    source = "of the outputs, on calibration data" if inspection.data_aware else "of the weights"
+    table = _table(
+        f"Layers, and the ranks that keep a part of the energy {source}",
+        ["layer", "kind"],
+        ["m × n", "params", "MACs", "break-even", *(f"{part:.1%}" for part in ENERGIES)],
+        ["spectrum (log, to 1e-4)"],
+    )
+    for kernel in inspection.kernels:
+        table.add_row(Text(kernel.name), kernel.kind, *_kernel_cells(kernel))
+    return table
+
+
+def _kernel_cells(kernel: KernelInspection) -> list[str]:
+    if kernel.shape is None or kernel.effective_ranks is None or kernel.spectrum is None:
+        return ["", f"{kernel.params:,}", "", "", *("" for _ in ENERGIES), kernel.reason]
+    return [
+        f"{kernel.shape[0]} × {kernel.shape[1]}",
+        f"{kernel.params:,}",
+        f"{kernel.macs:,}",
+        f"{kernel.break_even_rank:.1f}",
+        *map(str, kernel.effective_ranks),
+        _sparkline(kernel.spectrum),
+    ]
+
+
+def _sparkline(values: Iterable[float]) -> str:
+    """Draws values from 1e-4 to 1 on a logarithmic scale; a blank is less."""
+    levels = (1 + math.log10(max(value, 1e-9)) / 4 for value in values)
+    return "".join(_BARS[max(0, min(len(_BARS) - 1, round(v * (len(_BARS) - 1))))] for v in levels)
+
+
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def _print_baseline(report: Report, console: Console) -> None:
@@ -139,6 +203,22 @@ def _artifact_table(report: Report) -> Table:
             *_latency_cells(item.latency),
         )
     return table
+
+
+def _budget_text(budget: Budget) -> Text:
+    limit, reached = (_quantity(budget.goal, value) for value in (budget.limit, budget.reached))
+    label = budget.goal.replace("max_", "").capitalize()
+    where = " on the validation data" if budget.goal == "max_drop" else ""
+    text = f"Budget       {label} {reached} of at most {limit}{where}: "
+    return Text(text).append_text(_verdict(budget.held))
+
+
+def _quantity(goal: str, value: float) -> str:
+    if goal == "max_latency":
+        return f"{value * 1e6:,.1f} µs"
+    if goal == "max_drop":
+        return f"{value:.2%}"
+    return f"{value:,.0f}{' bytes' if goal == 'max_size' else ''}"
 
 
 def _verdict(passed: bool) -> Text:

@@ -57,10 +57,12 @@ def report_dict(report: Report) -> dict[str, Any]:
                 **_plain(layer.plan),
                 "discarded_energy": layer.discarded_energy,
                 "predicted_error": layer.relative_error,
+                "data_aware": layer.data_aware,
             }
             for layer in report.layers
         ],
         "totals": {"before": _plain(report.before), "after": _plain(report.after)},
+        "budget": report.budget and {"held": report.budget.held, **_plain(report.budget)},
         "compression": {"passed": report.compression.passed, **_plain(report.compression)},
         "artifacts": [_artifact(artifact, report.output) for artifact in report.artifacts],
         "versions": dict(report.versions),

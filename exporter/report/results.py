@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
+from exporter.budgets import Budget
 from exporter.formats.base import Artifact
 from exporter.lowrank.ranks import LayerPlan
 from exporter.recipe import Recipe
@@ -23,13 +24,17 @@ class LayerReport:
 
     Attributes:
         plan: What became of the layer.
-        discarded_energy: Part of the kernel's squared Frobenius norm left out; None if dense.
-        relative_error: Predicted ``||K - K_r||_F / ||K||_F``; None if dense.
+        discarded_energy: Part of the squared error norm that is left out: of the outputs, weighted
+            by the loss gradient if it was gathered, where calibration data cut the kernel, and of
+            the kernel's elements otherwise; None if dense.
+        relative_error: Its square root; None if dense.
+        data_aware: Whether calibration data cut the kernel; None if dense.
     """
 
     plan: LayerPlan
     discarded_energy: float | None = None
     relative_error: float | None = None
+    data_aware: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Report:
         layers: The layers with weights.
         before: The baseline.
         after: The compressed model.
+        budget: What was to be held, and what came of it; None if the ranks were given.
         compression: Compressed model against baseline.
         artifacts: One entry a format asked for.
         versions: Of Python and the libraries.
@@ -107,6 +113,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     before: Totals
     after: Totals
+    budget: Budget | None
     compression: CompressionVerdict
     artifacts: tuple[ArtifactReport, ...]
     versions: Mapping[str, str]
@@ -122,5 +129,7 @@ class Report:
         """0: all passed; 1: a verdict failed; 3: a conversion failed."""
         if any(artifact.error is not None for artifact in self.artifacts):
             return EXIT_NOT_CONVERTED
-        passed = self.compression.passed and all(artifact.accepted for artifact in self.artifacts)
+        held = self.budget is None or self.budget.held
+        accepted = all(artifact.accepted for artifact in self.artifacts)
+        passed = held and self.compression.passed and accepted
         return EXIT_PASSED if passed else EXIT_REJECTED

@@ -4,15 +4,16 @@ A converter may fold two matrix products back into one, or store a tensor twice,
 the same. So the constants of the artifact are listed and held against the compressed model.
 """
 
-from collections import Counter
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from exporter.formats.base import StoredTensor
-from exporter.lowrank.compress import Compressed
+from exporter.lowrank.engine import Compressed
 from exporter.lowrank.rewrite import walk
 
 WEIGHT_SLACK = 0.05
@@ -30,7 +31,7 @@ class LayerProof:
     Attributes:
         layer: Path of the layer.
         factors: Shapes of its factors.
-        found: Whether the artifact stores as many tensors of each of these shapes as the
+        found: Whether the artifact stores as many tensors of each of these sizes as the
             compressed model has.
         dense_shape: (m, n) of the matrix that the factors replace.
         dense_gone: Whether the artifact stores no more m x n matrices than the compressed model.
@@ -85,7 +86,6 @@ def prove_structure(
         file_bytes: Its size.
         compressed: The compressed Keras model and its plan.
     """
-    weights = _described(compressed.model.weights)
     # A converter may store a weight as it is cast for the computation, or half precision as
     # float32; and weights that are equal once, or each.
     cast = [
@@ -95,16 +95,18 @@ def prove_structure(
     ]
     least = sum(size * min(stored, computed) for size, stored, computed in cast)
     most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
-    kernels = {name: _described(factors.weights) for name, factors in compressed.factors.items()}
-    present, expected = _count(stored), _count(weights)
-    # Of the kernels alone: converters drop a bias that is zero.
-    required = _count(kernel for group in kernels.values() for kernel in group)
+    stored, weights = _distinct(stored), _described(compressed.model.weights)
+    # Of the factors alone: converters drop a bias that is zero.
+    factors = _distinct(
+        _described(weight for parts in compressed.factors.values() for weight in parts.weights)
+    )
     proofs = []
     for plan in compressed.plan.layers:
         if plan.rank is not None and plan.shape is not None:
-            shapes = tuple(kernel.shape for kernel in kernels[plan.name])
-            found = all(present[_key(shape)] >= required[_key(shape)] for shape in shapes)
-            gone = present[_key(plan.shape)] <= expected[_key(plan.shape)]
+            parts = compressed.factors[plan.name]
+            found = all(_count(stored, m) >= _count(factors, m) for m in parts.matrices)
+            gone = _count(stored, parts.replaced) <= _count(weights, parts.replaced)
+            shapes = tuple(tuple(weight.shape) for weight in parts.weights)
             proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
     predicted = sum(tensor.nbytes for tensor in _distinct(weights))
     actual = sum(tensor.nbytes for tensor in _distinct(stored))
@@ -131,10 +133,18 @@ def _distinct(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
     return list({(tensor.shape, tensor.digest): tensor for tensor in tensors}.values())
 
 
-def _count(tensors: Iterable[StoredTensor]) -> Counter[tuple[int, ...]]:
-    return Counter(_key(tensor.shape) for tensor in _distinct(tensors))
+def _count(tensors: Sequence[StoredTensor], matrix: tuple[int, int]) -> int:
+    """Counts the tensors that hold as many rows and columns as a matrix, in whatever layout.
+
+    Converters transpose, add axes of one, and merge or split axes, such as the heads of attention.
+    """
+    return sum(_is_layout_of(tensor.shape, matrix) for tensor in tensors)
 
 
-def _key(shape: Sequence[int]) -> tuple[int, ...]:
-    """Lets a matrix be found transposed, or with axes of one."""
-    return tuple(sorted(size for size in shape if size != 1))
+def _is_layout_of(shape: Sequence[int], matrix: tuple[int, int]) -> bool:
+    rows, columns = matrix
+    if math.prod(shape) != rows * columns:
+        return False
+    sizes = [size for size in shape if size != 1]
+    subsets = (part for k in range(len(sizes) + 1) for part in combinations(sizes, k))
+    return any(math.prod(part) == rows for part in subsets)

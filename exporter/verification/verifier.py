@@ -11,7 +11,7 @@ from exporter.data import UINT8_MAX, Dataset
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, KerasRunner, Signature, ToleranceRule
 from exporter.isolation import ChildError
-from exporter.lowrank.compress import Compressed
+from exporter.lowrank.engine import Compressed
 from exporter.metrics import Metric, task_metric
 from exporter.verification.compression import outputs_with_classes
 from exporter.verification.parity import Parity, compare, execute

@@ -67,7 +67,7 @@ def compressed(classifier: Any) -> Any:
 @pytest.fixture(scope="session")
 def data(blobs: Any, classifier: Any) -> Any:
     """The clouds, fitted to the classifier."""
-    from exporter.pipeline import fitted
+    from exporter.baseline import fitted
 
     return fitted(blobs, classifier)
 

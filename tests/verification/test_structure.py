@@ -12,7 +12,8 @@ import pytest
 
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.base import Artifact, StoredTensor
-from exporter.lowrank.compress import Compressed, compress
+from exporter.lowrank.compress import compress
+from exporter.lowrank.engine import Compressed
 from exporter.verification.structure import StructureProof, prove_structure
 from exporter.verification.verifier import Verifier
 

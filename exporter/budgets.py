@@ -1,0 +1,364 @@
+"""Ranks for what the user can afford: parameters, MACs, bytes, latency, accuracy.
+
+Parameters and MACs are allocated directly, by the knapsack. The others are searched for: bytes and
+latency by exporting models of the planned shapes and measuring them, accuracy by evaluating on the
+validation data.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from exporter.benchmark import count_macs, measure_latency
+from exporter.data import Dataset, Split
+from exporter.errors import DataError, RecipeError
+from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature, measure
+from exporter.lowrank.allocation import BudgetedPolicy, BudgetPolicy, UniformBudgetPolicy
+from exporter.lowrank.engine import Compressed, Engine
+from exporter.lowrank.kernels import FREE_SIZE
+from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.sensitivity import divergence, measure_sensitivities
+from exporter.lowrank.truncation import Truncation
+from exporter.metrics import is_classes, is_one_hot, task_metric
+from exporter.progress import Progress, Silent
+from exporter.recipe import Recipe
+from exporter.verification.probes import BATCH_SIZE, Probe, predict
+
+Unit = Literal["params", "macs"]
+
+SIZE_ROUNDS = 6
+SIZE_USED = 0.985
+"""A size is searched for until this part of the budget is used."""
+
+SEARCH_ROUNDS = 7
+"""Halvings of the range, on a logarithmic scale, in which accuracy and latency are searched for."""
+
+LATENCY_MARGIN = 0.95
+"""What the search allows itself of a latency: timings vary from run to run."""
+
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit, and what came of it.
+
+    Attributes:
+        goal: The field of the recipe: ``max_params``, ``max_macs``, ``max_size`` (bytes),
+            ``max_latency`` (seconds) or ``max_drop`` (accuracy, 0 to 1).
+        limit: What was asked for.
+        reached: What the compressed model, or the worst of the artifacts, takes.
+    """
+
+    goal: str
+    limit: float
+    reached: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the limit is kept."""
+        return self.reached <= self.limit
+
+
+class Planner:
+    """Plans one model for budgets."""
+
+    def __init__(self, engine: Engine, progress: Progress | None = None) -> None:
+        self.engine = engine
+        self._progress = progress or Silent()
+        self._sensitivities: Any = None
+        kernels = [c.macs() or 0 for c in engine.candidates]
+        self._fixed_macs = max(0, count_macs(engine.model) - sum(kernels))
+        self.params = engine.model.count_params()
+        self.macs = self._fixed_macs + sum(kernels)
+
+    def within(self, unit: Unit, limit: int) -> RankPlan:
+        """Returns the plan of the least loss within a limit.
+
+        Raises:
+            RecipeError: If the limit is below the smallest reachable figure, which it names.
+        """
+        return self.engine.plan(self.policy(unit, limit))
+
+    def smallest(self, unit: Unit) -> int:
+        """Returns the least that any plan takes: rank 1 in every layer."""
+        fixed = self._fixed_macs if unit == "macs" else 0
+        total = fixed
+        for candidate in self.engine.candidates:
+            count = candidate.params if unit == "params" else candidate.macs
+            ranks = (None, 1) if candidate.kernel is not None else (None,)
+            total += min(count(rank) or 0 for rank in ranks)
+        return total
+
+    def best_within(self, unit: Unit, limit: int) -> Compressed:
+        """Factorizes within a limit by the knapsack, or evenly where that predicts better.
+
+        The knapsack adds up what each layer costs alone. Where layers spoil each other's input the
+        sum misleads, and then an even cut can be better; so both are held against the original
+        model on the calibration data.
+
+        Raises:
+            RecipeError: If the limit is below the smallest reachable figure, which it names.
+        """
+        best = self.engine.carry_out(self.within(unit, limit))
+        if self.engine.calibration is None:
+            return best
+        try:
+            even_plan = self.engine.plan(self.policy(unit, limit, UniformBudgetPolicy))
+        except RecipeError:
+            return best  # The limit cannot be kept evenly.
+        even = self.engine.carry_out(even_plan)
+        return even if self._loss(even.model) < self._loss(best.model) else best
+
+    def policy(
+        self, unit: Unit, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
+    ) -> BudgetedPolicy:
+        """Returns a policy for a limit, with what was measured of each kernel."""
+        if self._sensitivities is None:
+            self._sensitivities = measure_sensitivities(self.engine, self._progress)
+        return kind(
+            unit, limit, fixed_macs=self._fixed_macs, sensitivities=self._sensitivities or None
+        )
+
+    def _loss(self, model: Any) -> float:
+        calibration = self.engine.calibration
+        if calibration is None:
+            return 0.0
+        original, copy = KerasRunner(self.engine.model), KerasRunner(model)
+        losses = [
+            divergence(original(batch), copy(batch), calibration.logits)
+            for batch in calibration.batches()
+        ]
+        return float(np.mean(losses))
+
+
+def compress_within(
+    engine: Engine, recipe: Recipe, dataset: Dataset | None, progress: Progress | None = None
+) -> Compressed:
+    """Factorizes within a recipe's budget.
+
+    Args:
+        engine: Of the model.
+        recipe: Has one of ``max_params``, ``max_macs``, ``max_size``, ``max_latency``,
+            ``max_drop``.
+        dataset: Fitted to the model; its validation part is what ``max_drop`` is held against.
+        progress: Is told what goes on.
+
+    Raises:
+        RecipeError: If the budget cannot be reached; the message says what can.
+        DataError: If ``max_drop`` is asked for without labelled validation data.
+        ConversionError: If a size or latency is asked for, and the model does not convert.
+    """
+    progress = progress or Silent()
+    planner = Planner(engine, progress)
+    if recipe.max_params is not None:
+        return planner.best_within("params", recipe.max_params)
+    if recipe.max_macs is not None:
+        return planner.best_within("macs", recipe.max_macs)
+    if recipe.max_size is not None:
+        return planner.best_within("params", _params_for_size(planner, recipe, progress))
+    if recipe.max_latency is not None:
+        return planner.best_within("macs", _macs_for_latency(planner, recipe, progress))
+    validation = dataset.validation if dataset else None
+    return _compress_for_drop(planner, recipe, validation, progress)
+
+
+def _params_for_size(planner: Planner, recipe: Recipe, progress: Progress) -> int:
+    """Finds the most parameters whose artifacts fit, by exporting models of the planned shapes."""
+    limit = int(recipe.max_size or 0)
+    least, most = planner.smallest("params"), planner.params
+    budget, best = max(least, min(most, limit // _BYTES)), 0
+    smallest_size = 0
+    with (
+        progress.track("Searching for the size", SIZE_ROUNDS) as advance,
+        tempfile.TemporaryDirectory(prefix="exporter-") as folder,
+    ):
+        for number in range(SIZE_ROUNDS):
+            plan = planner.within("params", budget)
+            params = sum(layer.params_after for layer in plan.layers)
+            size = max(_sizes(planner.engine, plan, recipe, Path(folder)).values())
+            advance(number + 1, f"{size:,} bytes")
+            if size <= limit:
+                best = max(best, budget)
+                if size >= SIZE_USED * limit or budget >= most:
+                    break
+            elif budget <= least:
+                smallest_size = size
+                break
+            # A file takes four bytes a parameter and an overhead that the measurement tells.
+            target = limit if size > limit else (1 + SIZE_USED) / 2 * limit
+            step = int((target - size) / _BYTES)
+            budget = max(least, min(most, params + step, budget - 1 if size > limit else most))
+            if budget == best:
+                break
+    if not best:
+        raise RecipeError(
+            f"max_size of {limit:,} bytes cannot be reached by low rank alone. "
+            f"The smallest reachable is {smallest_size or 'more'} bytes."
+        )
+    return best
+
+
+def _macs_for_latency(planner: Planner, recipe: Recipe, progress: Progress) -> int:
+    """Finds the most MACs whose artifacts are fast enough, measured in their runtimes."""
+    limit = float(recipe.max_latency or 0) * LATENCY_MARGIN
+    least, most = planner.smallest("macs"), planner.macs
+    with (
+        progress.track("Searching for the latency", SEARCH_ROUNDS + 1) as advance,
+        tempfile.TemporaryDirectory(prefix="exporter-") as folder,
+    ):
+
+        def seconds(budget: int) -> float:
+            plan = planner.within("macs", budget)
+            return max(_latencies(planner.engine, plan, recipe, Path(folder)).values())
+
+        fastest = seconds(least)
+        advance(1, f"{fastest * 1e6:,.0f} µs at rank 1")
+        if fastest > limit:
+            raise RecipeError(
+                f"max_latency of {recipe.max_latency:g} s cannot be reached by low rank alone. "
+                f"The smallest reachable is about {fastest / LATENCY_MARGIN:.2g} s on this machine."
+            )
+
+        def fits(budget: int, number: int) -> bool:
+            measured = seconds(budget)
+            advance(number + 2, f"{measured * 1e6:,.0f} µs")
+            return measured <= limit
+
+        return _largest(least, most, fits)
+
+
+def _compress_for_drop(
+    planner: Planner, recipe: Recipe, validation: Split | None, progress: Progress
+) -> Compressed:
+    """Finds the fewest parameters whose accuracy on the validation data is high enough."""
+    limit = float(recipe.max_drop or 0)
+    inputs, labels = _labelled(validation, recipe)
+    baseline = _accuracy(planner.engine.model, inputs, labels)
+    found: dict[int, Compressed] = {}
+    least, most = planner.smallest("params"), planner.params
+    with progress.track("Searching for the accuracy", SEARCH_ROUNDS) as advance:
+
+        def spoils(budget: int, number: int) -> bool:
+            compressed = planner.engine.carry_out(planner.within("params", budget))
+            accuracy = _accuracy(compressed.model, inputs, labels)
+            advance(number + 1, f"{budget:,} parameters: {accuracy:.2%}")
+            good_enough = accuracy >= baseline - limit
+            if good_enough:
+                found[budget] = compressed
+            return not good_enough
+
+        _largest(least, most, spoils)
+    if not found:
+        # All kernels dense: the model itself, with a drop of nothing.
+        return planner.engine.carry_out(planner.within("params", most))
+    return found[min(found)]
+
+
+def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
+    """Finds out, without computing, whether the data can tell if a recipe's budget is held.
+
+    Raises:
+        DataError: If ``max_drop`` is asked for without labelled validation data.
+    """
+    if recipe.max_drop is not None:
+        _labelled(dataset.validation if dataset else None, recipe)
+
+
+def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
+    """Returns how much accuracy is lost on the validation part, 0 to 1, of the worst output."""
+    validation = dataset.validation
+    if validation is None:
+        return 0.0
+    inputs, labels = validation.inputs, _classes(validation)
+    return _accuracy(baseline, inputs, labels) - _accuracy(compressed, inputs, labels)
+
+
+def _largest(least: int, most: int, fits: Callable[[int, int], bool]) -> int:
+    """Bisects on a logarithmic scale for the largest budget that fits; ``least`` does."""
+    low, high = np.log(max(1, least)), np.log(max(1, most))
+    best = least
+    for number in range(SEARCH_ROUNDS):
+        middle = (low + high) / 2
+        budget = max(least, min(most, round(float(np.exp(middle)))))
+        if fits(budget, number):
+            low, best = middle, max(best, budget)
+        else:
+            high = middle
+    return best
+
+
+def _labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[str, Any]]:
+    labels = _classes(validation) if validation else {}
+    if validation is None or not labels:
+        raise DataError(
+            f"max_drop is held against the accuracy on validation data. Received: data "
+            f"{recipe.data!r} without a labelled training part. Give x_train and y_train, with "
+            "classes as labels."
+        )
+    return validation.inputs, labels
+
+
+def _classes(split: Split) -> dict[str, Any]:
+    return {n: a for n, a in split.labels.items() if is_classes(a) or is_one_hot(a)}
+
+
+def _accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
+    """Returns the accuracy of the worst output."""
+    fixed = Signature(model).inputs[0].fixed_batch
+    count = len(next(iter(inputs.values())))
+    kept = count // fixed * fixed if fixed else count
+    probe = Probe("validation", {n: a[:kept] for n, a in inputs.items()}, fixed or BATCH_SIZE)
+    predictions = predict(KerasRunner(model), probe)
+    return min(task_metric(predictions[n], array[:kept]).value for n, array in labels.items())
+
+
+def skeleton(engine: Engine, plan: RankPlan) -> Compressed:
+    """Builds a model of the planned shapes with random factors: size and speed are the same.
+
+    Random, for formats store equal constants once.
+    """
+    rng = np.random.default_rng(0)
+    truncations = {}
+    for candidate in engine.candidates:
+        rank = plan.ranks.get(candidate.name)
+        if candidate.kernel is not None and rank is not None:
+            shapes = candidate.kernel.factor_shapes(rank)
+            matrices = tuple(rng.normal(size=shape) / shape[1] ** 0.5 for shape in shapes)
+            truncations[candidate.name] = Truncation(matrices, None, 0.0)
+    return engine.assemble(plan, truncations)
+
+
+def _sizes(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, int]:
+    """Exports a model of the planned shapes and returns the bytes in each format."""
+    model = skeleton(engine, plan).model
+    return {
+        name: measure(_export(FORMATS[name], model, recipe, folder))[0] for name in recipe.formats
+    }
+
+
+def _latencies(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Exports a model of the planned shapes and returns the median seconds in each runtime."""
+    model = skeleton(engine, plan).model
+    inputs = {
+        info.name: np.zeros(
+            [info.fixed_batch or 1, *(size or FREE_SIZE for size in info.shape[1:])], info.dtype
+        )
+        for info in Signature(model).inputs
+    }
+    medians = {}
+    for name in recipe.formats:
+        path = _export(FORMATS[name], model, recipe, folder)
+        medians[name] = measure_latency(FORMATS[name], path, path, inputs, folder).compressed.p50
+    return medians
+
+
+def _export(fmt: Format, model: Any, recipe: Recipe, folder: Path) -> Path:
+    path = Path(tempfile.mkdtemp(dir=folder)) / f"model{fmt.suffix}"
+    fmt.export(model, path, ExportOptions(opset=recipe.opset))
+    return path

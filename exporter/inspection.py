@@ -1,0 +1,210 @@
+"""What there is to gain in a model, before anything is cut."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exporter.baseline import fitted
+from exporter.budgets import Planner
+from exporter.data import Dataset
+from exporter.errors import RecipeError
+from exporter.lowrank.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
+from exporter.lowrank.compress import options_for
+from exporter.lowrank.engine import Engine
+from exporter.lowrank.moments import Array
+from exporter.lowrank.ranks import FixedRank, RankPlan, RankPolicy
+from exporter.lowrank.rewrite import check_rewritable
+from exporter.lowrank.statistics import calibration_from
+from exporter.progress import Progress
+from exporter.recipe import Recipe
+
+ENERGIES = (0.9, 0.95, 0.99, 0.999)
+"""Parts of the energy whose ranks are shown."""
+
+SPECTRUM_POINTS = 24
+
+BUDGET_PARTS = (4, 10)
+"""Parameter budgets that are tried: one over these of the model's parameters."""
+
+
+@dataclass(frozen=True)
+class KernelInspection:
+    """One kernel, or a layer that has none to factorize.
+
+    Attributes:
+        name: As in a rank plan.
+        kind: The layer's Keras class name.
+        shape: (m, n) of the matrix; None if the layer cannot be factorized.
+        params: Parameters, biases included.
+        macs: Multiply-accumulates of one call on one sample; None if the layer cannot be
+            factorized.
+        break_even_rank: From which on factors are no smaller; None likewise.
+        effective_ranks: The rank that keeps each of ``ENERGIES``; None likewise.
+        spectrum: Singular values over the largest one, at ``SPECTRUM_POINTS`` evenly spaced ranks;
+            of the outputs where calibration data were given. None likewise.
+        reason: Why it cannot be factorized; empty if it can.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int] | None
+    params: int
+    macs: int | None
+    break_even_rank: float | None
+    effective_ranks: tuple[int, ...] | None
+    spectrum: tuple[float, ...] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class PolicyPreview:
+    """What one way of choosing ranks would do.
+
+    Attributes:
+        option: As on the command line.
+        params: Parameters of the model.
+        ranks: The rank of each kernel that would be factorized, by name.
+        error: Why it cannot be done; None if it can.
+    """
+
+    option: str
+    params: int | None
+    ranks: dict[str, int]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that was found.
+
+    Attributes:
+        model_name: Name of the Keras model.
+        data_aware: Whether spectra are those of outputs on calibration data, or of weights.
+        params: Parameters of the model.
+        macs: Its multiply-accumulates for one sample.
+        kernels: In the order of the model.
+        policies: Ways of choosing ranks.
+    """
+
+    model_name: str
+    data_aware: bool
+    params: int
+    macs: int
+    kernels: tuple[KernelInspection, ...]
+    policies: tuple[PolicyPreview, ...]
+
+
+def inspect(
+    model: Any, *, data: Dataset | None = None, progress: Progress | None = None, **choices: Any
+) -> Inspection:
+    """Shows what there is to gain in a Keras model.
+
+    Args:
+        model: A built Sequential or Functional model.
+        data: What ``load_dataset`` returned: spectra are then those of the layers' outputs.
+        progress: Is told what goes on; silent by default.
+        choices: Fields of ``Recipe`` that say how kernels are cut: ``method``, ``calibration``,
+            ``convolution``, ``fold``, ``seed``.
+
+    Raises:
+        ModelError: If the model's graph cannot be rewritten, or a weight is not finite.
+        DataError: If the data do not fit the model.
+        RecipeError: If a choice is none.
+    """
+    recipe = Recipe(**choices)
+    check_rewritable(model)
+    calibration = None
+    if data is not None:
+        calibration = calibration_from(model, fitted(data, model), recipe.calibration)
+    return inspect_engine(Engine(model, calibration, options_for(recipe), progress), progress)
+
+
+def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspection:
+    """Inspects the model of an engine.
+
+    Args:
+        engine: With calibration data or without.
+        progress: Is told what goes on.
+
+    Raises:
+        ModelError: If a weight is not finite.
+    """
+    planner = Planner(engine, progress)
+    kernels = []
+    for candidate in engine.candidates:
+        kernel = candidate.kernel
+        curve = None if kernel is None else engine.curves[candidate.name]
+        kernels.append(
+            KernelInspection(
+                name=candidate.name,
+                kind=candidate.kind,
+                shape=None if kernel is None else (kernel.m, kernel.n),
+                params=candidate.params(),
+                macs=candidate.macs(),
+                break_even_rank=None if kernel is None else kernel.break_even_rank,
+                effective_ranks=None if curve is None else effective_ranks(curve),
+                spectrum=None if curve is None else _spectrum(curve),
+                reason=candidate.note,
+            )
+        )
+    return Inspection(
+        model_name=engine.model.name,
+        data_aware=bool(engine.moments),
+        params=planner.params,
+        macs=planner.macs,
+        kernels=tuple(kernels),
+        policies=tuple(_previews(engine, planner)),
+    )
+
+
+def effective_ranks(curve: Array, energies: Sequence[float] = ENERGIES) -> tuple[int, ...]:
+    """Returns the smallest rank that keeps each part of the energy.
+
+    Args:
+        curve: Squared error at every rank from 0.
+        energies: Parts, 0 to 1.
+    """
+    total = curve[0] or 1.0
+    # The curve falls, and argmax returns the first True.
+    return tuple(max(1, int(np.argmax(curve <= (1 - part) * total))) for part in energies)
+
+
+def inspection_dict(inspection: Inspection) -> dict[str, Any]:
+    """Returns an inspection as values that JSON knows."""
+    return dataclasses.asdict(inspection)
+
+
+def _spectrum(curve: Array) -> tuple[float, ...]:
+    values = np.sqrt(np.maximum(-np.diff(curve), 0.0))
+    picks = np.linspace(0, len(values) - 1, SPECTRUM_POINTS).round().astype(int)
+    largest = float(values.max()) or 1.0
+    return tuple(float(value) for value in values[picks] / largest)
+
+
+def _previews(engine: Engine, planner: Planner) -> list[PolicyPreview]:
+    policies: dict[str, RankPolicy] = {
+        "--rank 20": FixedRank(20),
+        "--rank 0.25": FractionRank(0.25),
+        "--rank stable": StableRank(),
+        "--rank vbmf": VbmfRank(),
+        "--energy 0.9": EnergyRank(0.9),
+        "--energy 0.99": EnergyRank(0.99),
+    }
+    for part in BUDGET_PARTS:
+        limit = planner.params // part
+        policies[f"--max-params {limit}"] = planner.policy("params", limit)
+    previews = []
+    for option, policy in policies.items():
+        try:
+            previews.append(_preview(option, engine.plan(policy)))
+        except RecipeError as error:
+            previews.append(PolicyPreview(option, None, {}, str(error)))
+    return previews
+
+
+def _preview(option: str, plan: RankPlan) -> PolicyPreview:
+    params = sum(layer.params_after for layer in plan.layers)
+    return PolicyPreview(option, params, plan.ranks)

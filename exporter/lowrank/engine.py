@@ -1,0 +1,291 @@
+"""Factorizes one model by any plan; what does not depend on the plan is computed once."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from exporter.lowrank.factorizers import Replacement
+from exporter.lowrank.fold import fold_batch_norms
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.moments import Array, Moments
+from exporter.lowrank.ranks import Candidate, LayerPlan, RankPlan, RankPolicy
+from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite
+from exporter.lowrank.statistics import Calibration, gather, gather_fishers
+from exporter.lowrank.truncation import Truncation
+from exporter.progress import Progress, Silent
+
+MAX_STAGES = 8
+"""Passes over the data that a cascade makes; deep models have several layers in each."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How kernels are cut, whatever the ranks.
+
+    Attributes:
+        method: ``"svd"``, ``"whitened"`` or ``"kfac"``; see ``Recipe``.
+        cascade: Whether later layers make up for the errors of earlier ones.
+        convolution: How a convolution is cut: ``"channel"``, ``"spatial"`` or ``"tucker2"``.
+        fold: Whether batch normalisations are folded into the layers before them.
+        merge: Whether S is merged into U.
+        seed: Of the labels that ``"kfac"`` samples.
+    """
+
+    method: str = "kfac"
+    cascade: bool = True
+    convolution: str = "channel"
+    fold: bool = True
+    merge: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What stands in for one kernel.
+
+    Attributes:
+        weights: The weights of the compressed model, in the order in which they are applied.
+        matrices: Rows and columns of each of them, whatever its layout.
+        replaced: Rows and columns of the kernel.
+        rank: The rank r.
+        discarded_energy: The part of the squared error norm that is left out, 0 to 1: of the
+            kernel, or of its outputs if it was cut by calibration data.
+        relative_error: Its square root.
+        data_aware: Whether it was cut by calibration data.
+    """
+
+    weights: tuple[Any, ...]
+    matrices: tuple[tuple[int, int], ...]
+    replaced: tuple[int, int]
+    rank: int
+    discarded_energy: float
+    relative_error: float
+    data_aware: bool
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model in which thin factors stand in for some layers.
+
+    Attributes:
+        model: An ordinary Keras model; it saves, loads and trains.
+        plan: What became of every layer with weights, and why.
+        factors: What stands in for each factorized kernel, by its name in the plan.
+    """
+
+    model: Any
+    plan: RankPlan
+    factors: Mapping[str, Factors]
+
+
+class Engine:
+    """Plans and factorizes one model.
+
+    Attributes:
+        model: The model that is factorized: the original, or what folding made of it.
+        candidates: Its kernels and other layers with weights.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        calibration: Calibration | None = None,
+        options: Options | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Folds batch normalisations; nothing else is computed before it is needed.
+
+        Args:
+            model: A built Sequential or Functional model; it is not changed.
+            calibration: Inputs; without them kernels are cut by their weights.
+            options: How.
+            progress: Is told of passes over the data and of each kernel.
+
+        Raises:
+            ModelError: If the model's graph cannot be rewritten.
+        """
+        check_rewritable(model)
+        self._options = options or Options()
+        self._progress = progress or Silent()
+        self._original = model
+        self.model, self._folded = fold_batch_norms(model) if self._options.fold else (model, {})
+        self.candidates = self._candidates(self.model)
+        self.calibration = None if self._options.method == "svd" else calibration
+        self._moments: dict[str, Moments] | None = None
+        self._curves: dict[str, Array] | None = None
+
+    @property
+    def moments(self) -> dict[str, Moments]:
+        """Moments of the original model, by candidate name, in the order of the calls."""
+        if self._moments is None:
+            self._moments = self._gather()
+        return self._moments
+
+    @property
+    def curves(self) -> dict[str, Array]:
+        """The error curve of every kernel, by candidate name."""
+        if self._curves is None:
+            self._curves = {
+                name: kernel.error_curve(self.moments.get(name))
+                for name, kernel in _kernels(self.candidates).items()
+            }
+        return self._curves
+
+    def plan(self, policy: RankPolicy) -> RankPlan:
+        """Has a policy choose the ranks.
+
+        Raises:
+            RecipeError: If what was asked for is impossible for this model.
+        """
+        plan = policy.select(self.candidates, self.curves if policy.needs_curves else None)
+        if not self._folded:
+            return plan
+        after = {layer.name: layer for layer in plan.layers}
+        return RankPlan(
+            tuple(self._with_folded(c, after) for c in self._candidates(self._original))
+        )
+
+    def carry_out(self, plan: RankPlan) -> Compressed:
+        """Factorizes by a plan.
+
+        Raises:
+            ModelError: If a weight is not finite.
+        """
+        chosen = [c for c in self.candidates if c.name in plan.ranks]
+        truncations: dict[str, Truncation] = {}
+        with self._progress.track("Factorizing", len(chosen)) as advance:
+            for stage in self._stages(chosen):
+                moments = self._moved_moments(chosen, stage, truncations)
+                for name, kernel in _kernels(stage).items():
+                    truncations[name] = kernel.truncate(
+                        plan.ranks[name], moments.get(name), merge=self._options.merge
+                    )
+                    advance(len(truncations), name)
+        return self.assemble(plan, truncations)
+
+    def assemble(self, plan: RankPlan, truncations: Mapping[str, Truncation]) -> Compressed:
+        """Builds the compressed model from the factors of each kernel in the plan."""
+        chosen = [c for c in self.candidates if c.name in truncations]
+        replacements = build_replacements(chosen, truncations)
+        factors = {}
+        for candidate in chosen:
+            name, kernel = candidate.name, candidate.kernel
+            if kernel is not None:
+                shapes = (matrix.shape for matrix in truncations[name].matrices)
+                factors[name] = Factors(
+                    weights=replacements[candidate.path].factors[kernel.name],
+                    matrices=tuple((a, g * b) for g, a, b in shapes),
+                    replaced=(kernel.m, kernel.groups * kernel.n),
+                    rank=plan.ranks[name],
+                    discarded_energy=truncations[name].discarded_energy,
+                    relative_error=truncations[name].relative_error,
+                    data_aware=self.calibration is not None and kernel.data_aware,
+                )
+        return Compressed(rewrite(self.model, replacements), plan, factors)
+
+    def _candidates(self, model: Any) -> list[Candidate]:
+        return candidates(model, merge=self._options.merge, convolution=self._options.convolution)
+
+    def _with_folded(self, before: Candidate, after: Mapping[str, LayerPlan]) -> LayerPlan:
+        """Returns the plan of a layer of the original, which folding may have taken or changed."""
+        if before.path in self._folded:
+            return LayerPlan(
+                name=before.name,
+                kind=before.kind,
+                shape=None,
+                rank=None,
+                break_even_rank=None,
+                reason=f"folded into {self._folded[before.path]}",
+                params_before=before.params(),
+                params_after=0,
+                macs_before=None,
+                macs_after=None,
+            )
+        return replace(after[before.name], params_before=before.params())
+
+    def _gather(self) -> dict[str, Moments]:
+        if self.calibration is None:
+            return {}
+        kernels = _data_aware(self.candidates)
+        weighted = self._options.method == "kfac"
+        batches = self.calibration.batch_count
+        with self._progress.track("Calibrating", batches * (1 + weighted)) as advance:
+            done = 0
+
+            def step() -> None:
+                nonlocal done
+                done += 1
+                advance(done, "")
+
+            fishers = None
+            if weighted:
+                fishers = gather_fishers(
+                    self.model, kernels, self.calibration, seed=self._options.seed, advance=step
+                )
+            return gather(self.model, kernels, self.calibration, fishers=fishers, advance=step)
+
+    @property
+    def _cascades(self) -> bool:
+        return self._options.cascade and self.calibration is not None
+
+    def _stages(self, chosen: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+        """Cuts the kernels into groups, in the order of the calls; a layer is never torn apart."""
+        if not self._cascades:
+            yield list(chosen)
+            return
+        order = {name: number for number, name in enumerate(self.moments)}
+        by_path: dict[str, list[Candidate]] = {}
+        for candidate in sorted(chosen, key=lambda c: order.get(c.name, -1)):
+            by_path.setdefault(candidate.path, []).append(candidate)
+        layers = list(by_path.values())
+        count = min(MAX_STAGES, len(layers))
+        for number in range(count):
+            start, stop = (len(layers) * k // count for k in (number, number + 1))
+            yield [candidate for layer in layers[start:stop] for candidate in layer]
+
+    def _moved_moments(
+        self,
+        chosen: Sequence[Candidate],
+        stage: Sequence[Candidate],
+        truncations: Mapping[str, Truncation],
+    ) -> Mapping[str, Moments]:
+        """Returns the moments of a stage where what comes before it is compressed."""
+        if self.calibration is None or not self._cascades or not truncations:
+            return self.moments
+        done = [candidate for candidate in chosen if candidate.name in truncations]
+        moved = rewrite(self.model, build_replacements(done, truncations))
+        gathered = gather(
+            self.model,
+            _data_aware(stage),
+            self.calibration,
+            moved=moved,
+            moved_kernels=_data_aware(self._candidates(moved)),
+        )
+        return {
+            name: replace(moments, fisher=self.moments[name].fisher)
+            for name, moments in gathered.items()
+        }
+
+
+def build_replacements(
+    chosen: Iterable[Candidate], truncations: Mapping[str, Truncation]
+) -> dict[str, Replacement]:
+    """Builds what stands in for each layer, anew: a Keras layer remembers the graphs it is in."""
+    by_path: dict[str, list[Candidate]] = {}
+    for candidate in chosen:
+        by_path.setdefault(candidate.path, []).append(candidate)
+    replacements = {}
+    for path, group in by_path.items():
+        factorizer, layer = group[0].factorizer, group[0].layer
+        if factorizer is not None:
+            parts = {c.kernel.name: truncations[c.name] for c in group if c.kernel is not None}
+            replacements[path] = factorizer.replace(layer, parts)
+    return replacements
+
+
+def _kernels(chosen: Iterable[Candidate]) -> dict[str, Kernel]:
+    return {c.name: c.kernel for c in chosen if c.kernel is not None}
+
+
+def _data_aware(chosen: Iterable[Candidate]) -> dict[str, Kernel]:
+    return {name: kernel for name, kernel in _kernels(chosen).items() if kernel.data_aware}
