@@ -59,11 +59,7 @@ class Factorizer(ABC):
 
     def obstacle(self, layer: Any) -> str:
         """Says what keeps a layer of this kind from being factorized; empty if nothing does."""
-        if getattr(layer, "quantization_mode", None) is not None:
-            return "is quantized already"
-        if getattr(layer, "lora_enabled", False):
-            return "has a LoRA adapter beside its kernel"
-        return ""
+        return addition(layer)
 
     @abstractmethod
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
@@ -80,6 +76,15 @@ class Factorizer(ABC):
             layer: A built layer that ``supports`` accepts.
             truncations: Factors by the kernel's name, one or more; the others stay as they are.
         """
+
+
+def addition(layer: Any) -> str:
+    """Says what a layer holds beside a plain kernel; empty if nothing."""
+    if getattr(layer, "quantization_mode", None) is not None:
+        return "is quantized already"
+    if getattr(layer, "lora_enabled", False):
+        return "has a LoRA adapter beside its kernel"
+    return ""
 
 
 def called_with(layer: Any) -> dict[str, Any]:

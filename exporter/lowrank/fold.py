@@ -1,0 +1,148 @@
+"""Folds batch normalisations into the linear layers before them."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exporter.lowrank.factorizers import Replacement
+from exporter.lowrank.factorizers.base import addition, input_shape, rebuild
+from exporter.lowrank.rewrite import rewrite
+
+_OUTPUT_AXES: dict[str, tuple[int, ...]] = {
+    "Dense": (-1,),
+    "Conv1D": (-1,),
+    "Conv2D": (-1,),
+    "Conv3D": (-1,),
+    "Conv1DTranspose": (-2,),
+    "Conv2DTranspose": (-2,),
+    "Conv3DTranspose": (-2,),
+    "SeparableConv1D": (-1,),
+    "SeparableConv2D": (-1,),
+    "DepthwiseConv1D": (-2, -1),
+    "DepthwiseConv2D": (-2, -1),
+}
+"""The axes of the last kernel of a layer that make up its output channels, by Keras class name."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A linear layer and the normalisation that follows it at once."""
+
+    linear_path: str
+    linear: Any
+    norm_path: str
+    norm: Any
+
+
+def fold_batch_norms(model: Any) -> tuple[Any, dict[str, str]]:
+    """Folds every batch normalisation that follows a linear layer at once.
+
+    With the moving mean mu and variance v, ``gamma (K x + b - mu) / sqrt(v + eps) + beta`` is the
+    linear layer of kernel ``s K`` and bias ``s (b - mu) + beta``, where
+    ``s = gamma / sqrt(v + eps)``: what the model computes in inference stays the same.
+
+    A pair stays as it is where one of the two is called twice, where something else sees the linear
+    layer's output, where an activation stands between them, and where the normalisation gives an
+    output of the model its name.
+
+    Args:
+        model: A model that ``check_rewritable`` accepts.
+
+    Returns:
+        A copy, or the model itself if there is nothing to fold; and the path of the layer that each
+        normalisation went into, by its own path.
+
+    Raises:
+        ModelError: If a layer cannot be copied from its configuration.
+    """
+    pairs = list(_pairs(model))
+    if not pairs:
+        return model, {}
+    replacements = {
+        pair.linear_path: Replacement((_folded(pair.linear, pair.norm),), {}) for pair in pairs
+    }
+    copy = rewrite(model, replacements, dropped=[pair.norm_path for pair in pairs])
+    return copy, {pair.norm_path: pair.linear_path for pair in pairs}
+
+
+def _pairs(model: Any) -> Iterator[_Pair]:
+    import keras
+
+    graphs = list(_graphs(model, ""))
+    # A layer may be called in several graphs, or several times in one.
+    calls = Counter(id(node.operation) for _, graph in graphs for node in _nodes(graph))
+    for prefix, graph in graphs:
+        consumers = Counter(id(tensor) for node in _nodes(graph) for tensor in node.input_tensors)
+        seen_outside = {id(tensor) for tensor in graph.outputs}
+        for node in _nodes(graph):
+            norm = node.operation
+            if type(norm) is not keras.layers.BatchNormalization or calls[id(norm)] > 1:
+                continue
+            (tensor,) = node.input_tensors
+            linear = tensor._keras_history.operation
+            names_output = not prefix and any(id(out) in seen_outside for out in node.outputs)
+            if (
+                consumers[id(tensor)] == 1
+                and id(tensor) not in seen_outside
+                and calls[id(linear)] == 1
+                and not names_output
+                and _takes(linear, norm)
+            ):
+                yield _Pair(f"{prefix}{linear.name}", linear, f"{prefix}{norm.name}", norm)
+
+
+def _graphs(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yields the functional graph of a model and of those nested in it, with their path."""
+    import keras
+
+    yield prefix, model._functional if isinstance(model, keras.Sequential) else model
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _graphs(layer, f"{prefix}{layer.name}/")
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """Returns the calls that belong to a graph; its layers may have been called in others too."""
+    return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+
+
+def _takes(linear: Any, norm: Any) -> bool:
+    """Tells whether a layer can take a normalisation up."""
+    import keras
+
+    kind = type(linear).__name__
+    if kind not in _OUTPUT_AXES or type(linear) is not getattr(keras.layers, kind):
+        return False
+    axes = norm.axis if isinstance(norm.axis, (list, tuple)) else [norm.axis]
+    rank = len(linear._inbound_nodes[0].outputs[0].shape)
+    first = getattr(linear, "data_format", "channels_last") == "channels_first"
+    return (
+        linear.activation is keras.activations.linear
+        and not addition(linear)
+        and [axis % rank for axis in axes] == [1 if first else rank - 1]
+    )
+
+
+def _folded(linear: Any, norm: Any) -> Any:
+    """Builds the linear layer that computes both."""
+
+    def read(name: str, default: float) -> Any:
+        variable = getattr(norm, name)
+        return default if variable is None else variable.numpy().astype(np.float64)
+
+    scale = read("gamma", 1.0) / np.sqrt(read("moving_variance", 1.0) + norm.epsilon)
+    bias = linear.bias.numpy().astype(np.float64) if linear.use_bias else 0.0
+    shift = scale * (bias - read("moving_mean", 0.0)) + read("beta", 0.0)
+    *others, kernel = linear.get_weights()[: -1 if linear.use_bias else None]
+    axes = _OUTPUT_AXES[type(linear).__name__]
+    sizes = [
+        size if axis in axes else 1
+        for axis, size in zip(range(-kernel.ndim, 0), kernel.shape, strict=True)
+    ]
+    weights = [*others, kernel.astype(np.float64) * scale.reshape(sizes), shift]
+    # Constraints spoke of what the weights were before.
+    freed = {key: None for key in linear.get_config() if key.endswith("_constraint")}
+    return rebuild(linear, input_shape(linear), weights, use_bias=True, **freed)
