@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from exporter.lowrank.factorizers.attention import AttentionFactorizer
 from exporter.lowrank.factorizers.base import Convolution, Factorizer, Replacement
 from exporter.lowrank.factorizers.convolution import (
     ConvolutionFactorizer,
@@ -12,6 +13,8 @@ from exporter.lowrank.factorizers.dense import DenseFactorizer
 from exporter.lowrank.factorizers.einsum import EinsumDenseFactorizer
 from exporter.lowrank.factorizers.embedding import EmbeddingFactorizer
 from exporter.lowrank.factorizers.recurrent import RecurrentFactorizer
+from exporter.lowrank.factorizers.spatial import SpatialFactorizer
+from exporter.lowrank.factorizers.tucker import TuckerFactorizer
 
 __all__ = [
     "FACTORIZERS",
@@ -24,6 +27,8 @@ __all__ = [
 
 FACTORIZERS: tuple[Factorizer, ...] = (
     DenseFactorizer(),
+    SpatialFactorizer(),
+    TuckerFactorizer(),
     ConvolutionFactorizer("Conv1D"),
     ConvolutionFactorizer("Conv2D"),
     ConvolutionFactorizer("Conv3D"),
@@ -33,6 +38,7 @@ FACTORIZERS: tuple[Factorizer, ...] = (
     SeparableFactorizer("SeparableConv1D"),
     SeparableFactorizer("SeparableConv2D"),
     EinsumDenseFactorizer(),
+    AttentionFactorizer(),
     EmbeddingFactorizer(),
     RecurrentFactorizer("LSTM"),
     RecurrentFactorizer("GRU"),

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from exporter.lowrank.factorizers.base import (
+    Convolution,
     Factorizer,
     Replacement,
     head_names,
@@ -52,7 +53,7 @@ class ConvolutionFactorizer(Factorizer):
     The first one keeps strides, padding and dilation. Each group has its own r channels.
     """
 
-    convolution = "channel"
+    convolution: Convolution | None = "channel"
 
     def __init__(self, kind: str) -> None:
         """Args: kind: ``Conv1D``, ``Conv2D`` or ``Conv3D``."""
@@ -66,7 +67,7 @@ class ConvolutionFactorizer(Factorizer):
                 m=prod(shape[:-1]),
                 n=layer.filters // groups,
                 read=functools.partial(split_groups, groups=groups),
-                **self.common(layer, layer.kernel, functools.partial(_convolve, layer)),
+                **self.common(layer, layer.kernel, functools.partial(convolve, layer)),
                 groups=groups,
             ),
         )
@@ -286,7 +287,8 @@ def join_groups(matrices: Array, shape: tuple[int, ...]) -> Array:
     return joined
 
 
-def _convolve(layer: Any, inputs: Any) -> Any:
+def convolve(layer: Any, inputs: Any) -> Any:
+    """Applies the kernel of a convolution alone."""
     import keras
 
     padding = layer.padding

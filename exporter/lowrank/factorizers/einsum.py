@@ -13,7 +13,6 @@ from exporter.lowrank.factorizers.base import (
     head_names,
     input_shape,
     other_params,
-    output_shape,
     rebuild,
 )
 from exporter.lowrank.kernels import Kernel, count_positions
@@ -43,7 +42,6 @@ class EinsumDenseFactorizer(Factorizer):
         sizes = dict(zip(equation.kernel, layer.kernel.shape, strict=True))
         m = prod(sizes[label] for label in equation.contracted)
         n = prod(sizes[label] for label in equation.outputs)
-        shape = output_shape(layer)
 
         def outputs(inputs: Any) -> Any:
             import tensorflow as tf
@@ -60,7 +58,7 @@ class EinsumDenseFactorizer(Factorizer):
                 variable=layer.kernel,
                 read=lambda array: array.transpose(equation.axes).reshape(1, m, n),
                 outputs=outputs,
-                positions=count_positions(shape[1:]) // n,
+                positions=count_positions(input_shape(layer)[1:]) // m,
                 has_bias=set(equation.outputs) <= set(layer.bias_axes or ""),
                 other_params=other_params(layer, layer.kernel),
                 # Gradients are read as if these axes came last.
