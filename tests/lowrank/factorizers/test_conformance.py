@@ -9,7 +9,10 @@ import pytest
 from exporter.errors import ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, KerasRunner, Signature
+from exporter.lowrank.compress import compress
+from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.factorizers import FACTORIZERS, factorizer_for
+from exporter.lowrank.ranks import FixedRank
 from exporter.lowrank.rewrite import rewrite
 from exporter.lowrank.statistics import Calibration, gather
 
@@ -420,18 +423,40 @@ def output_error(kernel, rank, moments, *, aware=True):
     return error
 
 
+@pytest.mark.parametrize(("factorizer", "case"), list(first_cases()))
+def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
+    model, layer = built(factorizer, case)
+    flat = [keras.layers.Flatten()(tensor) for tensor in model.outputs]
+    longer = keras.Model(model.inputs, keras.layers.Dense(6, name="last")(flat[0]))
+    names = [info.name for info in Signature(longer).inputs]
+    calibration = Calibration(dict(zip(names, drawn(longer, count=40), strict=True)), 20)
+    engine = Engine(longer, calibration, Options(convolution=factorizer.convolution or "channel"))
+    compressed = engine.carry_out(engine.plan(FixedRank(2)))
+    kernels = {
+        f"layer/{kernel.name}" if kernel.name else "layer": kernel
+        for kernel in factorizer.kernels(layer)
+    }
+    assert compressed.factors.keys() == {*kernels, "last"}
+    for name, kernel in kernels.items():
+        assert (name in engine.moments) is kernel.data_aware
+        if kernel.data_aware:
+            fisher = engine.moments[name].fisher
+            assert (fisher is None) is (kernel.gradient_at is None)
+            assert fisher is None or np.trace(fisher.matrix[0]) > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("format_name", "backend"), [("tflite", "xnnpack"), ("onnx", "cpu")])
 @pytest.mark.parametrize(("factorizer", "case"), list(first_cases()))
-def test_low_rank_models_can_be_exported(factorizer, case, format_name, backend, tmp_path):
+def test_compressed_models_can_be_exported(factorizer, case, format_name, backend, tmp_path):
     model, layer = built(factorizer, case)
-    ranks = {kernel.name: 2 for kernel in factorizer.kernels(layer)}
-    compressed = rewrite(model, {"layer": replaced(factorizer, layer, ranks)})
+    compressed = compress(model, 2, convolution=factorizer.convolution or "channel")
+    assert len(compressed.factors) == len(factorizer.kernels(layer))
     written = FORMATS[format_name]
     path = tmp_path / f"model{written.suffix}"
-    written.export(compressed, path, ExportOptions())
+    written.export(compressed.model, path, ExportOptions())
     names = [info.name for info in Signature(model).inputs]
     inputs = dict(zip(names, drawn(model), strict=True))
     actual = written.load(path, backend)(inputs)
-    for output, value in KerasRunner(compressed)(inputs).items():
+    for output, value in KerasRunner(compressed.model)(inputs).items():
         np.testing.assert_allclose(actual[output], value, rtol=1e-4, atol=1e-4)
