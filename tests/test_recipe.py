@@ -8,16 +8,48 @@ from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
 from exporter.formats import FORMAT_NAMES
-from exporter.recipe import OPSETS, Recipe, parse_rank
+from exporter.recipe import CONVOLUTIONS, METHODS, OPSETS, RANK_NAMES, Recipe, parse_rank
 
 WHOLE = st.integers(1, 10_000)
 PATHS = st.none() | st.text(min_size=1)
 TOLERANCES = st.none() | st.floats(0, 1e6)
+PARTS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+GOALS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "rank": WHOLE
+            | PARTS
+            | st.sampled_from(RANK_NAMES)
+            | st.dictionaries(st.text(min_size=1), WHOLE, min_size=1)
+        }
+    ),
+    *(
+        st.fixed_dictionaries({name: values})
+        for name, values in {
+            "energy": PARTS,
+            "max_params": WHOLE,
+            "max_macs": WHOLE,
+            "max_size": WHOLE,
+            "max_latency": PARTS,
+            "max_drop": PARTS,
+        }.items()
+    ),
+)
+CHOICES = st.fixed_dictionaries(
+    {
+        "method": st.none() | st.sampled_from(METHODS),
+        "cascade": st.booleans(),
+        "calibration": WHOLE,
+        "convolution": st.sampled_from(CONVOLUTIONS),
+        "fold": st.booleans(),
+    }
+)
 RECIPES = st.builds(
-    Recipe,
+    lambda goal, choices, **others: Recipe(**goal, **choices, **others),
+    goal=GOALS,
+    choices=CHOICES,
     model=PATHS,
     data=st.text(min_size=1),
-    rank=WHOLE | st.just("full") | st.dictionaries(st.text(min_size=1), WHOLE, min_size=1),
     formats=st.lists(st.sampled_from([*FORMAT_NAMES, "all"]), min_size=1).map(tuple),
     output=PATHS,
     atol=TOLERANCES,
@@ -43,12 +75,27 @@ def test_json_names_every_option():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, "rank must be a whole number >= 1 (or 'full' for all layers). Received: 0."),
+        ({"rank": 0}, "rank must be a whole number >= 1 (for all layers also a part between 0 and 1, or one of "
+            "full, auto, stable, vbmf). Received: 0.",
+        ),
         ({"rank": -1}, "Received: -1."),
         ({"rank": True}, "Received: True."),
         ({"rank": 2.0}, "Received: 2.0."),
         ({"rank": "20"}, "Received: '20'."),
-        ({"rank": None}, "Received: None."),
+        ({"rank": 1.0}, "Received: 1.0."),
+        ({"rank": "half"}, "Received: 'half'."),
+        ({"rank": {"a": 0.5}}, "Received: 0.5."),
+        ({"rank": 3, "energy": 0.9}, "Give one of rank, energy, max_params, max_macs, max_size"),
+        ({"energy": 0.9, "max_drop": 0.1}, "Received: energy, max_drop."),
+        ({"energy": 1.0}, "energy must be more than 0 and less than 1. Received: 1.0."),
+        ({"max_params": 0}, "max_params must be a whole number >= 1. Received: 0."),
+        ({"max_size": 2.5}, "Received: 2.5."),
+        ({"max_latency": 0}, "max_latency must be more than 0. Received: 0."),
+        ({"max_drop": -0.1}, "Received: -0.1."),
+        ({"method": "pca"}, "method must be one of svd, whitened, kfac. Received: 'pca'."),
+        ({"convolution": None}, "one of channel, spatial, tucker2. Received: None."),
+        ({"calibration": 0}, "calibration must be a number of samples >= 1. Received: 0."),
+        ({"cascade": 1}, "cascade must be True or False. Received: 1."),
         ({"rank": [1, 2]}, "Received: [1, 2]."),
         ({"rank": {}}, "rank names no layer"),
         ({"rank": {"a": 0}}, "rank of layer 'a' must be a whole number >= 1"),
@@ -83,7 +130,7 @@ def test_refuses_values_out_of_range_and_names_what_it_received(changes, message
     with pytest.raises(RecipeError, match=re.escape(message)):
         Recipe(**changes)
     with pytest.raises(RecipeError, match=re.escape(message)):
-        Recipe.from_dict({**Recipe().to_dict(), **changes})
+        Recipe.from_dict(changes)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +165,20 @@ def test_a_mapping_of_ranks_cannot_change_under_the_recipe():
 
 
 @pytest.mark.parametrize(
-    ("rank", "label"), [(20, "rank20"), ("full", "rank-full"), ({"a": 3}, "rank-mixed")]
+    ("goal", "label"),
+    [
+        ({}, "rank20"),
+        ({"rank": 7}, "rank7"),
+        ({"rank": 0.25}, "rank0.25"),
+        ({"rank": "full"}, "rank-full"),
+        ({"rank": {"a": 3}}, "rank-mixed"),
+        ({"energy": 0.99}, "energy-0.99"),
+        ({"max_size": 250_000}, "max-size-250000"),
+        ({"max_latency": 5e-5}, "max-latency-5e-05"),
+    ],
 )
-def test_rank_label(rank, label):
-    assert Recipe(rank=rank).rank_label == label
+def test_goal_label(goal, label):
+    assert Recipe(**goal).goal_label == label
 
 
 @pytest.mark.parametrize(
@@ -142,7 +199,7 @@ def test_rank_is_parsed(text, rank):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Rank cannot be read: give a whole number >= 1, 'full', or 'layer=rank"),
+        ("", "Rank cannot be read: give a whole number >= 1, a part such as 0.25, 'full'"),
         ("twenty", "Received: 'twenty'."),
         ("2.5", "Received: '2.5'."),
         ("a=", "Received: 'a='."),
@@ -164,4 +221,4 @@ def test_any_text_is_a_rank_or_refused(text):
         rank = parse_rank(text)
     except RecipeError:
         return
-    assert rank == "full" or isinstance(rank, (int, dict))
+    assert rank in RANK_NAMES or isinstance(rank, (int, float, dict))

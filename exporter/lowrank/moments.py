@@ -30,16 +30,15 @@ class Fisher:
     matrix: Array
 
     @cached_property
-    def roots(self) -> tuple[Array, Array]:
-        """The symmetric square root, with a ridge, and its inverse; g x n x n each."""
-        values, vectors = np.linalg.eigh(self.matrix)
-        values = np.maximum(values, 0.0)
-        values = values + GRADIENT_RIDGE * values.mean(axis=-1, keepdims=True)
+    def root(self) -> Array:
+        """Lower triangular L with ``L Lt`` = the matrix and a ridge; g x n x n."""
+        size = self.matrix.shape[-1]
+        means = np.trace(self.matrix, axis1=1, axis2=2) / size
         # Where the loss does not depend on any output, all count alike.
-        roots = np.sqrt(np.where(values.any(axis=-1, keepdims=True), values, 1.0))
-        transposed = np.swapaxes(vectors, 1, 2)
-        scaled, unscaled = vectors * roots[:, np.newaxis], vectors / roots[:, np.newaxis]
-        return scaled @ transposed, unscaled @ transposed
+        ridges = np.where(means > 0, GRADIENT_RIDGE * means, 1.0)
+        ridged = self.matrix + ridges[:, np.newaxis, np.newaxis] * np.eye(size)
+        root: Array = np.linalg.cholesky(ridged)
+        return root
 
 
 @dataclass(frozen=True)

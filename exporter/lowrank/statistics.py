@@ -16,7 +16,7 @@ from exporter.metrics import is_classes
 MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
 
-MAX_BATCH = 64
+MAX_BATCH = 512
 _BATCH_BYTES = 2**29
 
 Kernels = Mapping[str, Kernel]

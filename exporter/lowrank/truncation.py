@@ -130,10 +130,8 @@ class _Regression:
         # data did not show may be given up for nothing.
         ridge = INPUT_RIDGE * (np.trace(scatter) / norm) * gram if norm else gram
         self._scatter = scatter + ridge
-        if moments.fisher is None:
-            self._weight = self._unweight = np.eye(len(gram))
-        else:
-            self._weight, self._unweight = (roots[group] for roots in moments.fisher.roots)
+        fisher = moments.fisher
+        self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
         if moments.cross is None:
             self._predictor = self._weight
         else:
@@ -147,7 +145,8 @@ class _Regression:
     def solve(self, rank: int) -> tuple[Array, Array, float]:
         """Returns P and Q, n x r each, and the energy that they keep."""
         values, vectors = leading_eigenpairs(self.metric, rank)
-        return self._predictor @ vectors, self._unweight @ vectors, float(values.sum())
+        q = np.linalg.solve(self._weight.T, vectors)
+        return self._predictor @ vectors, q, float(values.sum())
 
     def bias_shift(self, p: Array, q: Array) -> Array:
         moments, group = self._moments, self._group

@@ -28,6 +28,7 @@ class ConsoleProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._bars: Progress | None = None
 
     def note(self, text: str) -> None:
         """Prints a line."""
@@ -35,10 +36,22 @@ class ConsoleProgress:
 
     @contextmanager
     def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Opens a bar; see the protocol."""
+        """Opens a bar, below those that are open; see the protocol."""
         if not self._console.is_terminal:
             self._console.print(Text(f"{label} ..."))
             yield lambda done, status: None
+            return
+        with self._live() as bars:
+            task = bars.add_task(label, total=total, status="")
+            try:
+                yield lambda done, status: bars.update(task, completed=done, status=status)
+            finally:
+                bars.remove_task(task)
+
+    @contextmanager
+    def _live(self) -> Iterator[Progress]:
+        if self._bars is not None:
+            yield self._bars
             return
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -47,9 +60,11 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[status]}", markup=False),
         )
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(label, total=total, status="")
-            yield lambda done, status: bars.update(task, completed=done, status=status)
+        with Progress(*columns, console=self._console, transient=True) as self._bars:
+            try:
+                yield self._bars
+            finally:
+                self._bars = None
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -4,17 +4,14 @@ import pytest
 from keras import layers
 
 from exporter.errors import ModelError
+from exporter.lowrank.engine import build_replacements
 from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite, walk
 
 
 def full_rank_chains(model):
-    return {
-        candidate.name: candidate.factorizer.factorize(
-            candidate.layer, candidate.factorizer.full_rank(candidate.layer)
-        ).layers
-        for candidate in candidates(model)
-        if candidate.factorizer is not None
-    }
+    chosen = [candidate for candidate in candidates(model) if candidate.kernel is not None]
+    truncations = {c.name: c.kernel.truncate(c.kernel.full_rank) for c in chosen}
+    return build_replacements(chosen, truncations)
 
 
 class Subclassed(keras.Model):

@@ -130,8 +130,9 @@ def folded(compressed: Any, classifier: Any) -> Any:
 
     model = keras.models.clone_model(classifier)
     for name, factors in compressed.factors.items():
-        first, second = (layer.kernel.numpy().astype("float64") for layer in factors.layers)
-        model.get_layer(name).set_weights([first @ second, factors.layers[-1].bias.numpy()])
+        first, second = (weight.numpy().astype("float64") for weight in factors.weights)
+        bias = compressed.model.get_layer(name).bias.numpy()
+        model.get_layer(name).set_weights([first @ second, bias])
     model.get_layer("probabilities").set_weights(
         compressed.model.get_layer("probabilities").get_weights()
     )
