@@ -2,10 +2,12 @@ import keras
 import numpy as np
 import pytest
 
-from exporter.errors import ModelError, RecipeError
+from exporter.data import load_dataset
+from exporter.errors import DataError, ModelError, RecipeError
 from exporter.formats.base import Signature
-from exporter.lowrank.compress import compress, plan_ranks
+from exporter.lowrank.compress import check_rank, compress
 from exporter.lowrank.rewrite import candidates, walk
+from exporter.recipe import Recipe
 
 
 def assert_same_predictions(actual, expected, model):
@@ -23,8 +25,8 @@ def assert_same_predictions(actual, expected, model):
 def test_full_rank_predicts_what_the_original_does(zoo_model, samples, predict, merge):
     inputs = samples(zoo_model, 5)
     compressed = compress(zoo_model, "full", merge=merge)
-    dense = [c.name for c in candidates(zoo_model) if c.kind == "Dense"]
-    assert list(compressed.factors) == list(compressed.plan.ranks) == dense
+    kernels = [c.name for c in candidates(zoo_model) if c.kernel is not None]
+    assert list(compressed.factors) == list(compressed.plan.ranks) == kernels
     assert_same_predictions(
         predict(compressed.model, inputs), predict(zoo_model, inputs), zoo_model
     )
@@ -120,14 +122,16 @@ def test_compressing_twice_gives_the_same_bits(build):
         np.testing.assert_array_equal(old, new)
 
 
-def test_each_factorized_layer_is_told_of_once(build):
-    told = []
-    compress(build("nested_sequential"), 4, on_layer=told.append)
-    assert told == ["body/first", "body/second", "head"]
+def test_each_factorized_layer_is_told_of_once(build, listener):
+    compress(build("nested_sequential"), 4, progress=listener)
+    assert [status for _, status in listener.steps] == ["body/first", "body/second", "head"]
 
 
-def test_planning_agrees_with_compressing(zoo_model):
-    assert plan_ranks(zoo_model, 5) == compress(zoo_model, 5).plan
+def test_checking_finds_what_compressing_would(build):
+    model = build("tiny")
+    check_rank(model, Recipe(rank=6))
+    with pytest.raises(RecipeError, match="at most 6"):
+        check_rank(model, Recipe(rank=7))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,7 @@ def test_planning_agrees_with_compressing(zoo_model):
         (-3, "Received: -3"),
         (True, "Received: True"),
         (2.5, r"Received: 2\.5"),
+        (0.0, r"Received: 0\.0"),
         ("half", "Received: 'half'"),
         ({}, "names no layer"),
         (7, r"at most 6.*Received: 7.*scores \(8 x 6\)"),
@@ -160,3 +165,68 @@ def test_refuses_kernels_that_are_not_finite(build):
 def test_refuses_what_is_no_graph_before_any_work():
     with pytest.raises(ModelError, match="Received: str"):
         compress("model.keras", 2)
+
+
+def logits_error(model, compressed, images):
+    expected = model.predict(images, verbose=0)
+    return np.abs(compressed.model.predict(images, verbose=0) - expected).mean()
+
+
+def test_data_make_the_cut_cost_less(trained_mlp, digits):
+    """In this order: by the weights, by the outputs, by the loss gradient too."""
+    images = digits.test.inputs["x"]
+    errors = [
+        logits_error(trained_mlp, compress(trained_mlp, {"hidden": 6}, data=data, **how), images)
+        for data, how in [(None, {}), (digits, {"method": "whitened"}), (digits, {})]
+    ]
+    assert errors[0] > 1.2 * errors[1] > 1.2 * errors[2]
+
+
+def test_a_cascade_makes_up_for_earlier_layers(build):
+    model = build("sequential_mlp")
+    rng = np.random.default_rng(0)
+    # Correlated inputs: a cut that knows them loses little.
+    x = (rng.normal(size=(600, 4)) @ rng.normal(size=(4, 36))).reshape(600, *model.input_shape[1:])
+    data = load_dataset({"x": x.astype("float32")})
+    errors = [
+        logits_error(model, compress(model, 3, data=data, cascade=cascade), data.test.inputs["x"])
+        for cascade in (False, True)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_means_are_kept_by_the_bias(build):
+    model = build("tiny")
+    x = np.random.default_rng(0).normal(3, 1, size=(500, 8)).astype("float32")
+    compressed = compress(model, 1, data=load_dataset({"x": x}), calibration=500)
+    np.testing.assert_allclose(
+        compressed.model.predict(x, verbose=0).mean(axis=0),
+        model.predict(x, verbose=0).mean(axis=0),
+        atol=1e-4,
+    )
+
+
+def test_data_that_do_not_fit_are_refused(build):
+    with pytest.raises(DataError, match="shape"):
+        compress(build("tiny"), 2, data=load_dataset({"x": np.zeros((9, 5))}))
+
+
+def test_folding_takes_a_layer_from_the_plan(build):
+    model = build("conv_batchnorm_dropout")
+    plans = {plan.name: plan for plan in compress(model, 2).plan.layers}
+    assert (plans["norm"].params_before, plans["norm"].params_after) == (4 * 6, 0)
+    assert plans["norm"].reason == "folded into conv"
+    unfolded = {plan.name: plan for plan in compress(model, 2, fold=False).plan.layers}
+    assert unfolded["norm"].params_after == 4 * 6
+
+
+def test_other_goals_than_a_rank(build):
+    model = build("sequential_mlp")
+    total = model.count_params()
+    fraction = compress(model, 0.5)
+    assert fraction.model.count_params() < 0.6 * total
+    budget = compress(model, max_params=total // 2)
+    assert 0.4 * total < budget.model.count_params() <= total // 2
+    energy = compress(model, energy=0.8)
+    assert all(parts.discarded_energy <= 0.2 + 1e-9 for parts in energy.factors.values())
+    assert compress(model, "auto").plan.layers
