@@ -150,7 +150,7 @@ class TuckerKernel(Kernel):
         _, b = leading_eigenpairs(_gram(tensor, 2), rank)
         for _ in range(MAX_ITERATIONS):
             _, a = leading_eigenpairs(_gram(tensor @ b, 1), inner)
-            reduced = np.einsum("tcn,ca->tan", tensor, a)
+            reduced = a.T @ tensor
             values, b = leading_eigenpairs(_gram(reduced, 2), rank)
             before, kept = kept, float(values.sum())
             if kept - before <= LEAST_GAIN * (total - kept):
@@ -165,7 +165,7 @@ class TuckerKernel(Kernel):
         tensor = self._tensor()
         _, a = leading_eigenpairs(_gram(tensor, 1), self.channels)
         _, b = leading_eigenpairs(_gram(tensor, 2), self.n)
-        core = np.einsum("tcn,ca->tan", tensor, a) @ b
+        core = a.T @ tensor @ b
         # Truncations of it are projections, so that squares add up.
         kept = np.cumsum(np.cumsum(np.sum(core**2, axis=0), axis=0), axis=1)
         ranks = range(1, self.full_rank)
