@@ -3,6 +3,9 @@
 A kernel K of shape m x n (inputs x outputs) is approximated by U diag(s) Vt of rank r. The
 truncated SVD is the best such approximation in the Frobenius norm, and the squared error is the sum
 of the squared singular values left out (Eckart and Young, 1936).
+
+Large matrices go through a randomized block Krylov method (Musco and Musco, 2015): the matrix is
+multiplied with a few dozen columns a few times, in float32 as long as that is precise enough.
 """
 
 from dataclasses import dataclass
@@ -16,15 +19,26 @@ from exporter.errors import ModelError, RecipeError
 EXACT_LIMIT = 768
 """Smaller side up to which LAPACK is quick enough, and exact."""
 
-OVERSAMPLING = 16
-MAX_ITERATIONS = 32
+OVERSAMPLING = 10
+"""Columns of a block beyond the rank."""
 
-LEAST_GAIN = 2e-4
-"""An iteration that lowers the squared error by less than this part is the last one.
+LEAST_GAIN = 1.5e-3
+"""The space is large enough once more of it would lower the squared error by this part at most.
 
-On noise, the slowest case, the error is then within 1.0006 of the optimum; the kernels of trained
-models decay faster and need a few iterations alone.
+An error within 1.001 of the optimum leaves room for 2e-3.
 """
+
+FLOAT32_LIMIT = 1e-4
+"""Part of the squared norm left out, from which on float32 blurs what is to be found."""
+
+FLOAT64_LIMIT = 1e-12
+"""The same for float64: differences of sums no longer show how the error falls."""
+
+BLIND_BLOCKS = 6
+"""The blocks in that case; five are enough for noise, whose spectrum hardly decays."""
+
+MAX_EXPONENT = 40
+"""Matrices whose largest element is beyond 2^40 or 2^-40 are scaled, lest float32 overflow."""
 
 Matrix = NDArray[np.float64]
 
@@ -55,30 +69,77 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     """Returns the leading ``rank`` singular triplets.
 
     Exact by LAPACK where the smaller side is at most ``EXACT_LIMIT`` or the rank is a large part of
-    it; otherwise by randomized subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms
-    4.4 and 5.1), whose error with these settings is within 1.001 of the optimum.
+    it; otherwise by randomized block Krylov iteration (Musco and Musco, 2015, algorithm 2), whose
+    error with these settings is within 1.001 of the optimum.
 
     Args:
-        matrix: m x n, any float dtype; computed in float64.
+        matrix: m x n, any float dtype.
         rank: Between 1 and min(m, n).
-        seed: Of the random test matrix; the result is deterministic.
+        seed: Of the random start; the result is deterministic.
 
     Raises:
         RecipeError: If the rank is out of its range.
         ModelError: If the matrix has an element that is not finite.
     """
-    full = np.asarray(matrix, dtype=np.float64)
-    _check(full, rank)
-    if _is_small(full, rank):
-        u, s, vt = np.linalg.svd(full, full_matrices=False)
+    if matrix.dtype != np.float32:
+        matrix = np.asarray(matrix, dtype=np.float64)
+    _check_rank(matrix, rank)
+    scaled, exponent = _scaled(matrix)
+    total = _energy(scaled)
+    if _is_small(matrix.shape, rank):
+        u, s, vt = np.linalg.svd(scaled.astype(np.float64, copy=False), full_matrices=False)
+    elif matrix.shape[0] < matrix.shape[1]:
+        v, s, ut = _randomized(scaled.T, rank, seed, total)
+        u, vt = ut.T, v.T
     else:
-        u, s, vt = _randomized(full, rank, seed)
-    u, vt = _fix_signs(u[:, :rank], vt[:rank])
-    s = s[:rank]
-    total = float(np.vdot(full, full))
-    # Subtraction cancels where little is left out; the clip keeps the result a fraction.
-    energy = float(np.clip(1.0 - np.vdot(s, s) / total, 0.0, 1.0)) if total else 0.0
-    return TruncatedSVD(u, s, vt, energy)
+        u, s, vt = _randomized(scaled, rank, seed, total)
+    return _result(u[:, :rank], s[:rank], vt[:rank], total, exponent)
+
+
+class WarmStart:
+    """The truncated SVD of a matrix that changes slowly, as one that is trained does.
+
+    Every update makes one subspace iteration, from where the last one ended (Halko, Martinsson and
+    Tropp, 2011, algorithm 4.4): two products with a few columns, whatever the spectrum. As long as
+    the matrix moves by little between the updates, the error stays within 1.001 of the optimum.
+    """
+
+    def __init__(self, rank: int, extra: int = 10, seed: int = 0) -> None:
+        """Sets out without a matrix.
+
+        Args:
+            rank: Of what ``update`` returns.
+            extra: Columns beyond the rank; they are what the leading ones may turn into.
+            seed: Of the first update, which starts from nothing.
+        """
+        self._rank, self._extra, self._seed = rank, extra, seed
+        self._cobasis: Matrix | None = None
+
+    def update(self, matrix: NDArray[Any]) -> TruncatedSVD:
+        """Returns the truncated SVD of the matrix as it is now.
+
+        Args:
+            matrix: m x n, the same shape every time. Products are computed in its dtype.
+
+        Raises:
+            RecipeError: If the rank is out of its range.
+            ModelError: If the matrix has an element that is not finite.
+        """
+        _check_rank(matrix, self._rank)
+        scaled, exponent = _scaled(matrix)
+        if self._cobasis is None:
+            columns = min(self._rank + self._extra, *matrix.shape)
+            start = truncated_svd(scaled, columns, seed=self._seed)
+            u, s, vt = start.u, start.s, start.vt
+        else:
+            image = scaled @ self._cobasis.astype(matrix.dtype)
+            basis, _ = np.linalg.qr(image.astype(np.float64))
+            projected = basis.T.astype(matrix.dtype) @ scaled
+            inner, s, vt = np.linalg.svd(projected.astype(np.float64), full_matrices=False)
+            u = basis @ inner
+        self._cobasis = vt.T
+        rank = self._rank
+        return _result(u[:, :rank], s[:rank], vt[:rank], _energy(scaled), exponent)
 
 
 def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
@@ -92,12 +153,13 @@ def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
         RecipeError: If the rank is out of its range.
         ModelError: If the matrix has an element that is not finite.
     """
-    if _is_small(matrix, rank):
-        _check(matrix, rank)
-        values, vectors = np.linalg.eigh(matrix)
-        return np.maximum(values[::-1][:rank], 0.0), vectors[:, ::-1][:, :rank]
-    svd = truncated_svd(matrix, rank)
-    return svd.s, svd.u
+    if not _is_small(matrix.shape, rank):
+        svd = truncated_svd(matrix, rank)
+        return svd.s, svd.u
+    _check_rank(matrix, rank)
+    _check_finite(matrix)
+    values, vectors = np.linalg.eigh(matrix)
+    return np.maximum(values[::-1][:rank], 0.0), vectors[:, ::-1][:, :rank]
 
 
 def singular_values(matrix: Matrix) -> Matrix:
@@ -107,44 +169,167 @@ def singular_values(matrix: Matrix) -> Matrix:
     the digits of the smallest ones, and an order of magnitude less time.
     """
     m, n = matrix.shape
+    values: Matrix
     if min(m, n) <= EXACT_LIMIT:
-        values: Matrix = np.linalg.svd(matrix, compute_uv=False)
-        return values
-    gram = matrix.T @ matrix if n <= m else matrix @ matrix.T
-    roots: Matrix = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
-    return roots
+        values = np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
+    else:
+        gram = matrix.T @ matrix if n <= m else matrix @ matrix.T
+        values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    return values
 
 
-def _is_small(matrix: Matrix, rank: int) -> bool:
-    smaller: int = min(matrix.shape)
+def _is_small(shape: tuple[int, ...], rank: int) -> bool:
+    smaller = min(shape)
     return smaller <= EXACT_LIMIT or 4 * (rank + OVERSAMPLING) > smaller
 
 
-def _check(matrix: Matrix, rank: int) -> None:
+def _check_rank(matrix: NDArray[Any], rank: int) -> None:
     smaller = min(matrix.shape)
     if not 1 <= rank <= smaller:
         raise RecipeError(
             f"Rank must be within 1 and {smaller} for a matrix of shape {matrix.shape}. "
             f"Received: {rank}."
         )
-    if not np.isfinite(matrix).all():
+
+
+def _check_finite(matrix: NDArray[Any]) -> float:
+    """Returns the largest magnitude; a maximum passes NaN on."""
+    largest = float(max(matrix.max(), -matrix.min()))
+    if not np.isfinite(largest):
         raise ModelError(f"A matrix of shape {matrix.shape} has NaN or infinite elements.")
+    return largest
 
 
-def _randomized(matrix: Matrix, rank: int, seed: int) -> tuple[Matrix, Matrix, Matrix]:
-    shape = matrix.shape[1], rank + OVERSAMPLING
-    test = np.random.default_rng(seed).standard_normal(shape)
-    basis, _ = np.linalg.qr(matrix @ test)
-    total, captured = float(np.vdot(matrix, matrix)), 0.0
-    for _ in range(MAX_ITERATIONS):
-        cobasis, _ = np.linalg.qr(matrix.T @ basis)
-        basis, triangle = np.linalg.qr(matrix @ cobasis)
-        s = np.linalg.svd(triangle, compute_uv=False)[:rank]
-        before, captured = captured, float(np.vdot(s, s))
-        if captured - before <= LEAST_GAIN * (total - captured):
+def _scaled(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Returns the matrix over a power of two, if squares of its elements could overflow."""
+    _, exponent = np.frexp(_check_finite(matrix))
+    if abs(exponent) <= MAX_EXPONENT:
+        return matrix, 0
+    return np.ldexp(matrix, -exponent), int(exponent)
+
+
+def _energy(matrix: NDArray[Any]) -> float:
+    """Returns the squared Frobenius norm, summed up in float64 without a copy."""
+    return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
+
+
+def _result(u: Matrix, s: Matrix, vt: Matrix, total: float, exponent: int) -> TruncatedSVD:
+    u, vt = _fix_signs(u, vt)
+    # Subtraction cancels where little is left out; the clip keeps the result a fraction.
+    energy = float(np.clip(1.0 - np.vdot(s, s) / total, 0.0, 1.0)) if total else 0.0
+    return TruncatedSVD(u, np.ldexp(s, exponent), vt, energy)
+
+
+def _randomized(
+    matrix: NDArray[Any], rank: int, seed: int, total: float
+) -> tuple[Matrix, Matrix, Matrix]:
+    """Returns u, s, vt of a matrix with no more columns than rows."""
+    space = _explore(matrix.astype(np.float32, copy=False), rank, seed, total)
+    if total - space.captured(rank) <= FLOAT32_LIMIT * total:
+        space = _explore(matrix.astype(np.float64, copy=False), rank, seed, total)
+    basis, image = space.leading(rank)
+    # What float32 lacks in orthogonality is put right here, where there are few columns.
+    basis, triangle = np.linalg.qr(basis)
+    image = np.linalg.solve(triangle.T, image.T).T
+    u, s, rotation = np.linalg.svd(image, full_matrices=False)
+    return u, s, rotation @ basis.T
+
+
+def _explore(matrix: NDArray[Any], rank: int, seed: int, total: float) -> "_KrylovSpace":
+    """Grows a space until the leading triplets are in it, or its dtype turns out too coarse."""
+    space = _KrylovSpace(matrix, rank + OVERSAMPLING, seed)
+    left_out, gain = total, 0.0
+    while space.grow():
+        before, left_out = left_out, total - space.captured(rank)
+        former, gain = gain, before - left_out
+        if left_out <= FLOAT32_LIMIT * total and matrix.dtype == np.float32:
             break
-    u, s, vt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return basis @ u, s, vt
+        if left_out <= FLOAT64_LIMIT * total:
+            if space.size >= BLIND_BLOCKS:
+                break
+            continue
+        # The gains shrink like a geometric series, by a half or by what the last two show.
+        least = LEAST_GAIN * left_out
+        if gain <= least and gain * gain <= least * (former - gain):
+            break
+    return space
+
+
+class _KrylovSpace:
+    """The span of ``At Y, (At A) At Y, ...`` for a random Y, in orthonormal blocks."""
+
+    def __init__(self, matrix: NDArray[Any], width: int, seed: int) -> None:
+        shape = matrix.shape[0], width
+        self._matrix = matrix
+        self._next = np.random.default_rng(seed).standard_normal(shape, matrix.dtype.type)
+        self._blocks: list[NDArray[Any]] = []
+        self._images: list[Matrix] = []
+        self._gram: Matrix = np.empty((0, 0))
+        self._floor = 16 * float(np.finfo(matrix.dtype).eps)
+
+    @property
+    def size(self) -> int:
+        return len(self._blocks)
+
+    def grow(self) -> bool:
+        """Adds a block; tells whether there was anything to add."""
+        block = self._outside(self._matrix.T @ self._next)
+        if not block.size:
+            return False
+        product = self._matrix @ block
+        image = product.astype(np.float64)
+        self._blocks.append(block)
+        self._images.append(image)
+        border = np.vstack([other.T @ image for other in self._images])
+        count = len(self._gram)
+        self._gram = np.block([[self._gram, border[:count]], [border.T]])
+        self._next = _orthonormal(product)
+        return True
+
+    def _outside(self, columns: NDArray[Any]) -> NDArray[Any]:
+        """Returns an orthonormal basis of what of the columns is not in the space."""
+        before = np.linalg.norm(columns)
+        self._project_out(columns)
+        if self._blocks and np.linalg.norm(columns) <= self._floor * before:
+            return columns[:, :0]
+        # Once more, as rounding errors are of the size of what was taken away.
+        columns = _orthonormal(columns)
+        self._project_out(columns)
+        return _orthonormal(columns)[:, : self._matrix.shape[1] - len(self._gram)]
+
+    def _project_out(self, columns: NDArray[Any]) -> None:
+        for block in self._blocks:
+            columns -= block @ (block.T @ columns)
+
+    def captured(self, rank: int) -> float:
+        """Returns the energy of the best approximation of that rank with rows in the space."""
+        return float(np.linalg.eigvalsh(self._gram)[-rank:].sum())
+
+    def leading(self, rank: int) -> tuple[Matrix, Matrix]:
+        """Returns a basis that holds the leading right vectors, and its image."""
+        basis = np.hstack(self._blocks).astype(np.float64)
+        image = np.hstack(self._images)
+        if self._matrix.dtype == np.float64:
+            return basis, image
+        # The squares in the Gram matrix blur nothing that float32 has not blurred already.
+        _, vectors = np.linalg.eigh(self._gram)
+        return basis @ vectors[:, -rank:], image @ vectors[:, -rank:]
+
+
+def _orthonormal(columns: NDArray[Any]) -> NDArray[Any]:
+    """Returns an orthonormal basis of their span, without what float32 cannot tell from zero.
+
+    In float32 by the eigenvectors of the Gram matrix, many times quicker than LAPACK's QR.
+    """
+    if columns.dtype == np.float64:
+        basis: Matrix = np.linalg.qr(columns)[0]
+        return basis
+    double = columns.astype(np.float64)
+    values, vectors = np.linalg.eigh(double.T @ double)
+    kept = values > 1e-10 * values[-1:]
+    whitening = vectors[:, kept] / np.sqrt(values[kept])
+    single: NDArray[np.float32] = (double @ whitening).astype(np.float32)
+    return single
 
 
 def _fix_signs(u: Matrix, vt: Matrix) -> tuple[Matrix, Matrix]:
