@@ -125,10 +125,10 @@ class _Regression:
         gram = matrix.T @ matrix
         moved = moments.scatter if moments.moved_scatter is None else moments.moved_scatter
         scatter = moved[group]
-        norm = np.trace(gram)
+        norm, variance = np.trace(gram), np.trace(scatter)
         # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
-        # data did not show may be given up for nothing.
-        ridge = INPUT_RIDGE * (np.trace(scatter) / norm) * gram if norm else gram
+        # data did not show may be given up for nothing; if they show nothing, it is all there is.
+        ridge = (INPUT_RIDGE * variance / norm if norm and variance else 1.0) * gram
         self._scatter = scatter + ridge
         fisher = moments.fisher
         self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
@@ -136,7 +136,7 @@ class _Regression:
             self._predictor = self._weight
         else:
             # Where K has fewer inputs than outputs, the scatter is singular.
-            jitter = 1e-10 * np.trace(self._scatter) / len(gram) * np.eye(len(gram))
+            jitter = 1e-10 * (np.trace(self._scatter) or 1.0) / len(gram) * np.eye(len(gram))
             fit = np.linalg.solve(self._scatter + jitter, moments.cross[group] + ridge)
             self._predictor = fit @ self._weight
         self.metric = self._predictor.T @ self._scatter @ self._predictor

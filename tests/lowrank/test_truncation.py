@@ -1,0 +1,370 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.errors import ModelError, RecipeError
+from exporter.lowrank import moments as moments_module
+from exporter.lowrank import truncation
+from exporter.lowrank.moments import Fisher, Moments
+from exporter.lowrank.truncation import error_curve, truncate
+
+SAMPLES = 400
+
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 9))
+SEEDS = st.integers(0, 99)
+
+
+@pytest.fixture
+def no_ridge():
+    """Makes the closed forms exact."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truncation, "INPUT_RIDGE", 0.0)
+        patch.setattr(moments_module, "GRADIENT_RIDGE", 1e-9)
+        yield
+
+
+class Problem:
+    """A stack of kernels, inputs of each, and what became of the inputs further up."""
+
+    def __init__(self, g, m, n, seed):
+        generator = np.random.default_rng(seed)
+        self.generator = generator
+        self.kernel = generator.normal(size=(g, m, n))
+        mixing = generator.normal(size=(m, m)) * 0.7 ** np.arange(m)
+        self.x = generator.normal(size=(g, SAMPLES, m)) @ mixing + generator.normal(0, 3, m)
+        self.y = self.x @ self.kernel
+        blur = np.eye(m) + 0.3 * generator.normal(size=(m, m))
+        noise = 0.2 * generator.normal(size=self.x.shape)
+        self.moved_x = self.x @ blur + noise + generator.normal(size=m)
+        self.z = self.moved_x @ self.kernel
+        factor = generator.normal(size=(g, n, n)) * 0.5 ** np.arange(n)
+        self.fisher = Fisher(factor @ factor.swapaxes(1, 2))
+
+    def moments(self, *, weighted=False, moved=False, **changes):
+        fields = {"mean": self.y.mean(axis=1), "scatter": covariance(self.y, self.y)}
+        if weighted:
+            fields["fisher"] = self.fisher
+        if moved:
+            fields["moved_mean"] = self.z.mean(axis=1)
+            fields["moved_scatter"] = covariance(self.z, self.z)
+            fields["cross"] = covariance(self.z, self.y)
+        return Moments(**fields, **changes)
+
+    def error(self, result, *, weighted=False, moved=False):
+        """The mean squared error of the outputs, with the bias put right."""
+        return self.error_of(product(result), result.bias_shift, weighted=weighted, moved=moved)
+
+    def error_of(self, kernel, shift, *, weighted=False, moved=False):
+        outputs = (self.moved_x if moved else self.x) @ kernel + shift[:, None]
+        residual = self.y - outputs
+        if weighted:
+            residual = residual @ self.fisher.root
+        return (residual**2).sum(axis=(0, 2)).mean()
+
+    def best_shift(self, kernel, *, moved=False):
+        x = self.moved_x if moved else self.x
+        return (self.y - x @ kernel).mean(axis=1)
+
+
+def covariance(left, right):
+    left, right = (rows - rows.mean(axis=1, keepdims=True) for rows in (left, right))
+    return left.swapaxes(1, 2) @ right / SAMPLES
+
+
+def product(result):
+    first, *others = result.matrices
+    for matrix in others:
+        first = first @ matrix
+    return first
+
+
+def drawn(size, data, seed):
+    g, m, n = size
+    return Problem(g, m, n, seed), data.draw(st.integers(1, min(m, n)), label="rank")
+
+
+def tails(values, rank):
+    """The sums of what is beyond the leading ``rank``, over a stack."""
+    return np.sort(values, axis=-1)[..., ::-1][..., rank:].sum()
+
+
+class TestPlain:
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_is_the_best_of_the_kernel(self, size, seed, data):
+        problem, rank = drawn(size, data, seed)
+        result = truncate(problem.kernel, rank)
+        error = ((problem.kernel - product(result)) ** 2).sum()
+        best = tails(np.linalg.svd(problem.kernel, compute_uv=False) ** 2, rank)
+        total = (problem.kernel**2).sum()
+        assert error == pytest.approx(best, abs=1e-12 * total)
+        assert result.discarded_energy * total == pytest.approx(error, abs=1e-12 * total)
+        assert error_curve(problem.kernel)[rank] == pytest.approx(error, abs=1e-12 * total)
+        assert result.bias_shift is None
+
+    @given(size=SIZES, seed=SEEDS)
+    def test_curve_goes_from_everything_to_nothing(self, size, seed):
+        kernel = Problem(*size, seed).kernel
+        curve = error_curve(kernel)
+        assert len(curve) == min(size[1:]) + 1
+        assert curve[0] == pytest.approx((kernel**2).sum())
+        assert curve[-1] == 0
+        assert (np.diff(curve) <= 0).all()
+
+
+@pytest.mark.usefixtures("no_ridge")
+class TestWhitened:
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_error_is_the_closed_form_and_what_was_predicted(self, size, seed, data):
+        """The trailing principal components of the outputs, and nothing else, are lost."""
+        problem, rank = drawn(size, data, seed)
+        moments = problem.moments()
+        result = truncate(problem.kernel, rank, moments)
+        total = np.trace(moments.scatter, axis1=1, axis2=2).sum()
+        best = tails(np.linalg.eigvalsh(moments.scatter), rank)
+        error = problem.error(result)
+        assert error == pytest.approx(best, abs=1e-9 * total)
+        assert result.discarded_energy * total == pytest.approx(error, abs=1e-9 * total)
+        assert error_curve(problem.kernel, moments)[rank] == pytest.approx(error, abs=1e-9 * total)
+
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_no_other_map_of_that_rank_has_a_smaller_error(self, size, seed, data):
+        problem, rank = drawn(size, data, seed)
+        result = truncate(problem.kernel, rank, problem.moments())
+        error = problem.error(result)
+        others = [product(truncate(problem.kernel, rank))]
+        for scale in (1e-3, 1e-1, 1):
+            thin, wide = (
+                matrix * (1 + scale * problem.generator.normal(size=matrix.shape))
+                for matrix in result.matrices
+            )
+            others.append(thin @ wide)
+        slack = 1e-12 * problem.y.var(axis=1).sum()
+        for other in others:
+            assert error <= problem.error_of(other, problem.best_shift(other)) + slack
+
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_without_a_bias_the_error_about_zero_is_the_least(self, size, seed, data):
+        """Moments about zero stand for the covariances, and zeros for the means."""
+        problem, rank = drawn(size, data, seed)
+        second = problem.y.swapaxes(1, 2) @ problem.y / SAMPLES
+        moments = Moments(np.zeros(second.shape[:2]), second)
+        result = truncate(problem.kernel, rank, moments)
+        np.testing.assert_array_equal(result.bias_shift, 0)
+        best = tails(np.linalg.eigvalsh(second), rank)
+        total = np.trace(second, axis1=1, axis2=2).sum()
+        assert problem.error(result) == pytest.approx(best, abs=1e-9 * total)
+
+
+@pytest.mark.usefixtures("no_ridge")
+class TestWeightedByTheGradient:
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_error_is_the_closed_form_and_what_was_predicted(self, size, seed, data):
+        problem, rank = drawn(size, data, seed)
+        moments = problem.moments(weighted=True)
+        result = truncate(problem.kernel, rank, moments)
+        root = problem.fisher.root
+        metric = root.swapaxes(1, 2) @ moments.scatter @ root
+        total = np.trace(metric, axis1=1, axis2=2).sum()
+        error = problem.error(result, weighted=True)
+        assert error == pytest.approx(tails(np.linalg.eigvalsh(metric), rank), abs=1e-6 * total)
+        assert result.discarded_energy * total == pytest.approx(error, abs=1e-6 * total)
+        assert error_curve(problem.kernel, moments)[rank] == pytest.approx(error, abs=1e-6 * total)
+
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_beats_the_others_by_the_error_that_matters(self, size, seed, data):
+        problem, rank = drawn(size, data, seed)
+        error = problem.error(
+            truncate(problem.kernel, rank, problem.moments(weighted=True)), weighted=True
+        )
+        plain = product(truncate(problem.kernel, rank))
+        plain_error = problem.error_of(plain, problem.best_shift(plain), weighted=True)
+        whitened = truncate(problem.kernel, rank, problem.moments())
+        total = problem.error_of(0 * plain, problem.best_shift(0 * plain), weighted=True)
+        assert error <= plain_error + 1e-6 * total
+        assert error <= problem.error(whitened, weighted=True) + 1e-6 * total
+
+
+@pytest.mark.usefixtures("no_ridge")
+class TestCascade:
+    @given(size=SIZES, seed=SEEDS, weighted=st.booleans(), data=st.data())
+    def test_makes_up_for_errors_of_earlier_layers(self, size, seed, weighted, data):
+        problem, rank = drawn(size, data, seed)
+        cascade = truncate(problem.kernel, rank, problem.moments(weighted=weighted, moved=True))
+        error = problem.error(cascade, weighted=weighted, moved=True)
+        ignorant = truncate(problem.kernel, rank, problem.moments(weighted=weighted))
+        total = problem.error_of(
+            0 * problem.kernel, problem.best_shift(0 * problem.kernel), weighted=weighted
+        )
+        assert error <= problem.error(ignorant, weighted=weighted, moved=True) + 1e-6 * total
+        # Nor does it help the other one to have its means put right.
+        kernel = product(ignorant)
+        shift = problem.best_shift(kernel, moved=True)
+        assert error <= problem.error_of(kernel, shift, weighted=weighted, moved=True) + (
+            1e-6 * total
+        )
+
+    @given(m=st.integers(1, 12), n=st.integers(1, 9), seed=SEEDS, data=st.data())
+    def test_is_reduced_rank_regression(self, m, n, seed, data):
+        """What is lost is what no linear map of z predicts, and the trailing components."""
+        problem, rank = drawn((1, m, n), data, seed)
+        moments = problem.moments(moved=True)
+        result = truncate(problem.kernel, rank, moments)
+        cross = moments.cross[0]
+        explained = cross.T @ np.linalg.pinv(moments.moved_scatter[0], rcond=1e-9) @ cross
+        total = np.trace(moments.scatter[0])
+        unexplained = total - np.trace(explained)
+        error = problem.error(result, moved=True)
+        best = unexplained + tails(np.linalg.eigvalsh(explained), rank)
+        assert error == pytest.approx(best, abs=1e-6 * total)
+        truncated = result.discarded_energy * np.trace(explained)
+        assert unexplained + truncated == pytest.approx(error, abs=1e-6 * total)
+
+    @given(size=SIZES, seed=SEEDS)
+    def test_full_rank_is_least_squares(self, size, seed):
+        problem = Problem(*size, seed)
+        full = min(size[1:])
+        result = truncate(problem.kernel, full, problem.moments(moved=True))
+        assert result.discarded_energy == pytest.approx(0, abs=1e-6)
+        total = np.trace(problem.moments().scatter, axis1=1, axis2=2).sum()
+        least = 0.0
+        for x, y, kernel in zip(problem.moved_x, problem.y, problem.kernel, strict=True):
+            z = np.column_stack((x @ kernel, np.ones(SAMPLES)))
+            fit, *_ = np.linalg.lstsq(z, y, rcond=1e-9)
+            least += ((y - z @ fit) ** 2).sum() / SAMPLES
+        assert problem.error(result, moved=True) == pytest.approx(least, abs=1e-6 * total)
+
+
+KINDS = st.fixed_dictionaries({"weighted": st.booleans(), "moved": st.booleans()})
+
+
+@given(size=SIZES, seed=SEEDS, kind=KINDS, data=st.data())
+def test_the_means_agree_exactly(size, seed, kind, data):
+    problem, rank = drawn(size, data, seed)
+    result = truncate(problem.kernel, rank, problem.moments(**kind))
+    x = problem.moved_x if kind["moved"] else problem.x
+    outputs = x @ product(result) + result.bias_shift[:, None]
+    np.testing.assert_allclose(outputs.mean(axis=1), problem.y.mean(axis=1), atol=1e-8)
+
+
+@given(size=SIZES, seed=SEEDS, weighted=st.booleans())
+def test_full_rank_reproduces(size, seed, weighted):
+    problem = Problem(*size, seed)
+    for moments in (None, problem.moments(weighted=weighted)):
+        result = truncate(problem.kernel, min(size[1:]), moments)
+        assert result.discarded_energy == pytest.approx(0, abs=1e-9)
+        np.testing.assert_allclose(product(result), problem.kernel, atol=1e-6)
+        if moments is not None:
+            np.testing.assert_allclose(result.bias_shift, 0, atol=1e-5)
+
+
+@given(size=SIZES, seed=SEEDS, kind=st.none() | KINDS, data=st.data())
+def test_unmerged_factors_are_an_svd_of_the_same_product(size, seed, kind, data):
+    problem, rank = drawn(size, data, seed)
+    moments = None if kind is None else problem.moments(**kind)
+    merged = truncate(problem.kernel, rank, moments)
+    split = truncate(problem.kernel, rank, moments, merge=False)
+    u, s, vt = split.matrices
+    g, m, n = problem.kernel.shape
+    assert [part.shape for part in merged.matrices] == [(g, m, rank), (g, rank, n)]
+    assert [part.shape for part in split.matrices] == [(g, m, rank), (g, rank, rank), (g, rank, n)]
+    scale = np.abs(product(merged)).max()
+    np.testing.assert_allclose(product(split), product(merged), atol=1e-9 * scale)
+    for part in (u.swapaxes(1, 2) @ u, vt @ vt.swapaxes(1, 2)):
+        np.testing.assert_allclose(part, [np.eye(rank)] * g, atol=1e-9)
+    diagonal = np.diagonal(s, axis1=1, axis2=2)
+    np.testing.assert_array_equal(s, diagonal[..., None] * np.eye(rank))
+    assert (diagonal >= 0).all()
+    assert (np.diff(diagonal, axis=1) <= 1e-12 * scale).all()
+    assert split.discarded_energy == merged.discarded_energy
+
+
+@given(m=st.integers(1, 8), n=st.integers(1, 8), kind=st.none() | KINDS, data=st.data())
+def test_groups_are_truncated_each_on_its_own(m, n, kind, data):
+    problem, rank = drawn((3, m, n), data, m * n)
+    moments = None if kind is None else problem.moments(**kind)
+    whole = product(truncate(problem.kernel, rank, moments))
+    curves = []
+    for group in range(3):
+        only = slice(group, group + 1)
+        part = None
+        if moments is not None:
+            fields = {
+                name: None if value is None else value[only]
+                for name, value in vars(moments).items()
+                if name != "fisher"
+            }
+            weights = None if moments.fisher is None else Fisher(moments.fisher.matrix[only])
+            part = Moments(**fields, fisher=weights)
+        alone = product(truncate(problem.kernel[only], rank, part))
+        np.testing.assert_allclose(whole[only], alone, atol=1e-9)
+        curves.append(error_curve(problem.kernel[only], part))
+    np.testing.assert_allclose(error_curve(problem.kernel, moments), sum(curves), rtol=1e-9)
+
+
+class TestRidge:
+    @given(size=SIZES, seed=SEEDS, data=st.data())
+    def test_hardly_costs_anything_where_the_data_say_it_all(self, size, seed, data):
+        problem, rank = drawn(size, data, seed)
+        moments = problem.moments()
+        result = truncate(problem.kernel, rank, moments)
+        total = np.trace(moments.scatter, axis1=1, axis2=2).sum()
+        best = tails(np.linalg.eigvalsh(moments.scatter), rank)
+        assert problem.error(result) <= best + 1e-3 * total
+        assert result.discarded_energy * total == pytest.approx(best, abs=1e-3 * total)
+
+    def test_keeps_what_the_data_did_not_show(self):
+        """Of directions that no sample has, the largest of the kernel stay."""
+        kernel = np.diag([1.0, 5.0, 3.0])[None]
+        scatter = np.diag([1.0, 0.0, 0.0])[None]
+        result = truncate(kernel, 2, Moments(np.zeros((1, 3)), scatter))
+        np.testing.assert_allclose(product(result)[0], np.diag([1.0, 5.0, 0.0]), atol=1e-12)
+
+    @pytest.mark.parametrize("moved", [False, True])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_outputs_that_never_change_are_no_trouble(self, moved, weighted):
+        problem = Problem(1, 5, 4, seed=0)
+        problem.x[:] = problem.x[:, :1]
+        problem.moved_x[:] = problem.moved_x[:, :1]
+        problem.y, problem.z = problem.x @ problem.kernel, problem.moved_x @ problem.kernel
+        moments = problem.moments(moved=moved, weighted=weighted)
+        result = truncate(problem.kernel, 2, moments)
+        assert all(np.isfinite(part).all() for part in (*result.matrices, result.bias_shift))
+        outputs = (problem.moved_x if moved else problem.x) @ product(result)
+        np.testing.assert_allclose(outputs + result.bias_shift, problem.y, atol=1e-9)
+
+    @pytest.mark.parametrize("moved", [False, True])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_where_the_data_show_nothing_the_kernel_decides(self, moved, weighted):
+        """As behind a dead activation, whose outputs are all zeros."""
+        problem = Problem(2, 5, 4, seed=0)
+        problem.x[:] = problem.moved_x[:] = 0
+        problem.y, problem.z = problem.x @ problem.kernel, problem.moved_x @ problem.kernel
+        result = truncate(problem.kernel, 2, problem.moments(moved=moved, weighted=weighted))
+        np.testing.assert_array_equal(result.bias_shift, 0)
+        if not weighted:
+            expected = truncate(problem.kernel, 2)
+            np.testing.assert_allclose(product(result), product(expected), atol=1e-8)
+            assert result.discarded_energy == pytest.approx(expected.discarded_energy)
+
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_a_kernel_of_zeros_is_no_trouble(self, moved):
+        problem = Problem(2, 5, 4, seed=0)
+        problem.kernel[:] = 0
+        problem.y, problem.z = problem.x @ problem.kernel, problem.moved_x @ problem.kernel
+        for moments in (None, problem.moments(moved=moved)):
+            result = truncate(problem.kernel, 2, moments)
+            assert result.discarded_energy == result.relative_error == 0
+            np.testing.assert_array_equal(product(result), 0)
+            np.testing.assert_array_equal(error_curve(problem.kernel, moments), 0)
+
+
+@pytest.mark.parametrize("kind", [None, {}, {"moved": True}])
+def test_refuses_ranks_out_of_range_and_values_that_are_not_finite(kind):
+    problem = Problem(1, 3, 5, seed=0)
+    moments = None if kind is None else problem.moments(**kind)
+    with pytest.raises(RecipeError, match=r"Received: 6\."):
+        truncate(problem.kernel, 6, moments)
+    problem.kernel[0, 1, 1] = np.nan
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        truncate(problem.kernel, 2, moments)
