@@ -245,8 +245,19 @@ def _infos(names: Sequence[str], tensors: Sequence[Any]) -> tuple[TensorInfo, ..
 class KerasRunner:
     """A Keras model under the same contract as an artifact."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, eager: bool = False) -> None:
+        """Wraps a model.
+
+        Args:
+            model: The model.
+            eager: Whether layers are called one by one. As a graph, which takes time to trace, the
+                model does not hold all activations at once.
+        """
+        import tensorflow as tf
+
         self._signature = Signature(model)
+        call = self._signature.__call__
+        self._call = call if eager else tf.function(call, autograph=False, reduce_retracing=True)
 
     def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
         """Predicts a batch."""
@@ -256,7 +267,7 @@ class KerasRunner:
             info.name: tf.convert_to_tensor(inputs[info.name], dtype=info.dtype)
             for info in self._signature.inputs
         }
-        return {name: value.numpy() for name, value in self._signature(**tensors).items()}
+        return {name: value.numpy() for name, value in self._call(**tensors).items()}
 
 
 def serving_module(model: Any) -> tuple[Any, Any]:

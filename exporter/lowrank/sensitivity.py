@@ -125,6 +125,7 @@ def _fit(points: list[tuple[float, float]]) -> Sensitivity:
 
 
 def _predict(model: Any, calibration: Calibration) -> dict[str, NDArray[Any]]:
-    runner = KerasRunner(model)
+    # Eagerly: each substitution would have to be traced anew.
+    runner = KerasRunner(model, eager=True)
     chunks = [runner(batch) for batch in calibration.batches()]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
