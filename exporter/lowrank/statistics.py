@@ -127,12 +127,10 @@ def gather(
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
     signature = Signature(model)
     moved_signature = None if moved is None else Signature(moved)
-    order: list[str] = []
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(inputs: Any) -> Any:
         y = _traced_outputs(signature, inputs, wanted)
-        order[:] = y  # What is returned comes back sorted by name.
         if moved_signature is None or moved_kernels is None:
             return {name: {"y": _summary(rows, rows)} for name, rows in y.items()}
         z = _traced_outputs(moved_signature, inputs, {name: moved_kernels[name] for name in wanted})
@@ -152,10 +150,9 @@ def gather(
             for part, summary in parts.items():
                 accumulators[part].add(*(value.numpy() for value in summary))
         advance()
-    order = getattr(step, "call_order", list(sums))
     return {
-        name: _moments(sums[name], wanted[name].has_bias, (fishers or {}).get(name))
-        for name in order
+        name: _moments(parts, wanted[name].has_bias, (fishers or {}).get(name))
+        for name, parts in sums.items()
     }
 
 
