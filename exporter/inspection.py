@@ -168,8 +168,9 @@ def effective_ranks(curve: Array, energies: Sequence[float] = ENERGIES) -> tuple
         energies: Parts, 0 to 1.
     """
     total = curve[0] or 1.0
-    # The curve falls, and argmax returns the first True.
-    return tuple(max(1, int(np.argmax(curve <= (1 - part) * total))) for part in energies)
+    kept = 1 - curve / total
+    # It rises, and argmax returns the first True; the slack is for rounding.
+    return tuple(max(1, int(np.argmax(kept >= part - 1e-12))) for part in energies)
 
 
 def inspection_dict(inspection: Inspection) -> dict[str, Any]:

@@ -234,6 +234,10 @@ def _divide_up(dividend: int, divisor: int) -> int:
     return -(-dividend // divisor)
 
 
+SMALL_KERNEL = 64
+"""Break-even rank up to which every rank is worth considering."""
+
+
 def rank_grid(kernel: Kernel) -> tuple[int, ...]:
     """Lists the ranks below break-even that are worth considering, about 60 at most.
 
@@ -242,6 +246,8 @@ def rank_grid(kernel: Kernel) -> tuple[int, ...]:
     """
     # Where break-even is above it, the full rank is exact already.
     limit = min(kernel.break_even_rank, kernel.full_rank + 1)
+    if limit <= SMALL_KERNEL:  # What a step saves shows in the size, and hardly in the time.
+        return tuple(range(1, math.ceil(limit)))
     stride = 32 * max(1, math.ceil((limit - 256) / (32 * MAX_LARGE_RANKS)))
     ranks = chain(
         SMALL_RANKS,

@@ -91,8 +91,12 @@ class Kernel:
         g, middle = self.groups, () if merge else ((self.groups, rank, rank),)
         return (g, self.m, rank), *middle, (g, rank, self.n)
 
-    def matrices(self) -> Array:
-        """Returns the map as g x m x n in float64.
+    def matrices(self, *, precise: bool = True) -> Array:
+        """Returns the map as g x m x n.
+
+        Args:
+            precise: Whether in float64; False leaves float32 as it is, which saves two thirds of
+                the memory that a large kernel takes here.
 
         Raises:
             ModelError: If an element is not finite.
@@ -105,7 +109,9 @@ class Kernel:
                 f"infinite elements of {array.size}. The model may have diverged while it was "
                 "trained."
             )
-        matrices: Array = self.read(array.astype(np.float64))
+        if precise or array.dtype != np.float32:
+            array = array.astype(np.float64)
+        matrices: Array = self.read(array)
         return matrices
 
     def truncate(
@@ -122,7 +128,9 @@ class Kernel:
             RecipeError: If the rank is out of its range.
             ModelError: If the kernel is not finite.
         """
-        return truncate(self.matrices(), rank, moments, merge=merge)
+        # The SVD changes over to float64 by itself, where it has to.
+        matrices = self.matrices(precise=moments is not None)
+        return truncate(matrices, rank, moments, merge=merge)
 
     def error_curve(self, moments: Moments | None = None) -> Array:
         """Returns the squared error at every rank from 0 to ``full_rank``.

@@ -37,8 +37,7 @@ class Fisher:
         # Where the loss does not depend on any output, all count alike.
         ridges = np.where(means > 0, GRADIENT_RIDGE * means, 1.0)
         ridged = self.matrix + ridges[:, np.newaxis, np.newaxis] * np.eye(size)
-        root: Array = np.linalg.cholesky(ridged)
-        return root
+        return np.asarray(np.linalg.cholesky(ridged), dtype=np.float64)
 
 
 @dataclass(frozen=True)

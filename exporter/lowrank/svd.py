@@ -85,7 +85,7 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
         matrix = np.asarray(matrix, dtype=np.float64)
     _check_rank(matrix, rank)
     scaled, exponent = _scaled(matrix)
-    total = _energy(scaled)
+    total = squared_norm(scaled)
     if _is_small(matrix.shape, rank):
         u, s, vt = np.linalg.svd(scaled.astype(np.float64, copy=False), full_matrices=False)
     elif matrix.shape[0] < matrix.shape[1]:
@@ -139,7 +139,7 @@ class WarmStart:
             u = basis @ inner
         self._cobasis = vt.T
         rank = self._rank
-        return _result(u[:, :rank], s[:rank], vt[:rank], _energy(scaled), exponent)
+        return _result(u[:, :rank], s[:rank], vt[:rank], squared_norm(scaled), exponent)
 
 
 def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
@@ -169,13 +169,15 @@ def singular_values(matrix: Matrix) -> Matrix:
     the digits of the smallest ones, and an order of magnitude less time.
     """
     m, n = matrix.shape
-    values: Matrix
     if min(m, n) <= EXACT_LIMIT:
-        values = np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
-    else:
-        gram = matrix.T @ matrix if n <= m else matrix @ matrix.T
-        values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
-    return values
+        return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
+    gram = matrix.T @ matrix if n <= m else matrix @ matrix.T
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0), dtype=np.float64)
+
+
+def squared_norm(matrix: NDArray[Any]) -> float:
+    """Returns the squared Frobenius norm, summed up in float64 without a copy."""
+    return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
 
 
 def _is_small(shape: tuple[int, ...], rank: int) -> bool:
@@ -206,11 +208,6 @@ def _scaled(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
     if abs(exponent) <= MAX_EXPONENT:
         return matrix, 0
     return np.ldexp(matrix, -exponent), int(exponent)
-
-
-def _energy(matrix: NDArray[Any]) -> float:
-    """Returns the squared Frobenius norm, summed up in float64 without a copy."""
-    return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
 
 
 def _result(u: Matrix, s: Matrix, vt: Matrix, total: float, exponent: int) -> TruncatedSVD:

@@ -18,7 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.lowrank.moments import Array, Moments
-from exporter.lowrank.svd import leading_eigenpairs, singular_values, truncated_svd
+from exporter.lowrank.svd import (
+    leading_eigenpairs,
+    singular_values,
+    squared_norm,
+    truncated_svd,
+)
 
 INPUT_RIDGE = 1e-4
 """Part of the mean variance that is added to all directions of the input, in the covariances."""
@@ -51,7 +56,7 @@ def truncate(
     """Truncates a stack of kernels.
 
     Args:
-        kernel: g x m x n.
+        kernel: g x m x n; may be float32 where there are no moments.
         rank: r of each of them.
         moments: Of the outputs; None truncates by the kernel's elements alone.
         merge: Whether S is merged into U.
@@ -109,7 +114,7 @@ def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
     u = np.stack([part.u for part in parts])
     s = np.stack([part.s for part in parts])
     vt = np.stack([part.vt for part in parts])
-    norms = [float(np.vdot(matrix, matrix)) for matrix in kernel]
+    norms = [squared_norm(matrix) for matrix in kernel]
     left_out = sum(part.discarded_energy * norm for part, norm in zip(parts, norms, strict=True))
     energy = left_out / sum(norms) if sum(norms) else 0.0
     if merge:

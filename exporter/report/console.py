@@ -60,9 +60,10 @@ class ConsoleProgress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[status]}", markup=False),
         )
-        with Progress(*columns, console=self._console, transient=True) as self._bars:
+        with Progress(*columns, console=self._console, transient=True) as bars:
+            self._bars = bars
             try:
-                yield self._bars
+                yield bars
             finally:
                 self._bars = None
 
