@@ -172,7 +172,8 @@ def singular_values(matrix: Matrix) -> Matrix:
     if min(m, n) <= EXACT_LIMIT:
         return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
     gram = matrix.T @ matrix if n <= m else matrix @ matrix.T
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0), dtype=np.float64)
+    roots: Matrix = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    return roots
 
 
 def squared_norm(matrix: NDArray[Any]) -> float:
@@ -221,9 +222,9 @@ def _randomized(
     matrix: NDArray[Any], rank: int, seed: int, total: float
 ) -> tuple[Matrix, Matrix, Matrix]:
     """Returns u, s, vt of a matrix with no more columns than rows."""
-    space = _explore(matrix.astype(np.float32, copy=False), rank, seed, total)
-    if total - space.captured(rank) <= FLOAT32_LIMIT * total:
-        space = _explore(matrix.astype(np.float64, copy=False), rank, seed, total)
+    space, left_out = _explore(matrix.astype(np.float32, copy=False), rank, seed, total)
+    if left_out <= FLOAT32_LIMIT * total:
+        space, _ = _explore(matrix.astype(np.float64, copy=False), rank, seed, total)
     basis, image = space.leading(rank)
     # What float32 lacks in orthogonality is put right here, where there are few columns.
     basis, triangle = np.linalg.qr(basis)
@@ -232,8 +233,14 @@ def _randomized(
     return u, s, rotation @ basis.T
 
 
-def _explore(matrix: NDArray[Any], rank: int, seed: int, total: float) -> "_KrylovSpace":
-    """Grows a space until the leading triplets are in it, or its dtype turns out too coarse."""
+def _explore(
+    matrix: NDArray[Any], rank: int, seed: int, total: float
+) -> tuple["_KrylovSpace", float]:
+    """Grows a space until the leading triplets are in it, or its dtype turns out too coarse.
+
+    Returns:
+        The space, and the energy that it leaves out at that rank.
+    """
     space = _KrylovSpace(matrix, rank + OVERSAMPLING, seed)
     left_out, gain = total, 0.0
     while space.grow():
@@ -249,7 +256,7 @@ def _explore(matrix: NDArray[Any], rank: int, seed: int, total: float) -> "_Kryl
         least = LEAST_GAIN * left_out
         if gain <= least and gain * gain <= least * (former - gain):
             break
-    return space
+    return space, left_out
 
 
 class _KrylovSpace:
