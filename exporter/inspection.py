@@ -24,7 +24,7 @@ from exporter.recipe import Recipe
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
 """Parts of the energy whose ranks are shown."""
 
-SPECTRUM_POINTS = 24
+SPECTRUM_POINTS = 16
 
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""

@@ -254,17 +254,14 @@ class Engine:
             return self.moments
         done = [candidate for candidate in chosen if candidate.name in truncations]
         moved = rewrite(self.model, build_replacements(done, truncations))
-        gathered = gather(
+        return gather(
             self.model,
             _data_aware(stage),
             self.calibration,
             moved=moved,
             moved_kernels=_data_aware(self._candidates(moved)),
+            fishers={name: m.fisher for name, m in self.moments.items() if m.fisher is not None},
         )
-        return {
-            name: replace(moments, fisher=self.moments[name].fisher)
-            for name, moments in gathered.items()
-        }
 
 
 def build_replacements(

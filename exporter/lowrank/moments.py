@@ -30,14 +30,18 @@ class Fisher:
     matrix: Array
 
     @cached_property
-    def root(self) -> Array:
-        """Lower triangular L with ``L Lt`` = the matrix and a ridge; g x n x n."""
+    def ridged(self) -> Array:
+        """The matrix and a ridge, g x n x n."""
         size = self.matrix.shape[-1]
         means = np.trace(self.matrix, axis1=1, axis2=2) / size
         # Where the loss does not depend on any output, all count alike.
         ridges = np.where(means > 0, GRADIENT_RIDGE * means, 1.0)
-        ridged = self.matrix + ridges[:, np.newaxis, np.newaxis] * np.eye(size)
-        return np.asarray(np.linalg.cholesky(ridged), dtype=np.float64)
+        return np.asarray(self.matrix + ridges[:, np.newaxis, np.newaxis] * np.eye(size))
+
+    @cached_property
+    def root(self) -> Array:
+        """Lower triangular L with ``L Lt = ridged``; g x n x n."""
+        return np.asarray(np.linalg.cholesky(self.ridged), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Moments:
             already; None where they are not.
         moved_scatter: Covariance of ``z``; None likewise.
         cross: Covariance of ``z`` and ``y``, rows for ``z``; None likewise.
+        folds: The same of two parts of the data, to fit on the one and judge on the other; None
+            where there was too little.
     """
 
     mean: Array
@@ -60,6 +66,21 @@ class Moments:
     moved_mean: Array | None = None
     moved_scatter: Array | None = None
     cross: Array | None = None
+    folds: "tuple[Moments, Moments] | None" = None
+
+    def error(self, p: Array, q: Array, group: int) -> float:
+        """Returns the (weighted) squared error of ``q pt z`` for ``y``, up to a constant.
+
+        Args:
+            p: n x r.
+            q: n x r.
+            group: Which one of g.
+        """
+        scatter = self.scatter if self.moved_scatter is None else self.moved_scatter
+        cross = self.scatter if self.cross is None else self.cross
+        weighted = q if self.fisher is None else self.fisher.ridged[group] @ q
+        agreement = np.vdot(weighted, cross[group].T @ p)
+        return float(np.vdot(p.T @ scatter[group] @ p, q.T @ weighted) - 2 * agreement)
 
 
 class Accumulator:
@@ -67,10 +88,13 @@ class Accumulator:
 
     Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which does not
     cancel where the means are large.
+
+    Attributes:
+        count: How many pairs there have been.
     """
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._left: Any = 0.0
         self._right: Any = 0.0
         self._scatter: Any = 0.0
@@ -86,14 +110,22 @@ class Accumulator:
             right: Mean of the right vectors, g x n.
             scatter: The sum of the outer products of their deviations from it, g x n x n.
         """
-        total = int(self._count + count)
+        total = int(self.count + count)
         left_shift = left.astype(np.float64) - self._left
         right_shift = right.astype(np.float64) - self._right
         between = left_shift[..., :, np.newaxis] * right_shift[..., np.newaxis, :]
-        self._scatter = self._scatter + scatter + between * (self._count * count / total)
+        self._scatter = self._scatter + scatter + between * (self.count * count / total)
         self._left = self._left + left_shift * (count / total)
         self._right = self._right + right_shift * (count / total)
-        self._count = total
+        self.count = total
+
+    def merged(self, other: "Accumulator") -> "Accumulator":
+        """Returns the moments of both together."""
+        both = Accumulator()
+        for part in (self, other):
+            if part.count:
+                both.add(part.count, part._left, part._right, part._scatter)
+        return both
 
     @property
     def mean(self) -> Array:
@@ -103,7 +135,7 @@ class Accumulator:
     @property
     def covariance(self) -> Array:
         """The covariance, g x n x n, of the pairs as a population."""
-        return np.asarray(self._scatter, dtype=np.float64) / self._count
+        return np.asarray(self._scatter, dtype=np.float64) / self.count
 
     @property
     def about_zero(self) -> Array:

@@ -17,6 +17,10 @@ MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
 
 MAX_BATCH = 512
+
+HELD_OUT_EVERY = 4
+"""One batch of this many is held out to judge by."""
+
 _BATCH_BYTES = 2**29
 
 Kernels = Mapping[str, Kernel]
@@ -73,8 +77,9 @@ def calibration_from(model: Any, dataset: Dataset, samples: int) -> Calibration 
     if train is None:
         return None
     fixed = model.inputs[0].shape[0]
-    batch = int(fixed) if fixed else _affordable_batch(model)
     count = min(samples, len(train))
+    # Small batches, if need be, for some to be held out.
+    batch = int(fixed) if fixed else min(_affordable_batch(model), -(-count // HELD_OUT_EVERY))
     if fixed:
         count = count // batch * batch
     if not count:
@@ -143,16 +148,17 @@ def gather(
             for name, rows in y.items()
         }
 
-    sums: dict[str, dict[str, Accumulator]] = {}
-    for batch in calibration.batches():
+    sums: dict[str, dict[str, tuple[Accumulator, Accumulator]]] = {}
+    for number, batch in enumerate(calibration.batches()):
+        held_out = number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         for name, parts in step(_tensors(signature, batch)).items():
-            accumulators = sums.setdefault(name, {part: Accumulator() for part in parts})
+            folds = sums.setdefault(name, {part: (Accumulator(), Accumulator()) for part in parts})
             for part, summary in parts.items():
-                accumulators[part].add(*(value.numpy() for value in summary))
+                folds[part][held_out].add(*(value.numpy() for value in summary))
         advance()
     return {
-        name: _moments(parts, wanted[name].has_bias, (fishers or {}).get(name))
-        for name, parts in sums.items()
+        name: _moments(folds, wanted[name].has_bias, (fishers or {}).get(name))
+        for name, folds in sums.items()
     }
 
 
@@ -326,7 +332,24 @@ def _summary(left: Any, right: Any) -> tuple[Any, Any, Any, Any]:
     return tf.shape(left)[0], left_mean, right_mean, scatter
 
 
-def _moments(sums: Mapping[str, Accumulator], has_bias: bool, fisher: Fisher | None) -> Moments:
+def _moments(
+    folds: Mapping[str, tuple[Accumulator, Accumulator]], has_bias: bool, fisher: Fisher | None
+) -> Moments:
+    """Returns the moments of all data, and of the part to fit on and the part to judge by."""
+    whole = {part: first.merged(second) for part, (first, second) in folds.items()}
+    moments = _part_moments(whole, has_bias, fisher)
+    if any(not second.count for _, second in folds.values()):
+        return moments
+    first, second = (
+        _part_moments({part: pair[index] for part, pair in folds.items()}, has_bias, fisher)
+        for index in (0, 1)
+    )
+    return replace(moments, folds=(first, second))
+
+
+def _part_moments(
+    sums: Mapping[str, Accumulator], has_bias: bool, fisher: Fisher | None
+) -> Moments:
     """Covariances where a bias can put the means right, second moments about zero elsewhere."""
     y, z, cross = sums["y"], sums.get("z"), sums.get("zy")
 

@@ -25,8 +25,11 @@ from exporter.lowrank.svd import (
     truncated_svd,
 )
 
-INPUT_RIDGE = 1e-4
-"""Part of the mean variance that is added to all directions of the input, in the covariances."""
+INPUT_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Parts of the mean variance that may be added to all directions of the input, in the covariances.
+
+The fewer the samples, the more is needed: the one is taken that does best on data held out.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,16 @@ def truncate(
     left_out = total = 0.0
     shift = np.empty(kernel.shape[::2])
     for group, matrix in enumerate(kernel):
-        regression = _Regression(matrix, moments, group)
+        regression = _Regression(matrix, moments, group, _best_ridge(matrix, moments, group, rank))
         p, q, kept = regression.solve(rank)
         thin.append(matrix @ p)
         wide.append(q.T)
         shift[group] = regression.bias_shift(p, q)
         left_out += max(0.0, regression.total - kept)
         total += regression.total
-    factors = np.stack(thin), np.stack(wide)
+    u, s, vt = _split(np.stack(thin), np.stack(wide))
     return Truncation(
-        factors if merge else _split(*factors),
+        (u * s[:, np.newaxis], vt) if merge else (u, _diagonal(s), vt),
         shift,
         float(np.clip(left_out / total, 0, 1)) if total else 0.0,
     )
@@ -102,7 +105,7 @@ def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
         if moments is None:
             energies = energies + singular_values(matrix) ** 2
         else:
-            metric = _Regression(matrix, moments, group).metric
+            metric = _Regression(matrix, moments, group, INPUT_RIDGES[0]).metric
             values = np.linalg.eigvalsh(metric)[::-1][:full]
             energies = energies + np.maximum(values, 0.0)
     tails = np.cumsum(energies[::-1])[::-1]
@@ -122,10 +125,28 @@ def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
     return Truncation((u, _diagonal(s), vt), None, energy)
 
 
+def _best_ridge(matrix: Array, moments: Moments, group: int, rank: int) -> float:
+    """Returns the ridge that does best on the second fold where the first one was fitted.
+
+    The error is convex enough to stop at the first ridge that does worse.
+    """
+    if moments.folds is None:
+        return INPUT_RIDGES[0]
+    fitted, held_out = moments.folds
+    best, least = INPUT_RIDGES[0], np.inf
+    for ridge in INPUT_RIDGES:
+        p, q, _ = _Regression(matrix, fitted, group, ridge).solve(rank)
+        error = held_out.error(p, q, group)
+        if error >= least:
+            break
+        best, least = ridge, error
+    return best
+
+
 class _Regression:
     """The regression of one kernel's outputs on what it gives for the inputs that it will get."""
 
-    def __init__(self, matrix: Array, moments: Moments, group: int) -> None:
+    def __init__(self, matrix: Array, moments: Moments, group: int, part: float) -> None:
         self._moments, self._group = moments, group
         gram = matrix.T @ matrix
         moved = moments.scatter if moments.moved_scatter is None else moments.moved_scatter
@@ -133,7 +154,7 @@ class _Regression:
         norm, variance = np.trace(gram), np.trace(scatter)
         # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
         # data did not show may be given up for nothing; if they show nothing, it is all there is.
-        ridge = (INPUT_RIDGE * variance / norm if norm and variance else 1.0) * gram
+        ridge = (part * variance / norm if norm and variance else 1.0) * gram
         self._scatter = scatter + ridge
         fisher = moments.fisher
         self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
@@ -161,11 +182,14 @@ class _Regression:
 
 
 def _split(thin: Array, wide: Array) -> tuple[Array, Array, Array]:
-    """Turns K1 K2 into U S Vt, by the SVD of the product, which is never formed."""
+    """Turns K1 K2 into U, s and Vt, by the SVD of the product, which is never formed.
+
+    The scale of P and Q is arbitrary; training and half precision need factors of like scale.
+    """
     left, left_triangle = np.linalg.qr(thin)
     right, right_triangle = np.linalg.qr(np.swapaxes(wide, 1, 2))
     u, s, vt = np.linalg.svd(left_triangle @ np.swapaxes(right_triangle, 1, 2))
-    return left @ u, _diagonal(s), vt @ np.swapaxes(right, 1, 2)
+    return left @ u, s, vt @ np.swapaxes(right, 1, 2)
 
 
 def _diagonal(values: Array) -> Array:

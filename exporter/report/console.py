@@ -12,7 +12,7 @@ from rich.text import Text
 
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
-from exporter.inspection import ENERGIES, Inspection, KernelInspection
+from exporter.inspection import ENERGIES, SPECTRUM_POINTS, Inspection, KernelInspection
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
 from exporter.verification.compression import OutputCompression
@@ -117,11 +117,12 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
 def _kernel_table(inspection: Inspection) -> Table:
     source = "of the outputs, on calibration data" if inspection.data_aware else "of the weights"
     table = _table(
-        f"Layers, and the ranks that keep a part of the energy {source}",
+        f"Layers, and the ranks that keep a part of the energy {source} (spectrum: 1 to 1e-4)",
         ["layer", "kind"],
         ["m × n", "params", "MACs", "break-even", *(f"{part:.1%}" for part in ENERGIES)],
-        ["spectrum (log, to 1e-4)"],
+        [],
     )
+    table.add_column("spectrum", min_width=SPECTRUM_POINTS, overflow="fold")
     for kernel in inspection.kernels:
         table.add_row(Text(kernel.name), kernel.kind, *_kernel_cells(kernel))
     return table

@@ -29,6 +29,7 @@ ARCHITECTURES = (
     "NASNetMobile",
     "ConvNeXtTiny",
 )
+SIZES = {"InceptionV3": (299, 299, 3), "Xception": (299, 299, 3)}
 FORMATS = ("saved_model", "tflite", "onnx")
 
 
@@ -84,7 +85,8 @@ def measure(name: str, rank: str) -> dict[str, object]:
     from exporter.recipe import parse_rank
 
     keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(weights=None)
+    build = getattr(keras.applications, name)
+    model = build(weights=None, input_shape=SIZES.get(name, (224, 224, 3)))
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.0

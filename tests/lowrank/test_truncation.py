@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ SEEDS = st.integers(0, 99)
 def no_ridge():
     """Makes the closed forms exact."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truncation, "INPUT_RIDGE", 0.0)
+        patch.setattr(truncation, "INPUT_RIDGES", (0.0,))
         patch.setattr(moments_module, "GRADIENT_RIDGE", 1e-9)
         yield
 
@@ -368,3 +370,53 @@ def test_refuses_ranks_out_of_range_and_values_that_are_not_finite(kind):
     problem.kernel[0, 1, 1] = np.nan
     with pytest.raises(ModelError, match="NaN or infinite"):
         truncate(problem.kernel, 2, moments)
+
+
+class TestFolds:
+    """What is held out chooses the ridge."""
+
+    @staticmethod
+    def moments_of(y, z):
+        centred_y, centred_z = y - y.mean(0), z - z.mean(0)
+        count = len(y)
+        return Moments(
+            mean=y.mean(0)[np.newaxis],
+            scatter=(centred_y.T @ centred_y / count)[np.newaxis],
+            moved_mean=z.mean(0)[np.newaxis],
+            moved_scatter=(centred_z.T @ centred_z / count)[np.newaxis],
+            cross=(centred_z.T @ centred_y / count)[np.newaxis],
+        )
+
+    def test_too_few_samples_do_not_make_up_errors(self):
+        """With fewer samples than outputs, a regression fits the noise of what is compressed."""
+        rng = np.random.default_rng(0)
+        kernel = rng.normal(size=(60, 60)) * 0.8 ** np.arange(60)
+
+        def draw(count):
+            x = rng.normal(size=(count, 60))
+            return x @ kernel, (x + rng.normal(size=x.shape)) @ kernel
+
+        y, z = draw(50)
+        whole = self.moments_of(y, z)
+        folds = self.moments_of(y[:35], z[:35]), self.moments_of(y[35:], z[35:])
+        fresh_y, fresh_z = draw(5000)
+
+        def error(moments):
+            truncation = truncate(kernel[np.newaxis], 5, moments)
+            first, second = (matrices[0] for matrices in truncation.matrices)
+            # The outputs of the cut kernel, in terms of those of the kernel.
+            cut = fresh_z @ np.linalg.solve(kernel, first) @ second + truncation.bias_shift
+            return np.mean((fresh_y - cut) ** 2)
+
+        assert error(replace(whole, folds=folds)) < 0.9 * error(whole)
+
+    def test_factors_are_of_like_scale(self):
+        """Whatever the units of the gradient: training and half precision depend on it."""
+        rng = np.random.default_rng(0)
+        kernel, outputs = rng.normal(size=(1, 9, 7)), rng.normal(size=(200, 7))
+        moments = replace(
+            self.moments_of(outputs, outputs), fisher=Fisher(1e-12 * np.eye(7)[np.newaxis])
+        )
+        first, second = truncate(kernel, 3, moments).matrices
+        np.testing.assert_allclose(second[0] @ second[0].T, np.eye(3), atol=1e-9)
+        assert 0.1 < np.linalg.norm(first) / np.linalg.norm(kernel) < 10
