@@ -129,10 +129,14 @@ def verdict(report: object, item: object) -> str:
         parts.append(
             f"parity {worst.strain:.1f} × tolerance ({worst.backend}, {worst.probe}) {kinds}"
         )
-    if not conversion.structure.passed:
-        missing = [proof.layer for proof in conversion.structure.layers if not proof.found]
-        dense = [proof.layer for proof in conversion.structure.layers if not proof.dense_gone]
-        parts.append(f"structure: missing {missing}, dense {dense}")
+    structure = conversion.structure
+    if not structure.passed:
+        missing = [proof.layer for proof in structure.layers if not proof.found]
+        dense = [proof.layer for proof in structure.layers if not proof.dense_gone]
+        parts.append(
+            f"structure: missing {missing}, dense {dense}, weights {structure.stored_bytes:,} "
+            f"bytes, {structure.predicted_bytes:,} planned, file {structure.file_bytes:,}"
+        )
     if not report.compression.passed:
         parts.append("compression collapsed")
     return "FAILED: " + "; ".join(parts)

@@ -278,3 +278,19 @@ def test_model_that_was_not_compressed_is_held_to_its_own_weights(
 
     assert proof.passed
     assert proof.layers == ()
+
+
+def test_graph_of_a_deep_model_may_outweigh_its_weights(
+    export_as: Callable[..., Artifact],
+) -> None:
+    import keras
+
+    from exporter.lowrank.ranks import RankPlan
+
+    deep = keras.Sequential(
+        [keras.Input((4,)), *(keras.layers.Dense(4, activation="swish") for _ in range(60))]
+    )
+    proof = proof_of(export_as("saved_model", deep), Compressed(deep, RankPlan(()), {}))
+
+    assert proof.file_bytes > proof.predicted_bytes + 256 * 1024
+    assert proof.passed
