@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from exporter.formats.base import (
 
 _BATCH = "batch"
 
+LARGE_BYTES = 2**24
+"""Size of a weight from which on it is kept away from tf2onnx, which takes 36 times its memory."""
+
 
 class Onnx(Format):
     """One protobuf with the Keras model's names and a batch dimension called ``batch``."""
@@ -32,16 +36,28 @@ class Onnx(Format):
 
         tf2onnx does not raise on operators that it lacks; the checker and the runtime do.
         """
+        import keras
         import onnx
         import onnxruntime
         import tensorflow as tf
         import tf2onnx
 
         signature = Signature(model)
+        # They are inputs while the graph is converted, and stored afterwards.
+        large = {
+            f"large_weight_{index}": variable
+            for index, variable in enumerate(model.variables)
+            if variable.value.dtype.size * variable.value.shape.num_elements() >= LARGE_BYTES
+        }
         specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs]
+        specs += [tf.TensorSpec(v.shape, v.value.dtype, name=name) for name, v in large.items()]
 
         def serve(*tensors: Any) -> dict[str, Any]:
-            return signature(**dict(zip((i.name for i in signature.inputs), tensors, strict=True)))
+            count = len(signature.inputs)
+            named = dict(zip((i.name for i in signature.inputs), tensors[:count], strict=True))
+            weights = list(zip(large.values(), tensors[count:], strict=True))
+            with keras.StatelessScope(state_mapping=weights):
+                return signature(**named)
 
         function = tf.function(serve, input_signature=specs)
 
@@ -61,7 +77,10 @@ class Onnx(Format):
                 proto = convert()
         except Exception as error:  # tf2onnx raises whatever its rewriters run into.
             raise ConversionError(f"ONNX conversion failed: {brief(error)}") from error
-        _store_captures(proto, function.get_concrete_function().graph.captures)
+        captures = function.get_concrete_function().graph.captures
+        constants = {inner.name: outer for outer, inner in captures if outer.dtype != "resource"}
+        _store(proto, constants | large)
+        _fold_transposes(proto)
         _name_batch(proto, signature)
         _make_names_canonical(proto)
         content = proto.SerializeToString(deterministic=True)
@@ -124,18 +143,36 @@ def _erfc_as_erf(ctx: Any, node: Any, name: str, args: Any) -> None:
     ctx.replace_all_inputs(node.output[0], difference.output[0], ops=consumers)
 
 
-def _store_captures(proto: Any, captures: Any) -> None:
-    """Stores the constants that tf2onnx takes for inputs: tensors that are no variables.
+def _store(proto: Any, constants: Mapping[str, Any]) -> None:
+    """Stores the constants that tf2onnx took for inputs.
 
-    A Normalization layer keeps what it derives from its weights in such tensors.
+    Those are large weights, and tensors that are no variables: a Normalization layer keeps what it
+    derives from its weights in them.
     """
     import onnx
 
-    constants = {inner.name: outer for outer, inner in captures if outer.dtype != "resource"}
     for value in [value for value in proto.graph.input if value.name in constants]:
         array = constants[value.name].numpy()
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
         proto.graph.input.remove(value)
+
+
+def _fold_transposes(proto: Any) -> None:
+    """Stores constants as they are used: tf2onnx transposes those that it does not know."""
+    import onnx
+
+    graph = proto.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    uses = Counter(name for node in graph.node for name in node.input)
+    for node in [node for node in graph.node if node.op_type == "Transpose"]:
+        tensor = constants.get(node.input[0])
+        if tensor is None or uses[tensor.name] > 1:
+            continue
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        array = onnx.numpy_helper.to_array(tensor).transpose(order)
+        graph.initializer.remove(tensor)
+        graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
+        graph.node.remove(node)
 
 
 def _name_batch(proto: Any, signature: Signature) -> None:

@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 
 import keras
 import numpy as np
@@ -95,3 +96,31 @@ def test_names_carry_no_counters_of_the_process(build, export):
 def test_an_operator_that_onnx_lacks_is_an_error(unconvertible, export):
     with pytest.raises(ConversionError, match="Erfinv"):
         export("onnx", unconvertible)
+
+
+def test_weights_that_tf2onnx_does_not_see_are_stored_as_they_are_used(
+    export, samples, randomize, monkeypatch
+):
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Conv2D(16, 3, padding="same", activation="relu"),
+            layers.Conv2DTranspose(8, 3),
+            layers.Flatten(),
+            layers.Dense(32, activation="gelu"),
+            layers.Dense(4, name="scores"),
+        ]
+    )
+    randomize(model, 0)
+    plain = onnx.load(export("onnx", model)).graph
+    monkeypatch.setattr("exporter.formats.onnx.LARGE_BYTES", 256)
+    path = export("onnx", model)
+    graph = onnx.load(path).graph
+    assert [value.name for value in graph.input] == ["image"]
+    assert Counter(n.op_type for n in graph.node) == Counter(n.op_type for n in plain.node)
+    inputs = samples(model, 3)
+    actual = FORMATS["onnx"].load(path, "cpu")(inputs)["scores"]
+    expected = KerasRunner(model)(inputs)["scores"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
