@@ -11,6 +11,10 @@ from exporter.formats.base import TensorInfo
 from exporter.lowrank.kernels import FREE_SIZE
 
 BATCH_SIZE = 64
+LEAST_BATCH = 8
+BATCH_MACS = 16_000_000_000
+"""What a batch may cost before it is made smaller: time, and memory for activations."""
+
 SINGLE_SAMPLES = 16
 RANDOM_SAMPLES = 128
 
@@ -48,6 +52,7 @@ def make_probes(
     seed: int,
     *,
     largest: float = 1,
+    macs: int = 1,
 ) -> list[Probe]:
     """Makes the probes for a model; the first is the one that counts most.
 
@@ -57,10 +62,11 @@ def make_probes(
         dataset: Fitted to the model; without a test part, the first probe is the random one.
         seed: Of the random inputs.
         largest: Without a test part, floating point inputs are within 0 and this.
+        macs: Multiply-accumulates for one sample; large ones make batches smaller.
     """
     # A model with a fixed batch takes no other.
     fixed = next((info.fixed_batch for info in inputs if info.fixed_batch), None)
-    batch = fixed or BATCH_SIZE
+    batch = fixed or max(LEAST_BATCH, min(BATCH_SIZE, BATCH_MACS // max(1, macs)))
     test = dataset.test
     probes: list[Probe] = []
     if test is None:

@@ -28,7 +28,7 @@ from exporter.verification.tolerance import (
 SLOW_MACS = 2_000_000_000
 """What slow executions (reference kernels, float64) may cost a probe; they see fewer samples."""
 
-_FEWEST_SAMPLES = 64
+_FEWEST_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class Verifier:
         model = compressed.model
         signature = Signature(model)
         largest = UINT8_MAX if scales_input(model) else 1
-        self.probes = make_probes(
-            signature.inputs, signature.outputs, dataset, seed, largest=largest
-        )
         self.macs = count_macs(model)
+        self.probes = make_probes(
+            signature.inputs, signature.outputs, dataset, seed, largest=largest, macs=self.macs
+        )
         self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, self.macs))
         self.reference = _predict_all(model, self.probes)
         first = self.probes[0]

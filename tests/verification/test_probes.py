@@ -178,3 +178,14 @@ def test_predicts_in_batches_and_joins_them_in_order() -> None:
     np.testing.assert_array_equal(predict(runner, probe)["sums"], values.sum(axis=1))
     assert sizes == [32, 32, 6]
     np.testing.assert_array_equal(predict(runner, probe, 40)["sums"], values[:32].sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("macs", "batch"), [(10**6, 64), (250 * 10**6, 64), (10**9, 16), (16 * 10**9, 8)]
+)
+def test_batches_of_costly_models_are_small(macs, batch):
+    probes = make_probes([FEATURES], [SCORES], load_dataset("none"), 0, macs=macs)
+    assert probes[0].batch_size == batch
+    assert len(probes[0]) == 128
+    # Slow executions see one batch at least.
+    assert samples_within(probes[0], 8) == batch
