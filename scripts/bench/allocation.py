@@ -8,7 +8,7 @@ layer, "same rank" the same rank, which leaves small layers dense.
     scripts/benchmark allocation --fashion PATH [--networks vgg --budgets 10 20 ...]
 
 Writes a table, as Markdown, and a plot into ``artifacts/bench/``, where trained baselines are kept
-as well. Needs the extra ``bench``.
+as well.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from exporter.baseline import fitted, reference_for, train_reference
@@ -174,7 +175,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measures all cells, and prints and writes what came of them."""
     options = parse()
-    pyplot = load_pyplot()
     # Each model is traced anew, of course.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -196,20 +196,8 @@ def main() -> None:
         *expectations(cells, baselines, timings),
     ]
     (FOLDER / f"{options.name}.md").write_text("\n".join(lines) + "\n")
-    draw(pyplot, cells, baselines, FOLDER / f"{options.name}.png")
+    draw(cells, baselines, FOLDER / f"{options.name}.png")
     print("\n".join(["", *lines, "", f"Written to {FOLDER}."]))
-
-
-def load_pyplot() -> Any:
-    """Imports what draws, before hours are spent on what it would draw."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        sys.exit("The plot needs matplotlib, which is the extra `bench`: pip install '.[bench]'.")
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 # Networks
@@ -563,7 +551,6 @@ def expectations(
 
 
 def draw(
-    pyplot: Any,
     cells: Sequence[Cell],
     baselines: dict[str, NDArray[np.bool_]],
     file: Path,
@@ -572,9 +559,8 @@ def draw(
     styles = dict(zip(POLICIES, (":", (0, (1, 4)), "-.", "--", "-"), strict=True))
     colours = dict(zip(METHODS, ("tab:gray", "tab:orange", "tab:green", "tab:blue"), strict=True))
     columns = {"hits": "without fine-tuning", "tuned": "fine-tuned"}
-    figure, panels = pyplot.subplots(
-        len(baselines), 2, figsize=(13, 4 * len(baselines)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(13, 4 * len(baselines)), layout="constrained")
+    panels = figure.subplots(len(baselines), 2, squeeze=False)
     for line, (network, baseline) in zip(panels, baselines.items(), strict=True):
         for panel, (column, title) in zip(line, columns.items(), strict=True):
             panel.axhline(100 * mean(baseline), color="black", linewidth=0.8)
