@@ -121,7 +121,7 @@ class Recipe:
     seed: int = 0
     method: str | None = None
     cascade: bool = True
-    calibration: int = 4096
+    calibration: int = 10_000
     convolution: str = "channel"
     fold: bool = True
     merge: bool = True
