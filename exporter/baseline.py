@@ -118,19 +118,11 @@ def fitted(dataset: Dataset, model: Any) -> Dataset:
     """
     signature = Signature(model)
 
-    def rename(part: Any) -> Any:
-        if part is None:
-            return None
+    def rename(part: Split) -> Split:
         return replace(part, inputs={signature.input_name(n): a for n, a in part.inputs.items()})
 
-    renamed = replace(
-        dataset,
-        train=rename(dataset.train),
-        validation=rename(dataset.validation),
-        test=rename(dataset.test),
-    )
     return fit_to_model(
-        renamed, signature.inputs, signature.outputs, scaled_inside=scales_input(model)
+        dataset.map(rename), signature.inputs, signature.outputs, scaled_inside=scales_input(model)
     )
 
 
@@ -167,7 +159,7 @@ def reference_for(dataset: Dataset, seed: int) -> Any:
             f"{dataset.name!r} without them. Give a model, or data with x_train and y_train."
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+        labels = labels[:][:, 0]
     if not is_classes(labels) or labels.min() < 0:
         raise DataError(
             f"The reference MLP is trained on integer classes >= 0. Received: labels of dtype "
@@ -285,5 +277,6 @@ def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Train
 def _arrays(split: Split | None) -> tuple[Any, Any]:
     if split is None:
         raise DataError("Training needs a training and a validation part.")
-    (inputs,), (labels,) = split.inputs.values(), split.labels.values()
+    part = split.read()
+    (inputs,), (labels,) = part.inputs.values(), part.labels.values()
     return inputs, labels

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.benchmark import count_macs, measure_latency
-from exporter.data import Dataset, Split
+from exporter.data import Dataset, Split, held, in_memory
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature, measure
@@ -27,7 +27,7 @@ from exporter.lowrank.truncation import Truncation
 from exporter.metrics import is_classes, is_one_hot, task_metric
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
-from exporter.verification.probes import BATCH_SIZE, Probe, predict
+from exporter.verification.probes import BATCH_SIZE, predict_in_batches
 
 Unit = Literal["params", "macs"]
 
@@ -239,6 +239,7 @@ def _compress_for_drop(
     """Finds the fewest parameters whose accuracy on the validation data is high enough."""
     limit = float(recipe.max_drop or 0)
     inputs, labels = _labelled(validation, recipe)
+    inputs = held(inputs)
     baseline = _accuracy(planner.engine.model, inputs, labels)
     found: dict[int, Compressed] = {}
     least, most = planner.smallest("params"), planner.params
@@ -275,7 +276,7 @@ def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
     validation = dataset.validation
     if validation is None:
         return 0.0
-    inputs, labels = validation.inputs, _classes(validation)
+    inputs, labels = held(validation.inputs), _classes(validation)
     return _accuracy(baseline, inputs, labels) - _accuracy(compressed, inputs, labels)
 
 
@@ -305,7 +306,8 @@ def _labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[st
 
 
 def _classes(split: Split) -> dict[str, Any]:
-    return {n: a for n, a in split.labels.items() if is_classes(a) or is_one_hot(a)}
+    labels = in_memory(split.labels)
+    return {n: a for n, a in labels.items() if is_classes(a) or is_one_hot(a)}
 
 
 def _accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
@@ -313,8 +315,7 @@ def _accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) 
     fixed = Signature(model).inputs[0].fixed_batch
     count = len(next(iter(inputs.values())))
     kept = count // fixed * fixed if fixed else count
-    probe = Probe("validation", {n: a[:kept] for n, a in inputs.items()}, fixed or BATCH_SIZE)
-    predictions = predict(KerasRunner(model), probe)
+    predictions = predict_in_batches(KerasRunner(model), inputs, fixed or BATCH_SIZE, kept)
     return min(task_metric(predictions[n], array[:kept]).value for n, array in labels.items())
 
 

@@ -1,12 +1,11 @@
 """Measures of how well predictions agree with labels, and with each other."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from exporter.data import Array, Samples
 
 MetricName = Literal["accuracy", "mse"]
 
@@ -72,7 +71,7 @@ def predicted_classes(predictions: Array) -> Array:
     return classes
 
 
-def is_classes(labels: Array) -> bool:
+def is_classes(labels: Samples) -> bool:
     """Tells whether labels are integer classes, one a sample."""
     return labels.ndim == 1 and labels.dtype.kind in "biu"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.data import Dataset
+from exporter.data import Dataset, Samples, held
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.moments import Accumulator, Array, Fisher, Moments
 from exporter.metrics import is_classes
@@ -31,13 +31,13 @@ class Calibration:
     """Inputs that show what flows through a model; labels are not needed.
 
     Attributes:
-        inputs: Arrays by input name, samples along the first axis.
+        inputs: Arrays by input name, samples along the first axis; lazy if they are too large.
         batch_size: How many samples are predicted at once.
         logits: Outputs that classify. Unless they are a softmax or sigmoid, they are taken for
             unnormalised log-probabilities.
     """
 
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, Samples]
     batch_size: int
     logits: frozenset[str] = frozenset()
 
@@ -85,9 +85,7 @@ def calibration_from(model: Any, dataset: Dataset, samples: int) -> Calibration 
     if not count:
         return None
     logits = {name for name, labels in train.labels.items() if is_classes(labels)}
-    return Calibration(
-        {name: array[:count] for name, array in train.inputs.items()}, batch, frozenset(logits)
-    )
+    return Calibration(held(train.take(slice(count)).inputs), batch, frozenset(logits))
 
 
 def _affordable_batch(model: Any) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporter.data import Array, Dataset
+from exporter.data import Array, Dataset, Samples, in_memory
 from exporter.formats.base import TensorInfo
 from exporter.lowrank.kernels import FREE_SIZE
 
@@ -75,10 +75,11 @@ def make_probes(
         }
         shapes = {info.name: tuple(size or FREE_SIZE for size in info.shape[1:]) for info in inputs}
     else:
-        real = test.take(slice(_affordable_samples(test.inputs, outputs)))
-        ranges = {name: (array.min(), array.max()) for name, array in real.inputs.items()}
-        shapes = {name: array.shape[1:] for name, array in real.inputs.items()}
-        probes.append(Probe("test", dict(real.inputs), batch, labels=dict(real.labels)))
+        taken = test.take(slice(_affordable_samples(test.inputs, outputs)))
+        real = in_memory(taken.inputs)
+        ranges = {name: (array.min(), array.max()) for name, array in real.items()}
+        shapes = {name: array.shape[1:] for name, array in real.items()}
+        probes.append(Probe("test", real, batch, labels=in_memory(taken.labels)))
     rng = np.random.default_rng(seed)
     randoms, edges = {}, {}
     for info in inputs:
@@ -96,7 +97,7 @@ def make_probes(
     return [_whole_batches(probe, fixed) for probe in probes] if fixed else probes
 
 
-def _affordable_samples(inputs: Mapping[str, Array], outputs: Sequence[TensorInfo]) -> int:
+def _affordable_samples(inputs: Mapping[str, Samples], outputs: Sequence[TensorInfo]) -> int:
     input_bytes = sum(array[:1].nbytes for array in inputs.values())
     output_bytes = sum(4 * math.prod(size or 1 for size in info.shape[1:]) for info in outputs)
     return min(TEST_SAMPLES, max(BATCH_SIZE, _TEST_BYTES // max(1, input_bytes, output_bytes)))
@@ -149,10 +150,25 @@ def predict(
         limit: Predicts no more samples than ``samples_within`` this limit.
     """
     count = samples_within(probe, limit)
+    return predict_in_batches(runner, probe.inputs, probe.batch_size, count)
+
+
+def predict_in_batches(
+    runner: Callable[[Mapping[str, Array]], dict[str, Array]],
+    inputs: Mapping[str, Samples],
+    batch_size: int,
+    count: int,
+) -> dict[str, Array]:
+    """Predicts samples batch by batch; lazy ones are read batch by batch.
+
+    Args:
+        runner: Named arrays in, named arrays out.
+        inputs: Arrays by input name.
+        batch_size: How many samples are predicted at once.
+        count: How many are predicted.
+    """
     chunks = [
-        runner(
-            {name: array[start : start + probe.batch_size] for name, array in probe.inputs.items()}
-        )
-        for start in range(0, count, probe.batch_size)
+        runner({name: array[start : start + batch_size] for name, array in inputs.items()})
+        for start in range(0, count, batch_size)
     ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

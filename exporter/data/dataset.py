@@ -1,0 +1,43 @@
+"""A data set and its parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from exporter.data.split import Split
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Arrays, checked and split.
+
+    Attributes:
+        name: What the user asked for.
+        train: For training and calibration; None if there is none.
+        validation: Picks models; None if there is no training part.
+        test: Picks nothing, is only reported on; None where data are ``"none"``.
+        digest: Hash of all arrays.
+        notes: Choices made for the user, each worth a line.
+    """
+
+    name: str
+    train: Split | None
+    validation: Split | None
+    test: Split | None
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The parts that there are, by name."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def map(self, step: Callable[[Split], Split]) -> "Dataset":
+        """Applies a function to every part."""
+        parts = {name: step(part) for name, part in self.parts.items()}
+        return replace(
+            self,
+            train=parts.get("train"),
+            validation=parts.get("validation"),
+            test=parts.get("test"),
+        )

@@ -1,0 +1,176 @@
+"""Fits a data set to a model: names, shapes, scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from exporter.data.dataset import Dataset
+from exporter.data.lazy import Samples, Step, mapped
+from exporter.data.split import LABELS, ONLY_INPUT, Split
+from exporter.errors import DataError
+
+UINT8_MAX = 255
+
+
+def fit_to_model(
+    dataset: Dataset,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    scaled_inside: bool = False,
+) -> Dataset:
+    """Names, shapes and scales a data set as a model takes it.
+
+    Integer images in 0 to 255 become float in 0 to 1, unless the model rescales them itself. A
+    trailing axis of one is added or dropped.
+
+    Args:
+        dataset: What ``load_dataset`` returned.
+        inputs: The model's inputs, each with ``name``, ``shape`` (batch first) and ``dtype``.
+        outputs: The model's outputs, likewise.
+        scaled_inside: Whether the model has a layer that rescales or normalises its input.
+
+    Raises:
+        DataError: If names, shapes or labels do not fit; before any work.
+    """
+    if not dataset.parts:
+        return dataset
+    source = dataset.name
+    notes = dict.fromkeys(dataset.notes)  # Each once, in order.
+
+    def shape(part: Split) -> Split:
+        arrays = _by_input(source, part.inputs, inputs)
+        shaped = {
+            spec.name: _shape_array(source, spec, arrays[spec.name], notes) for spec in inputs
+        }
+        return Split(shaped, _fit_labels(source, part.labels, outputs))
+
+    shaped = dataset.map(shape)
+    steps: dict[str, Step] = {}
+    for spec in inputs:
+        arrays = [part.inputs[spec.name] for part in shaped.parts.values()]
+        scaled = all(_is_image(array, spec) for array in arrays)
+        if scaled:
+            notes[_note_on_images(spec, arrays[0], scaled_inside)] = None
+        steps[spec.name] = _scaling(spec) if scaled and not scaled_inside else _casting(spec)
+
+    def scale(part: Split) -> Split:
+        arrays = part.inputs.items()
+        return replace(part, inputs={name: mapped(array, steps[name]) for name, array in arrays})
+
+    fitted = shaped.map(scale)
+    return replace(fitted, notes=tuple(notes))
+
+
+def _by_input(
+    source: str, arrays: Mapping[str, Samples], inputs: Sequence[Any]
+) -> dict[str, Samples]:
+    names = [spec.name for spec in inputs]
+    if len(names) == 1 and len(arrays) == 1 and ONLY_INPUT in arrays:
+        return {names[0]: arrays[ONLY_INPUT]}
+    missing = [name for name in names if name not in arrays]
+    unused = sorted(set(arrays) - set(names))
+    if missing or unused:
+        raise DataError(
+            f"Data {source!r} must hold one array for each model input, named {names} (or 'x' for "
+            f"the only one). Received: {sorted(arrays)}."
+        )
+    return dict(arrays)
+
+
+def _shape_array(source: str, spec: Any, array: Samples, notes: dict[str, None]) -> Samples:
+    shape = tuple(spec.shape)[1:]
+    if _matches(array.shape[1:], shape):
+        return array
+    if _matches((*array.shape[1:], 1), shape):
+        notes[f"{spec.name}: an axis of one channel is added"] = None
+        return mapped(array, lambda samples: samples[..., np.newaxis])
+    if array.shape[-1] == 1 and _matches(array.shape[1:-1], shape):
+        notes[f"{spec.name}: the axis of one channel is dropped"] = None
+        return mapped(array, lambda samples: samples[..., 0])
+    raise DataError(
+        f"Input {spec.name!r} of the model takes samples of shape {_text(shape)}. "
+        f"Received: data {source!r} with samples of shape {array.shape[1:]}. Give data of "
+        "that shape, or 'none' to verify on random inputs alone."
+    )
+
+
+def _matches(sizes: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    return len(sizes) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(sizes, shape, strict=True)
+    )
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+
+
+def _is_image(array: Samples, spec: Any) -> bool:
+    """Integers of at least two axes in 0 to 255, for an input that takes floats."""
+    if array.dtype.kind not in "iu" or not str(spec.dtype).startswith("float"):
+        return False
+    if array.dtype == np.uint8:
+        return True
+    return bool(array.ndim > 2 and array.min() >= 0 and array.max() <= UINT8_MAX)
+
+
+def _note_on_images(spec: Any, array: Samples, scaled_inside: bool) -> str:
+    images = f"{spec.name}: {array.dtype} images are"
+    if scaled_inside:
+        return f"{images} left as they are, 0 to 255, for the model rescales them itself"
+    return f"{images} scaled to [0, 1]"
+
+
+def _scaling(spec: Any) -> Step:
+    return lambda samples: (samples / np.float32(UINT8_MAX)).astype(spec.dtype)
+
+
+def _casting(spec: Any) -> Step:
+    return lambda samples: samples.astype(spec.dtype)
+
+
+def _fit_labels(
+    source: str, labels: Mapping[str, Samples], outputs: Sequence[Any]
+) -> dict[str, Samples]:
+    names = [spec.name for spec in outputs]
+    if len(names) == 1 and set(labels) == {LABELS}:
+        labels = {names[0]: labels[LABELS]}
+    unknown = sorted(set(labels) - set(names))
+    if unknown:
+        wanted = [f"{LABELS}_{name}" for name in names]
+        raise DataError(
+            f"Labels of data {source!r} must be named {wanted} (or 'y' for the only output). "
+            f"Received: {unknown}."
+        )
+    return {
+        spec.name: _fit_label(source, labels[spec.name], spec)
+        for spec in outputs
+        if spec.name in labels
+    }
+
+
+def _fit_label(source: str, labels: Samples, spec: Any) -> Samples:
+    """Classes as a vector of integers; anything else in the shape of the output."""
+    shape = tuple(spec.shape)[1:]
+    where = f"Labels of output {spec.name!r} in data {source!r}"
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = mapped(labels, lambda rows: rows[:, 0])
+    if labels.ndim == 1 and labels.dtype.kind in "biu" and len(shape) == 1 and shape[0]:
+        classes = max(2, shape[0])
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise DataError(
+                f"{where} must be classes within 0 and {classes - 1}. "
+                f"Received: values from {low} to {high}."
+            )
+        return mapped(labels, lambda rows: rows.astype(np.int64))
+    if labels.ndim == 1 and shape == (1,):
+        labels = mapped(labels, lambda rows: rows[:, np.newaxis])
+    if not _matches(labels.shape[1:], shape):
+        raise DataError(
+            f"{where} must be integer classes, or of shape {_text(shape)} like the output. "
+            f"Received: {labels.dtype} of shape {labels.shape[1:]}."
+        )
+    return labels

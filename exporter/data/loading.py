@@ -1,0 +1,107 @@
+"""Loads data sets by name, from files and folders, or from what the caller has.
+
+A file holds arrays by name: ``<input>_train``, ``<input>_test``, or ``<input>`` alone, where
+``<input>`` is an input of the model, or ``x`` if it has only one. Labels are ``y`` in place of an
+input, or ``y_<output>`` where the model has several outputs. The layout of Keras' ``mnist.npz``
+(``x_train``, ``y_train``, ``x_test``, ``y_test``) is the plainest case.
+"""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from exporter import datasets
+from exporter.data.checks import check_values, checked_digest
+from exporter.data.dataset import Dataset
+from exporter.data.files import left_on_disk, read_file, read_keras
+from exporter.data.lazy import Array, Samples
+from exporter.data.split import LABELS, Split, divide
+from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
+from exporter.errors import DataError
+
+HELD_SAMPLES = 10_000
+"""The most that is taken of a validation or test part that is not in memory."""
+
+
+def load_dataset(source: str | Mapping[str, Array]) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        source: ``"digits"``, ``"none"``, a path to ``.npz`` or ``.npy``, the name of a Keras data
+            set (``mnist`` or ``fashion_mnist``), or arrays by the names they would have in a file.
+
+    Raises:
+        DataError: If it cannot be read, is empty, or holds what no model takes.
+    """
+    if isinstance(source, Mapping):
+        return _from_arrays("arrays", {name: left_on_disk(a) for name, a in source.items()})
+    if source == NO_DATA:
+        return Dataset(NO_DATA, None, None, None, "none")
+    return _from_arrays(source, _read(source))
+
+
+def _read(source: str) -> dict[str, Samples]:
+    if source == DIGITS:
+        with resources.as_file(resources.files(datasets) / "mnist10k.npz") as path:
+            return read_file(path)
+    path = Path(source)
+    if path.exists():
+        return read_file(path)
+    if source in KERAS_DATASETS:
+        return read_keras(source)
+    known = ", ".join([DIGITS, NO_DATA, *KERAS_DATASETS])
+    raise DataError(f"Data must be a file or one of {known}. Received: {source!r}, not found.")
+
+
+def _from_arrays(source: str, arrays: Mapping[str, Samples]) -> Dataset:
+    if not arrays:
+        raise DataError(f"Data {source!r} hold no array.")
+    parts: dict[str, dict[str, Samples]] = {"train": {}, "test": {}, "": {}}
+    for name, array in arrays.items():
+        check_values(f"Array {name!r} of data {source!r}", array)
+        match = re.fullmatch(r"(.+)_(train|test)", name)
+        stem, part = (match[1], match[2]) if match else (name, "")
+        parts[part][stem] = array
+    splits = {part: _as_split(source, stems) for part, stems in parts.items() if stems}
+    if "" in splits and len(splits) > 1:
+        raise DataError(
+            f"Data {source!r} mix arrays with and without _train/_test: {sorted(arrays)}. "
+            "Name all of them alike."
+        )
+    return _from_parts(source, splits, checked_digest(source, arrays))
+
+
+def _as_split(source: str, stems: Mapping[str, Samples]) -> Split:
+    def is_label(stem: str) -> bool:
+        return stem == LABELS or stem.startswith(f"{LABELS}_")
+
+    inputs = {stem: array for stem, array in stems.items() if not is_label(stem)}
+    labels = {
+        stem.removeprefix(f"{LABELS}_"): array for stem, array in stems.items() if is_label(stem)
+    }
+    if not inputs:
+        raise DataError(f"Data {source!r} hold labels and no inputs: {sorted(stems)}.")
+    counts = {stem: len(array) for stem, array in stems.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(
+            f"Data {source!r} must have as many samples everywhere. Received: {counts}."
+        )
+    return Split(inputs, labels)
+
+
+def _from_parts(
+    source: str, parts: Mapping[str, Split], digest: str, notes: tuple[str, ...] = ()
+) -> Dataset:
+    """Divides arrays; what is not in memory of validation and test is limited."""
+    limited = list(notes)
+
+    def limit(name: str, part: Split | None) -> Split | None:
+        if part is None or not part.is_lazy or len(part) <= HELD_SAMPLES:
+            return part
+        limited.append(f"{name}: the first {HELD_SAMPLES:,} of {len(part):,} samples are used")
+        return part.take(slice(HELD_SAMPLES))
+
+    train, validation, test = divide(parts)
+    held_out = limit("validation", validation), limit("test", test)
+    return Dataset(source, train, *held_out, digest, tuple(limited))

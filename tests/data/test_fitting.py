@@ -1,0 +1,124 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from exporter.data import fit_to_model, load_dataset
+from exporter.errors import DataError
+
+
+def spec(name, shape, dtype="float32"):
+    """An input or output of a model."""
+    return SimpleNamespace(name=name, shape=(None, *shape), dtype=dtype)
+
+
+def fit(arrays, inputs, outputs=(), **options):
+    return fit_to_model(load_dataset(arrays), inputs, outputs, **options)
+
+
+class TestFitInputs:
+    IMAGES = np.arange(3 * 4 * 4, dtype="uint8").reshape(3, 4, 4) * 5
+
+    def test_integer_images_are_scaled_and_that_is_noted(self):
+        fitted = fit({"x": self.IMAGES}, [spec("image", (4, 4))])
+        images = fitted.test.inputs["image"]
+        assert images.dtype == np.float32
+        np.testing.assert_allclose(images, self.IMAGES / 255, rtol=1e-6)
+        assert fitted.notes == ("image: uint8 images are scaled to [0, 1]",)
+
+    def test_wide_integers_in_the_range_of_images_are_scaled(self):
+        fitted = fit({"x": self.IMAGES.astype("int64")}, [spec("image", (4, 4))])
+        assert fitted.test.inputs["image"].max() < 1
+
+    def test_images_are_left_to_a_model_that_scales_them(self):
+        fitted = fit({"x": self.IMAGES}, [spec("image", (4, 4))], scaled_inside=True)
+        np.testing.assert_array_equal(fitted.test.inputs["image"], self.IMAGES.astype("float32"))
+        (note,) = fitted.notes
+        assert "left as they are, 0 to 255" in note
+
+    @pytest.mark.parametrize(
+        ("array", "dtype"),
+        [
+            (IMAGES.astype("float64"), "float32"),
+            (IMAGES, "int32"),
+            (IMAGES.astype("int64") - 1, "float32"),
+            (IMAGES.astype("int64") * 2, "float32"),
+            (np.arange(12).reshape(3, 4), "float32"),
+        ],
+        ids=["floats", "for_integers", "negative", "above_255", "features"],
+    )
+    def test_other_values_are_left_as_they_are(self, array, dtype):
+        fitted = fit({"x": array}, [spec("x", array.shape[1:], dtype)])
+        assert fitted.test.inputs["x"].dtype == dtype
+        np.testing.assert_array_equal(fitted.test.inputs["x"], array)
+        assert fitted.notes == ()
+
+    @pytest.mark.parametrize(
+        ("sample", "wanted", "note"),
+        [((4, 4), (4, 4, 1), "is added"), ((4, 4, 1), (4, 4), "is dropped")],
+    )
+    def test_an_axis_of_one_channel_is_added_or_dropped(self, sample, wanted, note):
+        fitted = fit({"x": np.ones((2, *sample))}, [spec("image", wanted)])
+        assert fitted.test.inputs["image"].shape == (2, *wanted)
+        assert note in fitted.notes[0]
+
+    def test_free_sizes_take_any(self):
+        fitted = fit({"x": np.ones((2, 7, 3))}, [spec("x", (None, 3))])
+        assert fitted.test.inputs["x"].shape == (2, 7, 3)
+
+    def test_samples_of_another_shape_are_refused_with_both_shapes(self):
+        with pytest.raises(DataError) as caught:
+            fit({"x": np.ones((2, 5, 3))}, [spec("image", (None, 4))])
+        assert "Input 'image' of the model takes samples of shape (any, 4)" in str(caught.value)
+        assert "samples of shape (5, 3)" in str(caught.value)
+
+    @pytest.mark.parametrize("names", [["left"], ["left", "other"], ["left", "right", "third"]])
+    def test_arrays_that_are_not_those_of_the_inputs_are_refused(self, names):
+        with pytest.raises(DataError, match=r"named \['left', 'right'\]") as caught:
+            fit(
+                {name: np.ones((2, 3)) for name in names},
+                [spec("left", (3,)), spec("right", (3,))],
+            )
+        assert f"Received: {sorted(names)}" in str(caught.value)
+
+
+class TestFitLabels:
+    @staticmethod
+    def labels(values, *outputs, name="y"):
+        arrays = {"x_test": np.ones((len(values), 2)), f"{name}_test": np.asarray(values)}
+        return fit(arrays, [spec("x", (2,))], outputs).test.labels
+
+    def test_classes_become_a_vector_of_integers(self):
+        for values in ([0, 2, 1], [[0], [2], [1]], np.array([0, 2, 1], "uint8")):
+            fitted = self.labels(values, spec("probabilities", (3,)))["probabilities"]
+            assert fitted.dtype == np.int64
+            assert fitted.tolist() == [0, 2, 1]
+
+    def test_two_classes_may_share_one_output(self):
+        assert self.labels([0, 1, 1], spec("p", (1,)))["p"].tolist() == [0, 1, 1]
+
+    def test_one_hot_rows_stay(self):
+        np.testing.assert_array_equal(self.labels(np.eye(3), spec("p", (3,)))["p"], np.eye(3))
+
+    def test_values_take_the_shape_of_the_output(self):
+        assert self.labels([0.5, 1.5], spec("p", (1,)))["p"].shape == (2, 1)
+
+    @pytest.mark.parametrize(
+        ("values", "shape", "message"),
+        [
+            ([0, 3], (3,), "classes within 0 and 2. Received: values from 0 to 3."),
+            ([-1, 2], (3,), "Received: values from -1 to 2."),
+            ([0, 2], (1,), "classes within 0 and 1. Received: values from 0 to 2."),
+            ([0.5, 1.5], (3,), "of shape (3) like the output. Received: float64 of shape ()."),
+            (np.ones((2, 4)), (3,), "Received: float64 of shape (4,)."),
+        ],
+    )
+    def test_labels_that_do_not_fit_are_refused(self, values, shape, message):
+        with pytest.raises(DataError) as caught:
+            self.labels(values, spec("p", shape))
+        assert str(caught.value).startswith("Labels of output 'p' in data 'arrays'")
+        assert message in str(caught.value)
+
+    def test_labels_of_unknown_outputs_are_refused(self):
+        with pytest.raises(DataError, match=r"named \['y_p', 'y_q'\].*Received: \['other'\]"):
+            self.labels([0, 1], spec("p", (3,)), spec("q", (3,)), name="y_other")
