@@ -1,9 +1,10 @@
-"""Data sets: the embedded digits, files; splits and checks.
+"""Data sets: the embedded digits, files; splits, checks and batches.
 
 What does not fit into memory stays where it is: parts hold lazy arrays then, and their samples are
 read when they are asked for.
 """
 
+from exporter.data.batches import ArraySource, BatchSource
 from exporter.data.dataset import Dataset
 from exporter.data.fitting import UINT8_MAX, fit_to_model
 from exporter.data.lazy import Array, LazyArray, Samples, held, in_memory
@@ -13,6 +14,8 @@ from exporter.data.split import Split
 __all__ = [
     "UINT8_MAX",
     "Array",
+    "ArraySource",
+    "BatchSource",
     "Dataset",
     "LazyArray",
     "Samples",

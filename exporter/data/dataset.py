@@ -1,8 +1,9 @@
-"""A data set and its parts."""
+"""A data set: its parts, and all of its training data in batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from exporter.data.batches import ArraySource, BatchSource
 from exporter.data.split import Split
 
 
@@ -25,6 +26,11 @@ class Dataset:
     test: Split | None
     digest: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> BatchSource | None:
+        """All of the training data, in batches; None if there is no training part."""
+        return None if self.train is None else ArraySource(self.train)
 
     @property
     def parts(self) -> dict[str, Split]:

@@ -254,9 +254,7 @@ def test_memory_stays_constant(tmp_path, suffix):
         before = peak()
         dataset = fitted(load_dataset(sys.argv[1]), model)
         calibration = calibration_from(model, dataset, 1024)
-        order = np.random.default_rng(0).permutation(len(dataset.train))
-        firsts = range(0, len(order), 256)
-        samples = sum(len(dataset.train.take(order[n : n + 256]).read()) for n in firsts)
+        samples = sum(len(batch) for batch in dataset.source.batches(256, seed=0, epoch=0))
         print(samples == len(dataset.train) > 100_000, len(calibration), peak() - before)
     """
     done = subprocess.run(

@@ -1,0 +1,75 @@
+"""Batches to train on, epoch by epoch."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from exporter.data.split import Split
+
+READ_AHEAD = 2
+"""How many batches are read while another one is trained on."""
+
+T = TypeVar("T")
+
+
+class BatchSource(Protocol):
+    """All of the training data, in batches."""
+
+    @property
+    def samples(self) -> int | None:
+        """How many there are in an epoch; None where that is not known."""
+
+    def batches(self, size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Split]:
+        """Yields the batches of an epoch, in memory.
+
+        Args:
+            size: Samples in each; the last one may be smaller.
+            seed: Of the order.
+            epoch: Its number: each one has an order of its own.
+            start: How many batches are left out at the beginning, to go on where training stopped.
+        """
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Batches of arrays; lazy ones are read ahead by a thread.
+
+    The order is a function of ``seed`` and ``epoch`` alone.
+    """
+
+    split: Split
+
+    @property
+    def samples(self) -> int:
+        """How many there are in an epoch."""
+        return len(self.split)
+
+    def batches(self, size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Split]:
+        """Yields the batches of an epoch; see ``BatchSource``."""
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.split))
+        firsts = range(start * size, len(order), size)
+        reads = (self.split.take(order[first : first + size]).read for first in firsts)
+        return read_ahead(reads) if self.split.is_lazy else (read() for read in reads)
+
+
+def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Calls functions, in order, in a thread that is a few of them ahead.
+
+    An error that one of them raises is raised where its result would have been yielded. The thread
+    ends with the iterator.
+    """
+    pending: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    try:
+        for read in reads:
+            pending.append(pool.submit(read))
+            if len(pending) > READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
