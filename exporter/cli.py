@@ -245,8 +245,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--data",
         default=DIGITS,
         help=(
-            f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, or {', '.join(KERAS_DATASETS)} "
-            f"(default: {DIGITS})"
+            f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, a folder of images by class, "
+            f"or {', '.join(KERAS_DATASETS)} (default: {DIGITS})"
         ),
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")

@@ -73,8 +73,8 @@ class Recipe:
 
     Attributes:
         model: Path of a ``.keras`` or ``.h5`` file; None trains the reference MLP on ``data``.
-        data: ``"digits"`` (embedded), ``"none"``, a path to ``.npz`` or ``.npy``, or a Keras data
-            set by name.
+        data: ``"digits"`` (embedded), ``"none"``, a path to ``.npz``, ``.npy`` or a folder of
+            images, or a Keras data set by name.
         rank: One rank for all layers, a part of each layer's parameters between 0 and 1, a name of
             ``RANK_NAMES``, or a mapping from layer name to rank. ``DEFAULT_RANK`` where none of
             the next six is given either; None where one is.

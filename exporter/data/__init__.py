@@ -1,4 +1,4 @@
-"""Data sets: the embedded digits, files; splits, checks and batches.
+"""Data sets: the embedded digits, files, folders; splits, checks and batches.
 
 What does not fit into memory stays where it is: parts hold lazy arrays then, and their samples are
 read when they are asked for.

@@ -98,7 +98,7 @@ def read_file(path: Path) -> dict[str, Samples]:
         DataError: If they cannot be read, or would not fit into memory.
     """
     if path.suffix not in {".npz", ".npy"} or not path.is_file():
-        raise DataError(f"Data must be a .npz or .npy file. Received: {str(path)!r}.")
+        raise DataError(f"Data must be a .npz or .npy file, or a folder. Received: {str(path)!r}.")
     try:
         with path.open("rb") as file:  # NumPy leaves a damaged file open.
             return _arrays(path, file)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from exporter.data.dataset import Dataset
-from exporter.data.lazy import Samples, Step, mapped
+from exporter.data.folders import ImageRows, fit_images
+from exporter.data.lazy import LazyArray, Samples, Step, mapped
 from exporter.data.split import LABELS, ONLY_INPUT, Split
 from exporter.errors import DataError
 
@@ -82,6 +83,8 @@ def _by_input(
 
 def _shape_array(source: str, spec: Any, array: Samples, notes: dict[str, None]) -> Samples:
     shape = tuple(spec.shape)[1:]
+    if isinstance(array, LazyArray) and isinstance(array.source, ImageRows):
+        array = fit_images(source, array, array.source, spec)
     if _matches(array.shape[1:], shape):
         return array
     if _matches((*array.shape[1:], 1), shape):
@@ -109,15 +112,22 @@ def _text(shape: tuple[int | None, ...]) -> str:
 
 def _is_image(array: Samples, spec: Any) -> bool:
     """Integers of at least two axes in 0 to 255, for an input that takes floats."""
-    if array.dtype.kind not in "iu" or not str(spec.dtype).startswith("float"):
+    dtype = _stored_dtype(array)
+    if dtype.kind not in "iu" or not str(spec.dtype).startswith("float"):
         return False
-    if array.dtype == np.uint8:
+    if dtype == np.uint8:
         return True
     return bool(array.ndim > 2 and array.min() >= 0 and array.max() <= UINT8_MAX)
 
 
+def _stored_dtype(array: Samples) -> np.dtype[Any]:
+    """Image files hold integers, of which resizing makes fractions."""
+    from_files = isinstance(array, LazyArray) and isinstance(array.source, ImageRows)
+    return np.dtype(np.uint8) if from_files else array.dtype
+
+
 def _note_on_images(spec: Any, array: Samples, scaled_inside: bool) -> str:
-    images = f"{spec.name}: {array.dtype} images are"
+    images = f"{spec.name}: {_stored_dtype(array)} images are"
     if scaled_inside:
         return f"{images} left as they are, 0 to 255, for the model rescales them itself"
     return f"{images} scaled to [0, 1]"

@@ -15,6 +15,7 @@ from exporter import datasets
 from exporter.data.checks import check_values, checked_digest
 from exporter.data.dataset import Dataset
 from exporter.data.files import left_on_disk, read_file, read_keras
+from exporter.data.folders import read_folder
 from exporter.data.lazy import Array, Samples
 from exporter.data.split import LABELS, Split, divide
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
@@ -28,8 +29,9 @@ def load_dataset(source: str | Mapping[str, Array]) -> Dataset:
     """Loads a data set.
 
     Args:
-        source: ``"digits"``, ``"none"``, a path to ``.npz`` or ``.npy``, the name of a Keras data
-            set (``mnist`` or ``fashion_mnist``), or arrays by the names they would have in a file.
+        source: ``"digits"``, ``"none"``, a path to ``.npz`` or ``.npy``, or to a folder of images
+            with a folder for each class; the name of a Keras data set (``mnist`` or
+            ``fashion_mnist``); or arrays by the names they would have in a file.
 
     Raises:
         DataError: If it cannot be read, is empty, or holds what no model takes.
@@ -38,6 +40,8 @@ def load_dataset(source: str | Mapping[str, Array]) -> Dataset:
         return _from_arrays("arrays", {name: left_on_disk(a) for name, a in source.items()})
     if source == NO_DATA:
         return Dataset(NO_DATA, None, None, None, "none")
+    if source != DIGITS and Path(source).is_dir():
+        return _from_parts(source, *read_folder(Path(source)))
     return _from_arrays(source, _read(source))
 
 
@@ -51,7 +55,9 @@ def _read(source: str) -> dict[str, Samples]:
     if source in KERAS_DATASETS:
         return read_keras(source)
     known = ", ".join([DIGITS, NO_DATA, *KERAS_DATASETS])
-    raise DataError(f"Data must be a file or one of {known}. Received: {source!r}, not found.")
+    raise DataError(
+        f"Data must be a file, a folder or one of {known}. Received: {source!r}, not found."
+    )
 
 
 def _from_arrays(source: str, arrays: Mapping[str, Samples]) -> Dataset:

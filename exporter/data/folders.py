@@ -1,0 +1,206 @@
+"""Images in folders, one folder a class; decoded when they are asked for."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.data.lazy import Array, Index, LazyArray, numbered
+from exporter.data.split import LABELS, ONLY_INPUT, Split, shuffled
+from exporter.errors import DataError, brief
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+"""What Keras takes for an image."""
+
+PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+
+CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Images in files.
+
+    Attributes:
+        files: One a sample.
+        size: Height, width and channels; None until they are fitted to a model.
+    """
+
+    files: Sequence[str]
+    size: tuple[int, int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Samples, height, width, channels; the last three None while they are unknown."""
+        return (len(self.files), *(self.size or (None, None, None)))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Floating point once they are resized, for that interpolates."""
+        return np.dtype(np.float32 if self.size else np.uint8)
+
+    def read(self, rows: slice | Index) -> Array:
+        """Decodes some images, with values in 0 to 255."""
+        files = [self.files[number] for number in numbered(rows, len(self.files))]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            images = list(pool.map(self._decode, files))
+        return np.stack(images) if images else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def _decode(self, file: str) -> Array:
+        import tensorflow as tf
+
+        if self.size is None:
+            raise DataError(f"Images have no size before they are fitted to a model: {file!r}.")
+        height, width, channels = self.size
+        try:
+            content = Path(file).read_bytes()
+            # Of an animation, the first frame.
+            image = tf.io.decode_image(content, channels=channels, expand_animations=False)
+        except (OSError, tf.errors.OpError) as error:
+            raise DataError(
+                f"Image {file!r} cannot be decoded with {channels} channels: "
+                f"{brief(error)} Remove it, or save it again."
+            ) from error
+        # As keras.utils.image_dataset_from_directory does it.
+        resized: Array = tf.image.resize(image, (height, width), method="bilinear").numpy()
+        return resized
+
+
+def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> LazyArray:
+    """Gives images the size that an input of a model has.
+
+    Args:
+        source: The folder.
+        array: Images of no size yet.
+        rows: The source of ``array``.
+        spec: The input, with ``name`` and ``shape``, batch first.
+
+    Raises:
+        DataError: If the size is free, or none of an image.
+    """
+    shape = tuple(spec.shape)[1:]
+    size = (*shape, 1) if len(shape) == 2 else shape
+    if len(size) != 3 or None in size or size[-1] not in CHANNELS:
+        raise DataError(
+            f"Images in folders are resized to the input of the model, which must be of a fixed "
+            f"height and width and of {', '.join(map(str, CHANNELS[:-1]))} or {CHANNELS[-1]} "
+            f"channels. Received: input {spec.name!r} with samples of shape {shape} for data "
+            f"{source!r}. Build the model with such an Input, or give the images as an array."
+        )
+    return array.over(replace(rows, size=size))
+
+
+def read_folder(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
+    """Lists the images of a folder; its contents are hashed and not decoded.
+
+    Args:
+        root: Holds a folder of images for each class, or ``train``, ``validation`` (or ``val``) and
+            ``test`` that do.
+
+    Returns:
+        The parts by name, of none where the folder is not divided; a digest; notes.
+
+    Raises:
+        DataError: If the folder is neither.
+    """
+    try:
+        return _read(root)
+    except OSError as error:
+        raise DataError(f"Folder {str(root)!r} cannot be read: {brief(error)}") from error
+
+
+def _read(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
+    folders = _part_folders(root)
+    listed = {part: _list_images(folder) for part, folder in folders.items()}
+    classes = {part: names for part, (_, names) in listed.items()}
+    names = next(iter(classes.values()))
+    if any(other != names for other in classes.values()):
+        raise DataError(
+            f"The parts of data {str(root)!r} must have the same classes, a folder for each of "
+            f"them. Received: {classes}."
+        )
+    digest = hashlib.sha256()
+    parts = {}
+    for part, (files, _) in listed.items():
+        _update(digest, root, files)
+        split = _as_split(files, folders[part], names)
+        # Sorted by class they would not do: the first of them stand for all.
+        parts[part] = split.take(shuffled(len(split)))
+    note = f"labels are the {len(names)} folders in sorted order: {_enumerated(names)}"
+    return parts, digest.hexdigest(), (note,)
+
+
+def _part_folders(root: Path) -> dict[str, Path]:
+    """Returns the folders of parts by name, or the root under no name."""
+    folders = _folders(root)
+    named = [name for name in folders if name in PARTS and _folders(root / name)]
+    if not {"train", "test"} & set(named):
+        return {"": root}
+    parts = {PARTS[name]: root / name for name in named}
+    if named != folders or len(parts) < len(named):
+        raise DataError(
+            f"Data {str(root)!r} must hold the folders train, validation (or val) and test alone, "
+            f"each with a folder for each class. Received: {folders}."
+        )
+    if "validation" in parts and "train" not in parts:
+        raise DataError(
+            f"Data {str(root)!r} must have a folder train where they have one for validation. "
+            f"Received: {folders}."
+        )
+    return parts
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Returns the images below a folder, and its classes."""
+    classes = _folders(folder)
+    # A look first: Keras goes through all of what lies below.
+    if not any(
+        file.suffix.lower() in SUFFIXES
+        for name in classes
+        if os.access(folder / name, os.R_OK)
+        for file in (folder / name).iterdir()
+    ):
+        held = "folders, and no image in them" if classes else "no folder"
+        raise DataError(
+            f"A folder of data must hold a folder for each class, with images in it "
+            f"({', '.join(SUFFIXES)}). Received: {str(folder)!r}, which holds {held}. "
+            "Arrays are given as an .npz or .npy file."
+        )
+    import keras
+
+    listing = keras.utils.image_dataset_from_directory(
+        folder, batch_size=None, image_size=(1, 1), shuffle=False, verbose=False
+    )
+    return list(listing.file_paths), tuple(listing.class_names)
+
+
+def _as_split(files: Sequence[str], folder: Path, classes: Sequence[str]) -> Split:
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers[Path(file).relative_to(folder).parts[0]] for file in files]
+    images = LazyArray(ImageRows(files))
+    return Split({ONLY_INPUT: images}, {LABELS: np.array(labels, np.int64)})
+
+
+def _update(digest: Any, root: Path, files: Sequence[str]) -> None:
+    for file in sorted(files):
+        path = Path(file)
+        with path.open("rb") as content:
+            hashed = hashlib.file_digest(content, "sha256").hexdigest()
+        name, size = path.relative_to(root).as_posix(), path.stat().st_size
+        digest.update(f"{name} {size} {hashed}\n".encode())
+
+
+def _enumerated(names: Sequence[str], limit: int = 10) -> str:
+    shown = [f"{number} {name}" for number, name in enumerate(names[:limit])]
+    return ", ".join([*shown, "..."] if len(names) > limit else shown)
