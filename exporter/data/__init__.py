@@ -1,4 +1,4 @@
-"""Data sets: the embedded digits, files, folders; splits, checks and batches.
+"""Data sets: the embedded digits, files, folders, pipelines; splits, checks and batches.
 
 What does not fit into memory stays where it is: parts hold lazy arrays then, and their samples are
 read when they are asked for.
@@ -9,6 +9,7 @@ from exporter.data.dataset import Dataset
 from exporter.data.fitting import UINT8_MAX, fit_to_model
 from exporter.data.lazy import Array, LazyArray, Samples, held, in_memory
 from exporter.data.loading import load_dataset
+from exporter.data.pipelines import PipelineSource
 from exporter.data.split import Split
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BatchSource",
     "Dataset",
     "LazyArray",
+    "PipelineSource",
     "Samples",
     "Split",
     "fit_to_model",

@@ -21,7 +21,7 @@ class BatchSource(Protocol):
 
     @property
     def samples(self) -> int | None:
-        """How many there are in an epoch; None where that is not known."""
+        """How many there are in an epoch; None where a pipeline does not know."""
 
     def batches(self, size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Split]:
         """Yields the batches of an epoch, in memory.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from exporter.data.batches import ArraySource, BatchSource
+from exporter.data.pipelines import PipelineSource
 from exporter.data.split import Split
 
 
@@ -13,11 +14,13 @@ class Dataset:
 
     Attributes:
         name: What the user asked for.
-        train: For training and calibration; None if there is none.
+        train: For training and calibration; None if there is none. Of a pipeline, its first
+            samples.
         validation: Picks models; None if there is no training part.
         test: Picks nothing, is only reported on; None where data are ``"none"``.
         digest: Hash of all arrays.
         notes: Choices made for the user, each worth a line.
+        stream: The training pipeline, if there is one.
     """
 
     name: str
@@ -26,10 +29,13 @@ class Dataset:
     test: Split | None
     digest: str
     notes: tuple[str, ...] = ()
+    stream: PipelineSource | None = None
 
     @property
     def source(self) -> BatchSource | None:
         """All of the training data, in batches; None if there is no training part."""
+        if self.stream is not None:
+            return self.stream
         return None if self.train is None else ArraySource(self.train)
 
     @property
@@ -39,11 +45,12 @@ class Dataset:
         return {name: part for name, part in parts.items() if part is not None}
 
     def map(self, step: Callable[[Split], Split]) -> "Dataset":
-        """Applies a function to every part."""
+        """Applies a function to every part, and to every batch of a pipeline."""
         parts = {name: step(part) for name, part in self.parts.items()}
         return replace(
             self,
             train=parts.get("train"),
             validation=parts.get("validation"),
             test=parts.get("test"),
+            stream=None if self.stream is None else self.stream.map(step),
         )

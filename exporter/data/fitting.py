@@ -39,7 +39,7 @@ def fit_to_model(
     if not dataset.parts:
         return dataset
     source = dataset.name
-    notes = dict.fromkeys(dataset.notes)  # Each once, in order.
+    notes = dict.fromkeys(dataset.notes)  # Each once, in order: every batch of a pipeline adds its.
 
     def shape(part: Split) -> Split:
         arrays = _by_input(source, part.inputs, inputs)

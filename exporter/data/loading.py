@@ -10,33 +10,44 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from exporter import datasets
 from exporter.data.checks import check_values, checked_digest
 from exporter.data.dataset import Dataset
 from exporter.data.files import left_on_disk, read_file, read_keras
 from exporter.data.folders import read_folder
-from exporter.data.lazy import Array, Samples
+from exporter.data.lazy import Samples
+from exporter.data.pipelines import PARTS, PIPELINE, is_pipeline, read_head, source_after
 from exporter.data.split import LABELS, Split, divide
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import DataError
 
 HELD_SAMPLES = 10_000
-"""The most that is taken of a validation or test part that is not in memory."""
+"""The most that is taken of a validation or test part that is not in memory, and of the head of a
+pipeline."""
 
 
-def load_dataset(source: str | Mapping[str, Array]) -> Dataset:
+def load_dataset(source: Any) -> Dataset:
     """Loads a data set.
 
     Args:
         source: ``"digits"``, ``"none"``, a path to ``.npz`` or ``.npy``, or to a folder of images
             with a folder for each class; the name of a Keras data set (``mnist`` or
-            ``fashion_mnist``); or arrays by the names they would have in a file.
+            ``fashion_mnist``); arrays by the names they would have in a file; a
+            ``tf.data.Dataset`` to train on, or several of them as ``train``, ``validation`` and
+            ``test``. A pipeline yields single samples, ``x`` or ``(x, y)``, each a tensor or
+            tensors by name. What is missing of validation and test is taken from the first samples
+            of ``train``, which must begin alike each time then.
 
     Raises:
         DataError: If it cannot be read, is empty, or holds what no model takes.
     """
+    if is_pipeline(source):
+        return _from_pipelines({"train": source})
     if isinstance(source, Mapping):
+        if any(map(is_pipeline, source.values())):
+            return _from_pipelines(source)
         return _from_arrays("arrays", {name: left_on_disk(a) for name, a in source.items()})
     if source == NO_DATA:
         return Dataset(NO_DATA, None, None, None, "none")
@@ -111,3 +122,34 @@ def _from_parts(
     train, validation, test = divide(parts)
     held_out = limit("validation", validation), limit("test", test)
     return Dataset(source, train, *held_out, digest, tuple(limited))
+
+
+def _from_pipelines(pipelines: Mapping[str, Any]) -> Dataset:
+    known = set(pipelines) <= set(PARTS) and all(map(is_pipeline, pipelines.values()))
+    if not known or not ("train" in pipelines or set(pipelines) == {"test"}):
+        kinds = {name: type(value).__name__ for name, value in pipelines.items()}
+        raise DataError(
+            "Pipelines are given as train, validation and test, each a tf.data.Dataset; train may "
+            f"be alone, and so may test. Received: {kinds}."
+        )
+    heads = {part: read_head(part, pipelines[part], HELD_SAMPLES) for part in pipelines}
+    train, validation, test = divide({p: head.split for p, head in heads.items()}, shuffle=False)
+    stream = None
+    if train is not None:
+        skipped = len(heads["train"].split) - len(train)
+        stream = source_after("train", pipelines["train"], heads["train"], skipped)
+    notes = tuple(
+        f"{part}: the first {len(head.split):,} samples of the pipeline are looked at"
+        + (", training goes on to the others" if part == "train" else "")
+        for part, head in heads.items()
+        if not head.ended
+    )
+    arrays = {
+        f"{part} {kind} {name}": array
+        for part, head in heads.items()
+        for kind, named in (("x", head.split.inputs), ("y", head.split.labels))
+        for name, array in named.items()
+    }
+    return Dataset(
+        PIPELINE, train, validation, test, checked_digest(PIPELINE, arrays), notes, stream
+    )
