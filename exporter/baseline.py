@@ -165,10 +165,15 @@ def reference_for(dataset: Dataset, seed: int) -> Any:
             f"The reference MLP is trained on integer classes >= 0. Received: labels of dtype "
             f"{labels.dtype} and shape {labels.shape} in data {dataset.name!r}."
         )
+    (images,) = train.inputs.values()
+    if None in images.shape:
+        raise DataError(
+            f"The reference MLP takes the size of its input from the data. Received: images in "
+            f"folders, {dataset.name!r}, which take theirs from the model. Give a model."
+        )
     import keras
 
     keras.utils.set_random_seed(seed)
-    (images,) = train.inputs.values()
     return reference_mlp(images.shape[1:], max(2, int(labels.max()) + 1))
 
 
@@ -227,12 +232,13 @@ def train_reference(
 def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Training:
     import keras
 
-    train, validation = _arrays(dataset.train), _arrays(dataset.validation)
+    samples, train = _training_data(dataset, seed)
+    validation = _arrays(dataset.validation)
     # A twin is trained, for the loss and the optimizer's state, twice the weights, stay with it.
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     keras.utils.set_random_seed(seed)
-    steps = EPOCHS * -(-len(train[0]) // BATCH_SIZE)
+    steps = EPOCHS * -(-samples // BATCH_SIZE)
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
     twin.compile(
         optimizer=keras.optimizers.Adam(schedule),
@@ -256,10 +262,9 @@ def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Train
                 best = (logs["val_accuracy"], epoch + 1, twin.get_weights())
 
         twin.fit(
-            *train,
+            **train,
             validation_data=validation,
             epochs=EPOCHS,
-            batch_size=BATCH_SIZE,
             verbose=0,
             callbacks=[
                 keras.callbacks.LambdaCallback(
@@ -280,3 +285,24 @@ def _arrays(split: Split | None) -> tuple[Any, Any]:
     part = split.read()
     (inputs,), (labels,) = part.inputs.values(), part.labels.values()
     return inputs, labels
+
+
+def _training_data(dataset: Dataset, seed: int) -> tuple[int, dict[str, Any]]:
+    """Returns how many samples there are in an epoch, and arguments of Keras' ``fit``."""
+    source, train = dataset.source, dataset.train
+    if dataset.stream is None and train is not None and not train.is_lazy:
+        x, y = _arrays(train)
+        return len(x), {"x": x, "y": y, "batch_size": BATCH_SIZE}
+    if source is None or source.samples is None:
+        raise DataError(
+            "The reference MLP is trained for a number of steps that is known beforehand. "
+            f"Received: data {dataset.name!r}, which do not know how many samples they have. Set "
+            "it by tf.data.experimental.assert_cardinality, or give a model."
+        )
+    batches = (
+        _arrays(batch)
+        for epoch in range(EPOCHS)
+        for batch in source.batches(BATCH_SIZE, seed=seed, epoch=epoch)
+    )
+    steps = -(-source.samples // BATCH_SIZE)
+    return source.samples, {"x": batches, "steps_per_epoch": steps, "shuffle": False}

@@ -8,7 +8,7 @@ import pytest
 
 from exporter import baseline
 from exporter.baseline import load_model, reference_for, scales_input, train_reference
-from exporter.data import fit_to_model, load_dataset
+from exporter.data import files, fit_to_model, load_dataset, loading
 from exporter.errors import DataError, ModelError, OutputError
 from exporter.formats.base import Signature
 from exporter.progress import Silent
@@ -229,6 +229,24 @@ class TestReference:
         other = train(blobs, tmp_path, listener, seed=1)[0].get_weights()
         assert np.abs(first[0] - other[0]).max() > 0.01
 
+    @pytest.mark.parametrize("kind", ["large file", "pipeline"])
+    @pytest.mark.usefixtures("small")
+    def test_learns_from_what_is_not_in_memory(self, blobs, tmp_path, listener, monkeypatch, kind):
+        arrays = {"x": blobs.train.inputs["x"], "y": blobs.train.labels["y"]}
+        if kind == "pipeline":
+            import tensorflow as tf
+
+            dataset = load_dataset(tf.data.Dataset.from_tensor_slices((arrays["x"], arrays["y"])))
+        else:
+            monkeypatch.setattr(files, "LARGE_BYTES", 0)
+            np.savez(tmp_path / "blobs.npz", **arrays)
+            dataset = load_dataset(str(tmp_path / "blobs.npz"))
+        model, training = train(dataset, tmp_path / "cache", listener)
+        assert accuracy(model, blobs.test) > 0.8
+        assert not training.cached
+        # 130 samples for training, in batches of 32.
+        assert [done for done, _ in listener.steps] == list(range(1, 2 * 5 + 1))
+
 
 @pytest.mark.usefixtures("small")
 class TestCache:
@@ -296,6 +314,27 @@ class TestUntrainable:
     def test_data_that_train_no_classifier_are_refused(self, arrays, message):
         with pytest.raises(DataError, match=message):
             reference_for(load_dataset(arrays), 0)
+
+    def test_images_without_a_size_are_refused(self, tmp_path):
+        import tensorflow as tf
+
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir()
+            for number in range(8):
+                image = tf.io.encode_png(np.zeros((4, 4, 1), "uint8"))
+                (tmp_path / name / f"{number}.png").write_bytes(image.numpy())
+        with pytest.raises(DataError, match=r"images in folders, .*, which take theirs"):
+            reference_for(load_dataset(str(tmp_path)), 0)
+
+    @pytest.mark.usefixtures("small")
+    def test_a_pipeline_of_unknown_length_is_refused(self, blobs, tmp_path, listener, monkeypatch):
+        import tensorflow as tf
+
+        monkeypatch.setattr(loading, "HELD_SAMPLES", 50)
+        arrays = blobs.train.inputs["x"], blobs.train.labels["y"]
+        endless = tf.data.Dataset.from_tensor_slices(arrays).filter(lambda x, y: True)
+        with pytest.raises(DataError, match="which do not know how many samples they have"):
+            train(load_dataset(endless), tmp_path, listener)
 
     def test_no_data_are_refused(self):
         with pytest.raises(DataError, match="data 'none' without them"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import exporter
+from exporter.data import files, lazy
 from exporter.formats import FORMATS
 
 
@@ -144,6 +145,40 @@ def test_failed_conversion_is_reported_and_the_others_are_written(tmp_path):
     assert "unroll=True" in failed.error
     assert written.accepted
     assert written.artifact.path.exists()
+
+
+@pytest.fixture
+def kinds(arrays, tmp_path, monkeypatch):
+    """The same images in a large file, in folders, and as a pipeline."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(files, "LARGE_BYTES", 0)
+    np.savez(tmp_path / "large.npz", **arrays)
+    for number, (image, label) in enumerate(zip(arrays["x"], arrays["y"], strict=True)):
+        folder = tmp_path / "folder" / ("dark", "bright")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        encoded = tf.io.encode_png(image[..., np.newaxis])
+        (folder / f"{number}.png").write_bytes(encoded.numpy())
+    pipeline = tf.data.Dataset.from_tensor_slices((arrays["x"], arrays["y"]))
+    return {
+        "large": str(tmp_path / "large.npz"),
+        "folder": str(tmp_path / "folder"),
+        "pipeline": {"train": pipeline},
+    }
+
+
+@pytest.mark.parametrize("kind", ["large", "folder", "pipeline"])
+def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkeypatch):
+    # Nothing is small enough to be read into memory as a whole.
+    monkeypatch.setattr(lazy, "HELD_BYTES", 0)
+    dataset = exporter.load_dataset(kinds[kind])
+    recipe = exporter.Recipe(max_drop=0.5, output=str(tmp_path / "run"))
+    report = exporter.run(recipe, model=model, dataset=dataset)
+    (item,) = report.artifacts
+    assert item.conversion.passed
+    assert item.conversion.metrics["probabilities"].samples == 12
+    assert report.samples == {"train": 43, "validation": 5, "test": 12}
+    assert report.data_notes[-1] == "image: uint8 images are scaled to [0, 1]"
 
 
 def test_export_then_verify_compressed_objects(model, arrays, tmp_path):
