@@ -19,6 +19,7 @@ from itertools import dropwhile
 from typing import ClassVar
 
 _TERMINAL_STYLE = re.compile(r"\x1b\[[\d;]*m")
+_OPERATION = re.compile(r"\{\{\w+_node .*?\}\} ?| ?\[Op:\w+\].*")
 _ERROR_LINE = re.compile(r"\w+(Error|Exception): ")
 
 
@@ -67,7 +68,7 @@ def brief(error: BaseException, limit: int = 300) -> str:
         error: The error of the library.
         limit: The largest number of characters returned.
     """
-    plain = _TERMINAL_STYLE.sub("", str(error))
+    plain = _OPERATION.sub("", _TERMINAL_STYLE.sub("", str(error)))  # TensorFlow's own names.
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     if lines[:1] == ["in user code:"]:  # TensorFlow, with a traceback in the message.
         lines = list(dropwhile(lambda line: not _ERROR_LINE.match(line), lines)) or lines

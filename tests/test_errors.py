@@ -74,3 +74,12 @@ def test_brief_finds_the_reason_that_tensorflow_wraps():
     with pytest.raises(ValueError, match="in user code") as caught:
         function.get_concrete_function(tf.TensorSpec((None, 2)))
     assert brief(caught.value) == "The inner reason."
+
+
+def test_brief_leaves_out_the_names_that_tensorflow_gives_operations():
+    import tensorflow as tf
+
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        tf.io.decode_image(b"text")
+    assert brief(caught.value).startswith("Unknown image file format. One of JPEG, ")
+    assert brief(caught.value).endswith(" required.")
