@@ -12,7 +12,8 @@ from exporter.formats.base import KerasRunner
 from exporter.lowrank.allocation import Sensitivity
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.ranks import Candidate
-from exporter.lowrank.statistics import Calibration, substituted
+from exporter.lowrank.statistics import Calibration
+from exporter.lowrank.taps import substituted
 from exporter.metrics import are_probabilities
 from exporter.progress import Progress, Silent
 

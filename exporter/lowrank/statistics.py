@@ -1,7 +1,6 @@
 """Gathers the moments of kernels from calibration data, in batches: constant memory, any size."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from exporter.data import Dataset, Samples, held
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.moments import Accumulator, Array, Fisher, Moments
+from exporter.lowrank.taps import Kernels, tapped, watched
 from exporter.metrics import is_classes
 
 MAX_OUTPUTS = 8192
@@ -22,8 +22,6 @@ HELD_OUT_EVERY = 4
 """One batch of this many is held out to judge by."""
 
 _BATCH_BYTES = 2**29
-
-Kernels = Mapping[str, Kernel]
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def gather_fishers(
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(inputs: Any, number: Any) -> Any:
-        with tf.GradientTape() as tape, _watched(wanted, tape) as seen:
+        with tf.GradientTape() as tape, watched(wanted, tape) as seen:
             outputs = signature(**inputs)
             loss = 0.0
             for index, (name, likelihood) in enumerate(likelihoods.items()):
@@ -230,7 +228,7 @@ def _traced_outputs(signature: Any, inputs: Any, kernels: Kernels) -> dict[str, 
     """Calls a model and returns each kernel's outputs, rows x g x n, in the order of the calls."""
     import tensorflow as tf
 
-    with _tapped(kernels) as seen:
+    with tapped(kernels) as seen:
         signature(**inputs)
     order = {key: position for position, key in enumerate(seen)}
     reached = [name for name, kernel in kernels.items() if id(kernel.layer) in order]
@@ -240,81 +238,6 @@ def _traced_outputs(signature: Any, inputs: Any, kernels: Kernels) -> dict[str, 
         rows = [kernel.outputs(tensor) for tensor in seen[id(kernel.layer)]]
         outputs[name] = tf.cast(tf.concat(rows, axis=0), tf.float32)
     return outputs
-
-
-@contextmanager
-def _tapped(kernels: Kernels) -> Iterator[dict[int, list[Any]]]:
-    """Notes the inputs of layers while the block runs, by the identity of the layer.
-
-    Layers of nested models, and those inside other layers, have no tensor of the outer graph that
-    could be asked for; so their ``call`` is stood in for while the model is traced.
-    """
-    seen: dict[int, list[Any]] = {}
-
-    def tap(layer: Any) -> Callable[..., Any]:
-        call = layer.call
-
-        def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            seen.setdefault(id(layer), []).append(inputs)
-            return call(inputs, *args, **kwargs)
-
-        return noting
-
-    layers = {id(kernel.layer): kernel.layer for kernel in kernels.values()}.values()
-    with _replaced([(layer, "call", tap(layer)) for layer in layers]):
-        yield seen
-
-
-@contextmanager
-def _watched(kernels: Kernels, tape: Any) -> Iterator[dict[int, list[Any]]]:
-    """Notes what layers hand to their activation, or return where they have none, on a tape."""
-    seen: dict[int, list[Any]] = {}
-
-    def watch(layer: Any, function: Callable[..., Any], *, before: bool) -> Callable[..., Any]:
-        def watching(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            tensor = inputs if before else function(inputs, *args, **kwargs)
-            tape.watch(tensor)
-            seen[id(layer)].append(tensor)
-            return function(tensor) if before else tensor
-
-        return watching
-
-    patches = []
-    for kernel in kernels.values():
-        layer = kernel.layer
-        if id(layer) in seen:
-            continue
-        seen[id(layer)] = []
-        if kernel.gradient_at == "activation":
-            patches.append((layer, "activation", watch(layer, layer.activation, before=True)))
-        elif kernel.gradient_at == "output":
-            patches.append((layer, "call", watch(layer, layer.call, before=False)))
-    with _replaced(patches):
-        yield seen
-
-
-@contextmanager
-def substituted(layer: Any, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Has a model call something else in place of a layer while the block runs, eagerly."""
-    with _replaced([(layer, "call", replacement)]):
-        yield
-
-
-@contextmanager
-def _replaced(patches: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
-    """Sets attributes of layers for the time of the block."""
-    missing = object()
-    former = [(layer, name, vars(layer).get(name, missing)) for layer, name, _ in patches]
-    try:
-        for layer, name, value in patches:
-            object.__setattr__(layer, name, value)
-        yield
-    finally:
-        for layer, name, value in former:
-            if value is missing:
-                object.__delattr__(layer, name)
-            else:
-                object.__setattr__(layer, name, value)
 
 
 def _summary(left: Any, right: Any) -> tuple[Any, Any, Any, Any]:
