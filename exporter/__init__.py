@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from exporter.artifacts import export, verify
     from exporter.data import Dataset, load_dataset
     from exporter.errors import (
+        ClusterError,
         ConversionError,
         DataError,
         ExporterError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Artifact": "formats.base",
+    "ClusterError": "errors",
     "Compressed": "lowrank.engine",
     "ConversionError": "errors",
     "ConversionVerdict": "verification.verifier",
@@ -55,6 +57,7 @@ _MODULES = {
 
 __all__ = [
     "Artifact",
+    "ClusterError",
     "Compressed",
     "ConversionError",
     "ConversionVerdict",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import time
 import zipfile
@@ -63,6 +64,38 @@ def load_model(path: str) -> Any:
         raise ModelError(f"{path!r} cannot be loaded: {_explain(error)}") from error
     check_rewritable(model)
     return model
+
+
+def loss_in_file(path: str) -> Any:
+    """Reads the loss that a model was compiled with, and not the state of its optimizer.
+
+    Args:
+        path: Of a file that ``load_model`` has loaded.
+
+    Returns:
+        What ``keras.Model.compile`` takes; None if the model was not compiled.
+
+    Raises:
+        ModelError: If it is of the user's own, which Keras does not know.
+    """
+    import h5py
+    import keras
+
+    file = Path(path)
+    if file.suffix == ".keras":
+        with zipfile.ZipFile(file) as archive:
+            config = json.loads(archive.read("config.json")).get("compile_config")
+    else:
+        with h5py.File(file) as stored:
+            config = json.loads(stored.attrs.get("training_config", "null"))
+    loss = (config or {}).get("loss")
+    try:
+        return keras.saving.deserialize_keras_object(loss) if loss is not None else None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The loss that {path!r} was compiled with cannot be read: {brief(error)} Load the "
+            "model in Python with its custom_objects, and call exporter.run with the object."
+        ) from error
 
 
 def _check_file(file: Path) -> None:
@@ -220,7 +253,8 @@ def train_reference(
     training = _train(model, dataset, seed, progress)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".partial-{file.name}")
+        # Several workers may train it at the same time.
+        partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
         model.save(partial)
         record.write_text(json.dumps(asdict(training)))
         partial.replace(file)

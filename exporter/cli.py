@@ -21,9 +21,12 @@ from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seco
 from exporter.recipe import (
     CONVOLUTIONS,
     DEFAULT_RANK,
+    DISTRIBUTIONS,
+    EXPORTS_FROM,
     METHODS,
     OPSETS,
     RANK_NAMES,
+    TRAININGS,
     Recipe,
     parse_rank,
 )
@@ -93,13 +96,19 @@ def _run(options: argparse.Namespace) -> int:
         opset=options.opset,
         merge=options.merge,
         force=options.force,
+        **{name: getattr(options, name) for name in _TUNING},
         **_shared(options),
     )
     # Imported late: --help and usage errors need none of it.
-    from exporter.pipeline import run
+    from exporter.pipeline import run, run_worker
     from exporter.report.console import print_report
     from exporter.report.manifest import report_dict
+    from exporter.training.distribution import worker_index
 
+    if recipe.distribute == "multiworker" and worker_index() > 0:
+        with _output_for(options):
+            run_worker(recipe, progress=_progress(options))
+        return 0
     with _output_for(options):
         report = run(recipe, progress=_progress(options))
     _show(options, report, report_dict, print_report)
@@ -187,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-drop", metavar="PART", help="accuracy lost on validation data, e.g. 0.5%%"
     )
     _add_cutting(parser)
+    _add_tuning(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--format",
@@ -295,6 +305,56 @@ def _add_cutting(parser: argparse.ArgumentParser) -> None:
         dest="merge",
         action="store_false",
         help="keep S as a layer of its own between U and V, for study",
+    )
+
+
+_TUNING = (
+    "finetune",
+    "train",
+    "export_from",
+    "batch_size",
+    "learning_rate",
+    "distill",
+    "temperature",
+    "decay",
+    "pull",
+    "patience",
+    "resume",
+    "distribute",
+)
+
+
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
+    tuning = parser.add_argument_group("fine-tuning")
+
+    def add(flag: str, help_text: str, **options: Any) -> None:
+        default = getattr(Recipe, flag[2:].replace("-", "_"))
+        tuning.add_argument(
+            flag, default=default, help=f"{help_text} (default: {default})", **options
+        )
+
+    add("--finetune", "epochs at the most, of each phase", type=int, metavar="N")
+    add(
+        "--train",
+        "factored: the factors; projected: full weights at their truncation; or one after the "
+        "other",
+        choices=TRAININGS,
+    )
+    add("--export-from", "what projected training hands on", choices=EXPORTS_FROM)
+    add("--batch-size", "samples in a step, of all devices together", type=int, metavar="N")
+    add("--learning-rate", "of Adam, at its peak", type=float, metavar="RATE")
+    add("--distill", "weight of the divergence from the baseline, 0 to 1", type=float, metavar="W")
+    add("--temperature", "that predictions are compared at", type=float, metavar="T")
+    add("--decay", "weight of the norm of each product of factors", type=float, metavar="W")
+    add("--pull", "draws full weights to their truncation", type=float, metavar="MU")
+    add("--patience", "epochs without gain after which it stops; 0: never", type=int, metavar="N")
+    tuning.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint of a run that was killed"
+    )
+    add(
+        "--distribute",
+        "mirrored: on all devices here; multiworker: on those that TF_CONFIG names",
+        choices=DISTRIBUTIONS,
     )
 
 

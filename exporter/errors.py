@@ -8,7 +8,8 @@
     │   ├── ModelError                           the model cannot be read or handled
     │   ├── DataError                            the data cannot be read or do not fit the model
     │   └── OutputError                          the output folder cannot be written
-    └── ConversionError                  3       a converter failed on this model
+    ├── ConversionError                  3       a converter failed on this model
+    └── ClusterError                     4       a worker was lost; the run can be resumed
 
 Errors of third-party libraries are wrapped in one of these, with ``from``. A verdict that
 fails is a result and no error: it is found in the report, and the command line exits with 1.
@@ -57,6 +58,12 @@ class ConversionError(ExporterError):
     """A converter failed on this model."""
 
     exit_code = 3
+
+
+class ClusterError(ExporterError):
+    """A worker of a cluster was lost; the run can be resumed from its checkpoint."""
+
+    exit_code = 4
 
 
 def brief(error: BaseException, limit: int = 300) -> str:

@@ -1,11 +1,14 @@
 """The run: Recipe, data, baseline, low rank, formats, verification, benchmark, report."""
 
+import hashlib
 import importlib.metadata
+import json
 import math
 import platform
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ from typing import Any
 from exporter.artifacts import artifact_name
 from exporter.baseline import (
     REFERENCE_NAME,
+    Training,
     fitted,
     load_model,
+    loss_in_file,
     reference_for,
     train_reference,
 )
@@ -38,8 +43,17 @@ from exporter.lowrank.statistics import calibration_from
 from exporter.output import MANIFEST, REJECTED, check_output, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
+from exporter.report.curves import draw_curves
 from exporter.report.manifest import write_manifest
-from exporter.report.results import ArtifactReport, LayerReport, Report, Totals
+from exporter.report.results import (
+    ArtifactReport,
+    FineTuningReport,
+    LayerReport,
+    Report,
+    Totals,
+)
+from exporter.training.distribution import is_chief, strategy_for
+from exporter.training.finetune import FineTuned, FineTuner, check_trainable
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.probes import predict
 from exporter.verification.verifier import Verifier
@@ -48,6 +62,9 @@ ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"
 BASELINE_FILE = "baseline.keras"
 COMPRESSED_FILE = "compressed.keras"
+TRUNCATED_FILE = "truncated.keras"
+UPDATED_FILE = "updated.keras"
+CURVES_FILE = "training.png"
 
 _LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
 
@@ -57,6 +74,7 @@ def run(
     *,
     model: Any = None,
     dataset: Dataset | None = None,
+    loss: Any = None,
     progress: Progress | None = None,
 ) -> Report:
     """Carries out a recipe: compresses, exports, verifies, measures, and writes the folder.
@@ -65,6 +83,8 @@ def run(
         recipe: What to do.
         model: A built Keras model, in place of ``recipe.model``.
         dataset: What ``load_dataset`` returned, in place of ``recipe.data``.
+        loss: What fine-tuning minimizes, as for ``keras.Model.compile``; by default what the model
+            was compiled with, or what suits its outputs.
         progress: Is told what goes on; silent by default.
 
     Returns:
@@ -77,21 +97,19 @@ def run(
     """
     start = time.perf_counter()
     progress = progress or Silent()
-    job = _prepare(recipe, model, dataset)
+    strategy = strategy_for(recipe.distribute)
+    if not is_chief(strategy):
+        raise RecipeError("Only the first worker of a cluster writes; the others call run_worker.")
+    job = _prepare(recipe, model, dataset, loss)
     with (
         staged_output(job.output, job.entries, force=recipe.force) as staging,
         tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
     ):
-        for note in job.dataset.notes:
-            progress.note(note)
-        baseline, training = job.model, None
+        baseline, training, compressed, tuned = _train(job, strategy, progress)
         if job.trained_here:
-            baseline, training = train_reference(
-                job.model, job.dataset, seed=recipe.seed, cache=CACHE, progress=progress
-            )
             baseline.save(staging / BASELINE_FILE)
-        compressed = _compress(job, baseline, progress)
         compressed.model.save(staging / COMPRESSED_FILE)
+        finetuning = None if tuned is None else _save_tuned(tuned, staging)
         exports = _Exports(job, baseline, compressed, staging, Path(scratch))
         artifacts = []
         with progress.track("Exporting and verifying", len(recipe.formats)) as advance:
@@ -107,6 +125,7 @@ def run(
             data_notes=job.dataset.notes,
             samples=_sample_counts(job.dataset),
             training=training,
+            finetuning=finetuning,
             layers=_layer_reports(compressed),
             before=Totals(baseline.count_params(), count_macs(baseline)),
             after=after,
@@ -117,7 +136,33 @@ def run(
             seconds=time.perf_counter() - start,
         )
         write_manifest(report, staging)
+    if tuned is not None and not tuned.interrupted:
+        shutil.rmtree(_checkpoints(job, baseline), ignore_errors=True)
     return report
+
+
+def run_worker(
+    recipe: Recipe,
+    *,
+    model: Any = None,
+    dataset: Dataset | None = None,
+    loss: Any = None,
+    progress: Progress | None = None,
+) -> None:
+    """Takes part in the training of a cluster, as a worker other than the first; writes nothing.
+
+    Args:
+        recipe: The same as in the first worker, which calls ``run``.
+        model: Likewise.
+        dataset: Likewise.
+        loss: Likewise.
+        progress: Is told what goes on; silent by default.
+
+    Raises:
+        InputError: If the recipe, the model or the data cannot be used.
+    """
+    strategy = strategy_for(recipe.distribute)
+    _train(_prepare(recipe, model, dataset, loss, writes=False), strategy, progress or Silent())
 
 
 def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspection:
@@ -144,11 +189,14 @@ class _Job:
     model: Any
     trained_here: bool
     dataset: Dataset
+    loss: Any
     output: Path
     entries: tuple[str, ...]
 
 
-def _prepare(recipe: Recipe, model: Any, dataset: Dataset | None) -> _Job:
+def _prepare(
+    recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
+) -> _Job:
     """Loads and checks everything that can be wrong, before any work."""
     if model is not None and recipe.model is not None:
         raise RecipeError("Give a model either by recipe.model or as an object, not both.")
@@ -158,12 +206,17 @@ def _prepare(recipe: Recipe, model: Any, dataset: Dataset | None) -> _Job:
     else:
         name = REFERENCE_NAME if trained_here else model.name
     output = Path(recipe.output) if recipe.output else ARTIFACTS / f"{name}-{recipe.goal_label}"
-    entries = _entries(recipe.formats, trained_here)
-    check_output(output, entries, force=recipe.force)
+    entries = _entries(recipe, trained_here)
+    if writes:
+        check_output(output, entries, force=recipe.force)
+    given = model
     model, dataset = _load(recipe, model, dataset)
     check_rank(model, recipe)
     check_budget(recipe, dataset)
-    return _Job(recipe, model, trained_here, dataset, output, entries)
+    check_trainable(recipe, dataset)
+    if loss is None and recipe.finetune:
+        loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
+    return _Job(recipe, model, trained_here, dataset, loss, output, entries)
 
 
 def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
@@ -177,13 +230,71 @@ def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dat
     return model, fitted(dataset, model)
 
 
-def _entries(formats: Iterable[str], trained_here: bool) -> tuple[str, ...]:
-    names = [artifact_name(FORMATS[name]) for name in formats]
-    own = [COMPRESSED_FILE, MANIFEST, REJECTED, *([BASELINE_FILE] if trained_here else [])]
+def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
+    names = [artifact_name(FORMATS[name]) for name in recipe.formats]
+    own = [COMPRESSED_FILE, MANIFEST, REJECTED]
+    if trained_here:
+        own.append(BASELINE_FILE)
+    if recipe.finetune:
+        own.append(CURVES_FILE)
+    if recipe.projects:
+        own += [TRUNCATED_FILE, UPDATED_FILE]
     return (*names, *own)
 
 
-def _compress(job: _Job, baseline: Any, progress: Progress) -> Compressed:
+def _train(
+    job: _Job, strategy: Any, progress: Progress
+) -> tuple[Any, Training | None, Compressed, FineTuned | None]:
+    """Does all that computes weights: baseline, cut, fine-tuning."""
+    recipe = job.recipe
+    for note in job.dataset.notes:
+        progress.note(note)
+    baseline, training = job.model, None
+    if job.trained_here:
+        baseline, training = train_reference(
+            job.model, job.dataset, seed=recipe.seed, cache=CACHE, progress=progress
+        )
+    engine, compressed = _compress(job, baseline, progress)
+    if not recipe.finetune:
+        return baseline, training, compressed, None
+    checkpoints = _checkpoints(job, baseline)
+    if not recipe.resume and is_chief(strategy):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    tuner = FineTuner(
+        engine,
+        job.dataset,
+        recipe,
+        strategy=strategy,
+        progress=progress,
+        loss=job.loss,
+        checkpoints=checkpoints,
+    )
+    tuned = tuner.run(compressed)
+    return baseline, training, tuned.compressed, tuned
+
+
+def _checkpoints(job: _Job, baseline: Any) -> Path:
+    """Names the folder after all that makes the result, so that no other run goes on from it."""
+    options = job.recipe.to_dict()
+    for name in ("model", "formats", "output", "force", "resume", "atol", "rtol", "opset"):
+        del options[name]
+    ingredients = hashlib.sha256(json.dumps([options, _versions()], sort_keys=True).encode())
+    ingredients.update(job.dataset.digest.encode())
+    for weight in baseline.get_weights():
+        ingredients.update(weight.tobytes())
+    return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
+
+
+def _save_tuned(tuned: FineTuned, staging: Path) -> FineTuningReport:
+    for model, name in ((tuned.truncated, TRUNCATED_FILE), (tuned.updated, UPDATED_FILE)):
+        if model is not None:
+            model.save(staging / name)
+    report = FineTuningReport(tuned.histories, tuned.at_full_rank)
+    draw_curves(report.phases, staging / CURVES_FILE)
+    return report
+
+
+def _compress(job: _Job, baseline: Any, progress: Progress) -> tuple[Engine, Compressed]:
     recipe, dataset = job.recipe, job.dataset
     calibration = calibration_from(baseline, dataset, recipe.calibration)
     if calibration is None and recipe.method != "svd":
@@ -192,7 +303,7 @@ def _compress(job: _Job, baseline: Any, progress: Progress) -> Compressed:
     compressed = carry_out(engine, recipe, dataset, progress)
     if not compressed.factors:
         progress.note("No layer is factorized at this rank; the table of layers says why")
-    return compressed
+    return engine, compressed
 
 
 def _budget(

@@ -27,6 +27,10 @@ CONVOLUTIONS = ("channel", "spatial", "tucker2")
 GOALS = ("rank", "energy", "max_params", "max_macs", "max_size", "max_latency", "max_drop")
 """The fields that say what ranks are chosen by; one of them is given."""
 
+TRAININGS = ("factored", "projected", "projected+factored")
+EXPORTS_FROM = ("truncated", "updated")
+DISTRIBUTIONS = ("none", "mirrored", "multiworker")
+
 OPSETS = range(13, 19)
 """ONNX operator sets that the converter can be asked for."""
 
@@ -98,6 +102,23 @@ class Recipe:
             (k x 1, then 1 x k) or ``"tucker2"`` (1 x 1, k x k, 1 x 1).
         fold: Whether batch normalisations are folded into the layers before them.
         merge: Whether S is merged into U. False gives the three-layer U, S, V graph.
+        finetune: Epochs of training after the cut, at the most; of each phase, where there are two.
+            0 does not train.
+        train: ``"factored"`` trains the factors, ``"projected"`` the full weights at their
+            truncation, ``"projected+factored"`` the one after the other.
+        export_from: What the projected training hands on: the ``"truncated"`` model that it trained
+            at, or the ``"updated"`` full weights, cut anew by the data.
+        batch_size: Samples in a training step, of all devices together.
+        learning_rate: Of Adam, at its peak; it warms up, and decays like a cosine.
+        distill: Weight of the divergence from the baseline in the loss, 0 to 1; the rest is the
+            task's own loss.
+        temperature: That predictions are softened by when the two are compared, at least 1.
+        decay: Weight of half the squared Frobenius norm of each product of factors.
+        pull: Draws the full weights of the projected training towards their truncation.
+        patience: Epochs without a better validation after which training stops; 0 never stops.
+        resume: Whether to go on from the checkpoint of a run that was killed.
+        distribute: ``"mirrored"`` trains on all devices of this machine, ``"multiworker"`` on those
+            that ``TF_CONFIG`` names.
         opset: ONNX operator set.
         force: Whether a former run in the output folder may be replaced.
 
@@ -125,6 +146,18 @@ class Recipe:
     convolution: str = "channel"
     fold: bool = True
     merge: bool = True
+    finetune: int = 0
+    train: str = "factored"
+    export_from: str = "truncated"
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    distill: float = 0.5
+    temperature: float = 2.0
+    decay: float = 0.0
+    pull: float = 0.0
+    patience: int = 0
+    resume: bool = False
+    distribute: str = "none"
     opset: int = 17
     force: bool = False
 
@@ -186,13 +219,20 @@ class Recipe:
                 raise RecipeError(f"{name} must be a path as text. Received: {value!r}.")
         if not isinstance(self.data, str) or not self.data:
             raise RecipeError(f"data must be a name or a path as text. Received: {self.data!r}.")
-        for name, known in (("method", (None, *METHODS)), ("convolution", CONVOLUTIONS)):
+        choices: dict[str, tuple[str | None, ...]] = {
+            "method": (None, *METHODS),
+            "convolution": CONVOLUTIONS,
+            "train": TRAININGS,
+            "export_from": EXPORTS_FROM,
+            "distribute": DISTRIBUTIONS,
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise RecipeError(
                     f"{name} must be one of {', '.join(filter(None, known))}. "
                     f"Received: {getattr(self, name)!r}."
                 )
-        for name in ("cascade", "fold", "merge", "force"):
+        for name in ("cascade", "fold", "merge", "resume", "force"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(
                     f"{name} must be True or False. Received: {getattr(self, name)!r}."
@@ -207,15 +247,39 @@ class Recipe:
                 raise RecipeError(f"{name} must be a finite number >= 0. Received: {value!r}.")
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise RecipeError(f"seed must be within 0 and 2**32 - 1. Received: {self.seed!r}.")
-        if not _is_whole(self.calibration) or self.calibration < 1:
-            raise RecipeError(
-                f"calibration must be a number of samples >= 1. Received: {self.calibration!r}."
-            )
+        for name, least in (
+            ("calibration", 1),
+            ("finetune", 0),
+            ("batch_size", 1),
+            ("patience", 0),
+        ):
+            value = getattr(self, name)
+            if not _is_whole(value) or value < least:
+                raise RecipeError(f"{name} must be a whole number >= {least}. Received: {value!r}.")
+        bounds = {
+            "learning_rate": (1e-12, math.inf),
+            "distill": (0.0, 1.0),
+            "temperature": (1.0, math.inf),
+            "decay": (0.0, math.inf),
+            "pull": (0.0, math.inf),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
+                upper = "" if high == math.inf else f" and at most {high:g}"
+                raise RecipeError(
+                    f"{name} must be a number of at least {low:g}{upper}. Received: {value!r}."
+                )
         if not _is_whole(self.opset) or self.opset not in OPSETS:
             raise RecipeError(
                 f"opset must be within {OPSETS.start} and {OPSETS.stop - 1}; 17 is the default. "
                 f"Received: {self.opset!r}."
             )
+
+    @property
+    def projects(self) -> bool:
+        """Whether full weights are trained at their truncation."""
+        return self.finetune > 0 and self.train.startswith("projected")
 
     @property
     def goal(self) -> str:

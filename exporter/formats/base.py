@@ -182,7 +182,13 @@ class Signature:
         ModelError: If the model has an input that is not dense.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, training: bool = False) -> None:
+        """Reads the names.
+
+        Args:
+            model: The model.
+            training: Whether dropout and the like are active when the signature is called.
+        """
         import keras
 
         if any(tensor.sparse for tensor in model.inputs):
@@ -202,6 +208,7 @@ class Signature:
             zip(input_names, (info.name for info in self.inputs), strict=True)
         )
         self._call = model
+        self._training = training
         self._structure = getattr(model, "_inputs_struct", None)
 
     def input_name(self, name: str) -> str:
@@ -209,14 +216,14 @@ class Signature:
         return self._names_by_layer.get(name, name)
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
-        """Calls the model for inference on tensors by name, and names what it returns."""
+        """Calls the model on tensors by name, and names what it returns."""
         import keras
 
         flat = [inputs[info.name] for info in self.inputs]
         structure = flat[0] if len(flat) == 1 else flat
         if isinstance(self._structure, (dict, list, tuple)):
             structure = keras.tree.pack_sequence_as(self._structure, flat)
-        flat_outputs = keras.tree.flatten(self._call(structure, training=False))
+        flat_outputs = keras.tree.flatten(self._call(structure, training=self._training))
         names = (info.name for info in self.outputs)
         return dict(zip(names, flat_outputs, strict=True))
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data import Dataset, Samples, held
+from exporter.distributions import Family, as_logits, output_families
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.moments import Accumulator, Array, Fisher, Moments
 from exporter.lowrank.taps import Kernels, tapped, watched
@@ -190,16 +191,16 @@ def gather_fishers(
 
     signature = Signature(model)
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
-    likelihoods = _likelihoods(model, signature, calibration.logits)
+    families = output_families(model, calibration.logits)
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(inputs: Any, number: Any) -> Any:
         with tf.GradientTape() as tape, watched(wanted, tape) as seen:
             outputs = signature(**inputs)
             loss = 0.0
-            for index, (name, likelihood) in enumerate(likelihoods.items()):
+            for index, (name, family) in enumerate(families.items()):
                 draw = tf.stack([number, index + 1000 * seed])
-                loss += likelihood(tf.cast(outputs[name], tf.float32), draw)
+                loss += _sampled_loss(tf.cast(outputs[name], tf.float32), family, draw)
         tensors = {name: seen[id(kernel.layer)] for name, kernel in wanted.items()}
         gradients = tape.gradient(loss, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return {
@@ -302,53 +303,17 @@ def _second_moment(kernel: Kernel, parts: Sequence[Any]) -> Any:
     return tf.matmul(grouped, grouped, transpose_a=True)
 
 
-Likelihood = Callable[[Any, Any], Any]
-
-
-def _likelihoods(model: Any, signature: Any, logits: frozenset[str]) -> dict[str, Likelihood]:
-    """Chooses the negative log-likelihood of each output by what the output is."""
-    import keras
-
-    chosen: dict[str, Likelihood] = {}
-    names = [info.name for info in signature.outputs]
-    for name, tensor in zip(names, keras.tree.flatten(model.outputs), strict=True):
-        layer = tensor._keras_history.operation
-        activation = getattr(getattr(layer, "activation", None), "__name__", "")
-        if activation == "softmax" or isinstance(layer, keras.layers.Softmax):
-            chosen[name] = _categorical
-        elif activation == "sigmoid":
-            chosen[name] = _bernoulli
-        elif name in logits and tensor.shape[-1] != 1:
-            chosen[name] = _categorical_logits
-        else:
-            chosen[name] = _gaussian
-    return chosen
-
-
-def _categorical_logits(outputs: Any, seed: Any) -> Any:
+def _sampled_loss(outputs: Any, family: Family, seed: Any) -> Any:
+    """Returns the negative log-likelihood of labels sampled from the outputs themselves."""
     import tensorflow as tf
 
-    flat = tf.reshape(outputs, (-1, outputs.shape[-1]))
+    if family == "gaussian":
+        return tf.reduce_sum(outputs * tf.random.stateless_normal(tf.shape(outputs), seed))
+    logits = as_logits(outputs, family)
+    if family == "bernoulli":
+        draws = tf.random.stateless_uniform(tf.shape(logits), seed)
+        labels = tf.cast(draws < tf.sigmoid(logits), tf.float32)
+        return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+    flat = tf.reshape(logits, (-1, logits.shape[-1]))
     labels = tf.random.stateless_categorical(flat, 1, seed)[:, 0]
     return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=flat))
-
-
-def _categorical(outputs: Any, seed: Any) -> Any:
-    import tensorflow as tf
-
-    return _categorical_logits(tf.math.log(tf.maximum(outputs, 1e-20)), seed)
-
-
-def _bernoulli(outputs: Any, seed: Any) -> Any:
-    import tensorflow as tf
-
-    clipped = tf.clip_by_value(outputs, 1e-7, 1 - 1e-7)
-    heads = tf.random.stateless_uniform(tf.shape(outputs), seed) < clipped
-    return -tf.reduce_sum(tf.math.log(tf.where(heads, clipped, 1 - clipped)))
-
-
-def _gaussian(outputs: Any, seed: Any) -> Any:
-    import tensorflow as tf
-
-    noise = tf.random.stateless_normal(tf.shape(outputs), seed)
-    return tf.reduce_sum(outputs * noise)

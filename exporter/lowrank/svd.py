@@ -96,52 +96,6 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     return _result(u[:, :rank], s[:rank], vt[:rank], total, exponent)
 
 
-class WarmStart:
-    """The truncated SVD of a matrix that changes slowly, as one that is trained does.
-
-    Every update makes one subspace iteration, from where the last one ended (Halko, Martinsson and
-    Tropp, 2011, algorithm 4.4): two products with a few columns, whatever the spectrum. As long as
-    the matrix moves by little between the updates, the error stays within 1.001 of the optimum.
-    """
-
-    def __init__(self, rank: int, extra: int = 10, seed: int = 0) -> None:
-        """Sets out without a matrix.
-
-        Args:
-            rank: Of what ``update`` returns.
-            extra: Columns beyond the rank; they are what the leading ones may turn into.
-            seed: Of the first update, which starts from nothing.
-        """
-        self._rank, self._extra, self._seed = rank, extra, seed
-        self._cobasis: Matrix | None = None
-
-    def update(self, matrix: NDArray[Any]) -> TruncatedSVD:
-        """Returns the truncated SVD of the matrix as it is now.
-
-        Args:
-            matrix: m x n, the same shape every time. Products are computed in its dtype.
-
-        Raises:
-            RecipeError: If the rank is out of its range.
-            ModelError: If the matrix has an element that is not finite.
-        """
-        _check_rank(matrix, self._rank)
-        scaled, exponent = _scaled(matrix)
-        if self._cobasis is None:
-            columns = min(self._rank + self._extra, *matrix.shape)
-            start = truncated_svd(scaled, columns, seed=self._seed)
-            u, s, vt = start.u, start.s, start.vt
-        else:
-            image = scaled @ self._cobasis.astype(matrix.dtype)
-            basis, _ = np.linalg.qr(image.astype(np.float64))
-            projected = basis.T.astype(matrix.dtype) @ scaled
-            inner, s, vt = np.linalg.svd(projected.astype(np.float64), full_matrices=False)
-            u = basis @ inner
-        self._cobasis = vt.T
-        rank = self._rank
-        return _result(u[:, :rank], s[:rank], vt[:rank], squared_norm(scaled), exponent)
-
-
 def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     """Returns the largest eigenvalues, from the largest down, and their vectors, n x r.
 

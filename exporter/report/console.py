@@ -15,6 +15,7 @@ from exporter.budgets import Budget
 from exporter.inspection import ENERGIES, SPECTRUM_POINTS, Inspection, KernelInspection
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
+from exporter.training.loop import History
 from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
 from exporter.verification.structure import StructureProof
@@ -83,6 +84,9 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_artifact_table(report))
     if any(a.conversion and a.conversion.parity for a in report.artifacts):
         console.print(_parity_table(report.artifacts))
+    if report.finetuning is not None:
+        for phase in report.finetuning.phases:
+            console.print(Text(_phase_line(phase)), soft_wrap=True)
     if report.budget is not None:
         console.print(_budget_text(report.budget))
     for line in _findings(report):
@@ -220,6 +224,25 @@ def _artifact_table(report: Report) -> Table:
             *_latency_cells(item.latency),
         )
     return table
+
+
+def _phase_line(history: History) -> str:
+    first, best = history.epochs[0], history.epochs[history.best]
+    parts = [f"{history.phase}, {len(history.epochs) - 1} epochs in {history.seconds:.0f} s"]
+    if history.ending != "finished":
+        parts.append(_ENDINGS[history.ending])
+    if first.accuracy is not None and best.accuracy is not None:
+        parts.append(f"validation accuracy {first.accuracy:.2%} -> {best.accuracy:.2%}")
+    elif first.validation_loss is not None and best.validation_loss is not None:
+        parts.append(f"validation loss {first.validation_loss:.4g} -> {best.validation_loss:.4g}")
+    return f"Fine-tuning  {', '.join(parts)}, weights of epoch {history.best}"
+
+
+_ENDINGS = {
+    "no better": "stopped when validation got no better",
+    "interrupted": "INTERRUPTED",
+    "diverged": "DIVERGED",
+}
 
 
 def _budget_text(budget: Budget) -> Text:

@@ -52,6 +52,7 @@ def report_dict(report: Report) -> dict[str, Any]:
         "model_name": report.model_name,
         "data": {"notes": list(report.data_notes), "samples": dict(report.samples)},
         "training": _plain(report.training),
+        "finetuning": _plain(report.finetuning),
         "layers": [
             {
                 **_plain(layer.plan),

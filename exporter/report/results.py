@@ -10,6 +10,7 @@ from exporter.budgets import Budget
 from exporter.formats.base import Artifact
 from exporter.lowrank.ranks import LayerPlan
 from exporter.recipe import Recipe
+from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict
 from exporter.verification.verifier import ConversionVerdict
 
@@ -71,6 +72,19 @@ class ArtifactReport:
 
 
 @dataclass(frozen=True)
+class FineTuningReport:
+    """How the compressed model was fine-tuned.
+
+    Attributes:
+        phases: In order.
+        at_full_rank: Kernels that the projected training did not truncate, but were cut afterwards.
+    """
+
+    phases: tuple[History, ...]
+    at_full_rank: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over a model.
 
@@ -94,7 +108,8 @@ class Report:
         data_notes: Choices made in reading the data.
         samples: How many samples each part of the data has.
         training: How the reference MLP was trained; None if a model was given.
-        layers: The layers with weights.
+        finetuning: How the compressed model was fine-tuned; None if it was not.
+        layers: The layers with weights; their errors are those of the cut, before fine-tuning.
         before: The baseline.
         after: The compressed model.
         budget: What was to be held, and what came of it; None if the ranks were given.
@@ -110,6 +125,7 @@ class Report:
     data_notes: tuple[str, ...]
     samples: Mapping[str, int]
     training: Training | None
+    finetuning: FineTuningReport | None
     layers: tuple[LayerReport, ...]
     before: Totals
     after: Totals

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from exporter.errors import ModelError, RecipeError
 from exporter.lowrank import svd
-from exporter.lowrank.svd import WarmStart, leading_eigenpairs, singular_values, truncated_svd
+from exporter.lowrank.svd import leading_eigenpairs, singular_values, truncated_svd
 
 SPECTRA = {
     "exponential": lambda count: 2.0 ** -np.arange(count),
@@ -203,46 +203,3 @@ def test_singular_values_are_those_of_lapack(spectrum, m, n, limit):
     expected = np.linalg.svd(matrix, compute_uv=False)
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, atol=1e-7 * expected[0])
-
-
-class TestWarmStart:
-    @pytest.mark.parametrize("spectrum", ["exponential", "polynomial", "slow", "rank_deficient"])
-    @pytest.mark.parametrize("shape", [(60, 40), (40, 60), (8, 12)])
-    @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_follows_a_matrix_that_drifts(self, spectrum, shape, dtype):
-        matrix = matrix_with(spectrum, *shape, seed=8)
-        noise = np.random.default_rng(9).standard_normal((30, *shape))
-        step = 0.01 * np.linalg.norm(matrix) / np.linalg.norm(noise[0])
-        warm = WarmStart(5)
-        for change in noise:
-            matrix += step * change
-            result = warm.update(matrix.astype(dtype))
-            error = np.linalg.norm(matrix - result.u * result.s @ result.vt)
-            norm = np.linalg.norm(matrix)
-            assert error <= 1.001 * optimum(matrix, 5) + 1e-6 * norm
-            assert result.relative_error * norm == pytest.approx(error, rel=1e-4, abs=1e-5 * norm)
-            np.testing.assert_allclose(result.u.T @ result.u, np.eye(5), atol=1e-10)
-            np.testing.assert_allclose(result.vt @ result.vt.T, np.eye(5), atol=1e-10)
-
-    def test_of_a_matrix_that_stands_still_converges(self):
-        matrix = np.random.default_rng(10).standard_normal((50, 30))
-        warm = WarmStart(4)
-        results = [warm.update(matrix) for _ in range(50)]
-        expected = truncated_svd(matrix, 4)
-        np.testing.assert_allclose(results[-1].u, expected.u, atol=1e-6)
-        np.testing.assert_allclose(results[-1].vt, expected.vt, atol=1e-6)
-
-    def test_finds_its_way_back_after_a_jump(self):
-        warm = WarmStart(4)
-        warm.update(matrix_with("slow", 50, 30, seed=11))
-        matrix = matrix_with("slow", 50, 30, seed=12)
-        for _ in range(20):
-            result = warm.update(matrix)
-        error = np.linalg.norm(matrix - result.u * result.s @ result.vt)
-        assert error <= 1.001 * optimum(matrix, 4)
-
-    def test_refuses_what_a_truncated_svd_refuses(self):
-        with pytest.raises(RecipeError, match=r"Received: 4\."):
-            WarmStart(4).update(np.ones((5, 3)))
-        with pytest.raises(ModelError, match="NaN or infinite"):
-            WarmStart(2).update(np.full((5, 3), np.nan))

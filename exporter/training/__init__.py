@@ -1,0 +1,1 @@
+"""Training that knows of the compression: at the truncation, or of the factors themselves."""

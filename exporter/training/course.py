@@ -1,0 +1,178 @@
+"""What is learned from: batches with the baseline's outputs, and validation."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.data import ArraySource, BatchSource, Dataset, Split
+from exporter.errors import DataError
+from exporter.formats.base import KerasRunner, Signature
+from exporter.metrics import is_classes, is_one_hot, task_metric
+from exporter.training.objective import Objective
+
+PREDICTION_BATCH = 500
+
+MAX_KEPT_BYTES = 2**30
+"""The baseline's outputs for all training samples are kept if they take no more than this."""
+
+_TEACHER = "teacher/"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch.
+
+    Attributes:
+        inputs: By input name.
+        labels: By output name; empty if there are none.
+        teacher: The baseline's outputs by name; empty if they are not needed.
+        samples: How many there are.
+    """
+
+    inputs: Arrays
+    labels: Arrays
+    teacher: Arrays
+    samples: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a model is on the validation data.
+
+    Attributes:
+        loss: Mean over the samples; None without validation data.
+        accuracy: Mean over the outputs that classify, 0 to 1; None where none does.
+    """
+
+    loss: float | None
+    accuracy: float | None
+
+
+class Course:
+    """The training batches of one data set, and its validation.
+
+    Attributes:
+        fixed_batch: The batch size that the model asks for; None if it takes any.
+        steps_per_epoch: None where a pipeline does not know its length.
+    """
+
+    def __init__(
+        self, dataset: Dataset, baseline: Any, objective: Objective, batch_size: int
+    ) -> None:
+        """Has the baseline predict once what it will be asked for many times.
+
+        Args:
+            dataset: Fitted to the model.
+            baseline: The teacher.
+            objective: Says whether a teacher is needed.
+            batch_size: Of training.
+
+        Raises:
+            DataError: If there is nothing to train on.
+        """
+        source, train = dataset.source, dataset.train
+        if source is None or train is None:
+            raise DataError(
+                f"Fine-tuning needs a training part. Received: data {dataset.name!r} without one. "
+                "Give x_train and y_train, or x and y."
+            )
+        signature = Signature(baseline)
+        self.fixed_batch = signature.inputs[0].fixed_batch
+        self._dtypes = {info.name: info.dtype for info in signature.inputs}
+        self._batch_size = self.fixed_batch or batch_size
+        labelled = frozenset(train.labels)
+        self._teacher = KerasRunner(baseline) if objective.needs_teacher(labelled) else None
+        self._source = self._taught(source)
+        samples = source.samples
+        self.steps_per_epoch: int | None = None
+        if samples is not None:
+            whole, rest = divmod(samples, self._batch_size)
+            self.steps_per_epoch = whole + bool(rest and not self.fixed_batch)
+            if not self.steps_per_epoch:
+                raise DataError(
+                    f"The model takes batches of {self.fixed_batch} samples. Received: "
+                    f"{samples} training samples."
+                )
+        self._validation = self._lesson(dataset.validation) if dataset.validation else None
+
+    def batches(self, *, seed: int, epoch: int, start: int) -> Iterator[Lesson]:
+        """Yields an epoch's batches, from number ``start`` on.
+
+        Args:
+            seed: With the epoch, decides the order.
+            epoch: Counted from 1.
+            start: How many were seen already.
+        """
+        for batch in self._source.batches(self._batch_size, seed=seed, epoch=epoch, start=start):
+            if not self.fixed_batch or len(batch) == self.fixed_batch:
+                yield self._lesson(batch)
+
+    def evaluate(self, runner: KerasRunner, objective: Objective) -> Score:
+        """Measures a model on the validation data.
+
+        Args:
+            runner: Of the model.
+            objective: What was minimized.
+        """
+        lesson = self._validation
+        if lesson is None:
+            return Score(None, None)
+        outputs = _predict(runner, lesson.inputs, self.fixed_batch)
+        count = len(next(iter(outputs.values())))
+
+        def kept(arrays: Arrays) -> dict[str, Any]:
+            import tensorflow as tf
+
+            return {name: tf.convert_to_tensor(array[:count]) for name, array in arrays.items()}
+
+        losses = objective(kept(outputs), kept(lesson.labels), kept(lesson.teacher))
+        hits = [
+            task_metric(outputs[name], labels[:count]).value
+            for name, labels in lesson.labels.items()
+            if is_classes(labels) or is_one_hot(labels)
+        ]
+        return Score(float(np.mean(losses)), float(np.mean(hits)) if hits else None)
+
+    def _taught(self, source: BatchSource) -> BatchSource:
+        """Adds the baseline's outputs to arrays, if they are not too many."""
+        if self._teacher is None or not isinstance(source, ArraySource):
+            return source
+        split = source.split
+        head = split.take(slice(self.fixed_batch or 1))
+        outputs = _predict(self._teacher, head.inputs, self.fixed_batch)
+        if sum(a.nbytes for a in outputs.values()) / len(head) * len(split) > MAX_KEPT_BYTES:
+            return source
+        outputs = _predict(self._teacher, split.inputs, self.fixed_batch)
+        taught = {f"{_TEACHER}{name}": array for name, array in outputs.items()}
+        return ArraySource(Split(split.inputs, {**split.labels, **taught}))
+
+    def _lesson(self, split: Split) -> Lesson:
+        inputs = {
+            name: np.asarray(split.inputs[name][:], dtype) for name, dtype in self._dtypes.items()
+        }
+        labels = {n: np.asarray(a) for n, a in split.labels.items() if not n.startswith(_TEACHER)}
+        teacher = {
+            name.removeprefix(_TEACHER): array
+            for name, array in split.labels.items()
+            if name.startswith(_TEACHER)
+        }
+        if self._teacher is not None and not teacher:
+            teacher = _predict(self._teacher, inputs, self.fixed_batch)
+        return Lesson(inputs, labels, teacher, len(split))
+
+
+def _predict(
+    runner: KerasRunner, inputs: Mapping[str, Any], fixed_batch: int | None
+) -> dict[str, NDArray[Any]]:
+    size = fixed_batch or PREDICTION_BATCH
+    count = len(next(iter(inputs.values())))
+    chunks = [
+        runner({name: array[start : start + size] for name, array in inputs.items()})
+        for start in range(0, count, size)
+    ]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

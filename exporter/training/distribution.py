@@ -1,0 +1,147 @@
+"""Training on several devices or machines, by ``tf.distribute``."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import ClusterError, RecipeError, brief
+
+Distribution = Literal["none", "mirrored", "multiworker"]
+
+TF_CONFIG = "TF_CONFIG"
+
+
+def strategy_for(distribution: Distribution) -> Any:
+    """Returns the strategy; for several workers, waits for all of them.
+
+    TensorFlow asks for that of several workers to be made before anything else is computed.
+
+    Args:
+        distribution: ``none`` is the current strategy, that of one device unless the caller has
+            entered another one's scope.
+
+    Raises:
+        RecipeError: If the environment does not describe a cluster, or it cannot be joined.
+    """
+    import tensorflow as tf
+
+    if distribution == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if distribution == "none":
+        return tf.distribute.get_strategy()
+    worker_index()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"The cluster cannot be joined: {brief(error)}") from error
+
+
+def worker_index() -> int:
+    """Returns which worker of the cluster this process is; the first one writes.
+
+    Raises:
+        RecipeError: If ``TF_CONFIG`` does not describe a cluster.
+    """
+    text = os.environ.get(TF_CONFIG)
+    example = (
+        '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
+        '"task": {"type": "worker", "index": 0}}'
+    )
+    if not text:
+        raise RecipeError(
+            f"To train on several workers, each of them needs {TF_CONFIG} in its environment, such "
+            f"as {example}. Received: none."
+        )
+    try:
+        config = json.loads(text)
+        workers = config["cluster"]["worker"]
+        kind, index = config["task"]["type"], config["task"]["index"]
+        known = kind == "worker" and 0 <= index < len(workers)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{TF_CONFIG} must read like {example}. Received: {text!r}.") from error
+    if not known:
+        raise RecipeError(
+            f"{TF_CONFIG} must name one of its {len(workers)} workers as the task. "
+            f"Received: {kind!r} {index!r}."
+        )
+    return int(index)
+
+
+@contextmanager
+def losses_explained(strategy: Any) -> Iterator[None]:
+    """Says plainly what it means if an operation fails that several workers take part in.
+
+    Raises:
+        ClusterError: If it does.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if strategy.cluster_resolver is None or not strategy.cluster_resolver.task_type:
+            raise
+        raise ClusterError(
+            f"A worker of the cluster was lost: {brief(error)} Start all workers again with "
+            "--resume to go on from the checkpoint."
+        ) from error
+
+
+def is_chief(strategy: Any) -> bool:
+    """Tells whether this process writes what all of them compute."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def shared_out(strategy: Any, batch: Any, samples: int) -> Any:
+    """Hands each replica its part of a global batch.
+
+    Args:
+        strategy: The strategy.
+        batch: A structure of arrays, samples along the first axis.
+        samples: How many there are.
+    """
+    import tensorflow as tf
+
+    count = strategy.num_replicas_in_sync
+    if count == 1:
+        return batch
+
+    def part(context: Any) -> Any:
+        replica = context.replica_id_in_sync_group
+        start, stop = (samples * r // count for r in (replica, replica + 1))
+        return tf.nest.map_structure(lambda array: array[start:stop], batch)
+
+    return strategy.experimental_distribute_values_from_function(part)
+
+
+def from_first(strategy: Any, values: Sequence[Any]) -> list[NDArray[Any]]:
+    """Returns the values that the first replica has, in every process.
+
+    Args:
+        strategy: The strategy.
+        values: Numbers or arrays, of the same shapes in all processes.
+    """
+    import tensorflow as tf
+
+    own = [np.asarray(value) for value in values]
+    if strategy.num_replicas_in_sync == 1:
+        return own
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def exchange(given: Any) -> Any:
+        def part(mine: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            first = tf.cast(tf.equal(context.replica_id_in_sync_group, 0), tf.float64)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, [each * first for each in mine])
+
+        return strategy.experimental_local_results(strategy.run(part, args=(given,)))[0]
+
+    # Whole numbers are exact in float64 up to 2^53.
+    agreed = exchange([tf.constant(value, tf.float64) for value in own])
+    return [a.numpy().astype(v.dtype) for a, v in zip(agreed, own, strict=True)]

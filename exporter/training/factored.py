@@ -1,0 +1,69 @@
+"""Trains the factors themselves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exporter.formats.base import Signature
+from exporter.lowrank.engine import Factors
+from exporter.training.objective import Objective
+from exporter.training.phase import Phase, Tensors, penalties
+
+
+class Factored(Phase):
+    """Trains a compressed model as it is: its factors, biases, and the layers that were kept.
+
+    Decay acts on the product of two factors, not on each: penalizing ``||U||^2 + ||V||^2`` would
+    be a nuclear norm, which shrinks the rank as well (Khodak et al., 2021).
+    """
+
+    name = "factored"
+
+    def __init__(self, model: Any, factors: Mapping[str, Factors], decay: float = 0.0) -> None:
+        """Takes a model that was made under the current strategy.
+
+        Args:
+            model: The compressed model; it is trained in place.
+            factors: Its factors by kernel.
+            decay: Weight of half the squared Frobenius norm of each product.
+        """
+        self.student = model
+        self.trained = model.trainable_variables
+        self.state = model.variables
+        self._signature = Signature(model, training=True)
+        self._decay = decay
+        self._products = [each for each in factors.values() if is_plain_pair(each)]
+
+    def gradients(
+        self, objective: Objective, inputs: Tensors, labels: Tensors, teacher: Tensors, share: Any
+    ) -> tuple[Any, Sequence[Any]]:
+        """See the base class."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            outputs = self._signature(**inputs)
+            loss = share * tf.reduce_sum(objective(outputs, labels, teacher))
+            total = loss + penalties(self.student)
+            if self._decay:
+                replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+                norms = [squared_product_norm(each) for each in self._products]
+                total += 0.5 * self._decay / replicas * tf.add_n(norms)
+        return loss, tape.gradient(total, self.trained)
+
+
+def is_plain_pair(factors: Factors) -> bool:
+    """Tells whether a kernel became two matrices whose product is the matrix itself."""
+    if len(factors.matrices) != 2:
+        return False
+    (rows, inner), (again, columns) = factors.matrices
+    return inner == again and (rows, columns) == factors.replaced
+
+
+def squared_product_norm(factors: Factors) -> Any:
+    """Returns ``||U V||_F^2 = <Ut U, V Vt>``, from r x r matrices alone."""
+    import tensorflow as tf
+
+    u, v = (
+        tf.reshape(tf.convert_to_tensor(weight), shape)
+        for weight, shape in zip(factors.weights, factors.matrices, strict=True)
+    )
+    return tf.reduce_sum(tf.matmul(u, u, transpose_a=True) * tf.matmul(v, v, transpose_b=True))

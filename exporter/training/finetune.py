@@ -1,0 +1,200 @@
+"""Fine-tuning: a compressed model goes in, a better one of the same ranks comes out."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.data import Dataset
+from exporter.distributions import output_families
+from exporter.errors import DataError
+from exporter.lowrank.compress import options_for
+from exporter.lowrank.engine import Compressed, Engine, Factors
+from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.rewrite import rewrite
+from exporter.metrics import is_classes
+from exporter.progress import Progress
+from exporter.recipe import Recipe
+from exporter.training.course import Course
+from exporter.training.distribution import losses_explained
+from exporter.training.factored import Factored
+from exporter.training.loop import History, Loop, Settings
+from exporter.training.objective import Objective, known_losses
+from exporter.training.phase import Phase
+from exporter.training.projected import Projected
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What fine-tuning yields.
+
+    Attributes:
+        compressed: The model to be exported.
+        histories: Of each phase.
+        truncated: The model that the projected training trained at; None if there was none.
+        updated: Its full weights; None likewise.
+        at_full_rank: Kernels that the projected training did not truncate.
+    """
+
+    compressed: Compressed
+    histories: tuple[History, ...]
+    truncated: Any = None
+    updated: Any = None
+    at_full_rank: tuple[str, ...] = ()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C cut it short."""
+        return any(history.ending == "interrupted" for history in self.histories)
+
+
+class FineTuner:
+    """Fine-tunes one model by a recipe."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        dataset: Dataset,
+        recipe: Recipe,
+        *,
+        strategy: Any,
+        progress: Progress,
+        loss: Any = None,
+        checkpoints: Path | None = None,
+    ) -> None:
+        """Prepares what all phases share.
+
+        Args:
+            engine: Of the baseline.
+            dataset: Fitted to the model.
+            recipe: Says how.
+            strategy: Of ``tf.distribute``.
+            progress: Is told of steps and epochs.
+            loss: As for ``keras.Model.compile``; None is the cross-entropy of distributions and the
+                squared error of values.
+            checkpoints: Folder of checkpoints, from which training goes on; None writes none.
+
+        Raises:
+            DataError: If there is nothing to train on.
+            RecipeError: If the loss is none.
+        """
+        self._engine, self._recipe, self._strategy = engine, recipe, strategy
+        self._progress, self._checkpoints = progress, checkpoints
+        train = dataset.train
+        labels = {} if train is None else train.labels
+        classes = {name for name, array in labels.items() if is_classes(array)}
+        self._objective = Objective(
+            output_families(engine.model, classes),
+            known_losses(loss, engine.model),
+            recipe.distill,
+            recipe.temperature,
+        )
+        self._course = Course(dataset, engine.model, self._objective, recipe.batch_size)
+        if dataset.validation is None:
+            progress.note("No validation data: the weights of the last epoch are kept")
+
+    def run(self, compressed: Compressed) -> FineTuned:
+        """Trains.
+
+        Args:
+            compressed: What the engine cut.
+
+        Raises:
+            ClusterError: If a worker was lost.
+        """
+        with losses_explained(self._strategy):
+            return self._run(compressed)
+
+    def _run(self, compressed: Compressed) -> FineTuned:
+        if self._recipe.train == "factored":
+            model, history = self._factored(compressed)
+            return FineTuned(model, (history,))
+        projected = self._projected(compressed.plan)
+        if self._recipe.train == "projected":
+            return projected
+        model, history = self._factored(projected.compressed)
+        return replace(projected, compressed=model, histories=(*projected.histories, history))
+
+    def _factored(self, compressed: Compressed) -> tuple[Compressed, History]:
+        with self._strategy.scope():
+            model = rewrite(compressed.model, {})
+            factors = _factors_in(model, compressed)
+            phase = Factored(model, factors, self._recipe.decay)
+        history = self._train(phase, compressed.plan)
+        # Variables of a strategy are bound to its devices; those of the model are not.
+        _copy_weights(model, compressed.model)
+        return compressed, history
+
+    def _projected(self, plan: RankPlan) -> FineTuned:
+        recipe, engine = self._recipe, self._engine
+        with self._strategy.scope():
+            phase = Projected(engine.model, plan.ranks, recipe.pull)
+        if phase.left_out:
+            self._progress.note(
+                f"Trained at full rank, and cut afterwards: {', '.join(phase.left_out)}"
+            )
+        history = self._train(phase, plan)
+        updated = rewrite(engine.model, {})
+        _copy_weights(phase.finish(), updated)
+        options = replace(options_for(recipe), fold=False)
+        plainly = Engine(updated, None, replace(options, method="svd"), self._progress)
+        truncated = plainly.carry_out(plan)
+        compressed = truncated
+        if recipe.export_from == "updated":
+            anew = Engine(updated, engine.calibration, options, self._progress)
+            compressed = anew.carry_out(plan)
+        return FineTuned(compressed, (history,), truncated.model, updated, phase.left_out)
+
+    def _train(self, phase: Phase, plan: RankPlan) -> History:
+        recipe = self._recipe
+        settings = Settings(
+            epochs=recipe.finetune,
+            learning_rate=recipe.learning_rate,
+            patience=recipe.patience,
+            seed=recipe.seed,
+        )
+        file = self._checkpoints and self._checkpoints / f"{phase.name}.npz"
+        loop = Loop(
+            phase,
+            self._objective,
+            self._course,
+            settings,
+            strategy=self._strategy,
+            progress=self._progress,
+            checkpoint=file,
+            label=f"Fine-tuning, {phase.name}, {_ranks(plan)}",
+        )
+        return loop.run()
+
+
+def check_trainable(recipe: Recipe, dataset: Dataset) -> None:
+    """Finds out, without computing, whether there is anything to train on.
+
+    Raises:
+        DataError: If there is not.
+    """
+    if recipe.finetune and dataset.source is None:
+        raise DataError(
+            f"Fine-tuning needs a training part. Received: data {dataset.name!r} without one. "
+            "Give x_train and y_train, or x and y."
+        )
+
+
+def _ranks(plan: RankPlan) -> str:
+    ranks = sorted(set(plan.ranks.values())) or [0]
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+
+
+def _copy_weights(source: Any, target: Any) -> None:
+    target.set_weights([np.array(weight) for weight in source.weights])
+
+
+def _factors_in(model: Any, compressed: Compressed) -> dict[str, Factors]:
+    """Returns the factors of a compressed model as weights of a copy of it."""
+    pairs = zip(compressed.model.weights, model.weights, strict=True)
+    twins = {id(original): copy for original, copy in pairs}
+    return {
+        name: replace(factors, weights=tuple(twins[id(weight)] for weight in factors.weights))
+        for name, factors in compressed.factors.items()
+    }

@@ -1,0 +1,229 @@
+"""Trains full weights at their truncation: the algorithm of the notebook."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from exporter.formats.base import Signature
+from exporter.lowrank.engine import build_replacements
+from exporter.lowrank.factorizers import Replacement
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.ranks import Candidate
+from exporter.lowrank.rewrite import candidates, rewrite, walk
+from exporter.lowrank.subspace import iterate, starting_basis
+from exporter.lowrank.taps import tapped, watched
+from exporter.lowrank.truncation import Truncation
+from exporter.training.objective import Objective
+from exporter.training.phase import Phase, Tensors, penalties
+
+
+class Projected(Phase):
+    """Predicts by the truncation P(W) of each kernel, and applies the gradient there to W.
+
+    Each step truncates the full weights anew, by one warm-started subspace iteration; predicts by
+    the two thin factors; and moves W by the gradient of the loss at P(W), which takes the inputs of
+    the first factor and the gradient at the outputs of the second: full matrices are multiplied
+    once, in W's gradient. Biases, and layers that have no truncation, are trained as usual.
+
+    A kernel takes part if its factors are plain matrices and the gradient at its outputs can be
+    read: dense, einsum and embedding layers, convolutions cut by channel. The others are trained at
+    full rank, and cut when training has ended.
+
+    Attributes:
+        updated: The model of full weights.
+        left_out: Names of kernels that are trained at full rank, though the plan cuts them.
+    """
+
+    name = "projected"
+
+    def __init__(self, model: Any, ranks: Mapping[str, int], pull: float = 0.0) -> None:
+        """Copies the model, under the current strategy.
+
+        Args:
+            model: Of full weights; it is not changed.
+            ranks: By candidate name.
+            pull: mu; adds the gradient ``mu (W - P(W))`` of half the squared distance to the
+                truncation, so that W itself becomes of low rank.
+        """
+        self.updated = rewrite(model, {})
+        self._pull = pull
+        found = [c for c in candidates(self.updated) if c.name in ranks]
+        pieces = [_piece(candidate, ranks[candidate.name]) for candidate in found]
+        self._pieces = [piece for piece in pieces if piece is not None]
+        taking_part = {piece.name for piece in self._pieces}
+        self.left_out = tuple(name for name in ranks if name not in taking_part)
+        self.student = rewrite(
+            self.updated, {piece.path: piece.replacement for piece in self._pieces}
+        )
+        thin = {id(weight) for piece in self._pieces for weight in piece.factors}
+        others = [v for v in self.student.trainable_variables if id(v) not in thin]
+        self._others = others
+        self.trained = [*(piece.kernel.variable for piece in self._pieces), *others]
+        self.state = [
+            *(piece.kernel.variable for piece in self._pieces),
+            *(piece.basis for piece in self._pieces),
+            *self.student.variables,
+        ]
+        self._signature = Signature(self.student, training=True)
+
+    def prepare(self) -> None:
+        """Truncates the full weights."""
+        for piece in self._pieces:
+            piece.truncate()
+
+    def gradients(
+        self, objective: Objective, inputs: Tensors, labels: Tensors, teacher: Tensors, share: Any
+    ) -> tuple[Any, Sequence[Any]]:
+        """See the base class."""
+        import tensorflow as tf
+
+        heads = {piece.name: replace(piece.kernel, layer=piece.head) for piece in self._pieces}
+        tails = {piece.name: replace(piece.kernel, layer=piece.tail) for piece in self._pieces}
+        with tf.GradientTape() as tape, watched(tails, tape) as results, tapped(heads) as given:
+            outputs = self._signature(**inputs)
+            loss = share * tf.reduce_sum(objective(outputs, labels, teacher))
+            total = loss + penalties(self.student)
+        at_outputs = [results[id(piece.tail)] for piece in self._pieces]
+        others, at_outputs = tape.gradient(total, (self._others, at_outputs))
+        kernels = [
+            piece.gradient(given[id(piece.head)], gradients, self._pull)
+            for piece, gradients in zip(self._pieces, at_outputs, strict=True)
+        ]
+        return loss, [*kernels, *others]
+
+    def finish(self) -> Any:
+        """Brings the model of full weights up to date, and returns it.
+
+        Its kernels are those that were trained; all else was trained in the student.
+        """
+        layers = dict(walk(self.student))
+        by_path = {piece.path: piece for piece in self._pieces}
+        for path, layer in walk(self.updated):
+            piece = by_path.get(path)
+            source = layers[path].variables if piece is None else piece.other_variables
+            target = [v for v in layer.variables if piece is None or v is not piece.kernel.variable]
+            for variable, value in zip(target, source, strict=True):
+                variable.assign(value)
+        return self.updated
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A kernel of full weights, the two thin layers that predict for it, and what it keeps.
+
+    Attributes:
+        name: Of the candidate.
+        path: Of its layer.
+        kernel: In the model of full weights.
+        rank: r.
+        replacement: The thin layers, which become part of the student.
+        basis: What the next subspace iteration starts from.
+    """
+
+    name: str
+    path: str
+    kernel: Kernel
+    rank: int
+    replacement: Replacement
+    basis: Any
+
+    @property
+    def head(self) -> Any:
+        return self.replacement.layers[0]
+
+    @property
+    def tail(self) -> Any:
+        return self.replacement.layers[-1]
+
+    @property
+    def factors(self) -> tuple[Any, ...]:
+        return self.replacement.factors[self.kernel.name]
+
+    @property
+    def other_variables(self) -> list[Any]:
+        """What the thin layers hold beside the factors."""
+        thin = {id(weight) for weight in self.factors}
+        return [
+            v for layer in self.replacement.layers for v in layer.variables if id(v) not in thin
+        ]
+
+    def truncate(self) -> None:
+        import tensorflow as tf
+
+        truncated = iterate(self._matrix(), tf.convert_to_tensor(self.basis), self.rank)
+        for factor, value in zip(self.factors, (truncated.thin, truncated.wide), strict=True):
+            factor.assign(tf.reshape(value, factor.shape))
+        self.basis.assign(truncated.basis)
+
+    def gradient(self, given: Sequence[Any], at_outputs: Sequence[Any], pull: float) -> Any:
+        """Returns the gradient at the truncation, in the shape of the full weights.
+
+        Args:
+            given: Inputs of each call.
+            at_outputs: The loss gradient at the outputs of each call.
+            pull: See ``Projected``.
+        """
+        import tensorflow as tf
+
+        variable = self.kernel.variable
+        shape = (-1, self.kernel.groups, self.kernel.n)
+        with tf.GradientTape() as tape:
+            # Only its gradient is computed: nothing else of it is used, and the graph is pruned.
+            rows = [self.kernel.outputs(tf.stop_gradient(x)) for x in given]
+        total = tape.gradient(rows, variable, [tf.reshape(g, shape) for g in at_outputs])
+        total = tf.convert_to_tensor(total)
+        if pull:
+            thin, wide = (
+                tf.reshape(tf.convert_to_tensor(factor), shape)
+                for factor, shape in zip(
+                    self.factors, self.kernel.factor_shapes(self.rank), strict=True
+                )
+            )
+            replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+            total += pull / replicas * (variable - tf.reshape(thin @ wide, variable.shape))
+        return total
+
+    def _matrix(self) -> Any:
+        import tensorflow as tf
+
+        return tf.reshape(tf.convert_to_tensor(self.kernel.variable), (-1, self.kernel.n))
+
+
+def _piece(candidate: Candidate, rank: int) -> _Piece | None:
+    """Returns None where the kernel cannot take part."""
+    import keras
+
+    kernel = candidate.kernel
+    if kernel is None or kernel.groups > 1 or kernel.gradient_at is None:
+        return None
+    if not kernel.variable.trainable or kernel.variable.dtype != "float32":
+        return None
+    truncation = kernel.truncate(rank)
+    (replacement,) = build_replacements([candidate], {candidate.name: truncation}).values()
+    array = kernel.variable.numpy()
+    if not (
+        _same_layout(kernel.read(array), array) and _are_plain(replacement, kernel, truncation)
+    ):
+        return None
+    start = starting_basis(kernel.matrices(precise=False)[0], rank)
+    basis = keras.Variable(start, trainable=False, dtype="float32")
+    piece = _Piece(candidate.name, candidate.path, kernel, rank, replacement, basis)
+    kept = [v.shape for v in candidate.layer.variables if v is not kernel.variable]
+    return piece if [v.shape for v in piece.other_variables] == kept else None
+
+
+def _same_layout(matrices: Any, array: Any) -> bool:
+    return bool(np.array_equal(matrices.ravel(), array.ravel()))
+
+
+def _are_plain(replacement: Replacement, kernel: Kernel, truncation: Truncation) -> bool:
+    """Tells whether all that comes before the bias is two matrices, reshaped at most."""
+    weights = replacement.factors[kernel.name]
+    if len(replacement.layers) != 2 or len(replacement.layers[0].variables) != 1:
+        return False
+    return len(weights) == len(truncation.matrices) and all(
+        _same_layout(matrix.astype(weight.dtype), weight.numpy())
+        for matrix, weight in zip(truncation.matrices, weights, strict=True)
+    )
