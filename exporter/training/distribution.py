@@ -133,7 +133,7 @@ def from_first(strategy: Any, values: Sequence[Any]) -> list[NDArray[Any]]:
     if strategy.num_replicas_in_sync == 1:
         return own
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def exchange(given: Any) -> Any:
         def part(mine: Any) -> Any:
             context = tf.distribute.get_replica_context()

@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from exporter.data import Dataset
 from exporter.distributions import output_families
 from exporter.errors import DataError
@@ -187,7 +185,7 @@ def _ranks(plan: RankPlan) -> str:
 
 
 def _copy_weights(source: Any, target: Any) -> None:
-    target.set_weights([np.array(weight) for weight in source.weights])
+    target.set_weights([weight.numpy() for weight in source.weights])
 
 
 def _factors_in(model: Any, compressed: Compressed) -> dict[str, Factors]:

@@ -242,7 +242,7 @@ class Loop:
         )
         if not diverged and (not number or _is_better(epoch, at.epochs[at.best])):
             at.best = number
-            self._best = [np.array(variable) for variable in self._phase.state]
+            self._best = [variable.numpy() for variable in self._phase.state]
         if number:
             self._progress.note(_line(epoch, settings.epochs))
         if diverged:
@@ -282,8 +282,8 @@ class Loop:
             return
         at = dataclasses.replace(self._at, seconds=self._seconds())
         checkpoint = Checkpoint(
-            state=[np.array(variable) for variable in self._phase.state],
-            optimizer=[np.array(variable) for variable in self._optimizer.variables],
+            state=[variable.numpy() for variable in self._phase.state],
+            optimizer=[variable.numpy() for variable in self._optimizer.variables],
             best=self._best,
             progress=dataclasses.asdict(at),
         )
@@ -313,11 +313,10 @@ class Loop:
             # Only the first worker knows of former epochs, and only it decides.
             unknown = Epoch(0, None, None, None, 0.0, 0.0)
             at.epochs = [unknown] * closed
-            self._best = [np.array(variable) for variable in self._phase.state]
+            self._best = [variable.numpy() for variable in self._phase.state]
         if self._strategy.num_replicas_in_sync > 1:
-            for variable, value in zip(
-                variables, from_first(self._strategy, variables), strict=True
-            ):
+            agreed = from_first(self._strategy, [variable.numpy() for variable in variables])
+            for variable, value in zip(variables, agreed, strict=True):
                 variable.assign(value)
 
 

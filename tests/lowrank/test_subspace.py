@@ -24,7 +24,7 @@ def error_over_optimum(matrix, truncated, rank):
     return (np.linalg.norm(matrix - product) + rounding) / (least + rounding)
 
 
-@pytest.mark.parametrize("decay", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60), (8, 12)])
 def test_follows_a_matrix_that_drifts(shape, decay):
     rank = 5

@@ -1,0 +1,63 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from exporter.data import load_dataset
+from exporter.lowrank.engine import Engine, Options
+from exporter.recipe import Recipe
+from exporter.training.finetune import FineTuner
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """Three classes that a straight line cannot part, 240 samples of 12 values."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 12)) * 1.5
+    kinds = rng.integers(0, 6, 240)
+    x = (centres[kinds] + rng.normal(size=(240, 12))).astype("float32")
+    return {"x": x, "y": kinds % 3}
+
+
+@pytest.fixture
+def classifier(randomize):
+    """Small enough to train in a moment, with dropout, whose masks must be resumed as well."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((12,), name="features"),
+            layers.Dense(32, activation="relu", name="hidden"),
+            layers.Dropout(0.1, seed=3),
+            layers.Dense(24, activation="relu", name="second"),
+            layers.Dense(3, activation="softmax", name="classes"),
+        ],
+        name="small_classifier",
+    )
+    randomize(model, 0)
+    return model
+
+
+@pytest.fixture
+def tuner(blobs, listener):
+    """Makes a fine-tuner: ``tuner(model, rank, ...)`` returns it, and what was cut."""
+
+    def make(model, rank=3, *, data=None, strategy=None, checkpoints=None, loss=None, **choices):
+        from exporter.baseline import fitted
+        from exporter.lowrank.compress import policy_for
+
+        recipe = Recipe(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
+        dataset = fitted(load_dataset(data or blobs), model)
+        engine = Engine(model, None, Options(method="svd"))
+        made = FineTuner(
+            engine,
+            dataset,
+            recipe,
+            strategy=strategy or tf.distribute.get_strategy(),
+            progress=listener,
+            loss=loss,
+            checkpoints=checkpoints,
+        )
+        return made, engine.carry_out(engine.plan(policy_for(recipe)))
+
+    return make

@@ -1,0 +1,217 @@
+"""Epochs, the best weights, and going on from a checkpoint to the very same weights."""
+
+import math
+
+import numpy as np
+import pytest
+
+from exporter.errors import DataError, OutputError
+from exporter.training import loop as loop_module
+
+
+class Killed(BaseException):
+    """Stands for what no program can catch."""
+
+
+def weights_of(model):
+    return [weight.numpy() for weight in model.weights]
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Has something happen after a step of the loop."""
+
+    def plan(step, happening):
+        take = loop_module.Loop._take_step
+
+        def taking(self, batch):
+            loss = take(self, batch)
+            if self._at.total_steps + 1 == step:
+                happening()
+            return loss
+
+        monkeypatch.setattr(loop_module.Loop, "_take_step", taking)
+
+    return plan
+
+
+def test_learns_and_tells_of_every_epoch(tuner, classifier, listener):
+    made, compressed = tuner(classifier, learning_rate=0.01, finetune=6)
+    tuned = made.run(compressed)
+    (history,) = tuned.histories
+    assert history.phase == "factored"
+    assert history.ending == "finished"
+    assert [epoch.number for epoch in history.epochs] == list(range(7))
+    assert history.epochs[0].loss is None
+    assert history.epochs[-1].loss < history.epochs[1].loss
+    assert history.epochs[history.best].accuracy == max(e.accuracy for e in history.epochs)
+    # 240 samples: a fifth for the test, a tenth of the rest for validation, batches of 32.
+    assert history.steps == 6 * math.ceil(173 / 32)
+    assert [step for step, _ in listener.steps] == list(range(1, history.steps + 1))
+    assert "epoch 1/6, loss " in listener.steps[0][1]
+    assert "validation accuracy " in listener.steps[0][1]
+    notes = [note for note in listener.notes if note.startswith("Epoch ")]
+    assert len(notes) == 6
+    assert notes[0].startswith("Epoch 1 of 6: loss ")
+
+
+def test_learning_rate_rises_and_then_falls_like_a_cosine(tuner, classifier):
+    made, compressed = tuner(classifier, learning_rate=0.01, finetune=20)
+    (history,) = made.run(compressed).histories
+    rates = [epoch.learning_rate for epoch in history.epochs]
+    assert rates[0] < 0.005
+    assert rates[1] == pytest.approx(0.01, rel=0.01)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-4, rel=0.1)
+
+
+def test_best_weights_by_validation_are_kept(tuner, classifier):
+    made, compressed = tuner(classifier, learning_rate=0.3, finetune=5)
+    before = weights_of(compressed.model)
+    (history,) = made.run(compressed).histories
+    best = max(history.epochs, key=lambda e: (e.accuracy, -e.validation_loss, -e.number))
+    assert history.best == best.number
+    if history.best == 0:
+        assert_same(before, weights_of(compressed.model))
+
+
+def test_nothing_gets_worse_by_a_rate_that_is_too_high(tuner, classifier, listener):
+    made, compressed = tuner(classifier, learning_rate=1e18, finetune=3)
+    before = weights_of(compressed.model)
+    (history,) = made.run(compressed).histories
+    assert history.ending == "diverged"
+    assert history.best == 0
+    assert_same(before, weights_of(compressed.model))
+    assert any("Lower the learning rate, now 1e+18" in note for note in listener.notes)
+
+
+def test_stops_when_validation_gets_no_better(tuner, classifier):
+    made, compressed = tuner(classifier, learning_rate=1e-9, finetune=9, patience=2)
+    (history,) = made.run(compressed).histories
+    assert history.ending == "no better"
+    assert len(history.epochs) - 1 == history.best + 2 < 9
+
+
+def test_without_validation_data_the_last_epoch_counts(tuner, classifier, blobs, listener):
+    data = {f"x_{part}": blobs["x"][:4] for part in ("train", "test")}
+    data |= {f"y_{part}": blobs["y"][:4] for part in ("train", "test")}
+    made, compressed = tuner(classifier, data=data, finetune=2)
+    (history,) = made.run(compressed).histories
+    assert history.best == 2
+    assert history.epochs[-1].accuracy is None
+    assert any("No validation data" in note for note in listener.notes)
+
+
+def test_data_without_a_training_part_are_refused(tuner, classifier, blobs):
+    with pytest.raises(DataError, match="Fine-tuning needs a training part"):
+        tuner(classifier, data={"x_test": blobs["x"], "y_test": blobs["y"]})
+
+
+@pytest.mark.parametrize("train", ["factored", "projected", "projected+factored"])
+def test_same_seed_same_weights(train, tuner, classifier):
+    def trained(seed):
+        made, compressed = tuner(classifier, train=train, seed=seed, learning_rate=0.01)
+        return weights_of(made.run(compressed).compressed.model)
+
+    first = trained(0)
+    assert_same(first, trained(0))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, trained(1), strict=True))
+
+
+@pytest.mark.parametrize("train", ["factored", "projected", "projected+factored"])
+@pytest.mark.parametrize("step", [1, 6, 9, 18, 24])
+def test_goes_on_to_the_same_weights_after_it_was_killed(
+    train, step, tuner, classifier, tmp_path, at_step, monkeypatch
+):
+    # A checkpoint after every step, so that none of them is at the end of an epoch alone.
+    monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", -1.0)
+    options = {"train": train, "learning_rate": 0.01}
+    made, compressed = tuner(classifier, **options)
+    whole = made.run(compressed)
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        made, compressed = tuner(classifier, checkpoints=tmp_path, **options)
+        plan, take = at_step, loop_module.Loop._take_step
+        plan(step, kill)
+        try:
+            made.run(compressed)
+        except Killed:
+            pass
+        patch.setattr(loop_module.Loop, "_take_step", take)
+        made, compressed = tuner(classifier, checkpoints=tmp_path, **options)
+        resumed = made.run(compressed)
+    assert_same(weights_of(whole.compressed.model), weights_of(resumed.compressed.model))
+    for one, other in zip(whole.histories, resumed.histories, strict=True):
+        assert one.best == other.best
+        assert [e.loss for e in one.epochs] == [e.loss for e in other.epochs]
+        assert [e.accuracy for e in one.epochs] == [e.accuracy for e in other.epochs]
+
+
+def test_goes_on_in_the_middle_of_an_epoch(tuner, classifier, tmp_path, at_step, monkeypatch):
+    monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", -1.0)
+    made, compressed = tuner(classifier, checkpoints=tmp_path)
+    take = loop_module.Loop._take_step
+
+    def kill():
+        raise Killed
+
+    at_step(9, kill)
+    with pytest.raises(Killed):
+        made.run(compressed)
+    monkeypatch.setattr(loop_module.Loop, "_take_step", take)
+    seen = []
+    made, compressed = tuner(classifier, checkpoints=tmp_path)
+    monkeypatch.setattr(
+        loop_module.Loop,
+        "_take_step",
+        lambda self, batch: seen.append(self._at.total_steps) or take(self, batch),
+    )
+    made.run(compressed)
+    assert seen[0] == 8  # The ninth step was not saved.
+
+
+def test_ctrl_c_goes_on_with_the_best_so_far(tuner, classifier, at_step, listener):
+    made, compressed = tuner(classifier, learning_rate=0.01, finetune=5)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    at_step(15, interrupt)  # In the third epoch.
+    tuned = made.run(compressed)
+    (history,) = tuned.histories
+    assert history.ending == "interrupted"
+    assert tuned.interrupted
+    assert len(history.epochs) == 3
+    assert any("Interrupted in epoch 3: goes on with the best" in note for note in listener.notes)
+
+
+def test_damaged_checkpoint_is_refused(tuner, classifier, tmp_path):
+    (tmp_path / "factored.npz").write_bytes(b"no checkpoint")
+    made, compressed = tuner(classifier, checkpoints=tmp_path)
+    with pytest.raises(OutputError, match="cannot be read; remove it to train anew"):
+        made.run(compressed)
+
+
+def test_model_of_a_fixed_batch_size_is_trained_in_whole_batches(tuner, blobs):
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(16, 12), name="features"),
+            keras.layers.Dense(20, activation="relu", name="hidden"),
+            keras.layers.Dense(3, activation="softmax", name="classes"),
+        ]
+    )
+    made, compressed = tuner(model, finetune=2)
+    (history,) = made.run(compressed).histories
+    assert history.steps == 2 * (173 // 16)
+    assert history.epochs[-1].accuracy is not None
