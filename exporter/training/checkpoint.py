@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path) -> None:
     except OSError as error:
         raise OutputError(f"The checkpoint {file} cannot be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def load_checkpoint(file: Path) -> Checkpoint | None:

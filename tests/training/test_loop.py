@@ -1,12 +1,15 @@
 """Epochs, the best weights, and going on from a checkpoint to the very same weights."""
 
+import itertools
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from exporter.errors import DataError, OutputError
 from exporter.training import loop as loop_module
+from exporter.training.loop import Loop
 
 
 class Killed(BaseException):
@@ -23,22 +26,30 @@ def assert_same(left, right):
         np.testing.assert_array_equal(a, b)
 
 
+@contextmanager
+def at_step(step, happening):
+    """Has something happen after a step, counted over all phases, while the block runs."""
+    take, count = Loop._take_step, itertools.count(1)
+
+    def taking(self, batch):
+        loss = take(self, batch)
+        if next(count) == step:
+            happening()
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loop, "_take_step", taking)
+        yield
+
+
+def kill():
+    raise Killed
+
+
 @pytest.fixture
-def at_step(monkeypatch):
-    """Has something happen after a step of the loop."""
-
-    def plan(step, happening):
-        take = loop_module.Loop._take_step
-
-        def taking(self, batch):
-            loss = take(self, batch)
-            if self._at.total_steps + 1 == step:
-                happening()
-            return loss
-
-        monkeypatch.setattr(loop_module.Loop, "_take_step", taking)
-
-    return plan
+def saved_often(monkeypatch):
+    """A checkpoint after every step, not at the end of an epoch alone."""
+    monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", -1.0)
 
 
 def test_learns_and_tells_of_every_epoch(tuner, classifier, listener):
@@ -124,69 +135,50 @@ def test_same_seed_same_weights(train, tuner, classifier):
     assert any(not np.array_equal(a, b) for a, b in zip(first, trained(1), strict=True))
 
 
-@pytest.mark.parametrize("train", ["factored", "projected", "projected+factored"])
-@pytest.mark.parametrize("step", [1, 6, 9, 18, 24])
-def test_goes_on_to_the_same_weights_after_it_was_killed(
-    train, step, tuner, classifier, tmp_path, at_step, monkeypatch
-):
-    # A checkpoint after every step, so that none of them is at the end of an epoch alone.
-    monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", -1.0)
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [("factored", (1, 9, 18)), ("projected", (6, 12)), ("projected+factored", (17, 20))],
+)
+@pytest.mark.usefixtures("saved_often")
+def test_goes_on_to_the_same_weights_after_it_was_killed(train, steps, tuner, classifier, tmp_path):
     options = {"train": train, "learning_rate": 0.01}
     made, compressed = tuner(classifier, **options)
     whole = made.run(compressed)
-
-    def kill():
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        made, compressed = tuner(classifier, checkpoints=tmp_path, **options)
-        plan, take = at_step, loop_module.Loop._take_step
-        plan(step, kill)
-        try:
+    for step in steps:
+        folder = tmp_path / str(step)
+        made, compressed = tuner(classifier, checkpoints=folder, **options)
+        with at_step(step, kill), pytest.raises(Killed):
             made.run(compressed)
-        except Killed:
-            pass
-        patch.setattr(loop_module.Loop, "_take_step", take)
-        made, compressed = tuner(classifier, checkpoints=tmp_path, **options)
+        made, compressed = tuner(classifier, checkpoints=folder, **options)
         resumed = made.run(compressed)
-    assert_same(weights_of(whole.compressed.model), weights_of(resumed.compressed.model))
-    for one, other in zip(whole.histories, resumed.histories, strict=True):
-        assert one.best == other.best
-        assert [e.loss for e in one.epochs] == [e.loss for e in other.epochs]
-        assert [e.accuracy for e in one.epochs] == [e.accuracy for e in other.epochs]
+        assert_same(weights_of(whole.compressed.model), weights_of(resumed.compressed.model))
+        for one, other in zip(whole.histories, resumed.histories, strict=True):
+            assert one.best == other.best
+            assert [e.loss for e in one.epochs] == [e.loss for e in other.epochs]
+            assert [e.accuracy for e in one.epochs] == [e.accuracy for e in other.epochs]
 
 
-def test_goes_on_in_the_middle_of_an_epoch(tuner, classifier, tmp_path, at_step, monkeypatch):
-    monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", -1.0)
+@pytest.mark.usefixtures("saved_often")
+def test_goes_on_in_the_middle_of_an_epoch(tuner, classifier, tmp_path, listener):
     made, compressed = tuner(classifier, checkpoints=tmp_path)
-    take = loop_module.Loop._take_step
-
-    def kill():
-        raise Killed
-
-    at_step(9, kill)
-    with pytest.raises(Killed):
+    with at_step(9, kill), pytest.raises(Killed):
         made.run(compressed)
-    monkeypatch.setattr(loop_module.Loop, "_take_step", take)
-    seen = []
+    listener.steps.clear()
     made, compressed = tuner(classifier, checkpoints=tmp_path)
-    monkeypatch.setattr(
-        loop_module.Loop,
-        "_take_step",
-        lambda self, batch: seen.append(self._at.total_steps) or take(self, batch),
-    )
     made.run(compressed)
-    assert seen[0] == 8  # The ninth step was not saved.
+    # The ninth step was not saved.
+    assert listener.steps[0][0] == 9
+    assert any("Goes on from the checkpoint in epoch 2, step 2" in n for n in listener.notes)
 
 
-def test_ctrl_c_goes_on_with_the_best_so_far(tuner, classifier, at_step, listener):
+def test_ctrl_c_goes_on_with_the_best_so_far(tuner, classifier, listener):
     made, compressed = tuner(classifier, learning_rate=0.01, finetune=5)
 
     def interrupt():
         raise KeyboardInterrupt
 
-    at_step(15, interrupt)  # In the third epoch.
-    tuned = made.run(compressed)
+    with at_step(15, interrupt):  # In the third epoch.
+        tuned = made.run(compressed)
     (history,) = tuned.histories
     assert history.ending == "interrupted"
     assert tuned.interrupted
