@@ -4,19 +4,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ClusterError, RecipeError, brief
 
-Distribution = Literal["none", "mirrored", "multiworker"]
-
 TF_CONFIG = "TF_CONFIG"
 
 
-def strategy_for(distribution: Distribution) -> Any:
+def strategy_for(distribution: str) -> Any:
     """Returns the strategy; for several workers, waits for all of them.
 
     TensorFlow asks for that of several workers to be made before anything else is computed.

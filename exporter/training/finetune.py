@@ -1,5 +1,6 @@
 """Fine-tuning: a compressed model goes in, a better one of the same ranks comes out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class FineTuner:
         progress: Progress,
         loss: Any = None,
         checkpoints: Path | None = None,
+        on_step: Callable[[Phase, int], None] | None = None,
     ) -> None:
         """Prepares what all phases share.
 
@@ -72,13 +74,14 @@ class FineTuner:
             loss: As for ``keras.Model.compile``; None is the cross-entropy of distributions and the
                 squared error of values.
             checkpoints: Folder of checkpoints, from which training goes on; None writes none.
+            on_step: Is called after every step with the phase and the number of steps so far.
 
         Raises:
             DataError: If there is nothing to train on.
             RecipeError: If the loss is none.
         """
         self._engine, self._recipe, self._strategy = engine, recipe, strategy
-        self._progress, self._checkpoints = progress, checkpoints
+        self._progress, self._checkpoints, self._on_step = progress, checkpoints, on_step
         train = dataset.train
         labels = {} if train is None else train.labels
         classes = {name for name, array in labels.items() if is_classes(array)}
@@ -162,6 +165,7 @@ class FineTuner:
             progress=self._progress,
             checkpoint=file,
             label=f"Fine-tuning, {phase.name}, {_ranks(plan)}",
+            on_step=self._on_step,
         )
         return loop.run()
 

@@ -105,7 +105,7 @@ class Loop:
         progress: Progress,
         checkpoint: Path | None = None,
         label: str = "Fine-tuning",
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[Phase, int], None] | None = None,
     ) -> None:
         """Prepares, without a step.
 
@@ -119,7 +119,7 @@ class Loop:
             checkpoint: File to write checkpoints to, and to go on from if it is there; None writes
                 none.
             label: Of the progress bar.
-            on_step: Is called after every step with its number, from 1.
+            on_step: Is called after every step with the phase and the number of steps so far.
         """
         import tensorflow as tf
 
@@ -177,7 +177,7 @@ class Loop:
             at.total_steps += 1
             advance(at.total_steps, self._status())
             if self._on_step is not None:
-                self._on_step(at.total_steps)
+                self._on_step(self._phase, at.total_steps)
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 self._save()
                 saved = time.perf_counter()

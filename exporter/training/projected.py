@@ -208,7 +208,7 @@ def _piece(candidate: Candidate, rank: int) -> _Piece | None:
     ):
         return None
     start = starting_basis(kernel.matrices(precise=False)[0], rank)
-    basis = keras.Variable(start, trainable=False, dtype="float32")
+    basis = keras.Variable(start, trainable=False, dtype="float32", name="basis")
     piece = _Piece(candidate.name, candidate.path, kernel, rank, replacement, basis)
     kept = [v.shape for v in candidate.layer.variables if v is not kernel.variable]
     return piece if [v.shape for v in piece.other_variables] == kept else None

@@ -1,0 +1,440 @@
+"""Compares training at the truncation and training of the factors with the notebook's loop.
+
+The notebook's loop is written here as plainly as it was there: a full SVD of each layer for each
+step, one model for the full weights and another one for their truncation. Everything runs on the
+same machine in the same call, each job in a process of its own, so that memory is its own.
+
+    scripts/benchmark training --data fashion_mnist.npz [--parts steps time accuracy --seeds 5]
+
+``steps``: seconds a step at the notebook's batch of 5,000, the truncation held against the optimum
+at every step, accuracy after 10 epochs, and memory. ``time``: how long it takes to reach the accuracy
+of the notebook's loop, everything counted. ``accuracy``: ranks against a baseline that is trained as
+the notebook's, and against a strong one. Results of each job are kept in ``artifacts/bench/``; remove
+them to measure anew.
+"""
+
+import argparse
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.ranks import FixedRank
+from exporter.lowrank.statistics import calibration_from
+from exporter.progress import Silent
+from exporter.recipe import Recipe
+from exporter.training.distribution import strategy_for
+from exporter.training.finetune import FineTuner
+
+FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
+
+BATCH = 5000
+EPOCHS = 10
+RANK = 20
+"""The notebook's settings."""
+
+PROJECTED_SEEDS = 3
+
+STRONG_EPOCHS = 20
+STRONG_DROPOUT = 0.3
+
+TUNING = {"batch_size": 256, "learning_rate": 2e-3, "distill": 0.5, "temperature": 2.0}
+"""How factors are trained: the defaults of the command line."""
+
+PUBLISHED = (
+    "| published: the notebook, MNIST, rank 20 | 97.93 % | 97.45 % | -0.48 |",
+    "| published: DLRT, MNIST, 5 layers of 784, 94.3 % removed | 98.53 % | 97.40 % | -1.13 |",
+    "| published: DLRT, likewise, 84.1 % removed | 98.53 % | 98.49 % | -0.04 |",
+)
+
+
+def main() -> int:
+    """Runs the parts that were asked for, and prints what came of them."""
+    parser = argparse.ArgumentParser(prog="scripts/benchmark training")
+    parser.add_argument("--data", default="fashion_mnist", help="as for exporter")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="of the part `accuracy`")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[20, 8], help="likewise")
+    parser.add_argument("--epochs", type=int, default=60, help="of the factors, likewise")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    if options.job:
+        job = json.loads(options.job)
+        result = JOBS[job.pop("job")](**job)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({**result, "peak": peak}))
+        return 0
+    held = [PARTS[part](options) for part in options.parts]
+    return 0 if all(held) else 1
+
+
+def carry_out(job: str, **values: Any) -> dict[str, Any]:
+    """Runs a job in a process of its own, or returns what it returned before."""
+    text = json.dumps({"job": job, **values}, sort_keys=True)
+    file = FOLDER / f"training-{job}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    if not file.exists():
+        command = [sys.executable, "-P", __file__, "--job", text]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"The job {text} failed.")
+        file.write_text(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
+# What is measured, each in a process of its own.
+
+
+def load(data: str, seed: int) -> tuple[Any, Any, Any]:
+    """Returns the fitted data, the training part with validation as in the notebook, the test."""
+    import keras
+
+    from exporter.baseline import fitted, reference_mlp
+    from exporter.data import load_dataset
+
+    keras.utils.set_random_seed(seed)
+    dataset = load_dataset(data)
+    fitted_data = fitted(dataset, reference_mlp((28, 28), 10))
+    parts = [arrays(part) for part in (fitted_data.train, fitted_data.validation)]
+    whole = tuple(np.concatenate(pair) for pair in zip(*parts, strict=True))
+    return fitted_data, whole, arrays(fitted_data.test)
+
+
+def arrays(split: Any) -> tuple[Any, Any]:
+    (x,), (y,) = split.inputs.values(), split.labels.values()
+    return x, y
+
+
+def accuracy(model: Any, test: tuple[Any, Any]) -> float:
+    x, y = test
+    return float((model.predict(x, batch_size=500, verbose=0).argmax(axis=-1) == y).mean())
+
+
+def baseline(data: str, kind: str, seed: int) -> Any:
+    """Returns the reference MLP, trained once; ``notebook`` or ``strong``.
+
+    The strong one has dropout while it is trained, a decaying rate, and the weights of the epoch
+    that is best on the validation data.
+    """
+    import keras
+
+    from exporter.baseline import reference_mlp
+
+    key = hashlib.sha256(f"{data} {kind} {seed} {STRONG_EPOCHS} {STRONG_DROPOUT}".encode())
+    file = FOLDER / f"mlp-{kind}-{key.hexdigest()[:12]}.keras"
+    if file.exists():
+        return keras.models.load_model(file, compile=False)
+    fitted_data, whole, _ = load(data, seed)
+    keras.utils.set_random_seed(seed)
+    model = reference_mlp((28, 28), 10)
+    if kind == "notebook":
+        compile_model(model, keras.optimizers.Adam())
+        model.fit(*whole, epochs=EPOCHS, batch_size=BATCH, verbose=0)
+    else:
+        train, validation = arrays(fitted_data.train), arrays(fitted_data.validation)
+        dropped = keras.Sequential([keras.Input((28, 28))])
+        for layer in model.layers:
+            dropped.add(layer)
+            if layer.name.startswith("dense"):
+                dropped.add(keras.layers.Dropout(STRONG_DROPOUT, seed=seed))
+        steps = STRONG_EPOCHS * -(-len(train[0]) // 256)
+        rate = keras.optimizers.schedules.CosineDecay(1e-3, steps, alpha=0.01)
+        compile_model(dropped, keras.optimizers.Adam(rate))
+        best = [0.0, model.get_weights()]
+
+        def keep(epoch: int, logs: dict[str, float]) -> None:
+            del epoch
+            if logs["val_accuracy"] > best[0]:
+                best[:] = logs["val_accuracy"], model.get_weights()
+
+        dropped.fit(
+            *train,
+            validation_data=validation,
+            epochs=STRONG_EPOCHS,
+            batch_size=256,
+            verbose=0,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],
+        )
+        model.set_weights(best[1])
+    model.save(file)
+    return model
+
+
+def compile_model(model: Any, optimizer: Any) -> None:
+    # To compile it by XLA would take longer than to train it.
+    loss = "sparse_categorical_crossentropy"
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+
+
+def notebook_loop(data: str, seed: int, epochs: int) -> dict[str, Any]:
+    """The notebook's custom training loop, as it is there."""
+    import keras
+    import tensorflow as tf
+
+    from exporter.baseline import reference_mlp
+
+    full = baseline(data, "notebook", seed)
+    _, (images, labels), test = load(data, seed)
+    truncated = reference_mlp((28, 28), 10)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy()
+    optimizer = keras.optimizers.Adam()
+    seconds, reached = [], []
+    for _ in range(epochs):
+        for start in range(0, len(images), BATCH):
+            begun = time.perf_counter()
+            weights = [layer.get_weights() for layer in full.layers[1:]]
+            for index in range(1, 6):
+                s, u, v = tf.linalg.svd(weights[index - 1][0])
+                u, s, v = u[:, :RANK], tf.linalg.diag(s)[:RANK, :RANK], tf.transpose(v[:, :RANK])
+                truncated.layers[index].set_weights([u @ s @ v, weights[index - 1][1]])
+            truncated.layers[6].set_weights(weights[5])
+            with tf.GradientTape() as tape:
+                predictions = truncated(images[start : start + BATCH])
+                loss = loss_fn(labels[start : start + BATCH], predictions)
+            gradients = tape.gradient(loss, truncated.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, full.trainable_variables, strict=True))
+            seconds.append(time.perf_counter() - begun)
+        reached.append(accuracy(truncated, test))
+    return {"seconds": seconds, "accuracy": reached}
+
+
+def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str, Any]:
+    """The same algorithm, by this package; optionally holds each truncation against the optimum."""
+    full = baseline(data, "notebook", seed)
+    fitted_data, whole, test = load(data, seed)
+    # The notebook holds nothing out.
+    everything = replace(fitted_data, train=split_of(fitted_data.train, whole), validation=None)
+    seconds: list[float] = []
+    ratios: list[float] = []
+    reached: list[float] = []
+    steps = -(-len(whole[0]) // BATCH)
+    begun = [0.0]
+
+    def on_step(phase: Any, number: int) -> None:
+        seconds.append(time.perf_counter() - begun[0])
+        if checked:
+            ratios.extend(truncation_ratios(phase))
+        if number % steps == 0 and not checked:
+            reached.append(accuracy(phase.student, test))
+        begun[0] = time.perf_counter()
+
+    options = {"batch_size": BATCH, "learning_rate": 1e-3, "distill": 0.0, "finetune": epochs}
+    recipe = Recipe(rank=RANK, train="projected", seed=seed, **options)
+    engine = Engine(full, None, Options(method="svd"))
+    compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
+    tuner = tuner_of(engine, everything, recipe, on_step)
+    begun[0] = time.perf_counter()
+    tuned = tuner.run(compressed)
+    return {
+        "seconds": seconds,
+        "ratios": ratios,
+        "accuracy": [*reached[:-1], accuracy(tuned.truncated, test)],
+    }
+
+
+def truncation_ratios(phase: Any) -> list[float]:
+    """Error over optimum of the truncations that the next step will predict by."""
+    from exporter.lowrank.subspace import iterate
+
+    bases = [variable for variable in phase.state if "basis" in variable.path]
+    ratios = []
+    for kernel, basis in zip(phase.state, bases, strict=False):
+        matrix = kernel.numpy()
+        truncated = iterate(kernel.value, basis.value, RANK)
+        error = np.linalg.norm(matrix - (truncated.thin @ truncated.wide).numpy())
+        double = matrix.astype(np.float64)
+        least = np.linalg.eigvalsh(double.T @ double)[:-RANK].sum()
+        ratios.append(float(error / np.sqrt(least)))
+    return ratios
+
+
+def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
+    """Seconds until trained factors reach an accuracy, from nothing but the baseline."""
+    full = baseline(data, "notebook", seed)
+    fitted_data, _, test = load(data, seed)
+    spent = [0.0, 0.0]  # On measuring; when the accuracy was reached.
+    begun = time.perf_counter()
+
+    def on_step(phase: Any, number: int) -> None:
+        if spent[1] or number % 25:
+            return
+        paused = time.perf_counter()
+        if accuracy(phase.student, test) >= target:
+            spent[1] = paused - begun - spent[0]
+        spent[0] += time.perf_counter() - paused
+
+    calibration = calibration_from(full, fitted_data, 2048)
+    engine = Engine(full, calibration, Options())
+    compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
+    cut = time.perf_counter() - begun
+    recipe = Recipe(rank=RANK, seed=seed, finetune=4, **TUNING)
+    tuner_of(engine, fitted_data, recipe, on_step).run(compressed)
+    return {"seconds": spent[1], "cut": cut}
+
+
+def factors(data: str, kind: str, seed: int, rank: int, epochs: int) -> dict[str, Any]:
+    """Accuracy of a baseline, and of its factors after the cut and after training."""
+    full = baseline(data, kind, seed)
+    fitted_data, _, test = load(data, seed)
+    before = accuracy(full, test)
+    begun = time.perf_counter()
+    engine = Engine(full, calibration_from(full, fitted_data, 4096), Options(seed=seed))
+    compressed = engine.carry_out(engine.plan(FixedRank(rank)))
+    cut = accuracy(compressed.model, test)
+    recipe = Recipe(rank=rank, seed=seed, finetune=epochs, **TUNING)
+    tuned = tuner_of(engine, fitted_data, recipe).run(compressed)
+    return {
+        "baseline": before,
+        "cut": cut,
+        "tuned": accuracy(tuned.compressed.model, test),
+        "seconds": time.perf_counter() - begun,
+        "params": tuned.compressed.model.count_params(),
+    }
+
+
+def split_of(like: Any, pair: tuple[Any, Any]) -> Any:
+    (image,), (label,) = like.inputs, like.labels
+    return type(like)({image: pair[0]}, {label: pair[1]})
+
+
+def tuner_of(engine: Any, data: Any, recipe: Any, on_step: Any = None) -> Any:
+    strategy = strategy_for("none")
+    return FineTuner(engine, data, recipe, strategy=strategy, progress=Silent(), on_step=on_step)
+
+
+JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "notebook_loop": notebook_loop,
+    "projected_loop": projected_loop,
+    "factors_until": factors_until,
+    "factors": factors,
+}
+
+
+# What is printed.
+
+
+def steps(options: argparse.Namespace) -> bool:
+    """Seconds a step, quality of the truncation, accuracy after 10 epochs, memory."""
+    seeds = range(PROJECTED_SEEDS)
+    ours = [
+        carry_out("projected_loop", data=options.data, seed=s, epochs=EPOCHS, checked=False)
+        for s in seeds
+    ]
+    theirs = [carry_out("notebook_loop", data=options.data, seed=s, epochs=EPOCHS) for s in seeds]
+    checked = carry_out("projected_loop", data=options.data, seed=0, epochs=EPOCHS, checked=True)
+    print("| | notebook's loop | projected | ratio |\n|---|---:|---:|---:|")
+    slow, fast = (np.median([j["seconds"] for j in jobs]) for jobs in (theirs, ours))
+    print(f"| seconds a step, median | {slow:.2f} | {fast:.3f} | {slow / fast:.1f} |")
+    first, second = (sum(j["seconds"] for j in jobs) for jobs in map(summed, (theirs, ours)))
+    print(f"| seconds in all, mean | {first:.0f} | {second:.1f} | {first / second:.1f} |")
+    accuracies = [np.array([j["accuracy"][-1] for j in jobs]) for jobs in (theirs, ours)]
+    lost = 100 * float(accuracies[0].mean() - accuracies[1].mean())
+    print(f"| accuracy, mean | {accuracies[0].mean():.2%} | {accuracies[1].mean():.2%} | |")
+    memory = [max(j["peak"] for j in jobs) for jobs in (theirs, ours)]
+    print(f"| peak GB | {memory[0] / 1e9:.2f} | {memory[1] / 1e9:.2f} | |")
+    worst = max(checked["ratios"])
+    print(
+        f"\nError of the truncation over the optimum, {len(checked['ratios'])}: at most {worst:.6f}"
+    )
+    return all(
+        [
+            verdict("at least 7 times faster a step", slow / fast >= 7),
+            verdict("every truncation within 1.001 of the optimum", worst <= 1.001),
+            verdict("accuracy lower by 0.3 points at most", lost <= 0.3),
+            verdict("no more memory", memory[1] <= memory[0]),
+        ]
+    )
+
+
+def summed(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"seconds": sum(job["seconds"]) / len(jobs)} for job in jobs]
+
+
+def reaching(options: argparse.Namespace) -> bool:
+    """Time to the accuracy that the notebook's loop ends with."""
+    seeds = range(PROJECTED_SEEDS)
+    theirs = [carry_out("notebook_loop", data=options.data, seed=s, epochs=EPOCHS) for s in seeds]
+    print("| seed | accuracy | notebook's loop, s | factored, s | of it the cut | ratio |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    ratios = []
+    for seed, slow in zip(seeds, theirs, strict=True):
+        target, spent = slow["accuracy"][-1], sum(slow["seconds"])
+        fast = carry_out("factors_until", data=options.data, seed=seed, target=target)
+        ratios.append(spent / fast["seconds"] if fast["seconds"] else 0.0)
+        print(
+            f"| {seed} | {target:.2%} | {spent:.0f} | {fast['seconds']:.1f} | {fast['cut']:.1f} "
+            f"| {ratios[-1]:.0f} |"
+        )
+    return verdict("at least 30 times sooner (mean)", float(np.mean(ratios)) >= 30)
+
+
+def ranks(options: argparse.Namespace) -> bool:
+    """Accuracies of compressed models against their baselines."""
+    print("| | baseline | compressed | difference, points |\n|---|---:|---:|---:|")
+    gains = {}
+    for kind in ("notebook", "strong"):
+        for rank in options.ranks:
+            jobs = [
+                carry_out(
+                    "factors",
+                    data=options.data,
+                    kind=kind,
+                    seed=seed,
+                    rank=rank,
+                    epochs=options.epochs,
+                )
+                for seed in range(options.seeds)
+            ]
+            before, cut, tuned = (
+                100 * np.array([job[name] for job in jobs]) for name in ("baseline", "cut", "tuned")
+            )
+            for label, after in (("cut alone", cut), ("fine-tuned", tuned)):
+                gains[kind, rank, label] = float((after - before).mean())
+                print(
+                    f"| {kind} baseline, rank {rank}, {label} | {spread(before)} | {spread(after)} "
+                    f"| {spread(after - before, sign='+')} |",
+                    flush=True,
+                )
+    print("\n".join(PUBLISHED))
+    limits = {("notebook", 20): 1.0, ("strong", 20): -0.1, ("strong", 8): -0.7}
+    return all(
+        [
+            verdict(
+                f"{kind} baseline, rank {rank}: at least {limit:+.1f} points",
+                gains[kind, rank, "fine-tuned"] >= limit,
+            )
+            for (kind, rank), limit in limits.items()
+            if rank in options.ranks
+        ]
+    )
+
+
+def spread(values: Any, sign: str = "") -> str:
+    return f"{values.mean():{sign}.2f} ± {values.std(ddof=len(values) > 1):.2f}"
+
+
+def verdict(text: str, held: bool) -> bool:
+    print(f"- {'held' if held else 'MISSED'}: {text}", flush=True)
+    return held
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], bool]] = {
+    "steps": steps,
+    "time": reaching,
+    "accuracy": ranks,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
