@@ -21,10 +21,13 @@ def draw_curves(phases: Sequence[History], file: Path) -> None:
     panels = figure.subplots(1, 1 + classifies, squeeze=False)[0]
     start = 0
     for number, phase in enumerate(phases):
-        _draw(panels[0], phase, start, "loss", "training", f"C{2 * number}")
-        _draw(panels[0], phase, start, "validation_loss", "validation", f"C{2 * number + 1}")
+        colours = f"C{2 * number}", f"C{2 * number + 1}"
+        named = {"label": f"{phase.phase}, training", "color": colours[0]}
+        _draw(panels[0], phase, start, "loss", **named)
+        named = {"label": f"{phase.phase}, validation", "color": colours[1]}
+        _draw(panels[0], phase, start, "validation_loss", **named)
         if classifies:
-            _draw(panels[1], phase, start, "accuracy", "validation", f"C{2 * number + 1}")
+            _draw(panels[1], phase, start, "accuracy", **named)
         for panel in panels:
             panel.axvline(start + phase.best, color="gray", linestyle=":", linewidth=1)
         start += len(phase.epochs) - 1
@@ -37,7 +40,7 @@ def draw_curves(phases: Sequence[History], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def _draw(panel: Any, phase: History, start: int, name: str, label: str, colour: str) -> None:
+def _draw(panel: Any, phase: History, start: int, name: str, **style: str) -> None:
     points: list[tuple[Epoch, float]] = [
         (epoch, getattr(epoch, name)) for epoch in phase.epochs if getattr(epoch, name) is not None
     ]
@@ -47,6 +50,5 @@ def _draw(panel: Any, phase: History, start: int, name: str, label: str, colour:
             [start + epoch.number for epoch, _ in points],
             [scale * value for _, value in points],
             marker=".",
-            color=colour,
-            label=f"{phase.phase}, {label}",
+            **style,
         )

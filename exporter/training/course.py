@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.data import ArraySource, BatchSource, Dataset, Split
+from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
 from exporter.errors import DataError
 from exporter.formats.base import KerasRunner, Signature
 from exporter.metrics import is_classes, is_one_hot, task_metric
 from exporter.training.objective import Objective
+from exporter.verification.probes import predict_in_batches
 
 PREDICTION_BATCH = 500
 
@@ -98,7 +99,10 @@ class Course:
                     f"The model takes batches of {self.fixed_batch} samples. Received: "
                     f"{samples} training samples."
                 )
-        self._validation = self._lesson(dataset.validation) if dataset.validation else None
+        validation = dataset.validation
+        if validation is not None and len(validation) < (self.fixed_batch or 1):
+            validation = None
+        self._validation = None if validation is None else self._lesson(validation)
 
     def batches(self, *, seed: int, epoch: int, start: int) -> Iterator[Lesson]:
         """Yields an epoch's batches, from number ``start`` on.
@@ -122,7 +126,7 @@ class Course:
         lesson = self._validation
         if lesson is None:
             return Score(None, None)
-        outputs = _predict(runner, lesson.inputs, self.fixed_batch)
+        outputs = self._predict(runner, lesson.inputs)
         count = len(next(iter(outputs.values())))
 
         def kept(arrays: Arrays) -> dict[str, Any]:
@@ -140,39 +144,41 @@ class Course:
 
     def _taught(self, source: BatchSource) -> BatchSource:
         """Adds the baseline's outputs to arrays, if they are not too many."""
-        if self._teacher is None or not isinstance(source, ArraySource):
+        if self._teacher is None or self.fixed_batch or not isinstance(source, ArraySource):
             return source
         split = source.split
-        head = split.take(slice(self.fixed_batch or 1))
-        outputs = _predict(self._teacher, head.inputs, self.fixed_batch)
-        if sum(a.nbytes for a in outputs.values()) / len(head) * len(split) > MAX_KEPT_BYTES:
+        size = sum(array.nbytes for array in self._predicted(split.take(slice(1)).inputs).values())
+        if size * len(split) > MAX_KEPT_BYTES:
             return source
-        outputs = _predict(self._teacher, split.inputs, self.fixed_batch)
+        outputs = self._predicted(split.inputs)
         taught = {f"{_TEACHER}{name}": array for name, array in outputs.items()}
         return ArraySource(Split(split.inputs, {**split.labels, **taught}))
 
     def _lesson(self, split: Split) -> Lesson:
         inputs = {
-            name: np.asarray(split.inputs[name][:], dtype) for name, dtype in self._dtypes.items()
+            name: array.astype(self._dtypes[name], copy=False)
+            for name, array in in_memory(split.inputs).items()
         }
-        labels = {n: np.asarray(a) for n, a in split.labels.items() if not n.startswith(_TEACHER)}
+        labels = in_memory(split.labels)
         teacher = {
-            name.removeprefix(_TEACHER): array
-            for name, array in split.labels.items()
+            name.removeprefix(_TEACHER): labels.pop(name)
+            for name in list(labels)
             if name.startswith(_TEACHER)
         }
         if self._teacher is not None and not teacher:
-            teacher = _predict(self._teacher, inputs, self.fixed_batch)
+            teacher = self._predicted(inputs)
         return Lesson(inputs, labels, teacher, len(split))
 
+    def _predicted(self, inputs: Mapping[str, Samples]) -> dict[str, NDArray[Any]]:
+        if self._teacher is None:
+            return {}
+        return self._predict(self._teacher, inputs)
 
-def _predict(
-    runner: KerasRunner, inputs: Mapping[str, Any], fixed_batch: int | None
-) -> dict[str, NDArray[Any]]:
-    size = fixed_batch or PREDICTION_BATCH
-    count = len(next(iter(inputs.values())))
-    chunks = [
-        runner({name: array[start : start + size] for name, array in inputs.items()})
-        for start in range(0, count, size)
-    ]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    def _predict(
+        self, runner: KerasRunner, inputs: Mapping[str, Samples]
+    ) -> dict[str, NDArray[Any]]:
+        """Predicts all samples; of a model of a fixed batch size, those that fill whole batches."""
+        count = len(next(iter(inputs.values())))
+        if self.fixed_batch:
+            count = count // self.fixed_batch * self.fixed_batch
+        return predict_in_batches(runner, inputs, self.fixed_batch or PREDICTION_BATCH, count)

@@ -6,11 +6,11 @@ same machine in the same call, each job in a process of its own, so that memory 
 
     scripts/benchmark training --data fashion_mnist.npz [--parts steps time accuracy --seeds 5]
 
-``steps``: seconds a step at the notebook's batch of 5,000, the truncation held against the optimum
-at every step, accuracy after 10 epochs, and memory. ``time``: how long it takes to reach the accuracy
-of the notebook's loop, everything counted. ``accuracy``: ranks against a baseline that is trained as
-the notebook's, and against a strong one. Results of each job are kept in ``artifacts/bench/``; remove
-them to measure anew.
+``steps``: seconds a step at the notebook's batch of 5,000, the truncation held against the
+optimum at every step, accuracy after 10 epochs, and memory. ``time``: how long it takes to reach
+the accuracy of the notebook's loop, everything counted. ``accuracy``: ranks against a baseline that
+is trained as the notebook's, and against a strong one. Results of each job are kept in
+``artifacts/bench/``; remove them to measure anew.
 """
 
 import argparse
