@@ -247,15 +247,18 @@ class Recipe:
                 raise RecipeError(f"{name} must be a finite number >= 0. Received: {value!r}.")
         if not _is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise RecipeError(f"seed must be within 0 and 2**32 - 1. Received: {self.seed!r}.")
-        for name, least in (
-            ("calibration", 1),
-            ("finetune", 0),
-            ("batch_size", 1),
-            ("patience", 0),
-        ):
+        counts = {
+            "calibration": (1, "samples"),
+            "finetune": (0, "epochs"),
+            "batch_size": (1, "samples"),
+            "patience": (0, "epochs"),
+        }
+        for name, (least, what) in counts.items():
             value = getattr(self, name)
             if not _is_whole(value) or value < least:
-                raise RecipeError(f"{name} must be a whole number >= {least}. Received: {value!r}.")
+                raise RecipeError(
+                    f"{name} must be a number of {what} >= {least}. Received: {value!r}."
+                )
         bounds = {
             "learning_rate": (1e-12, math.inf),
             "distill": (0.0, 1.0),

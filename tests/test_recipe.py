@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -8,7 +9,17 @@ from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
 from exporter.formats import FORMAT_NAMES
-from exporter.recipe import CONVOLUTIONS, METHODS, OPSETS, RANK_NAMES, Recipe, parse_rank
+from exporter.recipe import (
+    CONVOLUTIONS,
+    DISTRIBUTIONS,
+    EXPORTS_FROM,
+    METHODS,
+    OPSETS,
+    RANK_NAMES,
+    TRAININGS,
+    Recipe,
+    parse_rank,
+)
 
 WHOLE = st.integers(1, 10_000)
 PATHS = st.none() | st.text(min_size=1)
@@ -42,6 +53,18 @@ CHOICES = st.fixed_dictionaries(
         "calibration": WHOLE,
         "convolution": st.sampled_from(CONVOLUTIONS),
         "fold": st.booleans(),
+        "finetune": st.integers(0, 1000),
+        "train": st.sampled_from(TRAININGS),
+        "export_from": st.sampled_from(EXPORTS_FROM),
+        "batch_size": WHOLE,
+        "learning_rate": st.floats(1e-12, 1),
+        "distill": st.floats(0, 1),
+        "temperature": st.floats(1, 100),
+        "decay": st.floats(0, 10),
+        "pull": st.floats(0, 10),
+        "patience": st.integers(0, 100),
+        "resume": st.booleans(),
+        "distribute": st.sampled_from(DISTRIBUTIONS),
     }
 )
 RECIPES = st.builds(
@@ -88,6 +111,13 @@ def test_json_names_every_option():
         ({"energy": 1.0}, "energy must be more than 0 and less than 1. Received: 1.0."),
         ({"max_params": 0}, "max_params must be a whole number >= 1. Received: 0."),
         ({"max_size": 2.5}, "Received: 2.5."),
+        ({"finetune": -1}, "finetune must be a number of epochs >= 0. Received: -1."),
+        ({"batch_size": 0}, "batch_size must be a number of samples >= 1. Received: 0."),
+        ({"train": "both"}, "train must be one of factored, projected, projected+factored."),
+        ({"distill": 1.5}, "distill must be a number of at least 0 and at most 1. Received: 1.5."),
+        ({"temperature": 0.5}, "temperature must be a number of at least 1. Received: 0.5."),
+        ({"learning_rate": math.nan}, "learning_rate must be a number of at least 1e-12."),
+        ({"resume": 1}, "resume must be True or False. Received: 1."),
         ({"max_latency": 0}, "max_latency must be more than 0. Received: 0."),
         ({"max_drop": -0.1}, "Received: -0.1."),
         ({"method": "pca"}, "method must be one of svd, whitened, kfac. Received: 'pca'."),

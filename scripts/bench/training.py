@@ -409,16 +409,15 @@ def ranks(options: argparse.Namespace) -> bool:
                 )
     print("\n".join(PUBLISHED))
     limits = {("notebook", 20): 1.0, ("strong", 20): -0.1, ("strong", 8): -0.7}
-    return all(
-        [
-            verdict(
-                f"{kind} baseline, rank {rank}: at least {limit:+.1f} points",
-                gains[kind, rank, "fine-tuned"] >= limit,
-            )
-            for (kind, rank), limit in limits.items()
-            if rank in options.ranks
-        ]
-    )
+    held = [
+        verdict(
+            f"{kind} baseline, rank {rank}: at least {limit:+.1f} points",
+            gains[kind, rank, "fine-tuned"] >= limit,
+        )
+        for (kind, rank), limit in limits.items()
+        if rank in options.ranks
+    ]
+    return all(held)
 
 
 def spread(values: Any, sign: str = "") -> str:
