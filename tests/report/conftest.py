@@ -37,6 +37,14 @@ def rejected(scored, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def finetuned(build, scored, tmp_path_factory):
+    """Report of a run with both kinds of fine-tuning."""
+    folder = tmp_path_factory.mktemp("finetuned")
+    options = {"rank": 2, "finetune": 2, "train": "projected+factored", "formats": ("onnx",)}
+    return _carry_out(build("tiny"), scored, folder, **options)
+
+
+@pytest.fixture(scope="session")
 def unconverted(tmp_path_factory):
     """Report of a run whose converter gives up, without data, and where no layer is factorized."""
     import keras

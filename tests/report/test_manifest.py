@@ -21,14 +21,14 @@ def manifest_of(report):
     return json.loads((report.output / "manifest.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("kind", ["accepted", "rejected", "unconverted"])
+@pytest.mark.parametrize("kind", ["accepted", "rejected", "unconverted", "finetuned"])
 def test_manifest_follows_its_schema(kind, schema, request):
     report = request.getfixturevalue(kind)
     manifest = manifest_of(report)
     jsonschema.validate(manifest, schema)
     assert manifest["schema_version"] == SCHEMA_VERSION
     assert (manifest["passed"], manifest["exit_code"]) == (report.passed, report.exit_code)
-    assert manifest["exit_code"] == {"accepted": 0, "rejected": 1, "unconverted": 3}[kind]
+    assert manifest["exit_code"] == EXIT_CODES[kind]
 
 
 def test_schema_refuses_what_is_no_manifest(accepted, schema):
