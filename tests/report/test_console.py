@@ -68,6 +68,14 @@ def test_layers_that_are_kept_say_why(unconverted):
     assert "break-even" in line
 
 
+def test_fine_tuning_is_a_line_a_phase(finetuned):
+    text = printed(finetuned)
+    lines = [line for line in text.splitlines() if line.startswith("Fine-tuning")]
+    for line, phase in zip(lines, finetuned.finetuning.phases, strict=True):
+        assert f" {phase.phase}, 2 epochs in " in line
+        assert f"weights of epoch {phase.best}" in line
+
+
 def test_narrow_terminal_loses_no_verdict(rejected):
     text = printed(rejected, width=80)
     assert "FAILED" in text

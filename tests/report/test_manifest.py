@@ -8,6 +8,8 @@ import pytest
 import exporter
 from exporter.report.manifest import SCHEMA_VERSION, report_dict
 
+EXIT_CODES = {"accepted": 0, "rejected": 1, "unconverted": 3, "finetuned": 0}
+
 
 @pytest.fixture(scope="module")
 def schema():

@@ -1,0 +1,209 @@
+"""Fine-tuning by the command line, killed, resumed, interrupted, and spread over workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "exporter", *arguments]
+
+
+def run(*arguments, cwd):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a compiled model, and data that it can learn from."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("work")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((36,), name="features"),
+            layers.Dense(48, activation="relu", bias_initializer="normal", name="hidden"),
+            layers.Dense(3, activation="softmax", bias_initializer="normal", name="out"),
+        ],
+        name="small",
+    )
+    model.compile("adam", "sparse_categorical_crossentropy")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 36)).astype("float32")
+    y = x[:, :9].reshape(-1, 3, 3).sum(axis=-1).argmax(axis=-1)
+    np.savez(folder / "data.npz", x=x, y=y)
+    model.fit(x, y, epochs=1, verbose=0)
+    model.save(folder / "small.keras")
+    return folder
+
+
+OPTIONS = ("small.keras", "--data=data.npz", "--rank=3", "--method=svd", "--distill=0.1")
+
+
+def weights_of(folder):
+    import keras
+
+    model = keras.models.load_model(folder / "compressed.keras", compile=False)
+    return [weight.numpy() for weight in model.weights]
+
+
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def test_accuracy_comes_back_and_is_that_of_the_file(workplace):
+    done = run(*OPTIONS, "--finetune=6", "--format=onnx", "--output=tuned", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    manifest = manifest_of(workplace / "tuned")
+    (phase,) = manifest["finetuning"]["phases"]
+    assert phase["epochs"][phase["best"]]["accuracy"] > phase["epochs"][0]["accuracy"] + 0.05
+    (output,) = manifest["compression"]["outputs"]
+    (artifact,) = manifest["artifacts"]
+    assert artifact["conversion"]["metrics"]["out"] == output["compressed"]
+    assert (workplace / "tuned" / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "Fine-tuning  factored, 6 epochs in " in done.stdout
+    assert "Epoch 6 of 6: loss " in done.stderr
+    # Nothing is left to go on from.
+    assert not list((workplace / "artifacts").rglob("*.npz"))
+
+
+def test_projected_training_saves_both_of_its_models(workplace):
+    done = run(
+        *OPTIONS, "--finetune=2", "--train=projected", "--export-from=updated",
+        "--format=onnx", "--output=projected", cwd=workplace,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    import keras
+
+    folder = workplace / "projected"
+    truncated, updated, baseline = (
+        keras.models.load_model(path, compile=False)
+        for path in (
+            folder / "truncated.keras",
+            folder / "updated.keras",
+            workplace / "small.keras",
+        )
+    )
+    assert updated.count_params() == baseline.count_params() > truncated.count_params()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["factored", "projected+factored"])
+def test_run_that_was_killed_ends_with_the_same_weights(workplace, train):
+    arguments = [*OPTIONS, "--finetune=8", f"--train={train}", "--format=onnx", "--resume"]
+    whole = run(*arguments, f"--output=whole-{train}", cwd=workplace)
+    assert whole.returncode == 0, whole.stderr
+    for epoch in (2, 5):
+        with subprocess.Popen(
+            command(*arguments, f"--output=cut-{train}"),
+            cwd=workplace,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            for line in process.stderr:
+                if f"Epoch {epoch} of 8" in line:
+                    break
+            time.sleep(0.05 * epoch)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    resumed = run(*arguments, f"--output=cut-{train}", cwd=workplace)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Goes on from the checkpoint in epoch " in resumed.stderr
+    first, second = (weights_of(workplace / f"{name}-{train}") for name in ("whole", "cut"))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_ctrl_c_exports_the_best_so_far(workplace):
+    with subprocess.Popen(
+        command(*OPTIONS, "--finetune=500", "--format=onnx", "--output=interrupted"),
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:
+            if "Epoch 3 of 500" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "goes on with the best so far" in errors
+    assert "INTERRUPTED" in output
+    (phase,) = manifest_of(workplace / "interrupted")["finetuning"]["phases"]
+    assert phase["ending"] == "interrupted"
+    assert phase["best"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data=none", "--finetune=1"], "Fine-tuning needs a training part"),
+        (["--data=data.npz", "--finetune=-1"], "finetune must be a number of epochs >= 0"),
+        (["--data=data.npz", "--finetune=1", "--distribute=multiworker"], "needs TF_CONFIG"),
+    ],
+)
+def test_bad_input_is_a_clear_error(workplace, arguments, words):
+    done = run("small.keras", *arguments, cwd=workplace)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_loss_of_the_users_own_is_a_clear_error(workplace):
+    import keras
+
+    model = keras.models.load_model(workplace / "small.keras", compile=False)
+
+    @keras.saving.register_keras_serializable("own")
+    def own_loss(y, p):
+        return keras.losses.sparse_categorical_crossentropy(y, p)
+
+    model.compile("adam", own_loss)
+    model.save(workplace / "own.keras")
+    done = run("own.keras", "--data=data.npz", "--rank=3", "--finetune=1", cwd=workplace)
+    assert done.returncode == 2
+    assert "The loss that 'own.keras' was compiled with cannot be read" in done.stderr
+
+
+@pytest.mark.slow
+def test_cluster_goes_on_after_a_worker_was_killed(workplace):
+    arguments = [*OPTIONS, "--finetune=40", "--format=onnx", "--output=cluster"]
+    with subprocess.Popen(
+        [str(ROOT / "scripts" / "train-cluster"), "2", *arguments],
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        for line in process.stderr:
+            if "Epoch 3 of 40" in line:
+                break
+        os.kill(_worker_of(process.pid), signal.SIGKILL)
+        output, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    assert "A worker was lost: all start again from the checkpoint" in errors
+    assert "Goes on from the checkpoint in epoch " in errors
+    assert "Fine-tuning  factored, 40 epochs in " in output
+
+
+def _worker_of(pid):
+    """Finds the worker that is not heard, among the children of the script."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if b"--quiet" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return int(child)
+    raise ProcessLookupError("The script has no second worker.")
