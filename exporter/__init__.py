@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from exporter.inspection import Inspection, inspect
     from exporter.lowrank.compress import compress
     from exporter.lowrank.engine import Compressed
-    from exporter.pipeline import run
+    from exporter.pipeline import run, run_worker
     from exporter.recipe import Recipe
     from exporter.report.results import Report
+    from exporter.training.finetune import FineTuned, finetune
     from exporter.verification.verifier import ConversionVerdict
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _MODULES = {
     "DataError": "errors",
     "Dataset": "data",
     "ExporterError": "errors",
+    "FineTuned": "training.finetune",
     "InputError": "errors",
     "Inspection": "inspection",
     "ModelError": "errors",
@@ -49,9 +51,11 @@ _MODULES = {
     "Report": "report.results",
     "compress": "lowrank.compress",
     "export": "artifacts",
+    "finetune": "training.finetune",
     "inspect": "inspection",
     "load_dataset": "data",
     "run": "pipeline",
+    "run_worker": "pipeline",
     "verify": "artifacts",
 }
 
@@ -64,6 +68,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "ExporterError",
+    "FineTuned",
     "InputError",
     "Inspection",
     "ModelError",
@@ -73,9 +78,11 @@ __all__ = [
     "Report",
     "compress",
     "export",
+    "finetune",
     "inspect",
     "load_dataset",
     "run",
+    "run_worker",
     "verify",
 ]
 

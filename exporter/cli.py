@@ -47,6 +47,7 @@ exit codes:
   1    a verdict failed; what did not pass is in rejected/
   2    wrong usage or bad input; nothing was written
   3    a conversion failed
+  4    a worker of a cluster was lost; --resume goes on
   130  interrupted; nothing was written
 """
 

@@ -17,10 +17,11 @@ ALL = [
 
 
 def test_every_error_has_one_base_and_an_exit_code():
-    assert len(ALL) == 7
+    assert len(ALL) == 8
+    codes = {errors.ConversionError: 3, errors.ClusterError: 4}
     for error in ALL:
         assert issubclass(error, errors.ExporterError)
-        assert error.exit_code == (3 if error is errors.ConversionError else 2)
+        assert error.exit_code == codes.get(error, 2)
 
 
 def test_the_docstring_draws_the_tree():

@@ -12,12 +12,14 @@ HEAVY = {"tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "ai_edge_liter
 
 PUBLIC = {
     "Artifact",
+    "ClusterError",
     "Compressed",
     "ConversionError",
     "ConversionVerdict",
     "DataError",
     "Dataset",
     "ExporterError",
+    "FineTuned",
     "InputError",
     "Inspection",
     "ModelError",
@@ -27,9 +29,11 @@ PUBLIC = {
     "Report",
     "compress",
     "export",
+    "finetune",
     "inspect",
     "load_dataset",
     "run",
+    "run_worker",
     "verify",
 }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exporter.baseline import fitted
 from exporter.data import Dataset
 from exporter.distributions import output_families
 from exporter.errors import DataError
@@ -12,8 +13,9 @@ from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine, Factors
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import rewrite
+from exporter.lowrank.statistics import calibration_from
 from exporter.metrics import is_classes
-from exporter.progress import Progress
+from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.training.course import Course
 from exporter.training.distribution import losses_explained
@@ -168,6 +170,56 @@ class FineTuner:
             on_step=self._on_step,
         )
         return loop.run()
+
+
+def finetune(
+    compressed: Compressed,
+    baseline: Any,
+    *,
+    data: Dataset,
+    epochs: int,
+    loss: Any = None,
+    checkpoints: str | Path | None = None,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> FineTuned:
+    """Trains a compressed model under the current ``tf.distribute`` strategy.
+
+    Args:
+        compressed: What ``compress`` returned; its model gets the trained weights.
+        baseline: The model that was compressed; it is the teacher, and not changed.
+        data: What ``load_dataset`` returned. Its validation part picks the weights that are kept.
+        epochs: At the most, of each phase.
+        loss: As for ``keras.Model.compile``; by default what the baseline was compiled with, or
+            what suits its outputs.
+        checkpoints: Folder of checkpoints, from which training goes on if it was cut off; None
+            writes none.
+        progress: Is told of steps and epochs; silent by default.
+        choices: Other fields of ``Recipe``: ``train``, ``export_from``, ``batch_size``,
+            ``learning_rate``, ``distill``, ``temperature``, ``decay``, ``pull``, ``patience``,
+            ``seed``; and those that the model was compressed by.
+
+    Raises:
+        DataError: If the data do not fit the model, or have no training part.
+        RecipeError: If a choice or the loss is none.
+        ClusterError: If a worker was lost.
+    """
+    import tensorflow as tf
+
+    recipe = Recipe(finetune=epochs, **choices)
+    dataset = fitted(data, baseline)
+    check_trainable(recipe, dataset)
+    calibration = calibration_from(baseline, dataset, recipe.calibration)
+    tuner = FineTuner(
+        Engine(baseline, calibration, options_for(recipe), progress),
+        dataset,
+        recipe,
+        strategy=tf.distribute.get_strategy(),
+        progress=progress or Silent(),
+        loss=loss if loss is not None else getattr(baseline, "loss", None),
+        checkpoints=None if checkpoints is None else Path(checkpoints),
+    )
+    return tuner.run(compressed)
 
 
 def check_trainable(recipe: Recipe, dataset: Dataset) -> None:

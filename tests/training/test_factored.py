@@ -85,6 +85,22 @@ def test_learns_without_labels_what_the_baseline_predicts(tuner, classifier, blo
     assert distance() < 0.5 * before
 
 
+def test_api_trains_the_model_in_place(cut, classifier, blobs):
+    import exporter
+
+    compressed = cut(classifier, 3)
+    classifier.compile("adam", "sparse_categorical_crossentropy")
+    before = [weight.numpy() for weight in compressed.model.weights]
+    data = exporter.load_dataset(blobs)
+    tuned = exporter.finetune(compressed, classifier, data=data, epochs=4, learning_rate=0.01)
+    assert tuned.compressed is compressed
+    assert tuned.histories[0].best > 0
+    moved = [
+        not np.array_equal(a, b) for a, b in zip(before, compressed.model.weights, strict=True)
+    ]
+    assert any(moved)
+
+
 def test_compressed_model_trains_on_under_plain_keras(tuner, classifier, blobs):
     made, compressed = tuner(classifier)
     made.run(compressed)
