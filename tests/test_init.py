@@ -8,7 +8,17 @@ import pytest
 
 import exporter
 
-HEAVY = {"tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "ai_edge_litert", "numpy", "rich"}
+HEAVY = {
+    "tensorflow",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "tf2onnx",
+    "ai_edge_litert",
+    "numpy",
+    "rich",
+    "matplotlib",
+}
 
 PUBLIC = {
     "Artifact",
