@@ -207,3 +207,30 @@ def test_model_of_a_fixed_batch_size_is_trained_in_whole_batches(tuner, blobs):
     (history,) = made.run(compressed).histories
     assert history.steps == 2 * (173 // 16)
     assert history.epochs[-1].accuracy is not None
+
+
+def test_trains_on_a_pipeline_as_on_its_arrays(tuner, classifier, blobs):
+    import tensorflow as tf
+
+    pair = (blobs["x"], blobs["y"])
+    parts = {
+        "train": tf.data.Dataset.from_tensor_slices(tuple(a[:200] for a in pair)),
+        "validation": tf.data.Dataset.from_tensor_slices(tuple(a[200:] for a in pair)),
+        "test": tf.data.Dataset.from_tensor_slices(tuple(a[200:] for a in pair)),
+    }
+    made, compressed = tuner(classifier, data=parts, learning_rate=0.01, finetune=5)
+    (history,) = made.run(compressed).histories
+    assert history.steps == 5 * math.ceil(200 / 32)
+    assert history.epochs[-1].loss < history.epochs[1].loss
+
+
+def test_length_of_a_pipeline_need_not_be_known(tuner, classifier, blobs):
+    import tensorflow as tf
+
+    pairs = tf.data.Dataset.from_tensor_slices((blobs["x"], blobs["y"]))
+    parts = {"train": pairs.filter(lambda x, y: True), "validation": pairs, "test": pairs}
+    made, compressed = tuner(classifier, data=parts, learning_rate=0.01, finetune=2)
+    (history,) = made.run(compressed).histories
+    assert history.steps == 2 * math.ceil(240 / 32)
+    # Without a length there is nothing to decay over.
+    assert all(epoch.learning_rate == pytest.approx(0.01) for epoch in history.epochs)
