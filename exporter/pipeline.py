@@ -1,4 +1,4 @@
-"""The run: Recipe, data, baseline, low rank, formats, verification, benchmark, report."""
+"""The run: Recipe, data, baseline, low rank, training, formats, verification, benchmark, report."""
 
 import hashlib
 import importlib.metadata
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,13 @@ from exporter.baseline import (
     reference_for,
     train_reference,
 )
-from exporter.benchmark import LatencyPair, count_macs, measure_latency
+from exporter.benchmark import count_macs
 from exporter.budgets import Budget, accuracy_drop, check_budget
 from exporter.data import Dataset, load_dataset
-from exporter.errors import ConversionError, RecipeError
+from exporter.errors import RecipeError
+from exporter.exports import Exports
 from exporter.formats import FORMATS
-from exporter.formats.base import (
-    ExportOptions,
-    Format,
-    KerasRunner,
-    describe,
-)
 from exporter.inspection import Inspection, inspect_engine
-from exporter.isolation import ChildError
 from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.rewrite import check_rewritable
@@ -54,9 +48,6 @@ from exporter.report.results import (
 )
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.training.finetune import FineTuned, FineTuner, check_trainable
-from exporter.verification.compression import CompressionVerdict, judge_compression
-from exporter.verification.probes import predict
-from exporter.verification.verifier import Verifier
 
 ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"
@@ -110,7 +101,15 @@ def run(
             baseline.save(staging / BASELINE_FILE)
         compressed.model.save(staging / COMPRESSED_FILE)
         finetuning = None if tuned is None else _save_tuned(tuned, staging)
-        exports = _Exports(job, baseline, compressed, staging, Path(scratch))
+        exports = Exports(
+            recipe,
+            job.dataset,
+            baseline,
+            compressed,
+            staging=staging,
+            output=job.output,
+            scratch=Path(scratch),
+        )
         artifacts = []
         with progress.track("Exporting and verifying", len(recipe.formats)) as advance:
             for number, name in enumerate(recipe.formats):
@@ -324,65 +323,6 @@ def _budget(
     if goal not in figures:
         return None
     return Budget(goal, getattr(recipe, goal), figures[goal]())
-
-
-class _Exports:
-    """The artifacts of one run."""
-
-    def __init__(
-        self, job: _Job, baseline: Any, compressed: Compressed, staging: Path, scratch: Path
-    ) -> None:
-        recipe = job.recipe
-        self._job, self._baseline, self._compressed = job, baseline, compressed
-        self._staging, self._scratch = staging, scratch
-        self.verifier = Verifier(
-            compressed,
-            job.dataset,
-            folder=scratch,
-            atol=recipe.atol,
-            rtol=recipe.rtol,
-            seed=recipe.seed,
-        )
-        first = self.verifier.probes[0]
-        self.compression: CompressionVerdict = judge_compression(
-            predict(KerasRunner(baseline), first), self.verifier.reference[first.name], first.labels
-        )
-
-    def carry_out(self, fmt: Format) -> ArtifactReport:
-        """Exports to one format, verifies and measures; rejects what does not pass."""
-        path = self._staging / artifact_name(fmt)
-        options = ExportOptions(opset=self._job.recipe.opset)
-        try:
-            fmt.export(self._compressed.model, path, options)
-        except ConversionError as error:
-            return ArtifactReport(fmt.name, error=str(error))
-        artifact = describe(fmt, fmt.variants[0], path, self._compressed.model)
-        conversion = self.verifier.verify(artifact)
-        report = ArtifactReport(
-            fmt.name,
-            artifact,
-            conversion,
-            accepted=conversion.passed and self.compression.passed,
-        )
-        try:
-            baseline_path = self._scratch / path.name
-            fmt.export(self._baseline, baseline_path, options)
-            size = describe(fmt, fmt.variants[0], baseline_path, self._baseline).size
-            report = replace(report, baseline_size=size)
-            report = replace(report, latency=self._latency(fmt, baseline_path, path))
-        except (ConversionError, ChildError) as error:
-            # The baseline is no product of this run: it is only compared with.
-            report = replace(report, comparison_error=str(error))
-        if not report.accepted:
-            (self._staging / REJECTED).mkdir(exist_ok=True)
-            path = path.rename(self._staging / REJECTED / path.name)
-        final = self._job.output / path.relative_to(self._staging)
-        return replace(report, artifact=replace(artifact, path=final))
-
-    def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
-        single = next(probe for probe in self.verifier.probes if probe.name == "single")
-        batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
-        return measure_latency(fmt, baseline, compressed, batch, self._scratch)
 
 
 def _layer_reports(compressed: Compressed) -> tuple[LayerReport, ...]:

@@ -1,0 +1,101 @@
+"""The artifacts of one run: exported, verified, measured, and rejected if they do not pass."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import artifact_name
+from exporter.benchmark import LatencyPair, measure_latency
+from exporter.data import Dataset
+from exporter.errors import ConversionError
+from exporter.formats.base import ExportOptions, Format, KerasRunner, describe
+from exporter.isolation import ChildError
+from exporter.lowrank.engine import Compressed
+from exporter.output import REJECTED
+from exporter.recipe import Recipe
+from exporter.report.results import ArtifactReport
+from exporter.verification.compression import CompressionVerdict, judge_compression
+from exporter.verification.probes import predict
+from exporter.verification.verifier import Verifier
+
+
+class Exports:
+    """Carries a compressed model out to formats.
+
+    Attributes:
+        verifier: Holds artifacts against the model.
+        compression: The compressed model against the baseline.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        baseline: Any,
+        compressed: Compressed,
+        *,
+        staging: Path,
+        output: Path,
+        scratch: Path,
+    ) -> None:
+        """Predicts with both models what artifacts will be held against.
+
+        Args:
+            recipe: Says how.
+            dataset: Fitted to the model.
+            baseline: What was compressed.
+            compressed: What is exported.
+            staging: Folder to write to.
+            output: Folder that all of it will be moved to.
+            scratch: Folder for what is not kept.
+        """
+        self._recipe, self._baseline, self._compressed = recipe, baseline, compressed
+        self._staging, self._output, self._scratch = staging, output, scratch
+        self.verifier = Verifier(
+            compressed,
+            dataset,
+            folder=scratch,
+            atol=recipe.atol,
+            rtol=recipe.rtol,
+            seed=recipe.seed,
+        )
+        first = self.verifier.probes[0]
+        self.compression: CompressionVerdict = judge_compression(
+            predict(KerasRunner(baseline), first), self.verifier.reference[first.name], first.labels
+        )
+
+    def carry_out(self, fmt: Format) -> ArtifactReport:
+        """Exports to one format, verifies and measures; rejects what does not pass."""
+        path = self._staging / artifact_name(fmt)
+        options = ExportOptions(opset=self._recipe.opset)
+        try:
+            fmt.export(self._compressed.model, path, options)
+        except ConversionError as error:
+            return ArtifactReport(fmt.name, error=str(error))
+        artifact = describe(fmt, fmt.variants[0], path, self._compressed.model)
+        conversion = self.verifier.verify(artifact)
+        report = ArtifactReport(
+            fmt.name,
+            artifact,
+            conversion,
+            accepted=conversion.passed and self.compression.passed,
+        )
+        try:
+            baseline_path = self._scratch / path.name
+            fmt.export(self._baseline, baseline_path, options)
+            size = describe(fmt, fmt.variants[0], baseline_path, self._baseline).size
+            report = replace(report, baseline_size=size)
+            report = replace(report, latency=self._latency(fmt, baseline_path, path))
+        except (ConversionError, ChildError) as error:
+            # The baseline is no product of this run: it is only compared with.
+            report = replace(report, comparison_error=str(error))
+        if not report.accepted:
+            (self._staging / REJECTED).mkdir(exist_ok=True)
+            path = path.rename(self._staging / REJECTED / path.name)
+        final = self._output / path.relative_to(self._staging)
+        return replace(report, artifact=replace(artifact, path=final))
+
+    def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
+        single = next(probe for probe in self.verifier.probes if probe.name == "single")
+        batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
+        return measure_latency(fmt, baseline, compressed, batch, self._scratch)
