@@ -18,7 +18,7 @@ from exporter.data import Dataset, Split, held, in_memory
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature, measure
-from exporter.lowrank.allocation import BudgetedPolicy, BudgetPolicy, UniformBudgetPolicy
+from exporter.lowrank.allocation import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.kernels import FREE_SIZE
 from exporter.lowrank.ranks import RankPlan
@@ -96,10 +96,10 @@ class Planner:
         return total
 
     def best_within(self, unit: Unit, limit: int) -> Compressed:
-        """Factorizes within a limit by the knapsack, or evenly where that predicts better.
+        """Factorizes within a limit by the knapsack, or at equal energies where that is better.
 
         The knapsack adds up what each layer costs alone. Where layers spoil each other's input the
-        sum misleads, and then an even cut can be better; so both are held against the original
+        sum misleads, and then equal energies can be better; so both are held against the original
         model on the calibration data.
 
         Raises:
@@ -109,11 +109,13 @@ class Planner:
         if self.engine.calibration is None:
             return best
         try:
-            even_plan = self.engine.plan(self.policy(unit, limit, UniformBudgetPolicy))
+            plan = self.engine.plan(self.policy(unit, limit, EnergyBudgetPolicy))
         except RecipeError:
-            return best  # The limit cannot be kept evenly.
-        even = self.engine.carry_out(even_plan)
-        return even if self._loss(even.model) < self._loss(best.model) else best
+            return best  # The limit cannot be kept at equal energies.
+        if plan.ranks == best.plan.ranks:
+            return best
+        other = self.engine.carry_out(plan)
+        return other if self._loss(other.model) < self._loss(best.model) else best
 
     def policy(
         self, unit: Unit, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy

@@ -17,7 +17,7 @@ import logging
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -500,7 +500,7 @@ def verdicts(
             for label, one, other in (
                 ("knapsack - uniform", knapsack, even),
                 ("knapsack - same rank", knapsack, found.get((DEFAULT, SAME_RANK))),
-                ("default - plain SVD", default(knapsack, even), found.get(("svd", "knapsack"))),
+                ("default - plain SVD", default(found), found.get(("svd", "knapsack"))),
             ):
                 if one is not None and other is not None:
                     gain, error = difference(one.hits, other.hits)
@@ -517,9 +517,9 @@ def at(cells: Sequence[Cell], network: str, budget: int | None) -> list[Cell]:
     ]
 
 
-def default(knapsack: Cell | None, even: Cell | None) -> Cell | None:
+def default(found: Mapping[tuple[str, str], Cell]) -> Cell | None:
     """Returns what ``Planner.best_within`` would take: that of the least divergence."""
-    reached = [cell for cell in (knapsack, even) if cell is not None]
+    reached = [found[DEFAULT, p] for p in ("knapsack", "energy") if (DEFAULT, p) in found]
     return min(reached, key=lambda cell: cell.loss, default=None)
 
 
