@@ -91,6 +91,27 @@ def test_float64_copy_of_a_compiled_model(classifier: Any) -> None:
     assert KerasRunner(float64_copy(classifier))(inputs)["probabilities"].dtype == np.float64
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+def test_float64_copy_of_grouped_convolutions(strides: int, samples: Any, randomize: Any) -> None:
+    import keras
+
+    conv = keras.layers.Conv2D
+    model = keras.Sequential(
+        [
+            keras.Input((9, 9, 4), name="image"),
+            conv(4, 3, groups=4, strides=strides, padding="same", activation="relu"),
+            conv(4, 3, groups=4, use_bias=False),
+            conv(8, 1, groups=4),
+        ]
+    )
+    randomize(model, 0)
+    inputs = samples(model, 3)
+    (expected,) = KerasRunner(model)(inputs).values()
+    (exact,) = KerasRunner(float64_copy(model))(inputs).values()
+    assert exact.dtype == np.float64
+    np.testing.assert_allclose(exact, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_model_without_a_configuration_has_no_float64_copy() -> None:
     class Scale(keras.layers.Layer):
         def __init__(self, factor: float) -> None:
