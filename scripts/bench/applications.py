@@ -29,7 +29,12 @@ ARCHITECTURES = (
     "NASNetMobile",
     "ConvNeXtTiny",
 )
-SIZES = {"InceptionV3": (299, 299, 3), "Xception": (299, 299, 3)}
+SIZES = {
+    "InceptionV3": (299, 299, 3),
+    "Xception": (299, 299, 3),
+    # Its grouped convolutions are naive loops on a CPU, in Keras: seconds a sample at 224 x 224.
+    "ConvNeXtTiny": (64, 64, 3),
+}
 FORMATS = ("saved_model", "tflite", "onnx")
 
 
