@@ -37,9 +37,9 @@ from exporter.lowrank.allocation import (
     EnergyBudgetPolicy,
     GreedyBudgetPolicy,
     UniformBudgetPolicy,
-    UnreachableError,
 )
 from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.knapsack import UnreachableError
 from exporter.lowrank.ranks import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
 from exporter.lowrank.statistics import Calibration, calibration_from
