@@ -108,6 +108,11 @@ def read_folder(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
     Raises:
         DataError: If the folder is neither.
     """
+    if root.resolve().parent == root.resolve():
+        raise DataError(
+            "Data must be a folder that holds images alone, which all of the file system is not. "
+            f"Received: {str(root)!r}."
+        )
     try:
         return _read(root)
     except OSError as error:
