@@ -56,7 +56,7 @@ class Onnx(Format):
             count = len(signature.inputs)
             named = dict(zip((i.name for i in signature.inputs), tensors[:count], strict=True))
             weights = list(zip(large.values(), tensors[count:], strict=True))
-            with keras.StatelessScope(state_mapping=weights):
+            with keras.StatelessScope(state_mapping=weights), _functions_inlined():
                 return signature(**named)
 
         function = tf.function(serve, input_signature=specs)
@@ -112,6 +112,23 @@ class Onnx(Format):
         ]
         named = [*((tensor.name, tensor) for tensor in graph.initializer), *constants]
         return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]
+
+
+@contextmanager
+def _functions_inlined() -> Iterator[None]:
+    """Keeps Keras from calling functions that XLA must compile: tf2onnx cannot look into them.
+
+    It has grouped convolutions computed by such a function, on a CPU.
+    """
+    import tensorflow as tf
+
+    former = tf.function
+    # With brackets it is a decorator of options, without them one of the function.
+    tf.function = lambda call=None, **_: call or (lambda decorated: decorated)
+    try:
+        yield
+    finally:
+        tf.function = former
 
 
 @contextmanager

@@ -124,3 +124,15 @@ def test_weights_that_tf2onnx_does_not_see_are_stored_as_they_are_used(
     actual = FORMATS["onnx"].load(path, "cpu")(inputs)["scores"]
     expected = KerasRunner(model)(inputs)["scores"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_grouped_convolutions_convert(groups, export, samples, randomize):
+    keras.utils.set_random_seed(0)
+    conv = keras.layers.Conv2D(16, 3, groups=groups, padding="same", name="grouped")
+    model = keras.Sequential([keras.Input((6, 6, 8), name="image"), conv])
+    randomize(model, 0)
+    path = export("onnx", model)
+    inputs = samples(model, 3)
+    actual = FORMATS["onnx"].load(path, "cpu")(inputs)["grouped"]
+    np.testing.assert_allclose(actual, KerasRunner(model)(inputs)["grouped"], rtol=1e-5, atol=1e-5)
