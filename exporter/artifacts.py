@@ -11,7 +11,7 @@ from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.errors import InputError
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, ExportOptions, Format, describe
+from exporter.formats.base import FLOAT32, Artifact, ExportOptions, Format, describe
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
@@ -53,7 +53,7 @@ def export(
         for fmt in chosen:
             path = staging / artifact_name(fmt)
             fmt.export(keras_model, path, ExportOptions(opset=recipe.opset))
-            artifact = describe(fmt, fmt.variants[0], path, keras_model)
+            artifact = describe(fmt, FLOAT32, path, keras_model)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)
 
@@ -97,9 +97,10 @@ def verify(
         return verifier.verify(artifact)
 
 
-def artifact_name(fmt: Format) -> str:
-    """Returns the name of a format's artifact in the output folder."""
-    return f"model{fmt.suffix}" if fmt.suffix else fmt.name
+def artifact_name(fmt: Format, variant: str = FLOAT32) -> str:
+    """Returns the name of an artifact in the output folder."""
+    marker = "" if variant == FLOAT32 else f"-{variant}"
+    return f"model{marker}{fmt.suffix}" if fmt.suffix else f"{fmt.name}{marker}"
 
 
 def _as_compressed(model: Any) -> Compressed:
@@ -117,4 +118,4 @@ def _described(path: Path, model: Any) -> Artifact:
             f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
             f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."
         )
-    return describe(fmt, fmt.variants[0], path, model)
+    return describe(fmt, FLOAT32, path, model)

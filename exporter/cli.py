@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import ExporterError
-from exporter.formats import ALL_FORMATS, FORMAT_NAMES
+from exporter.formats import ALL, FORMAT_NAMES
 from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.recipe import (
     CONVOLUTIONS,
     DEFAULT_RANK,
     DISTRIBUTIONS,
     EXPORTS_FROM,
+    GRANULARITIES,
+    IO_TYPES,
     METHODS,
     OPSETS,
+    QUANTIZATIONS,
+    RANGES,
     RANK_NAMES,
     TRAININGS,
     Recipe,
@@ -91,6 +95,11 @@ def _run(options: argparse.Namespace) -> int:
         max_latency=parsed(parse_seconds, options.max_latency),
         max_drop=parsed(parse_part, options.max_drop),
         formats=tuple(options.format or Recipe.formats),
+        quantize=tuple(options.quantize or Recipe.quantize),
+        io_type=options.io_type,
+        granularity=options.granularity,
+        ranges=options.ranges,
+        gauge=options.gauge,
         output=options.output,
         atol=options.atol,
         rtol=options.rtol,
@@ -198,14 +207,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_cutting(parser)
     _add_tuning(parser)
+    _add_quantization(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--format",
         action="extend",
-        type=lambda text: [name.strip() for name in text.split(",")],
+        type=_names,
         metavar="FORMAT",
         help=(
-            f"{', '.join(FORMAT_NAMES)} or {ALL_FORMATS}; may be repeated, or separated by commas "
+            f"{', '.join(FORMAT_NAMES)} or {ALL}; may be repeated, or separated by commas "
             "(default: tflite)"
         ),
     )
@@ -229,6 +239,51 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--rtol", type=float, help="relative tolerance, likewise")
     _add_printing(parser)
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("quantization")
+    group.add_argument(
+        "--quantize",
+        action="extend",
+        type=_names,
+        metavar="VARIANT",
+        help=(
+            f"{', '.join(QUANTIZATIONS)} or {ALL}; may be repeated, or separated by commas; each "
+            f"format exports those that it has (default: {Recipe.quantize[0]})"
+        ),
+    )
+    group.add_argument(
+        "--io-type",
+        choices=IO_TYPES,
+        default=Recipe.io_type,
+        help=f"of what int8 takes and gives (default: {Recipe.io_type})",
+    )
+    group.add_argument(
+        "--granularity",
+        choices=GRANULARITIES,
+        default=Recipe.granularity,
+        help=(
+            "scales of weights, one a tensor or one a channel; auto: measures both "
+            f"(default: {Recipe.granularity})"
+        ),
+    )
+    group.add_argument(
+        "--ranges",
+        choices=RANGES,
+        default=Recipe.ranges,
+        help=f"how ranges of activations are estimated (default: {Recipe.ranges})",
+    )
+    group.add_argument(
+        "--no-gauge",
+        dest="gauge",
+        action="store_false",
+        help="quantize factors as they are, not in the coordinates that cost least",
+    )
 
 
 def _inspect_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from exporter.artifacts import artifact_name
 from exporter.benchmark import LatencyPair, measure_latency
 from exporter.data import Dataset
 from exporter.errors import ConversionError
-from exporter.formats.base import ExportOptions, Format, KerasRunner, describe
+from exporter.formats.base import FLOAT32, ExportOptions, Format, KerasRunner, describe, measure
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
@@ -64,26 +64,29 @@ class Exports:
             predict(KerasRunner(baseline), first), self.verifier.reference[first.name], first.labels
         )
 
-    def carry_out(self, fmt: Format) -> ArtifactReport:
-        """Exports to one format, verifies and measures; rejects what does not pass."""
-        path = self._staging / artifact_name(fmt)
-        options = ExportOptions(opset=self._recipe.opset)
+    def carry_out(self, fmt: Format, variant: str) -> ArtifactReport:
+        """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
+        path = self._staging / artifact_name(fmt, variant)
+        options = ExportOptions(variant=variant, opset=self._recipe.opset)
         try:
             fmt.export(self._compressed.model, path, options)
         except ConversionError as error:
-            return ArtifactReport(fmt.name, error=str(error))
-        artifact = describe(fmt, fmt.variants[0], path, self._compressed.model)
+            return ArtifactReport(fmt.name, variant, error=str(error))
+        artifact = describe(fmt, variant, path, self._compressed.model)
         conversion = self.verifier.verify(artifact)
         report = ArtifactReport(
             fmt.name,
+            variant,
             artifact,
             conversion,
             accepted=conversion.passed and self.compression.passed,
         )
         try:
-            baseline_path = self._scratch / path.name
-            fmt.export(self._baseline, baseline_path, options)
-            size = describe(fmt, fmt.variants[0], baseline_path, self._baseline).size
+            # What a user would ship otherwise is the baseline in float32.
+            baseline_path = self._scratch / artifact_name(fmt)
+            if not baseline_path.exists():
+                fmt.export(self._baseline, baseline_path, replace(options, variant=FLOAT32))
+            size, _ = measure(baseline_path)
             report = replace(report, baseline_size=size)
             report = replace(report, latency=self._latency(fmt, baseline_path, path))
         except (ConversionError, ChildError) as error:

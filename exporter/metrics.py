@@ -63,6 +63,15 @@ def is_better(value: Metric, other: Metric) -> bool:
     return value.value < other.value
 
 
+def loss_of(before: Metric, after: Metric) -> float:
+    """Returns how much is lost: points of accuracy, 0 to 1, or the relative growth of an error."""
+    if before.name == "accuracy":
+        return before.value - after.value
+    if after.value <= before.value:
+        return 0.0
+    return (after.value - before.value) / before.value if before.value else float("inf")
+
+
 def predicted_classes(predictions: Array) -> Array:
     """Returns the class of each row; a single column is a probability of the second class."""
     if predictions.shape[-1] == 1:

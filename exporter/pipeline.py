@@ -57,6 +57,22 @@ TRUNCATED_FILE = "truncated.keras"
 UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"
 
+_NOT_TRAINED_BY = (
+    "model",
+    "formats",
+    "quantize",
+    "io_type",
+    "granularity",
+    "ranges",
+    "output",
+    "force",
+    "resume",
+    "atol",
+    "rtol",
+    "opset",
+)
+"""Fields of the recipe that the trained weights do not depend on, or that the weights stand for."""
+
 _LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
 
 
@@ -111,11 +127,11 @@ def run(
             scratch=Path(scratch),
         )
         artifacts = []
-        with progress.track("Exporting and verifying", len(recipe.formats)) as advance:
-            for number, name in enumerate(recipe.formats):
-                advance(number, name)
-                artifacts.append(exports.carry_out(FORMATS[name]))
-            advance(len(recipe.formats), "done")
+        with progress.track("Exporting and verifying", len(recipe.artifacts)) as advance:
+            for number, (name, variant) in enumerate(recipe.artifacts):
+                advance(number, f"{name}, {variant}")
+                artifacts.append(exports.carry_out(FORMATS[name], variant))
+            advance(len(recipe.artifacts), "done")
         after = Totals(compressed.model.count_params(), exports.verifier.macs)
         report = Report(
             recipe=recipe,
@@ -230,7 +246,7 @@ def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dat
 
 
 def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
-    names = [artifact_name(FORMATS[name]) for name in recipe.formats]
+    names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
     own = [COMPRESSED_FILE, MANIFEST, REJECTED]
     if trained_here:
         own.append(BASELINE_FILE)
@@ -275,7 +291,7 @@ def _train(
 def _checkpoints(job: _Job, baseline: Any) -> Path:
     """Names the folder after all that makes the result, so that no other run goes on from it."""
     options = job.recipe.to_dict()
-    for name in ("model", "formats", "output", "force", "resume", "atol", "rtol", "opset"):
+    for name in _NOT_TRAINED_BY:
         del options[name]
     ingredients = hashlib.sha256(json.dumps([options, _versions()], sort_keys=True).encode())
     ingredients.update(job.dataset.digest.encode())

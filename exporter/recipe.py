@@ -4,12 +4,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import RecipeError
-from exporter.formats import ALL_FORMATS, FORMAT_NAMES
+from exporter.formats import ALL, FORMAT_NAMES, FORMATS, VARIANT_NAMES
+from exporter.formats.base import FLOAT32
 
 Rank = int | float | str | Mapping[str, int]
 """One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
@@ -30,6 +31,12 @@ GOALS = ("rank", "energy", "max_params", "max_macs", "max_size", "max_latency", 
 TRAININGS = ("factored", "projected", "projected+factored")
 EXPORTS_FROM = ("truncated", "updated")
 DISTRIBUTIONS = ("none", "mirrored", "multiworker")
+
+NOT_QUANTIZED = "none"
+QUANTIZATIONS = (NOT_QUANTIZED, *(name for name in VARIANT_NAMES if name != FLOAT32))
+IO_TYPES = (FLOAT32, "int8", "uint8")
+GRANULARITIES = ("auto", "tensor", "channel")
+RANGES = ("minmax", "percentile", "mse", "entropy")
 
 OPSETS = range(13, 19)
 """ONNX operator sets that the converter can be asked for."""
@@ -89,6 +96,13 @@ class Recipe:
         max_latency: Most seconds of one call, one thread, batch 1, measured in each runtime.
         max_drop: Most accuracy that may be lost on the validation data, 0 to 1.
         formats: Formats to export to, in this order. ``"all"`` stands for every one.
+        quantize: Numeric variants to export, in this order, of ``QUANTIZATIONS``; each format
+            exports those that it has. ``"all"`` stands for every one.
+        io_type: Element type of the inputs and outputs of variants that compute in integers.
+        granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``;
+            ``"auto"`` measures both.
+        ranges: How the ranges of activations are estimated from the calibration samples.
+        gauge: Whether factors are put into the coordinates in which quantization costs least.
         output: Folder to write to; None is ``artifacts/<model name>-rank<rank>``.
         atol: Absolute tolerance of parity, in units of the output. None, with ``rtol`` None as
             well, derives the tolerance from the float32 rounding error of the model itself.
@@ -136,6 +150,11 @@ class Recipe:
     max_latency: float | None = None
     max_drop: float | None = None
     formats: tuple[str, ...] = ("tflite",)
+    quantize: tuple[str, ...] = (NOT_QUANTIZED,)
+    io_type: str = FLOAT32
+    granularity: str = "auto"
+    ranges: str = "mse"
+    gauge: bool = True
     output: str | None = None
     atol: float | None = None
     rtol: float | None = None
@@ -169,7 +188,14 @@ class Recipe:
             object.__setattr__(self, "rank", DEFAULT_RANK)
         self._check_rank()
         self._check_goals()
-        object.__setattr__(self, "formats", _checked_formats(self.formats))
+        formats = _checked_names("formats", self.formats, FORMAT_NAMES)
+        object.__setattr__(self, "formats", formats)
+        variants = _checked_names("quantize", self.quantize, QUANTIZATIONS)
+        if ALL in self.quantize:
+            had = {quantization for name in formats for quantization in _quantizations(name)}
+            variants = tuple(name for name in variants if name in had)
+        object.__setattr__(self, "quantize", variants)
+        self._check_variants()
         self._check_choices()
         self._check_numbers()
 
@@ -212,6 +238,23 @@ class Recipe:
                 upper = "" if below == math.inf else f" and less than {below:g}"
                 raise RecipeError(f"{name} must be more than 0{upper}. Received: {value!r}.")
 
+    def _check_variants(self) -> None:
+        """Checks that each format has one of the variants, and each variant is one of a format."""
+        for name in self.formats:
+            had = _quantizations(name)
+            if not set(had) & set(self.quantize):
+                raise RecipeError(
+                    f"quantize must name a variant of each format; {name} has {', '.join(had)}. "
+                    f"Received: {', '.join(self.quantize)}."
+                )
+        for quantization in self.quantize:
+            if not any(quantization in _quantizations(name) for name in self.formats):
+                having = [name for name in FORMAT_NAMES if quantization in _quantizations(name)]
+                raise RecipeError(
+                    f"quantize {quantization!r} is a variant of the formats {', '.join(having)}. "
+                    f"Received: formats {', '.join(self.formats)}."
+                )
+
     def _check_choices(self) -> None:
         for name in ("model", "output"):
             value = getattr(self, name)
@@ -225,6 +268,9 @@ class Recipe:
             "train": TRAININGS,
             "export_from": EXPORTS_FROM,
             "distribute": DISTRIBUTIONS,
+            "io_type": IO_TYPES,
+            "granularity": GRANULARITIES,
+            "ranges": RANGES,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -232,7 +278,7 @@ class Recipe:
                     f"{name} must be one of {', '.join(filter(None, known))}. "
                     f"Received: {getattr(self, name)!r}."
                 )
-        for name in ("cascade", "fold", "merge", "resume", "force"):
+        for name in ("cascade", "fold", "merge", "gauge", "resume", "force"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(
                     f"{name} must be True or False. Received: {getattr(self, name)!r}."
@@ -280,6 +326,16 @@ class Recipe:
             )
 
     @property
+    def artifacts(self) -> tuple[tuple[str, str], ...]:
+        """Format and variant of each artifact, in order."""
+        return tuple(
+            (name, FLOAT32 if quantization == NOT_QUANTIZED else quantization)
+            for name in self.formats
+            for quantization in self.quantize
+            if quantization in _quantizations(name)
+        )
+
+    @property
     def projects(self) -> bool:
         """Whether full weights are trained at their truncation."""
         return self.finetune > 0 and self.train.startswith("projected")
@@ -300,7 +356,11 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as values that JSON knows."""
-        return {**dataclasses.asdict(self), "formats": list(self.formats)}
+        return {
+            **dataclasses.asdict(self),
+            "formats": list(self.formats),
+            "quantize": list(self.quantize),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
@@ -335,18 +395,26 @@ class Recipe:
         return cls.from_dict(values)
 
 
-def _checked_formats(formats: object) -> tuple[str, ...]:
-    if isinstance(formats, str) or not isinstance(formats, (list, tuple)):
-        raise RecipeError(f"formats must be a list of names. Received: {formats!r}.")
+def _checked_names(field: str, names: object, known: Sequence[str]) -> tuple[str, ...]:
+    """Checks a list of names, of which ``all`` stands for every one."""
+    if isinstance(names, str) or not isinstance(names, (list, tuple)):
+        raise RecipeError(f"{field} must be a list of names. Received: {names!r}.")
     chosen: list[str] = []
-    for name in formats:
-        if name != ALL_FORMATS and name not in FORMAT_NAMES:
-            known = ", ".join([*FORMAT_NAMES, ALL_FORMATS])
-            raise RecipeError(f"Unknown format {name!r}. Known formats: {known}.")
-        chosen.extend(FORMAT_NAMES if name == ALL_FORMATS else [name])
+    for name in names:
+        if name != ALL and name not in known:
+            raise RecipeError(
+                f"Unknown name {name!r} in {field}. Known: {', '.join([*known, ALL])}."
+            )
+        chosen.extend(known if name == ALL else [name])
     if not chosen:
-        raise RecipeError(f"formats is empty. Known formats: {', '.join(FORMAT_NAMES)}.")
+        raise RecipeError(f"{field} is empty. Known: {', '.join(known)}.")
     return tuple(dict.fromkeys(chosen))
+
+
+def _quantizations(fmt: str) -> list[str]:
+    """Returns the values of ``quantize`` that a format has variants for."""
+    names = (variant.name for variant in FORMATS[fmt].variants)
+    return [NOT_QUANTIZED if name == FLOAT32 else name for name in names]
 
 
 def _is_whole(value: object) -> bool:

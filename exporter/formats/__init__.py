@@ -5,10 +5,15 @@ from exporter.formats.onnx import Onnx
 from exporter.formats.saved_model import SavedModel
 from exporter.formats.tflite import TFLite
 
-ALL_FORMATS = "all"
+ALL = "all"
 
 FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (SavedModel(), TFLite(), Onnx())}
 
 FORMAT_NAMES: tuple[str, ...] = tuple(FORMATS)
 
-__all__ = ["ALL_FORMATS", "FORMATS", "FORMAT_NAMES", "Format"]
+VARIANT_NAMES: tuple[str, ...] = tuple(
+    dict.fromkeys(variant.name for fmt in FORMATS.values() for variant in fmt.variants)
+)
+"""Of all formats, the one that is not quantized first."""
+
+__all__ = ["ALL", "FORMATS", "FORMAT_NAMES", "VARIANT_NAMES", "Format"]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from exporter.errors import ModelError, brief
 
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 else:
     Tensors = Mapping
 
+FLOAT32 = "float32"
+
+Granularity = Literal["tensor", "channel"]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What the integers of a tensor stand for: ``real = scale * (integer - zero_point)``.
+
+    Attributes:
+        scale: Real value of one step.
+        zero_point: The integer that stands for zero.
+    """
+
+    scale: float
+    zero_point: int
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -32,16 +49,22 @@ class TensorInfo:
         name: The name in every artifact: the Keras name, made an identifier.
         shape: Sizes with the batch axis first; None where a size is not fixed.
         dtype: NumPy's name of the element type.
+        quantization: What its integers stand for; None if it is not quantized.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    quantization: Quantization | None = None
 
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the model insists on; None if any will do."""
         return self.shape[0] if self.shape else None
+
+
+Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
+"""Inputs and outputs."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,7 @@ class Artifact:
 
     Attributes:
         format: The name of its format.
-        variant: The numeric variant, such as ``float32``.
+        variant: The name of its variant.
         path: Where it is.
         size: Bytes of the file, or of all files in the folder.
         sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
@@ -95,10 +118,22 @@ class ExportOptions:
     """What formats can be asked for; each reads what concerns it.
 
     Attributes:
+        variant: Name of the numeric variant, one of the format's.
         opset: ONNX operator set.
+        io_type: Element type of inputs and outputs of a variant that computes in integers.
+        granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``.
+        ranges: How the range of an activation is estimated: ``"minmax"``, ``"percentile"``,
+            ``"mse"`` or ``"entropy"``.
+        calibration: Batches of inputs by name that activations are observed on; for variants that
+            are calibrated.
     """
 
+    variant: str = FLOAT32
     opset: int = 17
+    io_type: str = FLOAT32
+    granularity: Granularity = "tensor"
+    ranges: str = "minmax"
+    calibration: Sequence[Tensors] = ()
 
 
 @dataclass(frozen=True)
@@ -114,8 +149,44 @@ class ToleranceRule:
     floor_ulps: float = 16.0
 
 
+@dataclass(frozen=True)
+class QualityRule:
+    """What a quantized artifact must keep of the float model's predictions on the first probe.
+
+    Attributes:
+        snr_db: Least signal to noise ratio in decibels.
+        agreement: Least part of the samples with the same class, 0 to 1.
+        drop: Largest loss of accuracy, 0 to 1; of another metric, the largest relative loss.
+    """
+
+    snr_db: float
+    agreement: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A numeric variant of a format.
+
+    Attributes:
+        name: As in ``--quantize``; ``float32`` is what was not quantized.
+        weight_bits: Of an element of a kernel.
+        calibrated: Whether activations have ranges, which calibration data show.
+        rule: What verification allows.
+    """
+
+    name: str
+    weight_bits: int = 32
+    calibrated: bool = False
+    rule: ToleranceRule | QualityRule = ToleranceRule()
+
+
 class Runner(Protocol):
-    """An artifact opened in a runtime: named arrays in, named arrays out."""
+    """An artifact opened in a runtime: named arrays in, named arrays out.
+
+    Where an artifact takes or gives integers that stand for real numbers, the runner converts:
+    callers see real numbers alone.
+    """
 
     def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
         """Predicts a batch."""
@@ -130,20 +201,22 @@ class Format(ABC):
     Attributes:
         name: As in ``--format``.
         suffix: Of the artifact's name; empty for a folder.
-        variants: The numeric variants on offer.
+        variants: The numeric variants on offer, the one that is not quantized first.
         backends: Ways in which the runtime can execute an artifact. All are verified; the first is
             the one that ships, and the one that is timed.
-        tolerance: What parity allows.
         thread_environment: Environment variables that hold the runtime to one thread, for those
             that take it from nowhere else.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
-    variants: ClassVar[tuple[str, ...]] = ("float32",)
+    variants: ClassVar[tuple[Variant, ...]] = (Variant(FLOAT32),)
     backends: ClassVar[tuple[str, ...]]
-    tolerance: ClassVar[ToleranceRule] = ToleranceRule()
     thread_environment: ClassVar[Mapping[str, str]] = {}
+
+    def variant(self, name: str) -> Variant:
+        """Returns the variant of a name that the format has."""
+        return next(variant for variant in self.variants if variant.name == name)
 
     @abstractmethod
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
@@ -152,6 +225,12 @@ class Format(ABC):
         Raises:
             ConversionError: If the converter fails, or its result cannot be opened.
         """
+
+    def interface(self, path: Path, model: Any) -> Interface:
+        """Returns the inputs and the outputs of an artifact of a model."""
+        del path
+        signature = Signature(model)
+        return signature.inputs, signature.outputs
 
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
@@ -350,9 +429,9 @@ def _is_float(value: object) -> bool:
 
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
     """Measures what an export wrote."""
-    signature = Signature(model)
     size, sha256 = measure(path)
-    return Artifact(fmt.name, variant, path, size, sha256, signature.inputs, signature.outputs)
+    inputs, outputs = fmt.interface(path, model)
+    return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs)
 
 
 def measure(path: Path) -> tuple[int, str]:

@@ -16,9 +16,10 @@ from exporter.inspection import ENERGIES, SPECTRUM_POINTS, Inspection, KernelIns
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
 from exporter.training.loop import History
-from exporter.verification.compression import OutputCompression
+from exporter.verification.compression import CompressionVerdict, OutputCompression
 from exporter.verification.parity import Comparison, Parity
 from exporter.verification.structure import StructureProof
+from exporter.verification.verifier import ConversionVerdict
 
 WIDTH = 120
 """Columns where the output is no terminal."""
@@ -84,6 +85,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_artifact_table(report))
     if any(a.conversion and a.conversion.parity for a in report.artifacts):
         console.print(_parity_table(report.artifacts))
+    if any(a.conversion and a.conversion.quality for a in report.artifacts):
+        console.print(_quality_table(report.artifacts))
     if report.finetuning is not None:
         for phase in report.finetuning.phases:
             console.print(Text(_phase_line(phase)), soft_wrap=True)
@@ -302,6 +305,32 @@ def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
     return table
 
 
+def _quality_table(artifacts: Iterable[ArtifactReport]) -> Table:
+    table = _table(
+        "Conversion: quantized artifact against the compressed Keras model, limits in brackets",
+        ["artifact", "runtime", "output"],
+        ["SNR", "top-1", "loss", "samples"],
+        [],
+    )
+    for item in artifacts:
+        quality = item.conversion.quality if item.conversion else None
+        if item.artifact is None or quality is None:
+            continue
+        limits = quality.limits
+        for output in quality.outputs:
+            agreement, drop = output.top1_agreement, output.drop
+            table.add_row(
+                item.artifact.path.name,
+                output.backend,
+                Text(output.output, "" if output.passed else "bold red"),
+                f"{output.snr_db:.1f} dB [{limits.snr_db:.0f}]",
+                "" if agreement is None else f"{agreement:.2%} [{limits.agreement:.1%}]",
+                "" if drop is None else f"{drop:+.2%} [{limits.drop:.1%}]",
+                f"{output.samples:,}",
+            )
+    return table
+
+
 def _worst_by_output(parity: Parity) -> list[Comparison]:
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in parity.comparisons:
@@ -313,7 +342,7 @@ def _findings(report: Report) -> Iterator[str]:
     for output in report.compression.outputs:
         yield _compression_line(output)
     for item in report.artifacts:
-        name = item.artifact.path.name if item.artifact else item.format
+        name = item.artifact.path.name if item.artifact else f"{item.format} {item.variant}"
         if item.error:
             yield f"{name}: not converted. {item.error}"
         if item.comparison_error:
@@ -325,12 +354,31 @@ def _findings(report: Report) -> Iterator[str]:
             yield f"{name}: cannot be run or parsed. {conversion.error}"
         if conversion.structure is not None:
             yield f"Structure    {name}: {_structure_text(conversion.structure)}"
-        for fault in conversion.parity.faults if conversion.parity else ():
+        if conversion.quality is not None:
+            yield from _stage_lines(name, conversion, report.compression)
+        judged = conversion.parity or conversion.quality
+        for fault in judged.faults if judged else ():
             also = "; so is the compressed model's own output" if fault.in_reference else ""
             yield (
                 f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
                 f"{fault.backend}{also}"
             )
+
+
+def _stage_lines(
+    name: str, conversion: ConversionVerdict, compression: CompressionVerdict
+) -> Iterator[str]:
+    """Tells which stage cost what: low rank, and quantization."""
+    quality = conversion.quality
+    for output in compression.outputs:
+        after = conversion.metrics.get(output.output)
+        if quality is None or output.baseline is None or output.compressed is None or after is None:
+            continue
+        yield (
+            f"Stages       {name}, {output.output}: {output.baseline.name} "
+            f"{_metric(output.baseline)} -> {_metric(output.compressed)} by low rank -> "
+            f"{_metric(after)} by quantization"
+        )
 
 
 def _compression_line(output: OutputCompression) -> str:

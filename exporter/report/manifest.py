@@ -75,6 +75,7 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
     artifact, conversion, latency = report.artifact, report.conversion, report.latency
     return {
         "format": report.format,
+        "variant": report.variant,
         "accepted": report.accepted,
         "error": report.error,
         "file": None
@@ -95,6 +96,8 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
             "metrics": _plain(conversion.metrics),
             "parity": conversion.parity
             and {"passed": conversion.parity.passed, **_plain(conversion.parity)},
+            "quality": conversion.quality
+            and {"passed": conversion.quality.passed, **_plain(conversion.quality)},
             "structure": conversion.structure
             and {"passed": conversion.structure.passed, **_plain(conversion.structure)},
         },

@@ -44,17 +44,19 @@ class ArtifactReport:
 
     Attributes:
         format: Its format.
+        variant: Its numeric variant.
         artifact: What was written; None if the converter failed.
         conversion: The verdict; None if the converter failed.
         accepted: Whether it and the compression passed; otherwise it is in ``rejected/``.
         error: What the converter said.
-        baseline_size: Bytes of the baseline in the same format.
-        latency: Baseline and compressed model in the same runtime.
+        baseline_size: Bytes of the baseline in the same format, in float32.
+        latency: Baseline, in float32, and compressed model in the same runtime.
         comparison_error: Why baseline size or latency are None: the baseline did not convert, or a
             runtime could not run it.
     """
 
     format: str
+    variant: str
     artifact: Artifact | None = None
     conversion: ConversionVerdict | None = None
     accepted: bool = False
@@ -114,7 +116,7 @@ class Report:
         after: The compressed model.
         budget: What was to be held, and what came of it; None if the ranks were given.
         compression: Compressed model against baseline.
-        artifacts: One entry a format asked for.
+        artifacts: One entry a format and variant asked for.
         versions: Of Python and the libraries.
         seconds: What the run took.
     """

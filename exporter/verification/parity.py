@@ -1,7 +1,7 @@
 """Whether an artifact predicts what the Keras model predicts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from exporter.verification.probes import Probe, predict, samples_within
 from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, View, views
 
 NOT_FINITE = "not finite"
+
+Outputs = Mapping[str, Mapping[str, Mapping[str, Array]]]
+"""Arrays by backend, probe and output."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,33 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
     return files
 
 
+def find_faults(
+    outputs: Outputs, reference: Predictions, probes: Sequence[Probe], *, limit: int
+) -> tuple[Fault, ...]:
+    """Finds the outputs of an artifact that no tolerance can excuse.
+
+    Args:
+        outputs: As ``execute`` returns them.
+        reference: The Keras model's predictions by probe and output.
+        probes: The inputs.
+        limit: As given to ``execute``.
+    """
+    faults = []
+    for number, (backend, by_probe) in enumerate(outputs.items()):
+        for probe in probes:
+            count = samples_within(probe, limit if number else None)
+            for output, all_expected in reference[probe.name].items():
+                expected = all_expected[:count]
+                fault = _fault_kind(by_probe[probe.name].get(output), expected)
+                in_reference = _fault_kind(expected, expected) == fault
+                # A model may saturate on noise; on real data, no useful one is constant.
+                if fault and (not in_reference or fault == NOT_FINITE or probe.must_vary):
+                    faults.append(Fault(backend, probe.name, output, fault, in_reference))
+    return tuple(faults)
+
+
 def compare(
-    outputs: dict[str, dict[str, dict[str, Array]]],
+    outputs: Outputs,
     reference: Predictions,
     probes: Sequence[Probe],
     tolerances: Tolerances,
@@ -159,7 +187,7 @@ def compare(
     """Compares what an artifact predicted with the reference.
 
     Args:
-        outputs: Arrays by backend, probe and output, as ``execute`` returns them.
+        outputs: As ``execute`` returns them.
         reference: The Keras model's predictions by probe and output.
         probes: The inputs.
         tolerances: What is allowed, by probe, output and view.
@@ -167,18 +195,12 @@ def compare(
         classes: Outputs whose largest element names a class.
     """
     comparisons: list[Comparison] = []
-    faults: list[Fault] = []
     for number, (backend, by_probe) in enumerate(outputs.items()):
         for probe in probes:
             count = samples_within(probe, limit if number else None)
             for output, all_expected in reference[probe.name].items():
                 expected = all_expected[:count]
                 values = by_probe[probe.name].get(output)
-                fault = _fault_kind(values, expected)
-                in_reference = _fault_kind(expected, expected) == fault
-                # A model may saturate on noise; on real data, no useful one is constant.
-                if fault and (not in_reference or fault == NOT_FINITE or probe.must_vary):
-                    faults.append(Fault(backend, probe.name, output, fault, in_reference))
                 if values is None or values.shape != expected.shape:
                     continue
                 for view, transform in views(expected).items():
@@ -197,7 +219,8 @@ def compare(
                                 tolerance=tolerance,
                             )
                         )
-    return Parity(tuple(comparisons), tuple(faults))
+    faults = find_faults(outputs, reference, probes, limit=limit)
+    return Parity(tuple(comparisons), faults)
 
 
 def _fault_kind(values: Array | None, expected: Array) -> str | None:

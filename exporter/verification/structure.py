@@ -23,6 +23,10 @@ FILE_ALLOWANCE = 256 * 1024
 LAYER_ALLOWANCE = 12 * 1024
 """Bytes that the graph of one layer may take; a SavedModel, which has two, takes 7 to 9 KB."""
 
+FLOAT_BITS = 32
+SMALL_KERNEL = 1024
+"""Elements from which on LiteRT quantizes a kernel whose inputs are not."""
+
 _FLOAT32_BYTES = 4
 
 
@@ -52,7 +56,7 @@ class StructureProof:
 
     Attributes:
         layers: One entry a factorized layer.
-        predicted_bytes: Bytes of the weights of the compressed model.
+        predicted_bytes: Bytes of the weights of the compressed model, in the artifact's variant.
         stored_bytes: Bytes of the distinct constants in the artifact.
         file_bytes: Bytes of the artifact.
         weights_as_predicted: Whether ``stored_bytes`` is within 5 % and 16 KiB of the prediction.
@@ -78,7 +82,10 @@ class StructureProof:
 
 
 def prove_structure(
-    stored: Sequence[StoredTensor], file_bytes: int, compressed: Compressed
+    stored: Sequence[StoredTensor],
+    file_bytes: int,
+    compressed: Compressed,
+    weight_bits: int = FLOAT_BITS,
 ) -> StructureProof:
     """Counts what an artifact stores.
 
@@ -88,16 +95,9 @@ def prove_structure(
         stored: All constants of the artifact.
         file_bytes: Its size.
         compressed: The compressed Keras model and its plan.
+        weight_bits: Of an element of a kernel in the artifact; 32 if it is not quantized.
     """
-    # A converter may store a weight as it is cast for the computation, or half precision as
-    # float32; and weights that are equal once, or each.
-    cast = [
-        (weight.numpy().size, _itemsize(weight.dtype), _itemsize(layer.compute_dtype))
-        for _, layer in walk(compressed.model)
-        for weight in layer.weights
-    ]
-    least = sum(size * min(stored, computed) for size, stored, computed in cast)
-    most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
+    least, predicted, most = _bytes_of_weights(compressed.model, weight_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Of the factors alone: converters drop a bias that is zero.
     factors = _distinct(
@@ -111,7 +111,6 @@ def prove_structure(
             gone = _count(stored, parts.replaced) <= _count(weights, parts.replaced)
             shapes = tuple(tuple(weight.shape) for weight in parts.weights)
             proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
-    predicted = sum(tensor.nbytes for tensor in _distinct(weights))
     actual = sum(tensor.nbytes for tensor in _distinct(stored))
     slack = WEIGHT_SLACK * predicted + WEIGHT_ALLOWANCE
     graph = FILE_ALLOWANCE + LAYER_ALLOWANCE * sum(1 for _ in walk(compressed.model))
@@ -120,9 +119,33 @@ def prove_structure(
         predicted_bytes=predicted,
         stored_bytes=actual,
         file_bytes=file_bytes,
-        weights_as_predicted=min(least, predicted) - slack <= actual <= most + slack,
+        weights_as_predicted=least - slack <= actual <= most + slack,
         file_as_predicted=file_bytes <= (1 + FILE_SLACK) * most + graph,
     )
+
+
+def _bytes_of_weights(model: Any, weight_bits: int) -> tuple[int, int, int]:
+    """Returns the bytes of all weights as they are stored in an artifact: least, likely, most."""
+    layers = [layer for _, layer in walk(model)]
+    if weight_bits == FLOAT_BITS:
+        # A converter may store a weight as it is cast for the computation, or half precision as
+        # float32; and weights that are equal once, or each.
+        cast = [
+            (weight.numpy().size, _itemsize(weight.dtype), _itemsize(layer.compute_dtype))
+            for layer in layers
+            for weight in layer.weights
+        ]
+        predicted = sum(tensor.nbytes for tensor in _distinct(_described(model.weights)))
+        least = sum(size * min(stored, computed) for size, stored, computed in cast)
+        most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
+        return min(least, predicted), predicted, most
+    sizes = [(len(weight.shape), weight.numpy().size) for x in layers for weight in x.weights]
+    kernels = [size for axes, size in sizes if axes > 1]
+    others = sum(size for axes, size in sizes if axes <= 1)
+    predicted = sum(kernels) * weight_bits // 8 + others * _FLOAT32_BYTES
+    # Biases may take 64 bits, and small kernels may stay as they are.
+    small = sum(size for size in kernels if size < SMALL_KERNEL)
+    return predicted, predicted, predicted + (small + others) * _FLOAT32_BYTES
 
 
 def _itemsize(dtype: str) -> int:

@@ -9,13 +9,14 @@ from exporter.baseline import scales_input
 from exporter.benchmark import count_macs
 from exporter.data import UINT8_MAX, Dataset
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, KerasRunner, Signature, ToleranceRule
+from exporter.formats.base import Artifact, KerasRunner, QualityRule, Signature, ToleranceRule
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.metrics import Metric, task_metric
 from exporter.verification.compression import outputs_with_classes
-from exporter.verification.parity import Parity, compare, execute
+from exporter.verification.parity import Outputs, Parity, compare, execute, find_faults
 from exporter.verification.probes import Probe, make_probes, predict
+from exporter.verification.quality import Quality, judge_quality
 from exporter.verification.structure import StructureProof, prove_structure
 from exporter.verification.tolerance import (
     Predictions,
@@ -36,7 +37,9 @@ class ConversionVerdict:
     """Whether an artifact is the compressed Keras model.
 
     Attributes:
-        parity: Its predictions compared; None if the runtime could not run it.
+        parity: Its predictions compared within a tolerance; None if it is quantized, or the
+            runtime could not run it.
+        quality: Of a quantized artifact, how near it is; None otherwise.
         structure: What is stored in it; None if it could not be parsed.
         metrics: Task metric of the artifact itself, by output; empty without labels.
         error: Why it could not be run or parsed.
@@ -45,15 +48,17 @@ class ConversionVerdict:
     parity: Parity | None
     structure: StructureProof | None
     metrics: dict[str, Metric]
+    quality: Quality | None = None
     error: str | None = None
 
     @property
     def passed(self) -> bool:
         """Whether it ran, predicts the same, and stores what was planned."""
+        judged = self.parity or self.quality
         return (
             self.error is None
-            and self.parity is not None
-            and self.parity.passed
+            and judged is not None
+            and judged.passed
             and self.structure is not None
             and self.structure.passed
         )
@@ -111,32 +116,41 @@ class Verifier:
             ModelError: If the tolerance is to be derived and the model has no float64 copy.
         """
         fmt = FORMATS[artifact.format]
-        tolerances = self._tolerances(fmt.tolerance)
+        variant = fmt.variant(artifact.variant)
         try:
             stored = fmt.stored_tensors(artifact.path)
         except Exception as error:  # Parsers raise whatever a damaged file makes them run into.
             return ConversionVerdict(None, None, {}, error=f"{type(error).__name__}: {error}")
-        structure = prove_structure(stored, artifact.size, self._compressed)
+        structure = prove_structure(stored, artifact.size, self._compressed, variant.weight_bits)
         try:
             outputs = execute(artifact, self.probes, self._folder, self._limit)
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
-        parity = compare(
-            outputs,
-            self.reference,
-            self.probes,
-            tolerances,
-            limit=self._limit,
-            classes=self._classes,
-        )
         first = self.probes[0]
+        parity, quality = self._judge(outputs, variant.rule)
         shipped = outputs[fmt.backends[0]][first.name]
         metrics = {
             name: task_metric(shipped[name], labels)
             for name, labels in first.labels.items()
             if name in shipped and shipped[name].shape == self.reference[first.name][name].shape
         }
-        return ConversionVerdict(parity, structure, metrics)
+        return ConversionVerdict(parity, structure, metrics, quality)
+
+    def _judge(
+        self, outputs: Outputs, rule: ToleranceRule | QualityRule
+    ) -> tuple[Parity | None, Quality | None]:
+        probes, limit, classes = self.probes, self._limit, self._classes
+        if isinstance(rule, ToleranceRule):
+            tolerances = self._tolerances(rule)
+            parity = compare(
+                outputs, self.reference, probes, tolerances, limit=limit, classes=classes
+            )
+            return parity, None
+        faults = find_faults(outputs, self.reference, probes, limit=limit)
+        quality = judge_quality(
+            outputs, self.reference, probes[0], rule, faults, limit=limit, classes=classes
+        )
+        return None, quality
 
     def _tolerances(self, rule: ToleranceRule) -> Tolerances:
         if self._atol is not None or self._rtol is not None:
