@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
 from exporter.formats.onnx_graph import OnnxRunner, convert, list_tensors
+from exporter.formats.onnx_quantization import VARIANTS, with_integers
 
 
 class Onnx(Format):
@@ -12,11 +13,16 @@ class Onnx(Format):
 
     name = "onnx"
     suffix = ".onnx"
+    variants = VARIANTS
     backends = ("cpu",)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the graph; see the base class."""
         path.write_bytes(convert(model, options))
+
+    def interface(self, path: Path, model: Any) -> Interface:
+        """Returns the inputs and outputs, with what those that are integers stand for."""
+        return with_integers(super().interface(path, model), path)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the file in onnxruntime's CPU provider."""

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import ExportOptions, Signature, StoredTensor, Tensors
+from exporter.formats.base import (
+    FLOAT32,
+    ExportOptions,
+    Signature,
+    StoredTensor,
+    Tensors,
+    recast,
+)
+from exporter.formats.onnx_quantization import as_variant, interface_quantization
 
 _BATCH = "batch"
 
@@ -21,9 +29,17 @@ def convert(model: Any, options: ExportOptions) -> bytes:
     """Converts a Keras model to a serialized graph that onnxruntime can run.
 
     Raises:
+        DataError: If the variant is calibrated, and the data do not serve.
         ConversionError: If the converter fails, or the graph cannot be run.
     """
-    return checked(build(model, options))
+    if options.variant != FLOAT32 and _computes_otherwise(model):
+        model = recast(model, FLOAT32)  # What quantizers expect to start from.
+    return checked(as_variant(build(model, options), options))
+
+
+def _computes_otherwise(model: Any) -> bool:
+    layers = model._flatten_layers(include_self=False)
+    return any(layer.compute_dtype in {"float16", "bfloat16", "float64"} for layer in layers)
 
 
 def build(model: Any, options: ExportOptions) -> Any:
@@ -273,16 +289,33 @@ class OnnxRunner:
         self._session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        self._types = {value.name: value.type for value in self._session.get_inputs()}
+        # Such as "tensor(int8)".
+        self._types = {value.name: value.type[7:-1] for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._quantization = interface_quantization(metadata)
 
     def _arrays(self, inputs: Tensors) -> dict[str, Any]:
-        return {name: inputs[name] for name in self._types}
+        from exporter.quantization.affine import to_integers
+
+        return {
+            name: to_integers(inputs[name], quantization, dtype)
+            if (quantization := self._quantization.get(name))
+            else inputs[name]
+            for name, dtype in self._types.items()
+        }
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
+        from exporter.quantization.affine import to_reals
+
         values = self._session.run(self._outputs, self._arrays(inputs))
-        return dict(zip(self._outputs, values, strict=True))
+        return {
+            name: to_reals(value, quantization)
+            if (quantization := self._quantization.get(name))
+            else value
+            for name, value in zip(self._outputs, values, strict=True)
+        }
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds a batch and returns the bare call of the runtime, for timing."""

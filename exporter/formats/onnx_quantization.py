@@ -1,0 +1,374 @@
+"""The numeric variants of an ONNX graph: half precision, and integers by onnxruntime's quantizer.
+
+On x86 processors without VNNI, onnxruntime multiplies uint8 activations by int8 weights with
+VPMADDUBSW, which adds two products in 16 bits: ``2 * 255 * 127`` saturates, and the predictions are
+wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx2.S). Weights of
+uint8 go through kernels that widen to 16 bits first; they are exact on every processor.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ConversionError, DataError, brief
+from exporter.formats.base import (
+    FLOAT32,
+    ExportOptions,
+    Interface,
+    QualityRule,
+    Quantization,
+    Tensors,
+    Variant,
+)
+
+FLOAT16 = "float16"
+DYNAMIC = "dynamic"
+INT8 = "int8"
+
+VARIANTS = (
+    Variant(FLOAT32),
+    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=50, agreement=0.99, drop=0.005)),
+    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=25, agreement=0.97, drop=0.01)),
+    Variant(
+        INT8,
+        weight_bits=8,
+        calibrated=True,
+        rule=QualityRule(snr_db=15, agreement=0.95, drop=0.02),
+    ),
+)
+
+_PRODUCTS = ("Gemm", "MatMul")
+"""Operators that onnxruntime computes in integers and returns as floats, or as integers."""
+
+_STATIC = (
+    *_PRODUCTS,
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Flatten",
+    "Gather",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Pad",
+    "Relu",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+"""Operators that compute in integers: those with weights, and those that lie between them.
+
+Others (softmax, normalisations, GELU) are a small part of the work, and lose most by it.
+"""
+
+_DYNAMIC = ("Conv", "Gather", "LSTM", "MatMul")
+
+_QUANTIZE = "QuantizeLinear"
+_DEQUANTIZE = "DequantizeLinear"
+
+_QUANTIZATION = "quantization"
+"""Key of the graph's metadata; the value is JSON: scale and zero point by input or output."""
+
+
+def as_variant(proto: Any, options: ExportOptions) -> Any:
+    """Returns a variant of a float32 graph, under the same names.
+
+    Raises:
+        DataError: If the variant is calibrated, and there is nothing to calibrate it on.
+        ConversionError: If the graph cannot be quantized.
+    """
+    if options.variant == FLOAT32:
+        return proto
+    if options.variant == INT8 and not options.calibration:
+        raise DataError(
+            f"Variant {INT8!r} needs samples to calibrate the ranges of activations on. Received: "
+            "none. Name data with --data, and let --calibration be 1 or more."
+        )
+    with tempfile.TemporaryDirectory(prefix="exporter-onnx-") as folder:
+        try:
+            if options.variant == FLOAT16:
+                return _halved(proto)
+            prepared = _prepared(proto, Path(folder))
+            if options.variant == DYNAMIC:
+                return _dynamic(prepared, options, Path(folder))
+            ranges = estimate_ranges(prepared, options.calibration, options.ranges)
+            quantized = _static(prepared, ranges, options, Path(folder))
+            if options.io_type != FLOAT32:
+                _make_interface_integer(quantized, ranges, options.io_type)
+            return quantized
+        except DataError:
+            raise
+        except Exception as error:  # Quantizers raise whatever they run into.
+            raise ConversionError(
+                f"The ONNX graph has no {options.variant} variant: {brief(error)}"
+            ) from error
+
+
+def _halved(proto: Any) -> Any:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(proto, keep_io_types=True)
+
+
+def _prepared(proto: Any, folder: Path) -> Any:
+    """Has onnxruntime simplify the graph, for any processor, and infer the shapes in it.
+
+    A product and the addition of a bias become one operator, whose sum stays in 32 bits.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    source, target = folder / "float.onnx", folder / "prepared.onnx"
+    onnx.save(proto, source)
+    # The symbolic inference needs SymPy, and tells nothing more of a graph with one free size.
+    quant_pre_process(source, target, skip_symbolic_shape=True)
+    return onnx.load(target)
+
+
+def _dynamic(proto: Any, options: ExportOptions, folder: Path) -> Any:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    target = folder / "quantized.onnx"
+    quantize_dynamic(
+        proto,
+        target,
+        op_types_to_quantize=list(_DYNAMIC),
+        per_channel=options.granularity == "channel",
+        weight_type=QuantType.QUInt8,
+    )
+    return onnx.load(target)
+
+
+def _static(
+    proto: Any, ranges: Mapping[str, tuple[float, float]], options: ExportOptions, folder: Path
+) -> Any:
+    import numpy as np
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
+
+    cache, target = folder / "ranges.json", folder / "quantized.onnx"
+    data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    # Ranges that are read, not estimated, are what they are whatever the method.
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), cache)
+    quantize_static(
+        proto,
+        target,
+        calibration_cache_path=cache,
+        op_types_to_quantize=list(_STATIC),
+        nodes_to_exclude=list(_float_nodes(proto.graph)),
+        per_channel=options.granularity == "channel",
+        activation_type=QuantType.QInt8 if options.io_type == "int8" else QuantType.QUInt8,
+        weight_type=QuantType.QUInt8,
+        extra_options={
+            # Their sums stay in float32 where no other integer operator takes them.
+            "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
+            "QDQKeepRemovableActivations": True,
+        },
+    )
+    return onnx.load(target)
+
+
+def _float_nodes(graph: Any) -> Iterator[str]:
+    """Names the operators that are left in float32, though others of their type are not.
+
+    These are products of two activations, as in attention, and additions of a constant, such as
+    the bias of a product of sequences: it would get 8 bits.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        constant = any(name in constants for name in node.input)
+        if (node.op_type == "MatMul" and not constant) or (node.op_type == "Add" and constant):
+            yield node.name
+
+
+def estimate_ranges(
+    proto: Any, calibration: Sequence[Tensors], method: str
+) -> dict[str, tuple[float, float]]:
+    """Runs a float32 graph on calibration data, and estimates the ranges of its activations.
+
+    Args:
+        proto: The graph, with the shapes that were inferred in it.
+        calibration: Batches of inputs by name.
+        method: As ``Observer.range`` takes it.
+
+    Returns:
+        Low and high ends, by name of the float32 tensor.
+
+    Raises:
+        DataError: If the graph cannot be run on the data, or gives numbers that are not finite.
+    """
+    import onnx
+    import onnxruntime
+
+    from exporter.quantization.ranges import Observer
+
+    graph = proto.graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    is_float = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    inputs = [value.name for value in graph.input]
+    computed = [name for node in graph.node for name in node.output if name in is_float]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(proto)
+    del observed.graph.output[:]
+    observed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in computed
+    )
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    observers = {name: Observer() for name in (*inputs, *computed) if name in is_float}
+    for batch in calibration:
+        try:
+            feeds = {name: batch[name] for name in inputs}
+            arrays = dict(zip(computed, session.run(computed, feeds), strict=True))
+        except Exception as error:  # onnxruntime's errors share no public base.
+            raise DataError(f"The calibration data do not fit the model: {brief(error)}") from error
+        for name, observer in observers.items():
+            observer.observe(arrays[name] if name in arrays else batch[name])
+    return {name: observer.range(method) for name, observer in observers.items()}
+
+
+def _make_interface_integer(
+    proto: Any, ranges: Mapping[str, tuple[float, float]], io_type: str
+) -> None:
+    """Has the graph take and give the integers themselves, and notes what they stand for."""
+    import onnx
+
+    graph = proto.graph
+    noted = {}
+    for values, move in ((graph.input, _take_integers), (graph.output, _give_integers)):
+        for value in values:
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+                value.type.tensor_type.elem_type = _elem_type(io_type)
+                parameters = move(graph, value.name, ranges[value.name], io_type)
+                noted[value.name] = asdict(_read(graph, parameters))
+    # They hold the former types; runtimes infer them anew.
+    del graph.value_info[:]
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = _QUANTIZATION, json.dumps(noted)
+
+
+def _take_integers(
+    graph: Any, name: str, ends: tuple[float, float], io_type: str
+) -> tuple[str, str]:
+    """Replaces a real input; returns the names of its scale and zero point."""
+    import onnx
+
+    real = f"{name}_real"
+    _rename(graph, name, real)
+    quantizer = _find(graph, _QUANTIZE, lambda node: node.input[0] == real)
+    if quantizer is None:
+        parameters = _add_parameters(graph, name, ends, io_type)
+    else:
+        parameters = quantizer.input[1], quantizer.input[2]
+        _rename(graph, quantizer.output[0], name)
+        graph.node.remove(quantizer)
+    if any(real in node.input for node in graph.node):
+        node = onnx.helper.make_node(_DEQUANTIZE, [name, *parameters], [real], f"{name}_dequantize")
+        graph.node.insert(0, node)
+    return parameters
+
+
+def _give_integers(
+    graph: Any, name: str, ends: tuple[float, float], io_type: str
+) -> tuple[str, str]:
+    """Replaces a real output; returns the names of its scale and zero point."""
+    import onnx
+
+    real = f"{name}_real"
+    _rename(graph, name, real)
+    dequantizer = _find(graph, _DEQUANTIZE, lambda node: node.output[0] == real)
+    if dequantizer is None:
+        parameters = _add_parameters(graph, name, ends, io_type)
+        node = onnx.helper.make_node(_QUANTIZE, [real, *parameters], [name], f"{name}_quantize")
+        graph.node.append(node)
+        return parameters
+    _rename(graph, dequantizer.input[0], name)
+    if not any(real in node.input for node in graph.node):
+        graph.node.remove(dequantizer)
+    return dequantizer.input[1], dequantizer.input[2]
+
+
+def _add_parameters(
+    graph: Any, name: str, ends: tuple[float, float], io_type: str
+) -> tuple[str, str]:
+    """Stores the scale and the zero point of a tensor, and returns their names."""
+    import onnx
+
+    from exporter.quantization.affine import spread
+
+    quantization = spread(*ends, io_type)
+    names = f"{name}_scale", f"{name}_zero_point"
+    graph.initializer.extend(
+        [
+            onnx.helper.make_tensor(names[0], onnx.TensorProto.FLOAT, [], [quantization.scale]),
+            onnx.helper.make_tensor(names[1], _elem_type(io_type), [], [quantization.zero_point]),
+        ]
+    )
+    return names
+
+
+def _read(graph: Any, names: tuple[str, str]) -> Quantization:
+    import onnx
+
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in names}
+    scale, zero_point = (found[name].item() for name in names)
+    return Quantization(scale, zero_point)
+
+
+def _elem_type(io_type: str) -> int:
+    import onnx
+
+    return {"int8": onnx.TensorProto.INT8, "uint8": onnx.TensorProto.UINT8}[io_type]
+
+
+def _find(graph: Any, operator: str, condition: Callable[[Any], bool]) -> Any:
+    matching = (node for node in graph.node if node.op_type == operator and condition(node))
+    return next(matching, None)
+
+
+def _rename(graph: Any, former: str, name: str) -> None:
+    """Gives a tensor another name, wherever an operator takes or gives it."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if each == former else each for each in names]
+
+
+def interface_quantization(metadata: Mapping[str, str]) -> dict[str, Quantization]:
+    """Reads what the integers of inputs and outputs stand for from the metadata of a graph."""
+    noted = json.loads(metadata.get(_QUANTIZATION, "{}"))
+    return {name: Quantization(**values) for name, values in noted.items()}
+
+
+def with_integers(interface: Interface, path: Path) -> Interface:
+    """Notes in the interface of a Keras model which of it a graph takes and gives as integers."""
+    import onnx
+
+    proto = onnx.load(path)
+    noted = interface_quantization({entry.key: entry.value for entry in proto.metadata_props})
+    types = {
+        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        for value in (*proto.graph.input, *proto.graph.output)
+    }
+    inputs, outputs = (
+        tuple(
+            replace(info, dtype=types[info.name], quantization=noted[info.name])
+            if info.name in noted
+            else info
+            for info in infos
+        )
+        for infos in interface
+    )
+    return inputs, outputs

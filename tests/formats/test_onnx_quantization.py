@@ -1,0 +1,260 @@
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+
+import keras
+import numpy as np
+import onnx
+import pytest
+
+from exporter.errors import ConversionError, DataError
+from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions, KerasRunner, describe
+from exporter.formats.onnx_quantization import VARIANTS
+from exporter.metrics import snr_db
+from exporter.quantization.affine import to_integers, to_reals
+
+FMT = FORMATS["onnx"]
+QUANTIZED = [variant.name for variant in VARIANTS[1:]]
+variants = pytest.mark.parametrize("variant", QUANTIZED)
+BITS = {variant.name: variant.weight_bits for variant in VARIANTS}
+
+
+@pytest.fixture
+def quantize(export, samples):
+    """Exports a variant, calibrated on random inputs."""
+
+    def write(model, variant, **options):
+        calibration = [samples(model, 64, seed) for seed in (1, 2)]
+        return export("onnx", model, variant=variant, calibration=calibration, **options)
+
+    return write
+
+
+def predict(path, inputs):
+    return FMT.load(path, "cpu")(inputs)
+
+
+def dense(units=(48, 32), **options):
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(n, activation="relu") for n in units]
+    last = keras.layers.Dense(4, name="scores", **options)
+    return keras.Sequential([keras.Input((24,), name="features"), *hidden, last])
+
+
+def operators(path):
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def weights_of(path):
+    """Types of the stored tensors that are large enough to be kernels."""
+    tensors = onnx.load(path).graph.initializer
+    return {onnx.numpy_helper.to_array(t).dtype.name for t in tensors if np.prod(t.dims) >= 100}
+
+
+@variants
+def test_every_kind_of_model_has_the_variant(variant, zoo_model, quantize, samples):
+    path = quantize(zoo_model, variant)
+    expected_size = onnx.load(path).ByteSize()
+    assert expected_size == path.stat().st_size
+    inputs = samples(zoo_model, 16)
+    expected, actual = KerasRunner(zoo_model)(inputs), predict(path, inputs)
+    assert actual.keys() == expected.keys()
+    for name, values in expected.items():
+        assert actual[name].shape == values.shape
+        assert actual[name].dtype == values.dtype
+        assert snr_db(actual[name], values) > (45 if variant == "float16" else 15)
+
+
+@variants
+def test_names_and_batch_are_those_of_the_float_graph(variant, build, quantize, samples):
+    model = build("functional_two_inputs_two_outputs")
+    path = quantize(model, variant)
+    graph = onnx.load(path).graph
+    interface = [(v.name, v.type.tensor_type.elem_type) for v in (*graph.input, *graph.output)]
+    assert interface == [(name, 1) for name in ("wide", "deep", "kind", "amount")]
+    assert {v.type.tensor_type.shape.dim[0].dim_param for v in graph.input} == {"batch"}
+    assert {v.type.tensor_type.shape.dim[0].dim_param for v in graph.output} == {"batch"}
+    for count in (1, 5):
+        assert len(predict(path, samples(model, count))["kind"]) == count
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+import keras
+from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions
+import numpy as np
+
+model = keras.models.load_model(sys.argv[1])
+shape = model.inputs[0].shape[1:]
+batch = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+for variant in sys.argv[3:]:
+    path = Path(sys.argv[2]) / f"{variant}.onnx"
+    calibration = [{model.inputs[0].name: batch}]
+    FORMATS["onnx"].export(model, path, ExportOptions(variant=variant, calibration=calibration))
+"""
+
+
+@pytest.mark.slow
+def test_exports_by_different_processes_are_equal(build, tmp_path):
+    model = build("conv_batchnorm_dropout")
+    model.save(tmp_path / "model.keras")
+    digests = []
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        arguments = [str(tmp_path / "model.keras"), str(tmp_path / run), *QUANTIZED]
+        subprocess.run([sys.executable, "-c", EXPORT, *arguments], check=True)
+        files = [tmp_path / run / f"{name}.onnx" for name in QUANTIZED]
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    assert digests[0] == digests[1]
+
+
+@variants
+def test_exports_are_equal(variant, build, quantize):
+    model = build("residual")
+    assert quantize(model, variant).read_bytes() == quantize(model, variant).read_bytes()
+
+
+@variants
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_kernels_are_stored_in_as_many_bits_as_promised(variant, granularity, build, quantize):
+    path = quantize(build("conv_batchnorm_dropout"), variant, granularity=granularity)
+    stored = [t for t in FMT.stored_tensors(path) if np.prod(t.shape) >= 100]
+    assert sorted(np.prod(t.shape) for t in stored) == [120, 162, 16 * 6 * 24]
+    assert {t.nbytes * 8 // np.prod(t.shape) for t in stored} == {BITS[variant]}
+    scales = {t.shape for t in FMT.stored_tensors(path) if len(t.shape) == 1}
+    assert ((24,) in scales) or granularity == "tensor" or variant == "float16"
+
+
+@pytest.mark.parametrize("variant", ["dynamic", "int8"])
+def test_weights_are_of_a_type_that_does_not_saturate(variant, build, quantize):
+    assert weights_of(quantize(build("conv_batchnorm_dropout"), variant)) == {"uint8"}
+
+
+def test_sums_of_dense_layers_are_not_quantized(quantize):
+    path = quantize(dense(), "int8")
+    # The inputs of three layers, and nothing else.
+    assert operators(path)["QuantizeLinear"] == 3
+
+
+def test_calibration_data_decide_on_the_ranges(export):
+    model = dense()
+    inputs = np.random.default_rng(0).normal(size=(256, 24)).astype("float32")
+    expected = KerasRunner(model)({"features": inputs})["scores"]
+    errors = []
+    for scale in (0.1, 1.0, 100.0):
+        calibration = [{"features": scale * inputs}]
+        path = export("onnx", model, variant="int8", ranges="minmax", calibration=calibration)
+        errors.append(snr_db(predict(path, {"features": inputs})["scores"], expected))
+    assert errors[1] > errors[0] + 10
+    assert errors[1] > errors[2] + 10
+
+
+def test_the_method_is_used(export):
+    model = dense()
+    inputs = np.random.default_rng(0).normal(size=(2000, 24)).astype("float32")
+    calibration = [{"features": np.append(inputs, np.full((1, 24), 40, "float32"), axis=0)}]
+    expected = KerasRunner(model)({"features": inputs})["scores"]
+    found = {}
+    for ranges in ("minmax", "percentile", "mse", "entropy"):
+        path = export("onnx", model, variant="int8", ranges=ranges, calibration=calibration)
+        found[ranges] = snr_db(predict(path, {"features": inputs})["scores"], expected)
+    assert len(set(found.values())) == 4
+    assert found["entropy"] > found["minmax"]
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8"])
+def test_integer_interface(io_type, build, quantize, samples, tmp_path):
+    model = build("functional_two_inputs_two_outputs")
+    path = quantize(model, "int8", io_type=io_type)
+    artifact = describe(FMT, "int8", path, model)
+    graph = onnx.load(path).graph
+    elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(io_type))
+    for info, value in zip(
+        (*artifact.inputs, *artifact.outputs), (*graph.input, *graph.output), strict=True
+    ):
+        assert (info.name, info.dtype) == (value.name, io_type)
+        assert value.type.tensor_type.elem_type == elem_type
+        assert info.quantization.scale > 0
+    assert "float32" not in {info.dtype for info in (*artifact.inputs, *artifact.outputs)}
+    # The runner sees to the conversion, as a caller of the runtime has to.
+    import onnxruntime
+
+    inputs = samples(model, 20)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {i.name: to_integers(inputs[i.name], i.quantization, i.dtype) for i in artifact.inputs}
+    raw = dict(zip([o.name for o in artifact.outputs], session.run(None, feeds), strict=True))
+    actual, expected = predict(path, inputs), KerasRunner(model)(inputs)
+    for info in artifact.outputs:
+        assert raw[info.name].dtype == io_type
+        np.testing.assert_array_equal(
+            to_reals(raw[info.name], info.quantization), actual[info.name]
+        )
+        assert snr_db(actual[info.name], expected[info.name]) > 15
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8"])
+def test_an_integer_interface_needs_no_operators_of_its_own(io_type, quantize):
+    found = operators(quantize(dense(), "int8", io_type=io_type))
+    # The last one gives the output; the input comes as integers.
+    assert found["QuantizeLinear"] == 3
+
+
+def test_inputs_that_are_integers_stay_as_they_are(quantize, export):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32", name="tokens"),
+            keras.layers.Embedding(50, 16),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(8, name="scores"),
+        ]
+    )
+    tokens = np.random.default_rng(0).integers(0, 50, (40, 6)).astype("int32")
+    path = export("onnx", model, variant="int8", io_type="int8", calibration=[{"tokens": tokens}])
+    (tokens_info,), (scores_info,) = FMT.interface(path, model)
+    assert (tokens_info.dtype, tokens_info.quantization) == ("int32", None)
+    assert scores_info.dtype == "int8"
+    expected = KerasRunner(model)({"tokens": tokens})["scores"]
+    assert snr_db(predict(path, {"tokens": tokens})["scores"], expected) > 15
+
+
+def test_the_bare_call_is_given_integers(quantize, samples):
+    model = dense()
+    path = quantize(model, "int8", io_type="uint8")
+    FMT.load(path, "cpu").prepare(samples(model, 3))()
+
+
+def test_no_calibration_data():
+    with pytest.raises(DataError, match=r"--data.*--calibration"):
+        FMT.export(dense(), None, ExportOptions(variant="int8"))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"other": np.ones((2, 24), "float32")}, "features"),
+        ({"features": np.ones((2, 7), "float32")}, "do not fit"),
+        ({"features": np.full((2, 24), np.nan, "float32")}, "infinity or NaN"),
+    ],
+)
+def test_calibration_data_that_do_not_fit(export, batch, message):
+    with pytest.raises(DataError, match=message):
+        export("onnx", dense(), variant="int8", calibration=[batch])
+
+
+@variants
+def test_an_operator_that_onnx_lacks_is_an_error(variant, unconvertible, quantize):
+    with pytest.raises(ConversionError, match="Erfinv"):
+        quantize(unconvertible, variant)
+
+
+@variants
+def test_an_unquantized_graph_is_not_touched(variant, export, quantize):
+    model = dense()
+    before = export("onnx", model).read_bytes()
+    quantize(model, variant)
+    assert export("onnx", model).read_bytes() == before
