@@ -5,7 +5,8 @@ from typing import Any
 
 from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
 from exporter.formats.onnx_graph import OnnxRunner, convert, list_tensors
-from exporter.formats.onnx_quantization import VARIANTS, with_integers
+from exporter.formats.onnx_integers import with_integers
+from exporter.formats.onnx_quantization import VARIANTS
 
 
 class Onnx(Format):

@@ -17,7 +17,8 @@ from exporter.formats.base import (
     Tensors,
     recast,
 )
-from exporter.formats.onnx_quantization import as_variant, interface_quantization
+from exporter.formats.onnx_integers import interface_quantization
+from exporter.formats.onnx_quantization import as_variant
 
 _BATCH = "batch"
 

@@ -6,10 +6,8 @@ wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx
 uint8 go through kernels that widen to 16 bits first; they are exact on every processor.
 """
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import (
     FLOAT32,
     ExportOptions,
-    Interface,
     QualityRule,
-    Quantization,
     Tensors,
     Variant,
 )
+from exporter.formats.onnx_integers import make_interface_integer
 
 FLOAT16 = "float16"
 DYNAMIC = "dynamic"
@@ -71,12 +68,6 @@ Others (softmax, normalisations, GELU) are a small part of the work, and lose mo
 
 _DYNAMIC = ("Conv", "Gather", "LSTM", "MatMul")
 
-_QUANTIZE = "QuantizeLinear"
-_DEQUANTIZE = "DequantizeLinear"
-
-_QUANTIZATION = "quantization"
-"""Key of the graph's metadata; the value is JSON: scale and zero point by input or output."""
-
 
 def as_variant(proto: Any, options: ExportOptions) -> Any:
     """Returns a variant of a float32 graph, under the same names.
@@ -102,7 +93,7 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
             ranges = estimate_ranges(prepared, options.calibration, options.ranges)
             quantized = _static(prepared, ranges, options, Path(folder))
             if options.io_type != FLOAT32:
-                _make_interface_integer(quantized, ranges, options.io_type)
+                make_interface_integer(quantized, ranges, options.io_type)
             return quantized
         except DataError:
             raise
@@ -167,13 +158,10 @@ def _static(
         op_types_to_quantize=list(_STATIC),
         nodes_to_exclude=list(_float_nodes(proto.graph)),
         per_channel=options.granularity == "channel",
-        activation_type=QuantType.QInt8 if options.io_type == "int8" else QuantType.QUInt8,
+        activation_type=QuantType.QUInt8,
         weight_type=QuantType.QUInt8,
-        extra_options={
-            # Their sums stay in float32 where no other integer operator takes them.
-            "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
-            "QDQKeepRemovableActivations": True,
-        },
+        # Their sums stay in float32 where no other integer operator takes them.
+        extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
     )
     return onnx.load(target)
 
@@ -213,10 +201,18 @@ def estimate_ranges(
     from exporter.quantization.ranges import Observer
 
     graph = proto.graph
-    values = (*graph.input, *graph.value_info, *graph.output)
-    is_float = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     inputs = [value.name for value in graph.input]
-    computed = [name for node in graph.node for name in node.output if name in is_float]
+    wanted = {value.name for value in (*graph.input, *graph.output)}
+    wanted |= {
+        name
+        for node in graph.node
+        if node.op_type in _STATIC
+        for name in (*node.input, *node.output)
+    }
+    values = (*graph.input, *graph.value_info, *graph.output)
+    real = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    wanted &= real
+    computed = [name for node in graph.node for name in node.output if name in wanted]
     observed = onnx.ModelProto()
     observed.CopyFrom(proto)
     del observed.graph.output[:]
@@ -228,7 +224,7 @@ def estimate_ranges(
     session = onnxruntime.InferenceSession(
         observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    observers = {name: Observer() for name in (*inputs, *computed) if name in is_float}
+    observers = {name: Observer() for name in (*inputs, *computed) if name in wanted}
     for batch in calibration:
         try:
             feeds = {name: batch[name] for name in inputs}
@@ -238,137 +234,3 @@ def estimate_ranges(
         for name, observer in observers.items():
             observer.observe(arrays[name] if name in arrays else batch[name])
     return {name: observer.range(method) for name, observer in observers.items()}
-
-
-def _make_interface_integer(
-    proto: Any, ranges: Mapping[str, tuple[float, float]], io_type: str
-) -> None:
-    """Has the graph take and give the integers themselves, and notes what they stand for."""
-    import onnx
-
-    graph = proto.graph
-    noted = {}
-    for values, move in ((graph.input, _take_integers), (graph.output, _give_integers)):
-        for value in values:
-            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-                value.type.tensor_type.elem_type = _elem_type(io_type)
-                parameters = move(graph, value.name, ranges[value.name], io_type)
-                noted[value.name] = asdict(_read(graph, parameters))
-    # They hold the former types; runtimes infer them anew.
-    del graph.value_info[:]
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = _QUANTIZATION, json.dumps(noted)
-
-
-def _take_integers(
-    graph: Any, name: str, ends: tuple[float, float], io_type: str
-) -> tuple[str, str]:
-    """Replaces a real input; returns the names of its scale and zero point."""
-    import onnx
-
-    real = f"{name}_real"
-    _rename(graph, name, real)
-    quantizer = _find(graph, _QUANTIZE, lambda node: node.input[0] == real)
-    if quantizer is None:
-        parameters = _add_parameters(graph, name, ends, io_type)
-    else:
-        parameters = quantizer.input[1], quantizer.input[2]
-        _rename(graph, quantizer.output[0], name)
-        graph.node.remove(quantizer)
-    if any(real in node.input for node in graph.node):
-        node = onnx.helper.make_node(_DEQUANTIZE, [name, *parameters], [real], f"{name}_dequantize")
-        graph.node.insert(0, node)
-    return parameters
-
-
-def _give_integers(
-    graph: Any, name: str, ends: tuple[float, float], io_type: str
-) -> tuple[str, str]:
-    """Replaces a real output; returns the names of its scale and zero point."""
-    import onnx
-
-    real = f"{name}_real"
-    _rename(graph, name, real)
-    dequantizer = _find(graph, _DEQUANTIZE, lambda node: node.output[0] == real)
-    if dequantizer is None:
-        parameters = _add_parameters(graph, name, ends, io_type)
-        node = onnx.helper.make_node(_QUANTIZE, [real, *parameters], [name], f"{name}_quantize")
-        graph.node.append(node)
-        return parameters
-    _rename(graph, dequantizer.input[0], name)
-    if not any(real in node.input for node in graph.node):
-        graph.node.remove(dequantizer)
-    return dequantizer.input[1], dequantizer.input[2]
-
-
-def _add_parameters(
-    graph: Any, name: str, ends: tuple[float, float], io_type: str
-) -> tuple[str, str]:
-    """Stores the scale and the zero point of a tensor, and returns their names."""
-    import onnx
-
-    from exporter.quantization.affine import spread
-
-    quantization = spread(*ends, io_type)
-    names = f"{name}_scale", f"{name}_zero_point"
-    graph.initializer.extend(
-        [
-            onnx.helper.make_tensor(names[0], onnx.TensorProto.FLOAT, [], [quantization.scale]),
-            onnx.helper.make_tensor(names[1], _elem_type(io_type), [], [quantization.zero_point]),
-        ]
-    )
-    return names
-
-
-def _read(graph: Any, names: tuple[str, str]) -> Quantization:
-    import onnx
-
-    found = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in names}
-    scale, zero_point = (found[name].item() for name in names)
-    return Quantization(scale, zero_point)
-
-
-def _elem_type(io_type: str) -> int:
-    import onnx
-
-    return {"int8": onnx.TensorProto.INT8, "uint8": onnx.TensorProto.UINT8}[io_type]
-
-
-def _find(graph: Any, operator: str, condition: Callable[[Any], bool]) -> Any:
-    matching = (node for node in graph.node if node.op_type == operator and condition(node))
-    return next(matching, None)
-
-
-def _rename(graph: Any, former: str, name: str) -> None:
-    """Gives a tensor another name, wherever an operator takes or gives it."""
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [name if each == former else each for each in names]
-
-
-def interface_quantization(metadata: Mapping[str, str]) -> dict[str, Quantization]:
-    """Reads what the integers of inputs and outputs stand for from the metadata of a graph."""
-    noted = json.loads(metadata.get(_QUANTIZATION, "{}"))
-    return {name: Quantization(**values) for name, values in noted.items()}
-
-
-def with_integers(interface: Interface, path: Path) -> Interface:
-    """Notes in the interface of a Keras model which of it a graph takes and gives as integers."""
-    import onnx
-
-    proto = onnx.load(path)
-    noted = interface_quantization({entry.key: entry.value for entry in proto.metadata_props})
-    types = {
-        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        for value in (*proto.graph.input, *proto.graph.output)
-    }
-    inputs, outputs = (
-        tuple(
-            replace(info, dtype=types[info.name], quantization=noted[info.name])
-            if info.name in noted
-            else info
-            for info in infos
-        )
-        for infos in interface
-    )
-    return inputs, outputs

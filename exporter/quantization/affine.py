@@ -26,7 +26,8 @@ def to_integers(values: Array, quantization: Quantization, dtype: DTypeLike) -> 
     """Rounds half to even, and clips to what integers of the type can hold."""
     limits = np.iinfo(dtype)
     integers = np.rint(np.asarray(values, np.float64) / quantization.scale)
-    return np.clip(integers + quantization.zero_point, limits.min, limits.max).astype(dtype)
+    clipped: Array = np.clip(integers + quantization.zero_point, limits.min, limits.max)
+    return clipped.astype(dtype)
 
 
 def to_reals(integers: Array, quantization: Quantization) -> Array:
