@@ -104,9 +104,12 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
 
 
 def _halved(proto: Any) -> Any:
+    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(proto, keep_io_types=True)
+    halved = ONNXModel(convert_float_to_float16(proto, keep_io_types=True))
+    halved.topological_sort()  # The casts are behind all that they feed.
+    return halved.model
 
 
 def _prepared(proto: Any, folder: Path) -> Any:

@@ -17,7 +17,7 @@ def spread(low: float, high: float, dtype: DTypeLike) -> Quantization:
     """
     limits = np.iinfo(dtype)
     scale = float(np.float32((high - low) / (limits.max - limits.min)))
-    if not scale:
+    if scale < np.finfo(np.float32).tiny:
         return Quantization(1.0, 0)
     return Quantization(scale, round(limits.min - low / scale))
 
