@@ -8,8 +8,8 @@ from typing import Any
 
 from exporter.formats.base import Interface, Quantization
 
-_QUANTIZE = "QuantizeLinear"
-_DEQUANTIZE = "DequantizeLinear"
+QUANTIZE = "QuantizeLinear"
+DEQUANTIZE = "DequantizeLinear"
 
 _KEY = "quantization"
 """Of the metadata; the value is JSON: scale and zero point by input or output."""
@@ -35,8 +35,6 @@ def make_interface_integer(
             if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
                 value.type.tensor_type.elem_type = boundary.elem_type
                 noted[value.name] = asdict(move(value.name, ranges[value.name]))
-    # They hold the former types; runtimes infer them anew.
-    del graph.value_info[:]
     entry = proto.metadata_props.add()
     entry.key, entry.value = _KEY, json.dumps(noted)
 
@@ -69,6 +67,32 @@ def with_integers(interface: Interface, path: Path) -> Interface:
     return inputs, outputs
 
 
+def conversion(
+    graph: Any, operator: str, names: tuple[str, str], quantization: Quantization, dtype: str
+) -> Any:
+    """Makes an operator between real numbers and integers, and stores its constants in the graph.
+
+    Args:
+        graph: Where the operator is to be put.
+        operator: ``QUANTIZE`` or ``DEQUANTIZE``.
+        names: Of the tensor that it takes, and of the one that it gives.
+        quantization: What the integers stand for.
+        dtype: Of the integers.
+    """
+    import numpy as np
+    import onnx
+
+    source, target = names
+    values = {
+        f"{target}_interface_scale": np.float32(quantization.scale),
+        f"{target}_interface_zero_point": np.dtype(dtype).type(quantization.zero_point),
+    }
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()
+    )
+    return onnx.helper.make_node(operator, [source, *values], [target], f"{target}_interface")
+
+
 class _Boundary:
     """Where a graph meets its callers."""
 
@@ -82,22 +106,24 @@ class _Boundary:
     def take(self, name: str, ends: tuple[float, float]) -> Quantization:
         """Replaces an input by integers, which are made real for what needs real numbers."""
         real = self._rename(name, f"{name}_real")
-        quantizer = self._find(_QUANTIZE, lambda node: node.input[0] == real)
+        quantizer = self._find(QUANTIZE, lambda node: node.input[0] == real)
         quantization, same_type = self._quantization(quantizer, ends)
         if same_type:
             self._rename(quantizer.output[0], name)
             self._graph.node.remove(quantizer)
         if any(real in node.input for node in self._graph.node):
-            self._graph.node.insert(0, self._conversion(_DEQUANTIZE, name, real, quantization))
+            node = conversion(self._graph, DEQUANTIZE, (name, real), quantization, self._io_type)
+            self._graph.node.insert(0, node)
         return quantization
 
     def give(self, name: str, ends: tuple[float, float]) -> Quantization:
         """Replaces an output by integers: its own, if they are computed."""
         real = self._rename(name, f"{name}_real")
-        dequantizer = self._find(_DEQUANTIZE, lambda node: node.output[0] == real)
+        dequantizer = self._find(DEQUANTIZE, lambda node: node.output[0] == real)
         quantization, same_type = self._quantization(dequantizer, ends)
         if not same_type:
-            self._graph.node.append(self._conversion(_QUANTIZE, real, name, quantization))
+            node = conversion(self._graph, QUANTIZE, (real, name), quantization, self._io_type)
+            self._graph.node.append(node)
             return quantization
         self._rename(dequantizer.input[0], name)
         if not any(real in node.input for node in self._graph.node):
@@ -121,22 +147,6 @@ class _Boundary:
         shift = np.iinfo(self._io_type).min - np.iinfo(zero_point.dtype).min
         quantization = Quantization(scale.item(), zero_point.item() + int(shift))
         return quantization, zero_point.dtype == self._io_type
-
-    def _conversion(
-        self, operator: str, source: str, target: str, quantization: Quantization
-    ) -> Any:
-        """Makes an operator from reals to integers, or the reverse, and stores its constants."""
-        import onnx
-
-        make_tensor, name = onnx.helper.make_tensor, f"{target}_{operator}"
-        scale, zero_point = f"{name}_scale", f"{name}_zero_point"
-        self._graph.initializer.append(
-            make_tensor(scale, onnx.TensorProto.FLOAT, [], [quantization.scale])
-        )
-        self._graph.initializer.append(
-            make_tensor(zero_point, self.elem_type, [], [quantization.zero_point])
-        )
-        return onnx.helper.make_node(operator, [source, scale, zero_point], [target], name)
 
     def _find(self, operator: str, condition: Callable[[Any], bool]) -> Any:
         nodes = self._graph.node

@@ -7,7 +7,7 @@ uint8 go through kernels that widen to 16 bits first; they are exact on every pr
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from exporter.formats.base import (
     Tensors,
     Variant,
 )
-from exporter.formats.onnx_integers import make_interface_integer
+from exporter.formats.onnx_integers import DEQUANTIZE, conversion, make_interface_integer
 
 FLOAT16 = "float16"
 DYNAMIC = "dynamic"
@@ -68,6 +68,11 @@ Others (softmax, normalisations, GELU) are a small part of the work, and lose mo
 
 _DYNAMIC = ("Conv", "Gather", "LSTM", "MatMul")
 
+_WEIGHTED = (*_PRODUCTS, "Conv", "ConvTranspose", "GRU", "Gather", "LSTM", "RNN")
+
+_SMALL_KERNEL = 1024
+"""Elements up to which a kernel is left as it is, if no operator computes with its integers."""
+
 
 def as_variant(proto: Any, options: ExportOptions) -> Any:
     """Returns a variant of a float32 graph, under the same names.
@@ -83,30 +88,27 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
             f"Variant {INT8!r} needs samples to calibrate the ranges of activations on. Received: "
             "none. Name data with --data, and let --calibration be 1 or more."
         )
-    with tempfile.TemporaryDirectory(prefix="exporter-onnx-") as folder:
-        try:
-            if options.variant == FLOAT16:
-                return _halved(proto)
-            prepared = _prepared(proto, Path(folder))
-            if options.variant == DYNAMIC:
-                return _dynamic(prepared, options, Path(folder))
-            ranges = estimate_ranges(prepared, options.calibration, options.ranges)
-            quantized = _static(prepared, ranges, options, Path(folder))
-            if options.io_type != FLOAT32:
-                make_interface_integer(quantized, ranges, options.io_type)
-            return quantized
-        except DataError:
-            raise
-        except Exception as error:  # Quantizers raise whatever they run into.
-            raise ConversionError(
-                f"The ONNX graph has no {options.variant} variant: {brief(error)}"
-            ) from error
+    make = {FLOAT16: _halved, DYNAMIC: _dynamic, INT8: _static}[options.variant]
+    try:
+        with tempfile.TemporaryDirectory(prefix="exporter-onnx-") as folder:
+            changed = make(proto, options, Path(folder))
+    except DataError:
+        raise
+    except Exception as error:  # Quantizers raise whatever they run into.
+        raise ConversionError(
+            f"The ONNX graph has no {options.variant} variant: {brief(error)}"
+        ) from error
+    # They may hold former types; runtimes infer them anew.
+    del changed.graph.value_info[:]
+    return changed
 
 
-def _halved(proto: Any) -> Any:
+def _halved(proto: Any, options: ExportOptions, folder: Path) -> Any:
+    """Stores and computes in half precision, between casts of the inputs and the outputs."""
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    del options, folder
     halved = ONNXModel(convert_float_to_float16(proto, keep_io_types=True))
     halved.topological_sort()  # The casts are behind all that they feed.
     return halved.model
@@ -128,45 +130,78 @@ def _prepared(proto: Any, folder: Path) -> Any:
 
 
 def _dynamic(proto: Any, options: ExportOptions, folder: Path) -> Any:
+    """Quantizes weights, and activations as they come, each batch by its own range."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     target = folder / "quantized.onnx"
     quantize_dynamic(
-        proto,
+        _prepared(proto, folder),
         target,
         op_types_to_quantize=list(_DYNAMIC),
         per_channel=options.granularity == "channel",
         weight_type=QuantType.QUInt8,
     )
-    return onnx.load(target)
+    quantized = onnx.load(target)
+    _shrink_remaining_kernels(quantized.graph)
+    return quantized
 
 
-def _static(
-    proto: Any, ranges: Mapping[str, tuple[float, float]], options: ExportOptions, folder: Path
-) -> Any:
+def _static(proto: Any, options: ExportOptions, folder: Path) -> Any:
+    """Quantizes weights and activations, by the ranges that calibration data show."""
     import numpy as np
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
     cache, target = folder / "ranges.json", folder / "quantized.onnx"
+    prepared = _prepared(proto, folder)
+    ranges = estimate_ranges(prepared, options.calibration, options.ranges)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     # Ranges that are read, not estimated, are what they are whatever the method.
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), cache)
     quantize_static(
-        proto,
+        prepared,
         target,
         calibration_cache_path=cache,
         op_types_to_quantize=list(_STATIC),
-        nodes_to_exclude=list(_float_nodes(proto.graph)),
+        nodes_to_exclude=list(_float_nodes(prepared.graph)),
         per_channel=options.granularity == "channel",
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QUInt8,
         # Their sums stay in float32 where no other integer operator takes them.
         extra_options={"OpTypesToExcludeOutputQuantization": list(_PRODUCTS)},
     )
-    return onnx.load(target)
+    quantized = onnx.load(target)
+    if options.io_type != FLOAT32:
+        make_interface_integer(quantized, ranges, options.io_type)
+    _shrink_remaining_kernels(quantized.graph)
+    return quantized
+
+
+def _shrink_remaining_kernels(graph: Any) -> None:
+    """Stores as integers the kernels of operators that compute with real numbers alone."""
+    import numpy as np
+    import onnx
+
+    from exporter.quantization.affine import spread, to_integers
+
+    used = {name for node in graph.node if node.op_type in _WEIGHTED for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in used]:
+        array = onnx.numpy_helper.to_array(tensor)
+        if (
+            array.dtype != np.float32
+            or array.size < _SMALL_KERNEL
+            or max(array.shape) == array.size
+        ):
+            continue
+        quantization = spread(min(array.min(), 0.0), max(array.max(), 0.0), "uint8")
+        integers = to_integers(array, quantization, "uint8")
+        stored = f"{tensor.name}_quantized"
+        names = stored, tensor.name
+        graph.node.insert(0, conversion(graph, DEQUANTIZE, names, quantization, "uint8"))
+        graph.initializer.remove(tensor)
+        graph.initializer.append(onnx.numpy_helper.from_array(integers, stored))
 
 
 def _float_nodes(graph: Any) -> Iterator[str]:

@@ -142,10 +142,13 @@ def _bytes_of_weights(model: Any, weight_bits: int) -> tuple[int, int, int]:
     sizes = [(len(weight.shape), weight.numpy().size) for x in layers for weight in x.weights]
     kernels = [size for axes, size in sizes if axes > 1]
     others = sum(size for axes, size in sizes if axes <= 1)
-    predicted = sum(kernels) * weight_bits // 8 + others * _FLOAT32_BYTES
-    # Biases may take 64 bits, and small kernels may stay as they are.
+    least = sum(kernels) * weight_bits // 8
+    predicted = least + others * _FLOAT32_BYTES
+    # Normalisations may be folded, and biases take 16 to 64 bits; small kernels may stay as they
+    # are; and each channel may have a scale of its own, for its kernel and for its bias.
     small = sum(size for size in kernels if size < SMALL_KERNEL)
-    return predicted, predicted, predicted + (small + others) * _FLOAT32_BYTES
+    channels = sum(w.shape[-1] for x in layers for w in x.weights if len(w.shape) > 1)
+    return least, predicted, predicted + (small + others + 2 * channels) * _FLOAT32_BYTES
 
 
 def _itemsize(dtype: str) -> int:
