@@ -3,7 +3,8 @@
 On x86 processors without VNNI, onnxruntime multiplies uint8 activations by int8 weights with
 VPMADDUBSW, which adds two products in 16 bits: ``2 * 255 * 127`` saturates, and the predictions are
 wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx2.S). Weights of
-uint8 go through kernels that widen to 16 bits first; they are exact on every processor.
+uint8 go through kernels that widen to 16 bits first; they do not saturate. Those of
+7 bits (``reduce_range``) do not either, and cost 2 to 6 dB.
 """
 
 import tempfile
@@ -25,15 +26,20 @@ FLOAT16 = "float16"
 DYNAMIC = "dynamic"
 INT8 = "int8"
 
+# Measured on a classifier of the embedded digits (784-256-128-10) and its rank-20 factors, softmax
+# and logits, whatever the granularity and the ranges: float16 74 to 81 dB and the same classes;
+# dynamic 36 to 47 dB, agreement from 99.5 %; int8 35 to 50 dB, agreement from 99.4 %, integer
+# interface or not; drop at most 0.2 points. Six random layers, where errors add up, came to 27 dB.
+# The limits leave room for models that are harder, and none for a scale that is wrong.
 VARIANTS = (
     Variant(FLOAT32),
-    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=50, agreement=0.99, drop=0.005)),
-    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=25, agreement=0.97, drop=0.01)),
+    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=50, agreement=0.995, drop=0.005)),
+    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=24, agreement=0.98, drop=0.01)),
     Variant(
         INT8,
         weight_bits=8,
         calibrated=True,
-        rule=QualityRule(snr_db=15, agreement=0.95, drop=0.02),
+        rule=QualityRule(snr_db=20, agreement=0.97, drop=0.015),
     ),
 )
 
