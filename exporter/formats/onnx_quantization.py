@@ -3,8 +3,8 @@
 On x86 processors without VNNI, onnxruntime multiplies uint8 activations by int8 weights with
 VPMADDUBSW, which adds two products in 16 bits: ``2 * 255 * 127`` saturates, and the predictions are
 wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx2.S). Weights of
-uint8 go through kernels that widen to 16 bits first; they do not saturate. Those of
-7 bits (``reduce_range``) do not either, and cost 2 to 6 dB.
+uint8, used here, go through kernels that widen to 16 bits before they multiply. Weights of 7 bits
+(``reduce_range``) do not saturate either, but were measured to cost 2 to 6 dB.
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ConversionError, DataError, brief
+from exporter.errors import ConversionError, DataError, ExporterError, brief
 from exporter.formats.base import (
     FLOAT32,
     ExportOptions,
@@ -72,7 +72,8 @@ _STATIC = (
 Others (softmax, normalisations, GELU) are a small part of the work, and lose most by it.
 """
 
-_DYNAMIC = ("Conv", "Gather", "LSTM", "MatMul")
+_DYNAMIC = ("Conv", "Gather", "MatMul")
+"""Not LSTM, though onnxruntime has it: its quantizer gives that weights of int8 in any case."""
 
 _WEIGHTED = (*_PRODUCTS, "Conv", "ConvTranspose", "GRU", "Gather", "LSTM", "RNN")
 
@@ -84,7 +85,8 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
     """Returns a variant of a float32 graph, under the same names.
 
     Raises:
-        DataError: If the variant is calibrated, and there is nothing to calibrate it on.
+        DataError: If the variant is calibrated, and there are no data, or none that fit.
+        RecipeError: If there is no such method to estimate ranges.
         ConversionError: If the graph cannot be quantized.
     """
     if options.variant == FLOAT32:
@@ -98,7 +100,7 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
     try:
         with tempfile.TemporaryDirectory(prefix="exporter-onnx-") as folder:
             changed = make(proto, options, Path(folder))
-    except DataError:
+    except ExporterError:
         raise
     except Exception as error:  # Quantizers raise whatever they run into.
         raise ConversionError(

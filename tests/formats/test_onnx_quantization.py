@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.errors import ConversionError, DataError
+from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, KerasRunner, describe
 from exporter.formats.onnx_quantization import VARIANTS
@@ -134,6 +134,18 @@ def test_weights_are_of_a_type_that_does_not_saturate(variant, build, quantize):
     assert weights_of(quantize(build("conv_batchnorm_dropout"), variant)) == {"uint8"}
 
 
+@pytest.mark.parametrize("variant", ["dynamic", "int8"])
+def test_kernels_of_other_operators_are_stored_as_integers(variant, quantize, samples):
+    keras.utils.set_random_seed(0)
+    layer = keras.layers.Conv2DTranspose(8, 3, strides=2, name="image")
+    model = keras.Sequential([keras.Input((6, 6, 16), name="small"), layer])
+    path = quantize(model, variant)
+    assert weights_of(path) == {"uint8"}
+    inputs = samples(model, 8)
+    expected = KerasRunner(model)(inputs)["image"]
+    assert snr_db(predict(path, inputs)["image"], expected) > 25
+
+
 def test_sums_of_dense_layers_are_not_quantized(quantize):
     path = quantize(dense(), "int8")
     # The inputs of three layers, and nothing else.
@@ -226,6 +238,11 @@ def test_the_bare_call_is_given_integers(quantize, samples):
     model = dense()
     path = quantize(model, "int8", io_type="uint8")
     FMT.load(path, "cpu").prepare(samples(model, 3))()
+
+
+def test_an_unknown_method(quantize):
+    with pytest.raises(RecipeError, match="median"):
+        quantize(dense(), "int8", ranges="median")
 
 
 def test_no_calibration_data():
