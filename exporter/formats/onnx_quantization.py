@@ -3,8 +3,9 @@
 On x86 processors without VNNI, onnxruntime multiplies uint8 activations by int8 weights with
 VPMADDUBSW, which adds two products in 16 bits: ``2 * 255 * 127`` saturates, and the predictions are
 wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx2.S). Weights of
-uint8, used here, go through kernels that widen to 16 bits before they multiply. Weights of 7 bits
-(``reduce_range``) do not saturate either, but were measured to cost 2 to 6 dB.
+uint8, used here, go through kernels that widen to 16 bits before they multiply. Two layers with
+uniform weights and positive inputs came to 41 dB on an emulated Haswell with these, as with VNNI;
+to 14 dB with int8; and to 33 dB with weights of 7 bits (``reduce_range``), which do not saturate.
 """
 
 import tempfile
@@ -26,20 +27,21 @@ FLOAT16 = "float16"
 DYNAMIC = "dynamic"
 INT8 = "int8"
 
-# Measured on a classifier of the embedded digits (784-256-128-10) and its rank-20 factors, softmax
-# and logits, whatever the granularity and the ranges: float16 74 to 81 dB and the same classes;
-# dynamic 36 to 47 dB, agreement from 99.5 %; int8 35 to 50 dB, agreement from 99.4 %, integer
-# interface or not; drop at most 0.2 points. Six random layers, where errors add up, came to 27 dB.
-# The limits leave room for models that are harder, and none for a scale that is wrong.
+# Measured on ten trained models (dense layers and their rank-20 factors, two convolutional networks,
+# an embedding, attention, an LSTM, two inputs and outputs, regression), for both granularities, all
+# ranges and integer interfaces: float16 came to 56 dB and more, 99.9 % of the classes and no loss;
+# dynamic to 30 dB, 98.1 %, 0.4 points of accuracy or 3.4 % of a squared error; int8 to 26 dB,
+# 96.6 %, 0.95 points or 5.4 %. The limits leave half as much again for models that are harder. That
+# of ``drop`` is for squared errors: accuracy cannot lose more samples than change their class.
 VARIANTS = (
     Variant(FLOAT32),
-    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=50, agreement=0.995, drop=0.005)),
-    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=24, agreement=0.98, drop=0.01)),
+    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=50, agreement=0.998, drop=0.005)),
+    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=25, agreement=0.97, drop=0.05)),
     Variant(
         INT8,
         weight_bits=8,
         calibrated=True,
-        rule=QualityRule(snr_db=20, agreement=0.97, drop=0.015),
+        rule=QualityRule(snr_db=20, agreement=0.95, drop=0.1),
     ),
 )
 
@@ -71,6 +73,9 @@ _STATIC = (
 
 Others (softmax, normalisations, GELU) are a small part of the work, and lose most by it.
 """
+
+_BOUNDED = ("Sigmoid", "Softmax")
+"""Operators of which it is known that they give all that lies between 0 and 1."""
 
 _DYNAMIC = ("Conv", "Gather", "MatMul")
 """Not LSTM, though onnxruntime has it: its quantizer gives that weights of int8 in any case."""
@@ -279,4 +284,8 @@ def estimate_ranges(
             raise DataError(f"The calibration data do not fit the model: {brief(error)}") from error
         for name, observer in observers.items():
             observer.observe(arrays[name] if name in arrays else batch[name])
-    return {name: observer.range(method) for name, observer in observers.items()}
+    bounded = {name for node in graph.node if node.op_type in _BOUNDED for name in node.output}
+    return {
+        name: (0.0, 1.0) if name in bounded else observer.range(method)
+        for name, observer in observers.items()
+    }

@@ -36,6 +36,9 @@ _EMPTY_BIN = 1e-4
 """How many samples an empty bin counts for in a divergence, which would be infinite otherwise;
 the value is ONNX Runtime's."""
 
+_SPIKE = 10
+"""How many times as high as its neighbours a bin is that is no part of a density."""
+
 _FINEST = -1022
 """Exponent of the smallest normal float64."""
 
@@ -153,6 +156,18 @@ class Histogram:
         """Lower edges, and the upper one of the last bin."""
         return np.arange(self.first, self.first + len(self.counts) + 1, dtype=np.float64)
 
+    @cached_property
+    def smooth_counts(self) -> Array:
+        """Counts without spikes, which get the median of their neighbourhood.
+
+        Divergences are of densities. A value that many samples share exactly, such as what a
+        convolution makes of an empty background, would decide alone: levels smear it, unless they
+        are finer than bins. NVIDIA's pytorch-quantization does the same to the bin of zeros.
+        """
+        neighbours = np.lib.stride_tricks.sliding_window_view(np.pad(self.counts, 2), 5)
+        medians = np.median(neighbours, axis=1)
+        return np.where(self.counts > _SPIKE * (medians + 1), medians, self.counts)
+
 
 def _minmax(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Clips nothing."""
@@ -232,10 +247,9 @@ def _entropy(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Minimizes the divergence of the quantized from the observed distribution.
 
     S. Migacz, "8-bit Inference with TensorRT", 2017. A threshold clips both sides, if the values
-    reach so far: a range that ends at zero keeps that end. Zeros, of which a ReLU gives so many
-    that they would decide alone, are left out, as NVIDIA's pytorch-quantization does.
+    reach so far: a range that ends at zero keeps that end.
     """
-    counts, first = histogram.counts, histogram.first
+    counts, first = histogram.smooth_counts, histogram.first
     last = first + len(counts)
     best, least = (histogram.low, histogram.high), math.inf
     reach = max(-first, last)

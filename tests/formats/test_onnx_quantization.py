@@ -8,12 +8,15 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.baseline import fitted
 from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner, describe
+from exporter.formats.base import ExportOptions, KerasRunner, describe
 from exporter.formats.onnx_quantization import VARIANTS
+from exporter.lowrank.compress import compress
 from exporter.metrics import snr_db
 from exporter.quantization.affine import to_integers, to_reals
+from exporter.verification.verifier import Verifier
 
 FMT = FORMATS["onnx"]
 QUANTIZED = [variant.name for variant in VARIANTS[1:]]
@@ -211,6 +214,41 @@ def test_integer_interface(io_type, build, quantize, samples):
 def test_integers_are_taken_as_they_are_computed_with(io_type, count, quantize):
     # The activations of three layers; the output makes up for the input. Those of int8 are shifted.
     assert operators(quantize(dense(), "int8", io_type=io_type))["QuantizeLinear"] == count
+
+
+@pytest.fixture(scope="module")
+def verified(digits, trained_mlp, tmp_path_factory):
+    """Exports a factorized classifier of the digits as a variant, and verifies it."""
+    compressed = compress(trained_mlp, 16)
+    dataset = fitted(digits, compressed.model)
+    folder = tmp_path_factory.mktemp("verified")
+    verifier = Verifier(compressed, dataset, folder=folder)
+    images = dataset.train.inputs["image"][:500]
+    calibration = [{"image": batch} for batch in np.array_split(images, 5)]
+
+    def verify(variant, **options):
+        path = folder / f"{variant}-{'-'.join(options.values())}.onnx"
+        asked = ExportOptions(variant=variant, calibration=calibration, **options)
+        FMT.export(compressed.model, path, asked)
+        return verifier.verify(describe(FMT, variant, path, compressed.model))
+
+    return verify
+
+
+@variants
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_factorized_model_passes_its_proofs(variant, granularity, verified):
+    verdict = verified(variant, granularity=granularity)
+    assert verdict.error is None
+    assert verdict.structure.passed
+    assert [layer.found and layer.dense_gone for layer in verdict.structure.layers] == [True]
+    assert verdict.quality.passed
+    assert verdict.passed
+
+
+@pytest.mark.parametrize("io_type", ["int8", "uint8"])
+def test_a_model_with_an_integer_interface_passes_its_proofs(io_type, verified):
+    assert verified("int8", io_type=io_type).passed
 
 
 def test_inputs_that_are_integers_stay_as_they_are(quantize, export):

@@ -114,6 +114,13 @@ def test_entropy_clips_outliers():
     assert 3 < high < 30
 
 
+@pytest.mark.parametrize("value", [0.0, 0.137, -0.6])
+def test_a_value_that_many_samples_share_does_not_decide_on_the_entropy(value):
+    values = np.random.default_rng(0).normal(size=50_000)
+    low, high = observed(values, np.full(200_000, value)).range("entropy")
+    assert (low, high) == pytest.approx(observed(values).range("entropy"), abs=0.5)
+
+
 @methods
 @pytest.mark.parametrize("sign", [1, -1])
 def test_one_sided_values_keep_the_end_at_zero(method, sign):
