@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import (
@@ -20,7 +20,9 @@ from exporter.formats.base import (
     Tensors,
     Variant,
 )
-from exporter.quantization.ranges import Observer
+
+if TYPE_CHECKING:
+    from exporter.quantization.ranges import Observer
 
 FLOAT16 = "float16"
 DYNAMIC = "dynamic"
@@ -242,10 +244,12 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
     return ranges
 
 
-def _observe(content: bytes, calibration: Sequence[Tensors]) -> dict[str, Observer]:
+def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Observer]":
     """Shows the activations for all calibration samples to one observer a tensor."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    from exporter.quantization.ranges import Observer
 
     (graph, *bodies) = _read(content).subgraphs
     if bodies:

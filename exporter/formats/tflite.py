@@ -16,7 +16,6 @@ from exporter.formats.base import (
 )
 from exporter.formats.flatbuffer import convert, interface, list_tensors
 from exporter.formats.flatbuffer_quantization import VARIANTS
-from exporter.quantization.affine import to_integers, to_reals
 
 _XNNPACK = "xnnpack"
 _REFERENCE = "reference"
@@ -79,6 +78,8 @@ class _LiteRTRunner:
         self._outputs = _quantizations(self._signature.get_output_details())
 
     def _arrays(self, inputs: Tensors) -> dict[str, Any]:
+        from exporter.quantization.affine import to_integers
+
         return {
             name: to_integers(inputs[name], self._inputs[name], dtype)
             if name in self._inputs
@@ -87,6 +88,8 @@ class _LiteRTRunner:
         }
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        from exporter.quantization.affine import to_reals
+
         outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
         for name, quantization in self._outputs.items():
             outputs[name] = to_reals(outputs[name], quantization)
