@@ -1,20 +1,38 @@
 """TensorFlow Lite's flatbuffer, which several formats are made of."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
-from exporter.formats.base import ExportOptions, StoredTensor, recast, serving_module
+from exporter.formats.base import (
+    ExportOptions,
+    Interface,
+    Quantization,
+    Signature,
+    StoredTensor,
+    TensorInfo,
+    recast,
+    serving_module,
+)
+from exporter.formats.flatbuffer_quantization import FLOAT16, check, is_quantized, quantize
 
 
 def convert(model: Any, options: ExportOptions) -> bytes:
-    """Converts a Keras model, with builtin operators alone.
+    """Converts a Keras model to a variant, with builtin operators alone.
 
     Raises:
-        ConversionError: If the converter fails.
+        ConversionError: If the converter fails, or the model has no such variant.
+        DataError: If the variant is calibrated, and there is nothing to calibrate it on.
     """
+    check(options)
+    content = _convert(model, half=options.variant == FLOAT16)
+    return quantize(content, options) if is_quantized(options.variant) else content
+
+
+def _convert(model: Any, *, half: bool) -> bytes:
     import tensorflow as tf
 
-    del options
     try:
         module, function = serving_module(model)
         if _computes_in_half(function.graph):
@@ -23,6 +41,9 @@ def convert(model: Any, options: ExportOptions) -> bytes:
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if half:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
         content = converter.convert()
     except tf.errors.ResourceExhaustedError as error:
         raise OSError(brief(error)) from error
@@ -55,6 +76,42 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
             flat = StoredTensor.of(tensor.Name().decode(), data)
             stored.append(StoredTensor(flat.name, shape, flat.nbytes, flat.digest))
     return stored
+
+
+def interface(content: bytes, model: Any) -> Interface:
+    """Returns inputs and outputs of a model as its flatbuffer has them: some may be integers."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    flatbuffer = schema.Model.GetRootAs(content, 0)
+    definition = flatbuffer.SignatureDefs(0)
+    graph = flatbuffer.Subgraphs(definition.SubgraphIndex())
+    inputs = map(definition.Inputs, range(definition.InputsLength()))
+    outputs = map(definition.Outputs, range(definition.OutputsLength()))
+    signature = Signature(model)
+    return _stored(signature.inputs, graph, inputs), _stored(signature.outputs, graph, outputs)
+
+
+def _stored(
+    infos: Sequence[TensorInfo], graph: Any, entries: Iterable[Any]
+) -> tuple[TensorInfo, ...]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    dtypes = {
+        schema.TensorType.INT8: "int8",
+        schema.TensorType.UINT8: "uint8",
+        schema.TensorType.INT16: "int16",
+    }
+    tensors = {entry.Name().decode(): graph.Tensors(entry.TensorIndex()) for entry in entries}
+
+    def stored(info: TensorInfo) -> TensorInfo:
+        tensor = tensors[info.name]
+        parameters = tensor.Quantization()
+        if parameters is None or not parameters.ScaleLength():
+            return info
+        quantization = Quantization(float(parameters.Scale(0)), int(parameters.ZeroPoint(0)))
+        return replace(info, dtype=dtypes[tensor.Type()], quantization=quantization)
+
+    return tuple(map(stored, infos))
 
 
 def _computes_in_half(graph: Any) -> bool:

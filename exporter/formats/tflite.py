@@ -5,8 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor, Tensors
-from exporter.formats.flatbuffer import convert, list_tensors
+from exporter.formats.base import (
+    ExportOptions,
+    Format,
+    Interface,
+    Quantization,
+    Runner,
+    StoredTensor,
+    Tensors,
+)
+from exporter.formats.flatbuffer import convert, interface, list_tensors
+from exporter.formats.flatbuffer_quantization import VARIANTS
 
 _XNNPACK = "xnnpack"
 _REFERENCE = "reference"
@@ -18,11 +27,16 @@ class TFLite(Format):
 
     name = "tflite"
     suffix = ".tflite"
+    variants = VARIANTS
     backends = (_XNNPACK, _REFERENCE)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
         path.write_bytes(convert(model, options))
+
+    def interface(self, path: Path, model: Any) -> Interface:
+        """Reads from the flatbuffer which inputs and outputs are integers."""
+        return interface(path.read_bytes(), model)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels.
@@ -58,15 +72,27 @@ class _LiteRTRunner:
                 self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
         self._interpreter = self._open()
         self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
-        self._dtypes = {
-            name: detail["dtype"] for name, detail in self._signature.get_input_details().items()
-        }
+        details = self._signature.get_input_details()
+        self._dtypes = {name: detail["dtype"] for name, detail in details.items()}
+        self._inputs = _quantizations(details)
+        self._outputs = _quantizations(self._signature.get_output_details())
 
     def _arrays(self, inputs: Tensors) -> dict[str, Any]:
-        return {name: inputs[name].astype(dtype) for name, dtype in self._dtypes.items()}
+        from exporter.quantization.affine import to_integers
+
+        return {
+            name: to_integers(inputs[name], self._inputs[name], dtype)
+            if name in self._inputs
+            else inputs[name].astype(dtype)
+            for name, dtype in self._dtypes.items()
+        }
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        from exporter.quantization.affine import to_reals
+
         outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
+        for name, quantization in self._outputs.items():
+            outputs[name] = to_reals(outputs[name], quantization)
         return outputs
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
@@ -81,3 +107,9 @@ class _LiteRTRunner:
             interpreter.set_tensor(details[name]["index"], array)
         run: Callable[[], object] = interpreter.invoke
         return run
+
+
+def _quantizations(details: dict[str, Any]) -> dict[str, Quantization]:
+    """Returns what the integers of inputs or outputs stand for; others have a scale of zero."""
+    pairs = {name: detail["quantization"] for name, detail in details.items()}
+    return {name: Quantization(float(s), int(zero)) for name, (s, zero) in pairs.items() if s}
