@@ -80,6 +80,8 @@ RECIPES = st.builds(
     seed=st.integers(0, 2**32 - 1),
     merge=st.booleans(),
     opset=st.sampled_from(OPSETS),
+    labels=PATHS,
+    description=st.none() | st.text(),
     force=st.booleans(),
 )
 
@@ -150,6 +152,9 @@ def test_json_names_every_option():
         ({"opset": 12}, "opset must be within 13 and 18; 17 is the default. Received: 12."),
         ({"opset": 19}, "Received: 19."),
         ({"opset": "17"}, "Received: '17'."),
+        ({"labels": ""}, "labels must be a path as text. Received: ''."),
+        ({"labels": ["a"]}, "labels must be a path as text. Received: ['a']."),
+        ({"description": 3}, "description must be text. Received: 3."),
         ({"merge": 1}, "merge must be True or False. Received: 1."),
         ({"force": "yes"}, "force must be True or False. Received: 'yes'."),
     ],

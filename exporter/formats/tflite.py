@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor, Tensors
 from exporter.formats.flatbuffer import convert, list_tensors
+from exporter.formats.tflite_metadata import add_metadata
 
 _XNNPACK = "xnnpack"
 _REFERENCE = "reference"
@@ -22,7 +23,7 @@ class TFLite(Format):
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
-        path.write_bytes(convert(model, options))
+        path.write_bytes(add_metadata(convert(model, options), model.name, options.card))
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels.

@@ -3,8 +3,10 @@ import sys
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 
+from exporter.card import ModelCard, Normalization
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import KerasRunner
@@ -95,3 +97,14 @@ def test_an_operator_that_onnx_lacks_is_an_error_and_writes_nothing(
     with pytest.raises(ConversionError, match="Erfinv"):
         export("ort", unconvertible)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_card_is_carried_on(build, export):
+    card = ModelCard("Sorts.", {"features": Normalization(std=2)}, {"scores": tuple("abcdef")})
+    metas = [
+        onnxruntime.InferenceSession(str(export(name, build("tiny"), card=card))).get_modelmeta()
+        for name in ("ort", "onnx")
+    ]
+    assert metas[0].custom_metadata_map == metas[1].custom_metadata_map
+    assert set(metas[0].custom_metadata_map) == {"name", "description", "normalization", "labels"}
+    assert metas[0].description == metas[1].description == "Sorts."
