@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exporter.artifacts import export, verify
+    from exporter.card import ModelCard, Normalization
     from exporter.data import Dataset, load_dataset
     from exporter.errors import (
         ClusterError,
@@ -44,7 +45,9 @@ _MODULES = {
     "FineTuned": "training.finetune",
     "InputError": "errors",
     "Inspection": "inspection",
+    "ModelCard": "card",
     "ModelError": "errors",
+    "Normalization": "card",
     "OutputError": "errors",
     "Recipe": "recipe",
     "RecipeError": "errors",
@@ -71,7 +74,9 @@ __all__ = [
     "FineTuned",
     "InputError",
     "Inspection",
+    "ModelCard",
     "ModelError",
+    "Normalization",
     "OutputError",
     "Recipe",
     "RecipeError",

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from exporter.baseline import fitted
+from exporter.card import ModelCard, check_card
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.errors import InputError
 from exporter.formats import FORMATS
-from exporter.formats.base import FLOAT32, Artifact, ExportOptions, Format, describe
+from exporter.formats.base import (
+    FLOAT32,
+    Artifact,
+    ExportOptions,
+    Format,
+    Signature,
+    describe,
+)
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
@@ -26,6 +34,7 @@ def export(
     formats: Sequence[str] = ("tflite",),
     *,
     opset: int = 17,
+    card: ModelCard | None = None,
     force: bool = False,
 ) -> tuple[Artifact, ...]:
     """Converts a model, compressed or not, without verifying it; see ``verify`` and ``run``.
@@ -35,6 +44,7 @@ def export(
         directory: Folder to write to; made if it does not exist.
         formats: Names of formats; ``"all"`` stands for every one.
         opset: ONNX operator set.
+        card: What the artifacts tell of the model, such as names of its classes.
         force: Whether artifacts that are there already are replaced.
 
     Returns:
@@ -46,13 +56,17 @@ def export(
     """
     recipe = Recipe(formats=tuple(formats), opset=opset)
     keras_model = _as_compressed(model).model
+    signature = Signature(keras_model)
+    card = card or ModelCard()
+    check_card(card, signature.inputs, signature.outputs)
+    options = ExportOptions(opset=recipe.opset, card=card)
     chosen = [FORMATS[name] for name in recipe.formats]
     target = Path(directory)
     artifacts = []
     with staged_output(target, [artifact_name(fmt) for fmt in chosen], force=force) as staging:
         for fmt in chosen:
             path = staging / artifact_name(fmt)
-            fmt.export(keras_model, path, ExportOptions(opset=recipe.opset))
+            fmt.export(keras_model, path, options)
             artifact = describe(fmt, FLOAT32, path, keras_model)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)

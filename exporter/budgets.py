@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.benchmark import count_macs, measure_latency
-from exporter.data import Dataset, Split, held, in_memory
+from exporter.card import Normalization, make_card
+from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature, measure
@@ -363,5 +364,13 @@ def _latencies(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> 
 
 def _export(fmt: Format, model: Any, recipe: Recipe, folder: Path) -> Path:
     path = Path(tempfile.mkdtemp(dir=folder)) / f"model{fmt.suffix}"
-    fmt.export(model, path, ExportOptions(opset=recipe.opset))
+    signature = Signature(model)
+    card = make_card(
+        # Of every input, and the longest that there is.
+        {info.name: Normalization(std=UINT8_MAX) for info in signature.inputs},
+        signature.outputs,
+        labels=recipe.labels,
+        description=recipe.description,
+    )
+    fmt.export(model, path, ExportOptions(opset=recipe.opset, card=card))
     return path

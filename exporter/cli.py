@@ -104,6 +104,8 @@ def _run(options: argparse.Namespace) -> int:
         atol=options.atol,
         rtol=options.rtol,
         opset=options.opset,
+        labels=options.labels,
+        description=options.description,
         merge=options.merge,
         force=options.force,
         **{name: getattr(options, name) for name in _TUNING},
@@ -230,6 +232,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=Recipe.opset,
         help=f"ONNX operator set, {OPSETS.start} to {OPSETS.stop - 1} (default: {Recipe.opset})",
+    )
+    output.add_argument(
+        "--labels", metavar="FILE", help="names of the classes, one a line, for artifacts to tell"
+    )
+    output.add_argument(
+        "--description", metavar="TEXT", help="what the model does, for artifacts to tell"
     )
     output.add_argument(
         "--atol",

@@ -6,6 +6,7 @@ from typing import Any
 
 from exporter.artifacts import artifact_name
 from exporter.benchmark import LatencyPair, measure_latency
+from exporter.card import ModelCard
 from exporter.data import Dataset
 from exporter.errors import ConversionError
 from exporter.formats.base import FLOAT32, ExportOptions, Format, KerasRunner, describe, measure
@@ -33,6 +34,7 @@ class Exports:
         dataset: Dataset,
         baseline: Any,
         compressed: Compressed,
+        card: ModelCard,
         *,
         staging: Path,
         output: Path,
@@ -45,11 +47,13 @@ class Exports:
             dataset: Fitted to the model.
             baseline: What was compressed.
             compressed: What is exported.
+            card: What artifacts tell of it.
             staging: Folder to write to.
             output: Folder that all of it will be moved to.
             scratch: Folder for what is not kept.
         """
         self._recipe, self._baseline, self._compressed = recipe, baseline, compressed
+        self._card = card
         self._staging, self._output, self._scratch = staging, output, scratch
         self.verifier = Verifier(
             compressed,
@@ -67,7 +71,7 @@ class Exports:
     def carry_out(self, fmt: Format, variant: str) -> ArtifactReport:
         """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
         path = self._staging / artifact_name(fmt, variant)
-        options = ExportOptions(variant=variant, opset=self._recipe.opset)
+        options = ExportOptions(variant=variant, opset=self._recipe.opset, card=self._card)
         try:
             fmt.export(self._compressed.model, path, options)
         except ConversionError as error:

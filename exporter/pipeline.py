@@ -25,10 +25,12 @@ from exporter.baseline import (
 )
 from exporter.benchmark import count_macs
 from exporter.budgets import Budget, accuracy_drop, check_budget
+from exporter.card import ModelCard, make_card
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.exports import Exports
 from exporter.formats import FORMATS
+from exporter.formats.base import Signature
 from exporter.inspection import Inspection, inspect_engine
 from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
@@ -70,6 +72,8 @@ _NOT_TRAINED_BY = (
     "atol",
     "rtol",
     "opset",
+    "labels",
+    "description",
 )
 """Fields of the recipe that the trained weights do not depend on, or that the weights stand for."""
 
@@ -122,6 +126,7 @@ def run(
             job.dataset,
             baseline,
             compressed,
+            job.card,
             staging=staging,
             output=job.output,
             scratch=Path(scratch),
@@ -137,6 +142,7 @@ def run(
             recipe=recipe,
             model_name=baseline.name,
             output=job.output,
+            card=job.card,
             data_notes=job.dataset.notes,
             samples=_sample_counts(job.dataset),
             training=training,
@@ -204,6 +210,7 @@ class _Job:
     model: Any
     trained_here: bool
     dataset: Dataset
+    card: ModelCard
     loss: Any
     output: Path
     entries: tuple[str, ...]
@@ -229,9 +236,15 @@ def _prepare(
     check_rank(model, recipe)
     check_budget(recipe, dataset)
     check_trainable(recipe, dataset)
+    card = make_card(
+        dataset.normalization,
+        Signature(model).outputs,
+        labels=recipe.labels,
+        description=recipe.description,
+    )
     if loss is None and recipe.finetune:
         loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
-    return _Job(recipe, model, trained_here, dataset, loss, output, entries)
+    return _Job(recipe, model, trained_here, dataset, card, loss, output, entries)
 
 
 def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:

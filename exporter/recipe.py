@@ -134,6 +134,8 @@ class Recipe:
         distribute: ``"mirrored"`` trains on all devices of this machine, ``"multiworker"`` on those
             that ``TF_CONFIG`` names.
         opset: ONNX operator set.
+        labels: Path of a text file with a label a line, for the output that has as many classes.
+        description: What the model does, for artifacts to tell.
         force: Whether a former run in the output folder may be replaced.
 
     Raises:
@@ -178,6 +180,8 @@ class Recipe:
     resume: bool = False
     distribute: str = "none"
     opset: int = 17
+    labels: str | None = None
+    description: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -256,10 +260,12 @@ class Recipe:
                 )
 
     def _check_choices(self) -> None:
-        for name in ("model", "output"):
+        for name in ("model", "output", "labels"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise RecipeError(f"{name} must be a path as text. Received: {value!r}.")
+        if self.description is not None and not isinstance(self.description, str):
+            raise RecipeError(f"description must be text. Received: {self.description!r}.")
         if not isinstance(self.data, str) or not self.data:
             raise RecipeError(f"data must be a name or a path as text. Received: {self.data!r}.")
         choices: dict[str, tuple[str | None, ...]] = {

@@ -1,8 +1,10 @@
 """Runs as a caller of the API sees them; whole runs as processes are in end_to_end."""
 
 import json
+import zipfile
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import exporter
@@ -42,8 +44,14 @@ def model(arrays):
 
 @pytest.fixture(scope="module")
 def report(model, arrays, tmp_path_factory):
+    labels = tmp_path_factory.mktemp("labels") / "labels.txt"
+    labels.write_text("dark\nbright\n")
     recipe = exporter.Recipe(
-        rank={"deep": 6}, formats=("tflite", "onnx"), output=str(tmp_path_factory.mktemp("run"))
+        rank={"deep": 6},
+        formats=("tflite", "onnx"),
+        output=str(tmp_path_factory.mktemp("run")),
+        labels=str(labels),
+        description="Tells dark from bright.",
     )
     return exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
 
@@ -60,6 +68,33 @@ def test_run_writes_what_it_reports(report):
         assert item.latency.baseline.p50 > 0
         assert item.conversion.metrics["probabilities"].samples == 12
     assert json.loads((report.output / "manifest.json").read_text())["passed"] is True
+
+
+def test_artifacts_and_manifest_tell_how_to_feed_the_model(report, arrays):
+    card = json.loads((report.output / "manifest.json").read_text())["card"]
+    assert card == {
+        "description": "Tells dark from bright.",
+        "normalization": {"image": {"mean": 0, "std": 255}},
+        "labels": {"probabilities": ["dark", "bright"]},
+    }
+    session = onnxruntime.InferenceSession(str(report.output / "model.onnx"))
+    told = session.get_modelmeta().custom_metadata_map
+    scale = json.loads(told["normalization"])["image"]
+    names = json.loads(told["labels"])["probabilities"]
+    images = (arrays["x"] - np.float32(scale["mean"])) / np.float32(scale["std"])
+    (probabilities,) = session.run(["probabilities"], {"image": images})
+    told_apart = [names[index] for index in probabilities.argmax(axis=1)]
+    assert np.mean(np.array(told_apart) == np.array(["dark", "bright"])[arrays["y"]]) > 0.9
+    with zipfile.ZipFile(report.output / "model.tflite") as archive:
+        assert archive.read("probabilities_labels.txt") == b"dark\nbright"
+
+
+def test_labels_are_counted_before_any_work(model, arrays, tmp_path):
+    (tmp_path / "labels.txt").write_text("dark\n")
+    recipe = exporter.Recipe(output=str(tmp_path / "run"), labels=str(tmp_path / "labels.txt"))
+    with pytest.raises(exporter.RecipeError, match=r"\(probabilities has 2\)"):
+        exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+    assert not (tmp_path / "run").exists()
 
 
 def test_plan_gives_each_layer_a_reason(report):
@@ -198,6 +233,17 @@ def test_artifact_of_another_model_is_not_verified(model, tmp_path):
     assert not verdict.passed
     assert not verdict.parity.passed
     assert not verdict.structure.passed
+
+
+def test_export_takes_a_card(model, tmp_path):
+    labels = {"probabilities": ("dark", "bright")}
+    card = exporter.ModelCard("Sorts.", {"image": exporter.Normalization(std=255)}, labels)
+    (artifact,) = exporter.export(model, tmp_path, card=card)
+    assert zipfile.ZipFile(artifact.path).namelist() == ["probabilities_labels.txt"]
+    wrong = exporter.ModelCard(labels={"probabilities": ("dark",)})
+    with pytest.raises(exporter.InputError, match="Received: 1 for 'probabilities'"):
+        exporter.export(model, tmp_path / "other", card=wrong)
+    assert not (tmp_path / "other").exists()
 
 
 def test_export_keeps_what_is_there(model, tmp_path):

@@ -80,6 +80,8 @@ RECIPES = st.builds(
     seed=st.integers(0, 2**32 - 1),
     merge=st.booleans(),
     opset=st.sampled_from(OPSETS),
+    labels=PATHS,
+    description=st.none() | st.text(),
     force=st.booleans(),
 )
 
@@ -131,7 +133,7 @@ def test_json_names_every_option():
         ({"rank": {3: 1}}, "Received: 3."),
         ({"formats": "tflite"}, "formats must be a list of names. Received: 'tflite'."),
         ({"formats": None}, "Received: None."),
-        ({"formats": ()}, "formats is empty. Known: saved_model, tflite, onnx."),
+        ({"formats": ()}, "formats is empty. Known: saved_model, tflite, onnx, ort."),
         ({"formats": ["tfl"]}, "Unknown name 'tfl' in formats. Known: saved_model, tflite, onnx"),
         ({"formats": [3]}, "Unknown name 3 in formats."),
         ({"model": ""}, "model must be a path as text. Received: ''."),
@@ -150,6 +152,9 @@ def test_json_names_every_option():
         ({"opset": 12}, "opset must be within 13 and 18; 17 is the default. Received: 12."),
         ({"opset": 19}, "Received: 19."),
         ({"opset": "17"}, "Received: '17'."),
+        ({"labels": ""}, "labels must be a path as text. Received: ''."),
+        ({"labels": ["a"]}, "labels must be a path as text. Received: ['a']."),
+        ({"description": 3}, "description must be text. Received: 3."),
         ({"merge": 1}, "merge must be True or False. Received: 1."),
         ({"force": "yes"}, "force must be True or False. Received: 'yes'."),
     ],

@@ -1,8 +1,9 @@
 """A data set: its parts, and all of its training data in batches."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
+from exporter.card import Normalization
 from exporter.data.batches import ArraySource, BatchSource
 from exporter.data.pipelines import PipelineSource
 from exporter.data.split import Split
@@ -21,6 +22,8 @@ class Dataset:
         digest: Hash of all arrays.
         notes: Choices made for the user, each worth a line.
         stream: The training pipeline, if there is one.
+        normalization: How the values that were given became those that the model takes, by input;
+            empty before the data set is fitted to a model.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Dataset:
     digest: str
     notes: tuple[str, ...] = ()
     stream: PipelineSource | None = None
+    normalization: Mapping[str, Normalization] = field(default_factory=dict)
 
     @property
     def source(self) -> BatchSource | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.card import Normalization
 from exporter.data.dataset import Dataset
 from exporter.data.folders import ImageRows, fit_images
 from exporter.data.lazy import LazyArray, Samples, Step, mapped
@@ -25,7 +26,8 @@ def fit_to_model(
     """Names, shapes and scales a data set as a model takes it.
 
     Integer images in 0 to 255 become float in 0 to 1, unless the model rescales them itself. A
-    trailing axis of one is added or dropped.
+    trailing axis of one is added or dropped. What was scaled is found in ``normalization``, for
+    each input that takes floats.
 
     Args:
         dataset: What ``load_dataset`` returned.
@@ -50,19 +52,23 @@ def fit_to_model(
 
     shaped = dataset.map(shape)
     steps: dict[str, Step] = {}
+    normalization: dict[str, Normalization] = {}
     for spec in inputs:
         arrays = [part.inputs[spec.name] for part in shaped.parts.values()]
         scaled = all(_is_image(array, spec) for array in arrays)
         if scaled:
             notes[_note_on_images(spec, arrays[0], scaled_inside)] = None
-        steps[spec.name] = _scaling(spec) if scaled and not scaled_inside else _casting(spec)
+        divided = scaled and not scaled_inside
+        steps[spec.name] = _scaling(spec) if divided else _casting(spec)
+        if str(spec.dtype).startswith("float"):
+            normalization[spec.name] = Normalization(std=UINT8_MAX if divided else 1)
 
     def scale(part: Split) -> Split:
         arrays = part.inputs.items()
         return replace(part, inputs={name: mapped(array, steps[name]) for name, array in arrays})
 
     fitted = shaped.map(scale)
-    return replace(fitted, notes=tuple(notes))
+    return replace(fitted, notes=tuple(notes), normalization=normalization)
 
 
 def _by_input(

@@ -2,12 +2,13 @@
 
 from exporter.formats.base import Format
 from exporter.formats.onnx import Onnx
+from exporter.formats.ort import Ort
 from exporter.formats.saved_model import SavedModel
 from exporter.formats.tflite import TFLite
 
 ALL = "all"
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (SavedModel(), TFLite(), Onnx())}
+FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (SavedModel(), TFLite(), Onnx(), Ort())}
 
 FORMAT_NAMES: tuple[str, ...] = tuple(FORMATS)
 

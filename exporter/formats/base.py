@@ -9,10 +9,11 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from exporter.card import ModelCard
 from exporter.errors import ModelError, brief
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class ExportOptions:
             ``"mse"`` or ``"entropy"``.
         calibration: Batches of inputs by name that activations are observed on; for variants that
             are calibrated.
+        card: What the artifact tells of its model.
     """
 
     variant: str = FLOAT32
@@ -134,6 +136,7 @@ class ExportOptions:
     granularity: Granularity = "tensor"
     ranges: str = "minmax"
     calibration: Sequence[Tensors] = ()
+    card: ModelCard = field(default_factory=ModelCard)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """The ONNX graph, which several formats are made of, and how onnxruntime runs it."""
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import (
     FLOAT32,
@@ -35,7 +38,9 @@ def convert(model: Any, options: ExportOptions) -> bytes:
     """
     if options.variant != FLOAT32 and _computes_otherwise(model):
         model = recast(model, FLOAT32)  # What quantizers expect to start from.
-    return checked(as_variant(build(model, options), options))
+    proto = as_variant(build(model, options), options)
+    add_metadata(proto, model.name, options.card)
+    return checked(proto)
 
 
 def _computes_otherwise(model: Any) -> bool:
@@ -95,6 +100,25 @@ def build(model: Any, options: ExportOptions) -> Any:
     _name_batch(proto, signature)
     _make_names_canonical(proto)
     return proto
+
+
+def add_metadata(proto: Any, name: str, card: ModelCard) -> None:
+    """Puts a card where onnxruntime's ``get_modelmeta`` finds it.
+
+    Normalization and labels are JSON by input and by output in ``metadata_props``, where all values
+    are text.
+    """
+    proto.graph.name = name
+    properties = {"name": name}  # The ORT format has no place for that of a graph.
+    if card.normalization:
+        by_input = {key: asdict(value) for key, value in card.normalization.items()}
+        properties["normalization"] = json.dumps(by_input)
+    if card.labels:
+        properties["labels"] = json.dumps(dict(card.labels), ensure_ascii=False)
+    if card.description is not None:
+        properties["description"] = proto.doc_string = card.description
+    for key, value in properties.items():
+        proto.metadata_props.add(key=key, value=value)
 
 
 def checked(proto: Any) -> bytes:

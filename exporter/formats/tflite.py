@@ -16,6 +16,7 @@ from exporter.formats.base import (
 )
 from exporter.formats.flatbuffer import convert, interface, list_tensors
 from exporter.formats.flatbuffer_quantization import VARIANTS
+from exporter.formats.tflite_metadata import add_metadata
 
 _XNNPACK = "xnnpack"
 _REFERENCE = "reference"
@@ -32,7 +33,7 @@ class TFLite(Format):
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
-        path.write_bytes(convert(model, options))
+        path.write_bytes(add_metadata(convert(model, options), model.name, options.card))
 
     def interface(self, path: Path, model: Any) -> Interface:
         """Reads from the flatbuffer which inputs and outputs are integers."""

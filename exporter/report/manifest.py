@@ -50,6 +50,7 @@ def report_dict(report: Report) -> dict[str, Any]:
         "exit_code": report.exit_code,
         "recipe": report.recipe.to_dict(),
         "model_name": report.model_name,
+        "card": _plain(report.card),
         "data": {"notes": list(report.data_notes), "samples": dict(report.samples)},
         "training": _plain(report.training),
         "finetuning": _plain(report.finetuning),

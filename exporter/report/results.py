@@ -7,6 +7,7 @@ from pathlib import Path
 from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
+from exporter.card import ModelCard
 from exporter.formats.base import Artifact
 from exporter.lowrank.ranks import LayerPlan
 from exporter.recipe import Recipe
@@ -107,6 +108,7 @@ class Report:
         recipe: What was asked for.
         model_name: Name of the Keras model.
         output: Folder that was written.
+        card: What artifacts tell of the model.
         data_notes: Choices made in reading the data.
         samples: How many samples each part of the data has.
         training: How the reference MLP was trained; None if a model was given.
@@ -124,6 +126,7 @@ class Report:
     recipe: Recipe
     model_name: str
     output: Path
+    card: ModelCard
     data_notes: tuple[str, ...]
     samples: Mapping[str, int]
     training: Training | None

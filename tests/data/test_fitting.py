@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from exporter.card import Normalization
 from exporter.data import fit_to_model, load_dataset
 from exporter.errors import DataError
 
@@ -25,6 +26,7 @@ class TestFitInputs:
         assert images.dtype == np.float32
         np.testing.assert_allclose(images, self.IMAGES / 255, rtol=1e-6)
         assert fitted.notes == ("image: uint8 images are scaled to [0, 1]",)
+        assert fitted.normalization == {"image": Normalization(0, 255)}
 
     def test_wide_integers_in_the_range_of_images_are_scaled(self):
         fitted = fit({"x": self.IMAGES.astype("int64")}, [spec("image", (4, 4))])
@@ -35,6 +37,7 @@ class TestFitInputs:
         np.testing.assert_array_equal(fitted.test.inputs["image"], self.IMAGES.astype("float32"))
         (note,) = fitted.notes
         assert "left as they are, 0 to 255" in note
+        assert fitted.normalization == {"image": Normalization(0, 1)}
 
     @pytest.mark.parametrize(
         ("array", "dtype"),
@@ -52,6 +55,8 @@ class TestFitInputs:
         assert fitted.test.inputs["x"].dtype == dtype
         np.testing.assert_array_equal(fitted.test.inputs["x"], array)
         assert fitted.notes == ()
+        # Of integers, such as tokens, there is none.
+        assert fitted.normalization == ({"x": Normalization()} if dtype == "float32" else {})
 
     @pytest.mark.parametrize(
         ("sample", "wanted", "note"),

@@ -62,6 +62,7 @@ def workplace(tmp_path_factory):
     np.savez(folder / "empty.npz", x=x[:0])
     np.savez(folder / "labels.npz", x=x, y=y + 1)
     (folder / "text.keras").write_text("not a model")
+    (folder / "two.txt").write_text("ant\nbee\n")
     for suffix in ("keras", "h5"):
         content = (folder / f"small.{suffix}").read_bytes()
         (folder / f"truncated.{suffix}").write_bytes(content[: len(content) // 2])
@@ -120,6 +121,8 @@ BAD_INPUT = {
     "nan": (["small.keras", "--data=nan.npz"], "NaN"),
     "empty": (["small.keras", "--data=empty.npz"], "hold samples"),
     "labels": (["small.keras", "--data=labels.npz"], "0 and 2"),
+    "labels of other classes": (["small.keras", "--labels=two.txt"], "(out has 3)"),
+    "missing labels": (["small.keras", "--labels=nothing.txt"], "one label a line"),
     "missing data": (["small.keras", "--data=nothing.npz"], "not found"),
     "rank 0": (["small.keras", "--rank=0"], ">= 1"),
     "rank -1": (["small.keras", "--rank=-1"], ">= 1"),

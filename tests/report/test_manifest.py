@@ -48,9 +48,15 @@ def test_schema_refuses_what_is_no_manifest(accepted, schema):
 def test_files_are_listed_with_size_and_hash(accepted):
     manifest = manifest_of(accepted)
     listed = {entry["path"]: entry for entry in manifest["files"]}
-    assert set(listed) == {"compressed.keras", "model.tflite", "model.onnx", "saved_model"}
+    assert set(listed) == {
+        "compressed.keras",
+        "model.tflite",
+        "model.onnx",
+        "model.ort",
+        "saved_model",
+    }
     assert set(manifest["entries"]) == {*listed, "manifest.json"}
-    for name in ("compressed.keras", "model.tflite", "model.onnx"):
+    for name in ("compressed.keras", "model.tflite", "model.onnx", "model.ort"):
         content = (accepted.output / name).read_bytes()
         assert listed[name]["bytes"] == len(content)
         assert listed[name]["sha256"] == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,52 @@
+"""The ORT format, which the reduced builds of ONNX Runtime for phones can read."""
+
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ConversionError, brief
+from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.onnx_graph import OnnxRunner, convert
+from exporter.formats.ort_flatbuffer import canonical, list_tensors
+
+
+class Ort(Format):
+    """One flatbuffer of the ONNX graph, optimized beforehand for processors of any kind."""
+
+    name = "ort"
+    suffix = ".ort"
+    backends = ("cpu",)
+
+    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+        """Writes what ``onnxruntime.tools.convert_onnx_models_to_ort`` makes of the ONNX graph.
+
+        That prints, and sets up logging for the whole process, so its one call is made here.
+        """
+        import onnxruntime
+
+        content = convert(model, options)
+        session = onnxruntime.SessionOptions()
+        session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        session.optimized_model_filepath = str(path)
+        session.add_session_config_entry("session.save_model_format", "ORT")
+        # Otherwise weights of int8 become uint8, for processors of PCs.
+        session.add_session_config_entry("session.qdqisint8allowed", "1")
+        try:
+            onnxruntime.InferenceSession(
+                content,
+                session,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["NchwcTransformer"],  # A layout that this machine alone reads.
+            )
+        except Exception as error:  # onnxruntime's errors share no public base.
+            path.unlink(missing_ok=True)
+            raise ConversionError(f"ORT conversion failed: {brief(error)}") from error
+        path.write_bytes(canonical(path.read_bytes()))
+
+    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
+        """Opens the file in onnxruntime's CPU provider."""
+        del backend
+        return OnnxRunner(path, threads)
+
+    def stored_tensors(self, path: Path) -> list[StoredTensor]:
+        """Lists the initializers of the graph, and of the graphs within its nodes."""
+        return list_tensors(path.read_bytes())

@@ -1,0 +1,129 @@
+"""TensorFlow Lite Metadata: what task libraries and code generators read in a flatbuffer.
+
+``ModelMetadata`` is a flatbuffer of its own in a buffer of the model, by the name
+``TFLITE_METADATA``; files that it refers to are a ZIP archive at the end of the model. The numbers
+of fields are those of ``metadata_schema.fbs`` of tflite-support and MediaPipe. No package that goes
+with TensorFlow has code generated from it.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+from exporter.card import ModelCard, Normalization
+
+_METADATA = "TFLITE_METADATA"
+_IDENTIFIER = b"M001"
+_PARSER_VERSION = "1.0.0"
+"""Of the schema; later ones added nothing that is written here."""
+
+_NORMALIZATION_OPTIONS = 1
+_TENSOR_AXIS_LABELS = 2
+
+
+def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
+    """Returns a TFLite flatbuffer with metadata; what it computes stays as it is.
+
+    Args:
+        content: The flatbuffer, with one signature.
+        name: Of the model.
+        card: What is told of it.
+    """
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    (signature,) = model.signatureDefs
+    graph = model.subgraphs[signature.subgraphIndex]
+    inputs = _in_order(graph.inputs, signature.inputs)
+    outputs = _in_order(graph.outputs, signature.outputs)
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(_model_metadata(name, card, inputs, outputs), np.uint8)
+    entry.name, entry.buffer = _METADATA, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or []), entry]
+    file = io.BytesIO()
+    file.write(flatbuffer_utils.convert_object_to_bytearray(model))
+    if card.labels:
+        # Stored as they are: mobile libraries map them into memory. Of a fixed date.
+        with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
+            for output, labels in card.labels.items():
+                archive.writestr(zipfile.ZipInfo(_file_of(output)), "\n".join(labels))
+    return file.getvalue()
+
+
+def _in_order(indices: Sequence[int], maps: Sequence[Any]) -> list[str]:
+    """Returns the names in the signature in the order of a graph's tensors."""
+    names = {entry.tensorIndex: entry.name.decode() for entry in maps}
+    return [names[index] for index in indices]
+
+
+def _file_of(output: str) -> str:
+    return f"{output}_labels.txt"
+
+
+def _model_metadata(
+    name: str, card: ModelCard, inputs: Sequence[str], outputs: Sequence[str]
+) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    takes = [_input(builder, tensor, card.normalization.get(tensor)) for tensor in inputs]
+    gives = [_output(builder, tensor, labelled=tensor in card.labels) for tensor in outputs]
+    subgraph = _table(builder, {2: _vector(builder, takes), 3: _vector(builder, gives)})
+    fields = {
+        0: builder.CreateString(name),
+        3: _vector(builder, [subgraph]),
+        7: builder.CreateString(_PARSER_VERSION),
+    }
+    if card.description is not None:
+        fields[1] = builder.CreateString(card.description)
+    builder.Finish(_table(builder, fields), _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _input(builder: Any, name: str, normalization: Normalization | None) -> int:
+    """Writes a TensorMetadata with, where it is known, a ProcessUnit."""
+    import numpy as np
+
+    fields = {0: builder.CreateString(name)}
+    if normalization is not None:
+        mean, std = (
+            builder.CreateNumpyVector(np.array([value], np.float32))
+            for value in (normalization.mean, normalization.std)
+        )
+        options = _table(builder, {0: mean, 1: std})
+        unit = _table(builder, {1: options}, {0: _NORMALIZATION_OPTIONS})
+        fields[4] = _vector(builder, [unit])
+    return _table(builder, fields)
+
+
+def _output(builder: Any, name: str, *, labelled: bool) -> int:
+    """Writes a TensorMetadata with, if it has labels, an AssociatedFile."""
+    fields = {0: builder.CreateString(name)}
+    if labelled:
+        file = {0: builder.CreateString(_file_of(name))}
+        fields[6] = _vector(builder, [_table(builder, file, {2: _TENSOR_AXIS_LABELS})])
+    return _table(builder, fields)
+
+
+def _table(builder: Any, offsets: dict[int, int], bytes_: dict[int, int] | None = None) -> int:
+    """Writes a table of fields by number: such as are written before it, and single bytes."""
+    single = bytes_ or {}
+    builder.StartObject(1 + max([*offsets, *single]))
+    for number, offset in offsets.items():
+        builder.PrependUOffsetTRelativeSlot(number, offset, 0)
+    for number, value in single.items():
+        builder.PrependUint8Slot(number, value, 0)
+    end: int = builder.EndObject()
+    return end
+
+
+def _vector(builder: Any, offsets: Sequence[int]) -> int:
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    end: int = builder.EndVector()
+    return end

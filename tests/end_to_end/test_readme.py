@@ -1,0 +1,65 @@
+"""Code of the README, run."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import exporter
+
+README = Path(__file__).parents[2] / "README.md"
+ONNXRUNTIME_WEB = "onnxruntime-web@1.30.0"
+CALLER = """
+import { readFileSync } from "node:fs";
+import { classify } from "./classify.mjs";
+const answers = [];
+for (const pixels of JSON.parse(readFileSync("pixels.json"))) {
+  answers.push(Array.from(await classify(pixels)));
+}
+console.log(JSON.stringify(answers));
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A folder that has onnxruntime-web."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("node and npm are not installed")
+    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", ONNXRUNTIME_WEB]
+    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"npm cannot install {ONNXRUNTIME_WEB}: {done.stderr[-200:]}")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_browser_predicts_what_python_does(page, digits):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Flatten(name="flatten"),
+        keras.layers.Dense(64, activation="relu", bias_initializer="normal", name="hidden"),
+        keras.layers.Dense(10, activation="softmax", name="probabilities"),
+    ]
+    model = keras.Sequential([keras.Input((28, 28), name="image"), *layers])
+    exporter.export(exporter.compress(model, rank=8), page, formats=["onnx"])
+    (code,) = re.findall(r"```js\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    pixels = digits.test.inputs["x"][:20]
+    (page / "classify.mjs").write_text(code)
+    (page / "caller.mjs").write_text(CALLER)
+    (page / "pixels.json").write_text(json.dumps(pixels.reshape(20, -1).tolist()))
+    done = subprocess.run(
+        ["node", "caller.mjs"], cwd=page, capture_output=True, text=True, check=True
+    )
+    session = onnxruntime.InferenceSession(str(page / "model.onnx"))
+    (expected,) = session.run(["probabilities"], {"image": (pixels / 255).astype(np.float32)})
+    answers = np.array(json.loads(done.stdout), np.float32)
+    assert len(set(answers.argmax(axis=1))) > 1
+    np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)

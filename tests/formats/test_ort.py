@@ -1,0 +1,110 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+
+from exporter.card import ModelCard, Normalization
+from exporter.errors import ConversionError
+from exporter.formats import FORMATS
+from exporter.formats.base import KerasRunner
+from exporter.formats.ort_flatbuffer import canonical
+from exporter.lowrank.compress import compress
+from exporter.verification.structure import prove_structure
+
+ORT = FORMATS["ort"]
+
+
+@pytest.mark.parametrize("zoo_model", ["residual", "conv_batchnorm_dropout"], indirect=True)
+def test_it_is_what_the_tool_of_onnxruntime_writes(zoo_model, export, tmp_path):
+    path = export("ort", zoo_model)
+    graph = export("onnx", zoo_model)
+    tool = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(graph)]
+    options = ["--optimization_style", "Fixed", "--target_platform", "arm"]
+    subprocess.run(
+        [*tool, *options, "--output_dir", str(tmp_path / "tool")], check=True, capture_output=True
+    )
+    written = (tmp_path / "tool" / graph.with_suffix(".ort").name).read_bytes()
+    assert path.read_bytes() == canonical(written)
+
+
+def test_it_prints_nothing_and_leaves_no_other_file(build, export, tmp_path, capfd):
+    path = export("ort", build("tiny"))
+    assert list(tmp_path.iterdir()) == [path]
+    assert capfd.readouterr().out == ""
+
+
+def test_the_constants_are_those_of_the_onnx_graph(build, export):
+    """Where the optimizer of onnxruntime finds nothing to fold."""
+    model = build("sequential_mlp")
+    stored = ORT.stored_tensors(export("ort", model))
+    plain = FORMATS["onnx"].stored_tensors(export("onnx", model))
+    weights = {tensor.digest for tensor in plain if len(tensor.shape) == 2}
+    assert len(weights) == 3
+    found = {tensor.digest: tensor for tensor in stored}
+    assert weights <= set(found)
+    for tensor in plain:
+        if tensor.digest in weights:
+            assert found[tensor.digest].shape == tensor.shape
+            assert found[tensor.digest].nbytes == tensor.nbytes
+
+
+def test_structure_is_proven(build, export):
+    compressed = compress(build("sequential_mlp"), {"hidden_1": 4, "hidden_2": 5})
+    path = export("ort", compressed.model)
+    proof = prove_structure(ORT.stored_tensors(path), path.stat().st_size, compressed)
+    assert proof.passed
+    assert [layer.factors for layer in proof.layers] == [((36, 4), (4, 40)), ((40, 5), (5, 32))]
+
+
+class Cell(keras.layers.Layer):
+    """A recurrence that is no operator of ONNX."""
+
+    state_size = 6
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 6), name="kernel")
+
+    def call(self, inputs, states):
+        state = keras.ops.sin(keras.ops.matmul(inputs, self.kernel) + states[0])
+        return state, [state]
+
+
+def test_constants_of_loops_are_listed(export, samples):
+    keras.utils.set_random_seed(0)
+    rnn = keras.layers.RNN(Cell(name="cell"), name="loop")
+    model = keras.Sequential([keras.Input((5, 3), name="sequence"), rnn])
+    path = export("ort", model)
+    kernel = rnn.cell.kernel.numpy()
+    assert (3, 6) in {tensor.shape for tensor in ORT.stored_tensors(path)}
+    assert kernel.nbytes in {tensor.nbytes for tensor in ORT.stored_tensors(path)}
+    inputs = samples(model, 2)
+    (actual,) = ORT.load(path, "cpu")(inputs).values()
+    (expected,) = KerasRunner(model)(inputs).values()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_of_another_format_is_no_artifact(build, export):
+    with pytest.raises(ValueError, match="no identifier of the ORT format"):
+        ORT.stored_tensors(export("onnx", build("tiny")))
+
+
+def test_an_operator_that_onnx_lacks_is_an_error_and_writes_nothing(
+    unconvertible, export, tmp_path
+):
+    with pytest.raises(ConversionError, match="Erfinv"):
+        export("ort", unconvertible)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_is_carried_on(build, export):
+    card = ModelCard("Sorts.", {"features": Normalization(std=2)}, {"scores": tuple("abcdef")})
+    metas = [
+        onnxruntime.InferenceSession(str(export(name, build("tiny"), card=card))).get_modelmeta()
+        for name in ("ort", "onnx")
+    ]
+    assert metas[0].custom_metadata_map == metas[1].custom_metadata_map
+    assert set(metas[0].custom_metadata_map) == {"name", "description", "normalization", "labels"}
+    assert metas[0].description == metas[1].description == "Sorts."
