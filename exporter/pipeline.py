@@ -27,7 +27,7 @@ from exporter.benchmark import count_macs
 from exporter.budgets import Budget, accuracy_drop, check_budget
 from exporter.card import ModelCard, make_card
 from exporter.data import Dataset, load_dataset
-from exporter.errors import RecipeError
+from exporter.errors import DataError, RecipeError
 from exporter.exports import Exports
 from exporter.formats import FORMATS
 from exporter.formats.base import Signature
@@ -58,6 +58,9 @@ COMPRESSED_FILE = "compressed.keras"
 TRUNCATED_FILE = "truncated.keras"
 UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"
+
+RANGE_SAMPLES = 2000
+"""Of the calibration samples, how many ranges of activations are observed on at the most."""
 
 _NOT_TRAINED_BY = (
     "model",
@@ -127,6 +130,7 @@ def run(
             baseline,
             compressed,
             job.card,
+            calibration=_range_batches(job, baseline),
             staging=staging,
             output=job.output,
             scratch=Path(scratch),
@@ -235,6 +239,7 @@ def _prepare(
     model, dataset = _load(recipe, model, dataset)
     check_rank(model, recipe)
     check_budget(recipe, dataset)
+    _check_calibrated(recipe, dataset)
     check_trainable(recipe, dataset)
     card = make_card(
         dataset.normalization,
@@ -311,6 +316,23 @@ def _checkpoints(job: _Job, baseline: Any) -> Path:
     for weight in baseline.get_weights():
         ingredients.update(weight.tobytes())
     return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
+
+
+def _check_calibrated(recipe: Recipe, dataset: Dataset) -> None:
+    """Checks that there are samples for the variants that are calibrated."""
+    if recipe.calibrates and dataset.train is None:
+        raise DataError(
+            f"quantize {', '.join(recipe.quantize)} calibrates ranges of activations on a training "
+            f"part. Received: data {dataset.name!r} without one. Name data with --data that have "
+            "x_train, or x."
+        )
+
+
+def _range_batches(job: _Job, baseline: Any) -> list[dict[str, Any]]:
+    """Returns the samples that artifacts are quantized by."""
+    samples = min(job.recipe.calibration, RANGE_SAMPLES)
+    calibration = calibration_from(baseline, job.dataset, samples)
+    return [] if calibration is None else list(calibration.batches())
 
 
 def _save_tuned(tuned: FineTuned, staging: Path) -> FineTuningReport:

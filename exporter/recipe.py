@@ -102,7 +102,6 @@ class Recipe:
         granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``;
             ``"auto"`` measures both.
         ranges: How the ranges of activations are estimated from the calibration samples.
-        gauge: Whether factors are put into the coordinates in which quantization costs least.
         output: Folder to write to; None is ``artifacts/<model name>-rank<rank>``.
         atol: Absolute tolerance of parity, in units of the output. None, with ``rtol`` None as
             well, derives the tolerance from the float32 rounding error of the model itself.
@@ -156,7 +155,6 @@ class Recipe:
     io_type: str = FLOAT32
     granularity: str = "auto"
     ranges: str = "mse"
-    gauge: bool = True
     output: str | None = None
     atol: float | None = None
     rtol: float | None = None
@@ -244,6 +242,11 @@ class Recipe:
 
     def _check_variants(self) -> None:
         """Checks that each format has one of the variants, and each variant is one of a format."""
+        if self.io_type != FLOAT32 and not self.calibrates:
+            raise RecipeError(
+                f"io_type {self.io_type!r} needs a variant that computes in integers. "
+                f"Received: quantize {', '.join(self.quantize)}."
+            )
         for name in self.formats:
             had = _quantizations(name)
             if not set(had) & set(self.quantize):
@@ -284,7 +287,7 @@ class Recipe:
                     f"{name} must be one of {', '.join(filter(None, known))}. "
                     f"Received: {getattr(self, name)!r}."
                 )
-        for name in ("cascade", "fold", "merge", "gauge", "resume", "force"):
+        for name in ("cascade", "fold", "merge", "resume", "force"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(
                     f"{name} must be True or False. Received: {getattr(self, name)!r}."
@@ -340,6 +343,11 @@ class Recipe:
             for quantization in self.quantize
             if quantization in _quantizations(name)
         )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a variant asks for ranges of activations, and so for data."""
+        return any(FORMATS[name].variant(variant).calibrated for name, variant in self.artifacts)
 
     @property
     def projects(self) -> bool:

@@ -88,6 +88,7 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
         "baseline_size": report.baseline_size,
         "ratio": report.ratio,
         "latency": latency and {**_plain(latency), "speedup": latency.speedup},
+        "trials": _plain(report.trials),
         "comparison_error": report.comparison_error,
         "conversion": None
         if conversion is None

@@ -10,6 +10,7 @@ from exporter.budgets import Budget
 from exporter.card import ModelCard
 from exporter.formats.base import Artifact
 from exporter.lowrank.ranks import LayerPlan
+from exporter.quantization.granularity import Trial
 from exporter.recipe import Recipe
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict
@@ -52,6 +53,8 @@ class ArtifactReport:
         error: What the converter said.
         baseline_size: Bytes of the baseline in the same format, in float32.
         latency: Baseline, in float32, and compressed model in the same runtime.
+        trials: How its weights might have been quantized, the way that was chosen first; empty if
+            they were not.
         comparison_error: Why baseline size or latency are None: the baseline did not convert, or a
             runtime could not run it.
     """
@@ -64,6 +67,7 @@ class ArtifactReport:
     error: str | None = None
     baseline_size: int | None = None
     latency: LatencyPair | None = None
+    trials: tuple[Trial, ...] = ()
     comparison_error: str | None = None
 
     @property

@@ -1,0 +1,42 @@
+"""One scale a tensor or one a channel: what either costs in bytes, and in error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exporter.formats.base import Granularity
+
+INTEGER_BITS = 8
+"""Weights of so many bits at the most are integers with a scale."""
+
+WORTHWHILE_DB = 3.0
+"""What a channel's own scale must gain, for it takes more bytes: the error in half its power."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An artifact whose weights were quantized one way.
+
+    Attributes:
+        granularity: What has a scale of its own.
+        size: Bytes of the artifact.
+        snr_db: Signal to noise ratio on calibration data in decibels, of the worst output; None
+            where there are no such data.
+    """
+
+    granularity: Granularity
+    size: int
+    snr_db: float | None
+
+
+def to_try(asked: str) -> tuple[Granularity, ...]:
+    """Returns what is tried: what was asked for, or both for ``"auto"``."""
+    both: tuple[Granularity, ...] = ("tensor", "channel")
+    return tuple(each for each in both if asked in {each, "auto"})
+
+
+def choose(trials: Sequence[Trial]) -> Trial:
+    """Returns the smallest one, unless another is better by ``WORTHWHILE_DB``."""
+    smallest = min(trials, key=lambda trial: trial.size)
+    best = max(trials, key=lambda trial: trial.snr_db or 0.0)
+    gain = (best.snr_db or 0.0) - (smallest.snr_db or 0.0)
+    return best if gain >= WORTHWHILE_DB else smallest
