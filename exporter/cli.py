@@ -365,54 +365,43 @@ def _add_cutting(parser: argparse.ArgumentParser) -> None:
     )
 
 
-_TUNING = (
-    "finetune",
-    "train",
-    "export_from",
-    "batch_size",
-    "learning_rate",
-    "distill",
-    "temperature",
-    "decay",
-    "pull",
-    "patience",
-    "resume",
-    "distribute",
-)
+_TUNING: dict[str, tuple[str, dict[str, Any]]] = {
+    "finetune": ("epochs at the most, of each phase", {"type": int, "metavar": "N"}),
+    "train": (
+        "factored: the factors; projected: full weights at their truncation; or one after the "
+        "other",
+        {"choices": TRAININGS},
+    ),
+    "export_from": ("what projected training hands on", {"choices": EXPORTS_FROM}),
+    "batch_size": ("samples in a step, of all devices together", {"type": int, "metavar": "N"}),
+    "learning_rate": ("of Adam, at its peak", {"type": float, "metavar": "RATE"}),
+    "distill": (
+        "weight of the divergence from the baseline, 0 to 1",
+        {"type": float, "metavar": "W"},
+    ),
+    "temperature": ("that predictions are compared at", {"type": float, "metavar": "T"}),
+    "decay": ("weight of the norm of each product of factors", {"type": float, "metavar": "W"}),
+    "pull": ("draws full weights to their truncation", {"type": float, "metavar": "MU"}),
+    "patience": (
+        "epochs without gain after which it stops; 0: never",
+        {"type": int, "metavar": "N"},
+    ),
+    "resume": ("go on from the checkpoint of a run that was killed", {"action": "store_true"}),
+    "distribute": (
+        "mirrored: on all devices here; multiworker: on those that TF_CONFIG names",
+        {"choices": DISTRIBUTIONS},
+    ),
+}
+"""Fields of the recipe that fine-tuning reads: the help of each flag, and how it is parsed."""
 
 
 def _add_tuning(parser: argparse.ArgumentParser) -> None:
     tuning = parser.add_argument_group("fine-tuning")
-
-    def add(flag: str, help_text: str, **options: Any) -> None:
-        default = getattr(Recipe, flag[2:].replace("-", "_"))
-        tuning.add_argument(
-            flag, default=default, help=f"{help_text} (default: {default})", **options
-        )
-
-    add("--finetune", "epochs at the most, of each phase", type=int, metavar="N")
-    add(
-        "--train",
-        "factored: the factors; projected: full weights at their truncation; or one after the "
-        "other",
-        choices=TRAININGS,
-    )
-    add("--export-from", "what projected training hands on", choices=EXPORTS_FROM)
-    add("--batch-size", "samples in a step, of all devices together", type=int, metavar="N")
-    add("--learning-rate", "of Adam, at its peak", type=float, metavar="RATE")
-    add("--distill", "weight of the divergence from the baseline, 0 to 1", type=float, metavar="W")
-    add("--temperature", "that predictions are compared at", type=float, metavar="T")
-    add("--decay", "weight of the norm of each product of factors", type=float, metavar="W")
-    add("--pull", "draws full weights to their truncation", type=float, metavar="MU")
-    add("--patience", "epochs without gain after which it stops; 0: never", type=int, metavar="N")
-    tuning.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint of a run that was killed"
-    )
-    add(
-        "--distribute",
-        "mirrored: on all devices here; multiworker: on those that TF_CONFIG names",
-        choices=DISTRIBUTIONS,
-    )
+    for field, (text, options) in _TUNING.items():
+        default = getattr(Recipe, field)
+        shown = "" if default is False else f" (default: {default})"
+        flag = f"--{field.replace('_', '-')}"
+        tuning.add_argument(flag, default=default, help=text + shown, **options)
 
 
 def _add_printing(parser: argparse.ArgumentParser) -> None:

@@ -48,8 +48,9 @@ from exporter.report.results import (
     Report,
     Totals,
 )
+from exporter.training.course import training_part
 from exporter.training.distribution import is_chief, strategy_for
-from exporter.training.finetune import FineTuned, FineTuner, check_trainable
+from exporter.training.finetune import FineTuned, FineTuner
 
 ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"
@@ -119,7 +120,8 @@ def run(
         staged_output(job.output, job.entries, force=recipe.force) as staging,
         tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
     ):
-        baseline, training, compressed, tuned = _train(job, strategy, progress)
+        trained = _train(job, strategy, progress)
+        baseline, compressed, tuned = trained.baseline, trained.compressed, trained.tuned
         if job.trained_here:
             baseline.save(staging / BASELINE_FILE)
         compressed.model.save(staging / COMPRESSED_FILE)
@@ -149,7 +151,7 @@ def run(
             card=job.card,
             data_notes=job.dataset.notes,
             samples=_sample_counts(job.dataset),
-            training=training,
+            training=trained.training,
             finetuning=finetuning,
             layers=_layer_reports(compressed),
             before=Totals(baseline.count_params(), count_macs(baseline)),
@@ -161,8 +163,8 @@ def run(
             seconds=time.perf_counter() - start,
         )
         write_manifest(report, staging)
-    if tuned is not None and not tuned.interrupted:
-        shutil.rmtree(_checkpoints(job, baseline), ignore_errors=True)
+    if trained.checkpoints is not None and tuned is not None and not tuned.interrupted:
+        shutil.rmtree(trained.checkpoints, ignore_errors=True)
     return report
 
 
@@ -220,6 +222,17 @@ class _Job:
     entries: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """All that has weights, and where the checkpoints of their training are."""
+
+    baseline: Any
+    training: Training | None
+    compressed: Compressed
+    tuned: FineTuned | None = None
+    checkpoints: Path | None = None
+
+
 def _prepare(
     recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
 ) -> _Job:
@@ -240,7 +253,8 @@ def _prepare(
     check_rank(model, recipe)
     check_budget(recipe, dataset)
     _check_calibrated(recipe, dataset)
-    check_trainable(recipe, dataset)
+    if recipe.finetune:
+        training_part(dataset)
     card = make_card(
         dataset.normalization,
         Signature(model).outputs,
@@ -275,9 +289,7 @@ def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
     return (*names, *own)
 
 
-def _train(
-    job: _Job, strategy: Any, progress: Progress
-) -> tuple[Any, Training | None, Compressed, FineTuned | None]:
+def _train(job: _Job, strategy: Any, progress: Progress) -> _Trained:
     """Does all that computes weights: baseline, cut, fine-tuning."""
     recipe = job.recipe
     for note in job.dataset.notes:
@@ -289,7 +301,7 @@ def _train(
         )
     engine, compressed = _compress(job, baseline, progress)
     if not recipe.finetune:
-        return baseline, training, compressed, None
+        return _Trained(baseline, training, compressed)
     checkpoints = _checkpoints(job, baseline)
     if not recipe.resume and is_chief(strategy):
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -303,7 +315,7 @@ def _train(
         checkpoints=checkpoints,
     )
     tuned = tuner.run(compressed)
-    return baseline, training, tuned.compressed, tuned
+    return _Trained(baseline, training, tuned.compressed, tuned, checkpoints)
 
 
 def _checkpoints(job: _Job, baseline: Any) -> Path:

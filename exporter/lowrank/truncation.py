@@ -74,7 +74,9 @@ def truncate(
     left_out = total = 0.0
     shift = np.empty(kernel.shape[::2])
     for group, matrix in enumerate(kernel):
-        regression = _Regression(matrix, moments, group, _best_ridge(matrix, moments, group, rank))
+        gram = matrix.T @ matrix
+        ridge = _best_ridge(gram, moments, group, rank)
+        regression = _Regression(gram, moments, group, ridge)
         p, q, kept = regression.solve(rank)
         thin.append(matrix @ p)
         wide.append(q.T)
@@ -105,7 +107,7 @@ def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
         if moments is None:
             energies = energies + singular_values(matrix) ** 2
         else:
-            metric = _Regression(matrix, moments, group, INPUT_RIDGES[0]).metric
+            metric = _Regression(matrix.T @ matrix, moments, group, INPUT_RIDGES[0]).metric
             values = np.linalg.eigvalsh(metric)[::-1][:full]
             energies = energies + np.maximum(values, 0.0)
     tails = np.cumsum(energies[::-1])[::-1]
@@ -125,7 +127,7 @@ def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
     return Truncation((u, _diagonal(s), vt), None, energy)
 
 
-def _best_ridge(matrix: Array, moments: Moments, group: int, rank: int) -> float:
+def _best_ridge(gram: Array, moments: Moments, group: int, rank: int) -> float:
     """Returns the ridge that does best on the second fold where the first one was fitted.
 
     The error is convex enough to stop at the first ridge that does worse.
@@ -135,7 +137,7 @@ def _best_ridge(matrix: Array, moments: Moments, group: int, rank: int) -> float
     fitted, held_out = moments.folds
     best, least = INPUT_RIDGES[0], np.inf
     for ridge in INPUT_RIDGES:
-        p, q, _ = _Regression(matrix, fitted, group, ridge).solve(rank)
+        p, q, _ = _Regression(gram, fitted, group, ridge).solve(rank)
         error = held_out.error(p, q, group)
         if error >= least:
             break
@@ -146,26 +148,27 @@ def _best_ridge(matrix: Array, moments: Moments, group: int, rank: int) -> float
 class _Regression:
     """The regression of one kernel's outputs on what it gives for the inputs that it will get."""
 
-    def __init__(self, matrix: Array, moments: Moments, group: int, part: float) -> None:
+    def __init__(self, gram: Array, moments: Moments, group: int, part: float) -> None:
         self._moments, self._group = moments, group
-        gram = matrix.T @ matrix
         moved = moments.scatter if moments.moved_scatter is None else moments.moved_scatter
         scatter = moved[group]
         norm, variance = np.trace(gram), np.trace(scatter)
         # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
         # data did not show may be given up for nothing; if they show nothing, it is all there is.
         ridge = (part * variance / norm if norm and variance else 1.0) * gram
-        self._scatter = scatter + ridge
+        scatter = scatter + ridge
         fisher = moments.fisher
         self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
         if moments.cross is None:
+            target = scatter @ self._weight
             self._predictor = self._weight
         else:
             # Where K has fewer inputs than outputs, the scatter is singular.
-            jitter = 1e-10 * (np.trace(self._scatter) or 1.0) / len(gram) * np.eye(len(gram))
-            fit = np.linalg.solve(self._scatter + jitter, moments.cross[group] + ridge)
-            self._predictor = fit @ self._weight
-        self.metric = self._predictor.T @ self._scatter @ self._predictor
+            jitter = 1e-10 * (np.trace(scatter) or 1.0) / len(gram) * np.eye(len(gram))
+            target = (moments.cross[group] + ridge) @ self._weight
+            self._predictor = np.linalg.solve(scatter + jitter, target)
+        # P^T S P, S P being the target.
+        self.metric = self._predictor.T @ target
         self.total = float(np.trace(self.metric))
 
     def solve(self, rank: int) -> tuple[Array, Array, float]:

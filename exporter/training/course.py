@@ -54,6 +54,20 @@ class Score:
     accuracy: float | None
 
 
+def training_part(dataset: Dataset) -> tuple[BatchSource, Split]:
+    """Returns what there is to train on, as batches and as samples.
+
+    Raises:
+        DataError: If there is nothing.
+    """
+    if dataset.source is None or dataset.train is None:
+        raise DataError(
+            f"Fine-tuning needs a training part. Received: data {dataset.name!r} without one. "
+            "Give x_train and y_train, or x and y."
+        )
+    return dataset.source, dataset.train
+
+
 class Course:
     """The training batches of one data set, and its validation.
 
@@ -76,12 +90,7 @@ class Course:
         Raises:
             DataError: If there is nothing to train on.
         """
-        source, train = dataset.source, dataset.train
-        if source is None or train is None:
-            raise DataError(
-                f"Fine-tuning needs a training part. Received: data {dataset.name!r} without one. "
-                "Give x_train and y_train, or x and y."
-            )
+        source, train = training_part(dataset)
         signature = Signature(baseline)
         self.fixed_batch = signature.inputs[0].fixed_batch
         self._dtypes = {info.name: info.dtype for info in signature.inputs}

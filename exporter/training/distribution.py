@@ -82,7 +82,7 @@ def losses_explained(strategy: Any) -> Iterator[None]:
     try:
         yield
     except tf.errors.OpError as error:
-        if strategy.cluster_resolver is None or not strategy.cluster_resolver.task_type:
+        if _cluster_of(strategy) is None:
             raise
         raise ClusterError(
             f"A worker of the cluster was lost: {brief(error)} Start all workers again with "
@@ -92,8 +92,14 @@ def losses_explained(strategy: Any) -> Iterator[None]:
 
 def is_chief(strategy: Any) -> bool:
     """Tells whether this process writes what all of them compute."""
+    cluster = _cluster_of(strategy)
+    return cluster is None or cluster.task_id == 0
+
+
+def _cluster_of(strategy: Any) -> Any:
+    """Returns the resolver of a strategy that spans several workers, None of any other."""
     resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or resolver.task_id == 0
+    return resolver if resolver is not None and resolver.task_type else None
 
 
 def shared_out(strategy: Any, batch: Any, samples: int) -> Any:

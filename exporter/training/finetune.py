@@ -8,7 +8,6 @@ from typing import Any
 from exporter.baseline import fitted
 from exporter.data import Dataset
 from exporter.distributions import output_families
-from exporter.errors import DataError
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine, Factors
 from exporter.lowrank.ranks import RankPlan
@@ -17,7 +16,7 @@ from exporter.lowrank.statistics import calibration_from
 from exporter.metrics import is_classes
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
-from exporter.training.course import Course
+from exporter.training.course import Course, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
 from exporter.training.loop import History, Loop, Settings
@@ -208,7 +207,7 @@ def finetune(
 
     recipe = Recipe(finetune=epochs, **choices)
     dataset = fitted(data, baseline)
-    check_trainable(recipe, dataset)
+    training_part(dataset)
     calibration = calibration_from(baseline, dataset, recipe.calibration)
     tuner = FineTuner(
         Engine(baseline, calibration, options_for(recipe), progress),
@@ -220,19 +219,6 @@ def finetune(
         checkpoints=None if checkpoints is None else Path(checkpoints),
     )
     return tuner.run(compressed)
-
-
-def check_trainable(recipe: Recipe, dataset: Dataset) -> None:
-    """Finds out, without computing, whether there is anything to train on.
-
-    Raises:
-        DataError: If there is not.
-    """
-    if recipe.finetune and dataset.source is None:
-        raise DataError(
-            f"Fine-tuning needs a training part. Received: data {dataset.name!r} without one. "
-            "Give x_train and y_train, or x and y."
-        )
 
 
 def _ranks(plan: RankPlan) -> str:

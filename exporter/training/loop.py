@@ -131,7 +131,7 @@ class Loop:
             self._optimizer.build(phase.trained)
         self._runner = KerasRunner(phase.student)
         self._prepare = tf.function(phase.prepare, autograph=False)
-        self._step: Callable[..., Any] | None = None
+        self._step = self._compiled()
         self._at = _Position()
         self._best: Sequence[NDArray[Any]] = []
 
@@ -188,15 +188,16 @@ class Loop:
     def _take_step(self, batch: Lesson) -> float:
         import tensorflow as tf
 
-        share = np.float32(1 / batch.samples)
+        share = tf.constant(1 / batch.samples, tf.float32)
         arrays = (batch.inputs, batch.labels, batch.teacher)
-        if self._step is None:
-            self._step = self._compiled(arrays)
-        parts = shared_out(self._strategy, arrays, batch.samples)
-        return float(self._step(*parts, tf.constant(share)))
+        return float(self._step(*shared_out(self._strategy, arrays, batch.samples), share))
 
-    def _compiled(self, arrays: Any) -> Callable[..., Any]:
-        """Traces a step once, for batches of any size."""
+    def _compiled(self) -> Callable[..., Any]:
+        """Returns a step, traced once for each size of batch: an epoch has two at the most.
+
+        Where the size is not known, gradients compute what they only take the shape of, such as
+        the full product of the inputs and the full weights.
+        """
         import tensorflow as tf
 
         phase, objective, optimizer = self._phase, self._objective, self._optimizer
@@ -212,16 +213,8 @@ class Loop:
             losses = strategy.run(replica_step, args=(inputs, labels, teacher, share))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
-        function: Any = tf.function(step, autograph=False, reduce_retracing=True)
-        if strategy.num_replicas_in_sync > 1:
-            several: Callable[..., Any] = function
-            return several
-        specs = tf.nest.map_structure(
-            lambda array: tf.TensorSpec((self._course.fixed_batch, *array.shape[1:]), array.dtype),
-            arrays,
-        )
-        concrete = function.get_concrete_function(*specs, tf.TensorSpec((), tf.float32))
-        return lambda *values: concrete(*tf.nest.map_structure(tf.convert_to_tensor, values))
+        function: Callable[..., Any] = tf.function(step, autograph=False)
+        return function
 
     def _close_epoch(self, number: int, loss: float | None) -> None:
         """Evaluates, keeps the best weights, and decides whether to go on."""
@@ -272,10 +265,7 @@ class Loop:
         return self._at.seconds + time.perf_counter() - self._started
 
     def _restore_best(self) -> None:
-        for variable, value in zip(
-            self._phase.state, from_first(self._strategy, self._best), strict=True
-        ):
-            variable.assign(value)
+        _assign(self._phase.state, from_first(self._strategy, self._best))
 
     def _save(self) -> None:
         if self._file is None or not is_chief(self._strategy):
@@ -299,8 +289,7 @@ class Loop:
             epochs = [Epoch(**epoch) for epoch in values.pop("epochs")]
             self._at = _Position(**values, epochs=epochs)
             self._best = found.best
-            for variable, value in zip(variables, [*found.state, *found.optimizer], strict=True):
-                variable.assign(value)
+            _assign(variables, [*found.state, *found.optimizer])
             self._progress.note(
                 f"Goes on from the checkpoint in epoch {self._at.epoch}, step {self._at.step}"
             )
@@ -315,9 +304,8 @@ class Loop:
             at.epochs = [unknown] * closed
             self._best = [variable.numpy() for variable in self._phase.state]
         if self._strategy.num_replicas_in_sync > 1:
-            agreed = from_first(self._strategy, [variable.numpy() for variable in variables])
-            for variable, value in zip(variables, agreed, strict=True):
-                variable.assign(value)
+            own = [variable.numpy() for variable in variables]
+            _assign(variables, from_first(self._strategy, own))
 
 
 @dataclass
@@ -351,6 +339,11 @@ def _optimizer(settings: Settings, steps_per_epoch: int | None) -> Any:
             warmup_steps=warm_up,
         )
     return keras.optimizers.Adam(rate)
+
+
+def _assign(variables: Sequence[Any], values: Sequence[NDArray[Any]]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def _is_better(epoch: Epoch, best: Epoch) -> bool:
