@@ -30,7 +30,7 @@ INT8 = "int8"
 INT16X8 = "int16x8"
 INT4 = "int4"
 
-# Measured on nine models: classifiers of the embedded digits (dense 784-1024x5-10 and its rank-20
+# Measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10 and its rank-20
 # factors, convolutions with batch normalization, depthwise ones, attention), one of embeddings, a
 # regression, and one of both with two inputs; both granularities, all ranges but ``entropy``, which
 # ruined two of them (below 3 dB) and must fail. The least, of SNR and agreement: float16 58 dB,
