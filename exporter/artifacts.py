@@ -1,31 +1,47 @@
 """Two stations of the run on their own: writing artifacts, and verifying one."""
 
+import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporter.baseline import fitted
 from exporter.card import ModelCard, check_card
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
-from exporter.errors import InputError
+from exporter.errors import DataError, InputError
 from exporter.formats import FORMATS
 from exporter.formats.base import (
     FLOAT32,
     Artifact,
     ExportOptions,
     Format,
+    KerasRunner,
     Signature,
+    Tensors,
     describe,
+    measure,
 )
+from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
+from exporter.lowrank.statistics import calibration_from
+from exporter.metrics import snr_db
 from exporter.output import staged_output
+from exporter.quantization.granularity import INTEGER_BITS, Trial, choose, to_try
 from exporter.recipe import Recipe
+from exporter.verification.parity import execute
+from exporter.verification.probes import Probe, predict
 from exporter.verification.verifier import ConversionVerdict, Verifier
+
+RANGE_SAMPLES = 2000
+"""Of the calibration samples, how many ranges of activations are observed on at the most."""
 
 
 def export(
@@ -33,9 +49,10 @@ def export(
     directory: str | Path,
     formats: Sequence[str] = ("tflite",),
     *,
-    opset: int = 17,
+    data: Dataset | str = NO_DATA,
     card: ModelCard | None = None,
     force: bool = False,
+    **choices: Any,
 ) -> tuple[Artifact, ...]:
     """Converts a model, compressed or not, without verifying it; see ``verify`` and ``run``.
 
@@ -43,33 +60,78 @@ def export(
         model: A built Keras model, or what ``compress`` returned.
         directory: Folder to write to; made if it does not exist.
         formats: Names of formats; ``"all"`` stands for every one.
-        opset: ONNX operator set.
+        data: What ``load_dataset`` returned or takes; variants that are calibrated need its
+            training part.
         card: What the artifacts tell of the model, such as names of its classes.
         force: Whether artifacts that are there already are replaced.
+        choices: Other fields of ``Recipe``: ``opset``, ``quantize``, ``io_type``, ``granularity``,
+            ``ranges``, ``calibration``.
 
     Returns:
-        The artifacts, in the order of the formats.
+        The artifacts, in the order of the formats and of their variants.
 
     Raises:
         InputError: If an argument cannot be used, or an artifact is there and ``force`` is False.
         ConversionError: If a converter fails; nothing is written then.
     """
-    recipe = Recipe(formats=tuple(formats), opset=opset)
+    recipe = Recipe(formats=tuple(formats), **choices)
     keras_model = _as_compressed(model).model
     signature = Signature(keras_model)
     card = card or ModelCard()
     check_card(card, signature.inputs, signature.outputs)
-    options = ExportOptions(opset=recipe.opset, card=card)
-    chosen = [FORMATS[name] for name in recipe.formats]
+    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, keras_model)
+    batches = range_batches(recipe, keras_model, dataset)
+    chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     target = Path(directory)
     artifacts = []
-    with staged_output(target, [artifact_name(fmt) for fmt in chosen], force=force) as staging:
-        for fmt in chosen:
-            path = staging / artifact_name(fmt)
-            fmt.export(keras_model, path, options)
-            artifact = describe(fmt, FLOAT32, path, keras_model)
+    with (
+        staged_output(target, [artifact_name(*each) for each in chosen], force=force) as staging,
+        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+    ):
+        for fmt, variant in chosen:
+            path = staging / artifact_name(fmt, variant)
+            write_artifact(
+                fmt,
+                keras_model,
+                path,
+                export_options(recipe, fmt, variant, batches, card),
+                granularity=recipe.granularity,
+                samples=next(iter(batches), None),
+                scratch=Path(scratch),
+            )
+            artifact = describe(fmt, variant, path, keras_model)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)
+
+
+def range_batches(recipe: Recipe, model: Any, dataset: Dataset) -> list[dict[str, Any]]:
+    """Returns the samples that artifacts are quantized by: of the training part, if there is one.
+
+    Raises:
+        DataError: If a variant is calibrated, and there is none.
+    """
+    samples = min(recipe.calibration, RANGE_SAMPLES)
+    calibration = calibration_from(model, dataset, samples)
+    if calibration is None and recipe.calibrates:
+        raise DataError(
+            f"quantize {', '.join(recipe.quantize)} calibrates ranges of activations on a training "
+            f"part. Received: data {dataset.name!r} without one. Name data that have x_train, or x."
+        )
+    return [] if calibration is None else list(calibration.batches())
+
+
+def export_options(
+    recipe: Recipe, fmt: Format, variant: str, batches: Sequence[Tensors], card: ModelCard
+) -> ExportOptions:
+    """Returns how a recipe has a variant exported."""
+    return ExportOptions(
+        variant=variant,
+        opset=recipe.opset,
+        io_type=recipe.io_type,
+        ranges=recipe.ranges,
+        calibration=batches if fmt.variant(variant).calibrated else (),
+        card=card,
+    )
 
 
 def verify(
@@ -111,6 +173,59 @@ def verify(
         return verifier.verify(artifact)
 
 
+def write_artifact(
+    fmt: Format,
+    model: Any,
+    path: Path,
+    options: ExportOptions,
+    *,
+    granularity: str,
+    samples: Tensors | None,
+    scratch: Path,
+) -> tuple[Trial, ...]:
+    """Exports a model at a granularity, or at the better one of both.
+
+    Args:
+        fmt: The format.
+        model: The Keras model.
+        path: What is written; must not exist.
+        options: All but the granularity.
+        granularity: ``"tensor"``, ``"channel"``, or ``"auto"``; see ``Recipe``.
+        samples: Inputs by name that the error is measured on, never those that are reported on.
+        scratch: Folder for what is not kept.
+
+    Returns:
+        What was tried, the one that was written first; nothing where weights are no integers.
+
+    Raises:
+        ConversionError: If the converter fails.
+    """
+    if fmt.variant(options.variant).weight_bits > INTEGER_BITS:
+        fmt.export(model, path, options)
+        return ()
+    trials: dict[Trial, Path] = {}
+    for each in to_try(granularity):
+        file = scratch / f"{each}-{path.name}"
+        fmt.export(model, file, replace(options, granularity=each))
+        ratio = _snr(fmt, options.variant, file, model, samples) if samples else None
+        trials[Trial(each, measure(file)[0], ratio)] = file
+    chosen = choose(list(trials))
+    shutil.move(trials[chosen], path)
+    return (chosen, *(trial for trial in trials if trial is not chosen))
+
+
+def _snr(fmt: Format, variant: str, path: Path, model: Any, samples: Tensors) -> float:
+    arrays = {name: np.asarray(array) for name, array in samples.items()}
+    probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
+    try:
+        outputs = execute(describe(fmt, variant, path, model), [probe], path.parent, len(probe))
+    except ChildError:  # The verdict will tell of it, if this one is chosen.
+        return -math.inf
+    actual = outputs[fmt.backends[0]][probe.name]
+    expected = predict(KerasRunner(model), probe)
+    return min(snr_db(actual[name], values) for name, values in expected.items())
+
+
 def artifact_name(fmt: Format, variant: str = FLOAT32) -> str:
     """Returns the name of an artifact in the output folder."""
     marker = "" if variant == FLOAT32 else f"-{variant}"
@@ -132,4 +247,6 @@ def _described(path: Path, model: Any) -> Artifact:
             f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
             f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."
         )
-    return describe(fmt, FLOAT32, path, model)
+    names = [variant.name for variant in fmt.variants]
+    marker = path.stem.rpartition("-")[2]
+    return describe(fmt, marker if marker in names else FLOAT32, path, model)

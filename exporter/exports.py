@@ -1,15 +1,11 @@
 """The artifacts of one run: exported, verified, measured, and rejected if they do not pass."""
 
-import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from exporter.artifacts import artifact_name
+from exporter.artifacts import artifact_name, export_options, write_artifact
 from exporter.benchmark import LatencyPair, measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset
@@ -24,14 +20,11 @@ from exporter.formats.base import (
 )
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
-from exporter.metrics import snr_db
 from exporter.output import REJECTED
-from exporter.quantization.granularity import INTEGER_BITS, Trial, choose, to_try
 from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
-from exporter.verification.parity import execute
-from exporter.verification.probes import Probe, predict
+from exporter.verification.probes import predict
 from exporter.verification.verifier import Verifier
 
 
@@ -89,16 +82,17 @@ class Exports:
         """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
         path = self._staging / artifact_name(fmt, variant)
         recipe = self._recipe
-        options = ExportOptions(
-            variant=variant,
-            opset=recipe.opset,
-            io_type=recipe.io_type,
-            ranges=recipe.ranges,
-            calibration=self._calibration if fmt.variant(variant).calibrated else (),
-            card=self._card,
-        )
+        options = export_options(recipe, fmt, variant, self._calibration, self._card)
         try:
-            trials = self._export(fmt, path, options)
+            trials = write_artifact(
+                fmt,
+                self._compressed.model,
+                path,
+                options,
+                granularity=recipe.granularity,
+                samples=next(iter(self._calibration), None),
+                scratch=self._scratch,
+            )
         except ConversionError as error:
             return ArtifactReport(fmt.name, variant, error=str(error))
         artifact = describe(fmt, variant, path, self._compressed.model)
@@ -128,42 +122,6 @@ class Exports:
             path = path.rename(self._staging / REJECTED / path.name)
         final = self._output / path.relative_to(self._staging)
         return replace(report, artifact=replace(artifact, path=final))
-
-    def _export(self, fmt: Format, path: Path, options: ExportOptions) -> tuple[Trial, ...]:
-        """Writes the artifact at the recipe's granularity, or at the better one.
-
-        Returns:
-            What was tried, the one that was written first; nothing for what is not quantized.
-        """
-        model, bits = self._compressed.model, fmt.variant(options.variant).weight_bits
-        if bits > INTEGER_BITS:
-            fmt.export(model, path, options)
-            return ()
-        trials: dict[Trial, Path] = {}
-        for granularity in to_try(self._recipe.granularity):
-            file = self._scratch / f"{granularity}-{path.name}"
-            fmt.export(model, file, replace(options, granularity=granularity))
-            ratio = self._snr(fmt, options.variant, file)
-            trials[Trial(granularity, measure(file)[0], ratio)] = file
-        chosen = choose(list(trials))
-        shutil.move(trials[chosen], path)
-        return (chosen, *(trial for trial in trials if trial is not chosen))
-
-    def _snr(self, fmt: Format, variant: str, path: Path) -> float | None:
-        """Measures an artifact on calibration data, never on those that are reported on."""
-        batch = next(iter(self._calibration), None)
-        if batch is None:
-            return None
-        arrays = {name: np.asarray(array) for name, array in batch.items()}
-        probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
-        artifact = describe(fmt, variant, path, self._compressed.model)
-        try:
-            outputs = execute(artifact, [probe], self._scratch, len(probe))
-        except ChildError:  # The verdict will tell of it, if this one is chosen.
-            return -math.inf
-        actual = outputs[fmt.backends[0]][probe.name]
-        expected = predict(KerasRunner(self._compressed.model), probe)
-        return min(snr_db(actual[name], values) for name, values in expected.items())
 
     def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
         single = next(probe for probe in self.verifier.probes if probe.name == "single")

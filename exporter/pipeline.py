@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import artifact_name
+from exporter.artifacts import artifact_name, range_batches
 from exporter.baseline import (
     REFERENCE_NAME,
     Training,
@@ -27,10 +27,10 @@ from exporter.benchmark import count_macs
 from exporter.budgets import Budget, accuracy_drop, check_budget
 from exporter.card import ModelCard, make_card
 from exporter.data import Dataset, load_dataset
-from exporter.errors import DataError, RecipeError
+from exporter.errors import RecipeError
 from exporter.exports import Exports
 from exporter.formats import FORMATS
-from exporter.formats.base import Signature
+from exporter.formats.base import Signature, Tensors
 from exporter.inspection import Inspection, inspect_engine
 from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
@@ -59,9 +59,6 @@ COMPRESSED_FILE = "compressed.keras"
 TRUNCATED_FILE = "truncated.keras"
 UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"
-
-RANGE_SAMPLES = 2000
-"""Of the calibration samples, how many ranges of activations are observed on at the most."""
 
 _NOT_TRAINED_BY = (
     "model",
@@ -132,7 +129,7 @@ def run(
             baseline,
             compressed,
             job.card,
-            calibration=_range_batches(job, baseline),
+            calibration=job.batches,
             staging=staging,
             output=job.output,
             scratch=Path(scratch),
@@ -216,6 +213,7 @@ class _Job:
     model: Any
     trained_here: bool
     dataset: Dataset
+    batches: Sequence[Tensors]
     card: ModelCard
     loss: Any
     output: Path
@@ -252,7 +250,7 @@ def _prepare(
     model, dataset = _load(recipe, model, dataset)
     check_rank(model, recipe)
     check_budget(recipe, dataset)
-    _check_calibrated(recipe, dataset)
+    batches = range_batches(recipe, model, dataset)
     if recipe.finetune:
         training_part(dataset)
     card = make_card(
@@ -263,7 +261,7 @@ def _prepare(
     )
     if loss is None and recipe.finetune:
         loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
-    return _Job(recipe, model, trained_here, dataset, card, loss, output, entries)
+    return _Job(recipe, model, trained_here, dataset, batches, card, loss, output, entries)
 
 
 def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
@@ -328,23 +326,6 @@ def _checkpoints(job: _Job, baseline: Any) -> Path:
     for weight in baseline.get_weights():
         ingredients.update(weight.tobytes())
     return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
-
-
-def _check_calibrated(recipe: Recipe, dataset: Dataset) -> None:
-    """Checks that there are samples for the variants that are calibrated."""
-    if recipe.calibrates and dataset.train is None:
-        raise DataError(
-            f"quantize {', '.join(recipe.quantize)} calibrates ranges of activations on a training "
-            f"part. Received: data {dataset.name!r} without one. Name data with --data that have "
-            "x_train, or x."
-        )
-
-
-def _range_batches(job: _Job, baseline: Any) -> list[dict[str, Any]]:
-    """Returns the samples that artifacts are quantized by."""
-    samples = min(job.recipe.calibration, RANGE_SAMPLES)
-    calibration = calibration_from(baseline, job.dataset, samples)
-    return [] if calibration is None else list(calibration.batches())
 
 
 def _save_tuned(tuned: FineTuned, staging: Path) -> FineTuningReport:

@@ -235,6 +235,31 @@ def test_artifact_of_another_model_is_not_verified(model, tmp_path):
     assert not verdict.structure.passed
 
 
+def test_export_quantizes_by_the_data(model, arrays, tmp_path):
+    compressed = exporter.compress(model, rank=4)
+    data = exporter.load_dataset(arrays)
+    plain, artifact = exporter.export(
+        compressed, tmp_path / "out", data=data, quantize=("none", "int8"), io_type="uint8"
+    )
+    assert artifact.path.name == "model-int8.tflite"
+    assert (plain.variant, artifact.variant) == ("float32", "int8")
+    assert [info.dtype for info in artifact.inputs] == ["uint8"]
+    assert all(info.quantization.scale > 0 for info in (*artifact.inputs, *artifact.outputs))
+    verdict = exporter.verify(str(artifact.path), compressed, data=data)
+    assert verdict.parity is None
+    assert verdict.quality.limits.snr_db > 0
+    assert {output.backend for output in verdict.quality.outputs} == {"xnnpack", "reference"}
+
+
+def test_variant_that_is_calibrated_needs_data(model, tmp_path):
+    with pytest.raises(DataError, match="calibrates ranges of activations on a training part"):
+        exporter.export(model, tmp_path / "out", quantize=("int8",))
+    recipe = exporter.Recipe(quantize=("int8",), data="none", output=str(tmp_path / "out"))
+    with pytest.raises(DataError, match="'none' without one"):
+        exporter.run(recipe, model=model)
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_takes_a_card(model, tmp_path):
     labels = {"probabilities": ("dark", "bright")}
     card = exporter.ModelCard("Sorts.", {"image": exporter.Normalization(std=255)}, labels)

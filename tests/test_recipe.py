@@ -136,6 +136,19 @@ def test_json_names_every_option():
         ({"formats": ()}, "formats is empty. Known: saved_model, tflite, onnx, ort."),
         ({"formats": ["tfl"]}, "Unknown name 'tfl' in formats. Known: saved_model, tflite, onnx"),
         ({"formats": [3]}, "Unknown name 3 in formats."),
+        ({"quantize": "int8"}, "quantize must be a list of names. Received: 'int8'."),
+        ({"quantize": ["float32"]}, "Unknown name 'float32' in quantize. Known: none, float16"),
+        (
+            {"formats": ("saved_model", "tflite"), "quantize": ("int8",)},
+            "quantize must name a variant of each format; saved_model has none. Received: int8.",
+        ),
+        (
+            {"formats": ("onnx",), "quantize": ("none", "int16x8")},
+            "quantize 'int16x8' is a variant of the formats tflite. Received: formats onnx.",
+        ),
+        ({"io_type": "int8"}, "io_type 'int8' needs a variant that computes in integers."),
+        ({"granularity": "row"}, "granularity must be one of auto, tensor, channel."),
+        ({"ranges": "max"}, "ranges must be one of minmax, percentile, mse, entropy."),
         ({"model": ""}, "model must be a path as text. Received: ''."),
         ({"model": 3}, "Received: 3."),
         ({"output": ""}, "output must be a path as text. Received: ''."),
@@ -246,6 +259,24 @@ def test_rank_is_parsed(text, rank):
 def test_ranks_that_cannot_be_parsed_are_refused(text, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
         parse_rank(text)
+
+
+def test_all_variants_are_those_that_a_format_has():
+    recipe = Recipe(formats=("saved_model", "onnx"), quantize=("all",))
+    assert recipe.quantize == ("none", "float16", "dynamic", "int8")
+    assert recipe.artifacts == (
+        ("saved_model", "float32"),
+        ("onnx", "float32"),
+        ("onnx", "float16"),
+        ("onnx", "dynamic"),
+        ("onnx", "int8"),
+    )
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_only_variants_that_compute_in_integers_are_calibrated():
+    assert not Recipe(quantize=("none", "float16", "dynamic")).calibrates
+    assert Recipe(quantize=("none", "int8")).calibrates
 
 
 @given(st.text())

@@ -25,6 +25,14 @@ def accepted(build, scored, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def quantized(build, scored, tmp_path_factory):
+    """Report of a run with variants, of which one computes in integers."""
+    folder = tmp_path_factory.mktemp("quantized")
+    options = {"quantize": ("none", "dynamic", "int8"), "io_type": "int8", "formats": ("tflite",)}
+    return _carry_out(build("tiny"), scored, folder, rank=2, **options)
+
+
+@pytest.fixture(scope="session")
 def rejected(scored, tmp_path_factory):
     """Report of a run whose artifact misses an unpassable tolerance."""
     import keras

@@ -47,6 +47,16 @@ def test_comparisons_show_figures_beside_the_tolerance(accepted):
     assert f"{worst.tolerance.atol:.1e}" in text
 
 
+def test_quantized_artifacts_are_shown_beside_their_limits(quantized):
+    text = printed(quantized)
+    line = next(line for line in text.splitlines() if "model-int8.tflite" in line and "dB" in line)
+    judged = quantized.artifacts[2].conversion.quality
+    (first, _) = judged.outputs
+    assert f"{first.snr_db:.1f} dB [{judged.limits.snr_db:.0f}]" in line
+    assert f"{first.top1_agreement:.2%}" in line
+    assert "by low rank -> " in text
+
+
 def test_rejected_artifact_stands_out_with_its_reason(rejected):
     text = printed(rejected)
     line = row(text, "rejected/model.onnx")

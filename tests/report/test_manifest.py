@@ -8,7 +8,7 @@ import pytest
 import exporter
 from exporter.report.manifest import SCHEMA_VERSION, report_dict
 
-EXIT_CODES = {"accepted": 0, "rejected": 1, "unconverted": 3, "finetuned": 0}
+EXIT_CODES = {"accepted": 0, "rejected": 1, "unconverted": 3, "finetuned": 0, "quantized": 0}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def manifest_of(report):
     return json.loads((report.output / "manifest.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("kind", ["accepted", "rejected", "unconverted", "finetuned"])
+@pytest.mark.parametrize("kind", list(EXIT_CODES))
 def test_manifest_follows_its_schema(kind, schema, request):
     report = request.getfixturevalue(kind)
     manifest = manifest_of(report)
@@ -109,6 +109,26 @@ def test_infinite_figures_are_null(accepted):
     ]
     assert exact  # The reloaded SavedModel is the very same graph.
     assert all(comparison["snr_db"] is None for comparison in exact)
+
+
+def test_variants_have_a_verdict_and_what_was_tried(quantized):
+    plain, dynamic, integers = manifest_of(quantized)["artifacts"]
+    assert [item["variant"] for item in (plain, dynamic, integers)] == [
+        "float32",
+        "dynamic",
+        "int8",
+    ]
+    assert plain["trials"] == []
+    assert plain["conversion"]["quality"] is None
+    assert integers["conversion"]["parity"] is None
+    assert integers["conversion"]["quality"]["outputs"]
+    assert [trial["granularity"] for trial in integers["trials"]] in (
+        ["tensor", "channel"],
+        ["channel", "tensor"],
+    )
+    (taken,) = integers["file"]["inputs"]
+    assert taken["dtype"] == "int8"
+    assert taken["quantization"]["scale"] > 0
 
 
 def test_failed_conversion_says_why(unconverted):
