@@ -9,6 +9,7 @@ import pytest
 
 import exporter
 from exporter.data import files, lazy
+from exporter.errors import DataError
 from exporter.formats import FORMATS
 
 

@@ -216,7 +216,7 @@ def _artifact_table(report: Report) -> Table:
     compression = _verdict(report.compression.passed)
     for item in report.artifacts:
         if item.artifact is None:
-            table.add_row(item.format, "", "", Text("not converted", "red"), compression)
+            table.add_row(item.label, "", "", Text("not converted", "red"), compression)
             continue
         table.add_row(
             item.artifact.path.relative_to(report.output).as_posix(),
@@ -342,7 +342,7 @@ def _findings(report: Report) -> Iterator[str]:
     for output in report.compression.outputs:
         yield _compression_line(output)
     for item in report.artifacts:
-        name = item.artifact.path.name if item.artifact else f"{item.format} {item.variant}"
+        name = item.label
         if item.error:
             yield f"{name}: not converted. {item.error}"
         if item.comparison_error:

@@ -8,7 +8,7 @@ from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
 from exporter.card import ModelCard
-from exporter.formats.base import Artifact
+from exporter.formats.base import FLOAT32, Artifact
 from exporter.lowrank.ranks import LayerPlan
 from exporter.quantization.granularity import Trial
 from exporter.recipe import Recipe
@@ -69,6 +69,13 @@ class ArtifactReport:
     latency: LatencyPair | None = None
     trials: tuple[Trial, ...] = ()
     comparison_error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the file, or of what was not converted."""
+        if self.artifact is not None:
+            return self.artifact.path.name
+        return self.format if self.variant == FLOAT32 else f"{self.format} {self.variant}"
 
     @property
     def ratio(self) -> float | None:
