@@ -381,7 +381,6 @@ _TUNING: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "temperature": ("that predictions are compared at", {"type": float, "metavar": "T"}),
     "decay": ("weight of the norm of each product of factors", {"type": float, "metavar": "W"}),
-    "pull": ("draws full weights to their truncation", {"type": float, "metavar": "MU"}),
     "patience": (
         "epochs without gain after which it stops; 0: never",
         {"type": int, "metavar": "N"},

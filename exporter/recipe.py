@@ -127,7 +127,6 @@ class Recipe:
             task's own loss.
         temperature: That predictions are softened by when the two are compared, at least 1.
         decay: Weight of half the squared Frobenius norm of each product of factors.
-        pull: Draws the full weights of the projected training towards their truncation.
         patience: Epochs without a better validation after which training stops; 0 never stops.
         resume: Whether to go on from the checkpoint of a run that was killed.
         distribute: ``"mirrored"`` trains on all devices of this machine, ``"multiworker"`` on those
@@ -173,7 +172,6 @@ class Recipe:
     distill: float = 0.5
     temperature: float = 2.0
     decay: float = 0.0
-    pull: float = 0.0
     patience: int = 0
     resume: bool = False
     distribute: str = "none"
@@ -319,7 +317,6 @@ class Recipe:
             "distill": (0.0, 1.0),
             "temperature": (1.0, math.inf),
             "decay": (0.0, math.inf),
-            "pull": (0.0, math.inf),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)

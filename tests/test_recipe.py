@@ -61,7 +61,6 @@ CHOICES = st.fixed_dictionaries(
         "distill": st.floats(0, 1),
         "temperature": st.floats(1, 100),
         "decay": st.floats(0, 10),
-        "pull": st.floats(0, 10),
         "patience": st.integers(0, 100),
         "resume": st.booleans(),
         "distribute": st.sampled_from(DISTRIBUTIONS),

@@ -131,7 +131,7 @@ class FineTuner:
     def _projected(self, plan: RankPlan) -> FineTuned:
         recipe, engine = self._recipe, self._engine
         with self._strategy.scope():
-            phase = Projected(engine.model, plan.ranks, recipe.pull)
+            phase = Projected(engine.model, plan.ranks)
         if phase.left_out:
             self._progress.note(
                 f"Trained at full rank, and cut afterwards: {', '.join(phase.left_out)}"
@@ -195,7 +195,7 @@ def finetune(
             writes none.
         progress: Is told of steps and epochs; silent by default.
         choices: Other fields of ``Recipe``: ``train``, ``export_from``, ``batch_size``,
-            ``learning_rate``, ``distill``, ``temperature``, ``decay``, ``pull``, ``patience``,
+            ``learning_rate``, ``distill``, ``temperature``, ``decay``, ``patience``,
             ``seed``; and those that the model was compressed by.
 
     Raises:

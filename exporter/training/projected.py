@@ -38,17 +38,14 @@ class Projected(Phase):
 
     name = "projected"
 
-    def __init__(self, model: Any, ranks: Mapping[str, int], pull: float = 0.0) -> None:
+    def __init__(self, model: Any, ranks: Mapping[str, int]) -> None:
         """Copies the model, under the current strategy.
 
         Args:
             model: Of full weights; it is not changed.
             ranks: By candidate name.
-            pull: mu; adds the gradient ``mu (W - P(W))`` of half the squared distance to the
-                truncation, so that W itself becomes of low rank.
         """
         self.updated = rewrite(model, {})
-        self._pull = pull
         found = [c for c in candidates(self.updated) if c.name in ranks]
         pieces = [_piece(candidate, ranks[candidate.name]) for candidate in found]
         self._pieces = [piece for piece in pieces if piece is not None]
@@ -88,7 +85,7 @@ class Projected(Phase):
         at_outputs = [results[id(piece.tail)] for piece in self._pieces]
         others, at_outputs = tape.gradient(total, (self._others, at_outputs))
         kernels = [
-            piece.gradient(given[id(piece.head)], gradients, self._pull)
+            piece.gradient(given[id(piece.head)], gradients)
             for piece, gradients in zip(self._pieces, at_outputs, strict=True)
         ]
         return loss, [*kernels, *others]
@@ -157,13 +154,12 @@ class _Piece:
             factor.assign(tf.reshape(value, factor.shape))
         self.basis.assign(truncated.basis)
 
-    def gradient(self, given: Sequence[Any], at_outputs: Sequence[Any], pull: float) -> Any:
+    def gradient(self, given: Sequence[Any], at_outputs: Sequence[Any]) -> Any:
         """Returns the gradient at the truncation, in the shape of the full weights.
 
         Args:
             given: Inputs of each call.
             at_outputs: The loss gradient at the outputs of each call.
-            pull: See ``Projected``.
         """
         import tensorflow as tf
 
@@ -173,17 +169,7 @@ class _Piece:
             # Only its gradient is computed: nothing else of it is used, and the graph is pruned.
             rows = [self.kernel.outputs(tf.stop_gradient(x)) for x in given]
         total = tape.gradient(rows, variable, [tf.reshape(g, shape) for g in at_outputs])
-        total = tf.convert_to_tensor(total)
-        if pull:
-            thin, wide = (
-                tf.reshape(tf.convert_to_tensor(factor), shape)
-                for factor, shape in zip(
-                    self.factors, self.kernel.factor_shapes(self.rank), strict=True
-                )
-            )
-            replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-            total += pull / replicas * (variable - tf.reshape(thin @ wide, variable.shape))
-        return total
+        return tf.convert_to_tensor(total)
 
     def _matrix(self) -> Any:
         import tensorflow as tf

@@ -137,15 +137,6 @@ def test_student_is_the_truncation_of_the_full_weights_at_every_step(tuner, clas
     np.testing.assert_allclose(u @ v, (optimum.u * optimum.s) @ optimum.vt, atol=1e-4)
 
 
-def test_pull_draws_full_weights_to_their_truncation(tuner, classifier):
-    def left_out(pull):
-        made, compressed = tuner(classifier, 3, train="projected", pull=pull, finetune=10)
-        kernel = made.run(compressed).updated.get_layer("hidden").kernel.numpy()
-        return truncated_svd(kernel, 3).discarded_energy
-
-    assert left_out(1.0) < 0.8 * left_out(0.0)
-
-
 def test_kinds_that_cannot_take_part_are_trained_at_full_rank_and_cut_afterwards(
     tuner, listener, randomize
 ):
