@@ -44,11 +44,18 @@ RANK = 20
 
 PROJECTED_SEEDS = 3
 
-STRONG_EPOCHS = 20
+QUICK_SAMPLES = 1024
+"""What the cut looks at where time counts."""
+
+STRONG_EPOCHS = 15
+STRONG_BATCH = 512
 STRONG_DROPOUT = 0.3
 
 TUNING = {"batch_size": 256, "learning_rate": 2e-3, "distill": 0.5, "temperature": 2.0}
 """How factors are trained: the defaults of the command line."""
+
+LIMITS = {("strong", 20): -0.1, ("notebook", 20): 1.0, ("strong", 8): -0.7}
+"""Points of accuracy against the baseline that are to be reached, by its kind and the rank."""
 
 PUBLISHED = (
     "| published: the notebook, MNIST, rank 20 | 97.93 % | 97.45 % | -0.48 |",
@@ -66,7 +73,7 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, default=5, help="of the part `accuracy`")
     parser.add_argument("--ranks", type=int, nargs="+", default=[20, 8], help="likewise")
-    parser.add_argument("--epochs", type=int, default=60, help="of the factors, likewise")
+    parser.add_argument("--epochs", type=int, default=40, help="of the factors, likewise")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -132,7 +139,9 @@ def baseline(data: str, kind: str, seed: int) -> Any:
 
     from exporter.baseline import reference_mlp
 
-    key = hashlib.sha256(f"{data} {kind} {seed} {STRONG_EPOCHS} {STRONG_DROPOUT}".encode())
+    key = hashlib.sha256(
+        f"{data} {kind} {seed} {STRONG_EPOCHS} {STRONG_BATCH} {STRONG_DROPOUT}".encode()
+    )
     file = FOLDER / f"mlp-{kind}-{key.hexdigest()[:12]}.keras"
     if file.exists():
         return keras.models.load_model(file, compile=False)
@@ -149,7 +158,7 @@ def baseline(data: str, kind: str, seed: int) -> Any:
             dropped.add(layer)
             if layer.name.startswith("dense"):
                 dropped.add(keras.layers.Dropout(STRONG_DROPOUT, seed=seed))
-        steps = STRONG_EPOCHS * -(-len(train[0]) // 256)
+        steps = STRONG_EPOCHS * -(-len(train[0]) // STRONG_BATCH)
         rate = keras.optimizers.schedules.CosineDecay(1e-3, steps, alpha=0.01)
         compile_model(dropped, keras.optimizers.Adam(rate))
         best = [0.0, model.get_weights()]
@@ -163,7 +172,7 @@ def baseline(data: str, kind: str, seed: int) -> Any:
             *train,
             validation_data=validation,
             epochs=STRONG_EPOCHS,
-            batch_size=256,
+            batch_size=STRONG_BATCH,
             verbose=0,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=keep)],
         )
@@ -216,6 +225,7 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
     fitted_data, whole, test = load(data, seed)
     # The notebook holds nothing out.
     everything = replace(fitted_data, train=split_of(fitted_data.train, whole), validation=None)
+    del fitted_data
     seconds: list[float] = []
     ratios: list[float] = []
     reached: list[float] = []
@@ -264,24 +274,29 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
     """Seconds until trained factors reach an accuracy, from nothing but the baseline."""
     full = baseline(data, "notebook", seed)
     fitted_data, _, test = load(data, seed)
-    spent = [0.0, 0.0]  # On measuring; when the accuracy was reached.
+    measuring, reached = 0.0, 0.0
     begun = time.perf_counter()
 
-    def on_step(phase: Any, number: int) -> None:
-        if spent[1] or number % 25:
-            return
+    def measure(model: Any) -> None:
+        nonlocal measuring, reached
         paused = time.perf_counter()
-        if accuracy(phase.student, test) >= target:
-            spent[1] = paused - begun - spent[0]
-        spent[0] += time.perf_counter() - paused
+        if not reached and accuracy(model, test) >= target:
+            reached = paused - begun - measuring
+        measuring += time.perf_counter() - paused
 
-    calibration = calibration_from(full, fitted_data, 2048)
-    engine = Engine(full, calibration, Options())
+    def on_step(phase: Any, number: int) -> None:
+        if number % 10 == 0:
+            measure(phase.student)
+
+    engine = Engine(full, calibration_from(full, fitted_data, QUICK_SAMPLES), Options())
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
     cut = time.perf_counter() - begun
-    recipe = Recipe(rank=RANK, seed=seed, finetune=4, **TUNING)
-    tuner_of(engine, fitted_data, recipe, on_step).run(compressed)
-    return {"seconds": spent[1], "cut": cut}
+    measure(compressed.model)
+    after_cut = accuracy(compressed.model, test)
+    if not reached:
+        recipe = Recipe(rank=RANK, seed=seed, finetune=4, **TUNING)
+        tuner_of(engine, fitted_data, recipe, on_step).run(compressed)
+    return {"seconds": reached, "cut": cut, "after_cut": after_cut}
 
 
 def factors(data: str, kind: str, seed: int, rank: int, epochs: int) -> dict[str, Any]:
@@ -366,8 +381,8 @@ def reaching(options: argparse.Namespace) -> bool:
     """Time to the accuracy that the notebook's loop ends with."""
     seeds = range(PROJECTED_SEEDS)
     theirs = [carry_out("notebook_loop", data=options.data, seed=s, epochs=EPOCHS) for s in seeds]
-    print("| seed | accuracy | notebook's loop, s | factored, s | of it the cut | ratio |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    print("| seed | accuracy | notebook's loop, s | ours, s | of it the cut | after it | ratio |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
     ratios = []
     for seed, slow in zip(seeds, theirs, strict=True):
         target, spent = slow["accuracy"][-1], sum(slow["seconds"])
@@ -375,7 +390,7 @@ def reaching(options: argparse.Namespace) -> bool:
         ratios.append(spent / fast["seconds"] if fast["seconds"] else 0.0)
         print(
             f"| {seed} | {target:.2%} | {spent:.0f} | {fast['seconds']:.1f} | {fast['cut']:.1f} "
-            f"| {ratios[-1]:.0f} |"
+            f"| {fast['after_cut']:.2%} | {ratios[-1]:.0f} |"
         )
     return verdict("at least 30 times sooner (mean)", float(np.mean(ratios)) >= 30)
 
@@ -383,40 +398,29 @@ def reaching(options: argparse.Namespace) -> bool:
 def ranks(options: argparse.Namespace) -> bool:
     """Accuracies of compressed models against their baselines."""
     print("| | baseline | compressed | difference, points |\n|---|---:|---:|---:|")
-    gains = {}
-    for kind in ("notebook", "strong"):
-        for rank in options.ranks:
-            jobs = [
-                carry_out(
-                    "factors",
-                    data=options.data,
-                    kind=kind,
-                    seed=seed,
-                    rank=rank,
-                    epochs=options.epochs,
-                )
-                for seed in range(options.seeds)
-            ]
-            before, cut, tuned = (
-                100 * np.array([job[name] for job in jobs]) for name in ("baseline", "cut", "tuned")
+    reached = {}
+    for (kind, rank), limit in LIMITS.items():
+        if rank not in options.ranks:
+            continue
+        jobs = [
+            carry_out(
+                "factors", data=options.data, kind=kind, seed=seed, rank=rank, epochs=options.epochs
             )
-            for label, after in (("cut alone", cut), ("fine-tuned", tuned)):
-                gains[kind, rank, label] = float((after - before).mean())
-                print(
-                    f"| {kind} baseline, rank {rank}, {label} | {spread(before)} | {spread(after)} "
-                    f"| {spread(after - before, sign='+')} |",
-                    flush=True,
-                )
-    print("\n".join(PUBLISHED))
-    limits = {("notebook", 20): 1.0, ("strong", 20): -0.1, ("strong", 8): -0.7}
-    held = [
-        verdict(
-            f"{kind} baseline, rank {rank}: at least {limit:+.1f} points",
-            gains[kind, rank, "fine-tuned"] >= limit,
+            for seed in range(options.seeds)
+        ]
+        before, cut, tuned = (
+            100 * np.array([job[name] for job in jobs]) for name in ("baseline", "cut", "tuned")
         )
-        for (kind, rank), limit in limits.items()
-        if rank in options.ranks
-    ]
+        for label, after in (("cut alone", cut), ("fine-tuned", tuned)):
+            print(
+                f"| {kind} baseline, rank {rank}, {label} | {spread(before)} | {spread(after)} "
+                f"| {spread(after - before, sign='+')} |",
+                flush=True,
+            )
+        gain = float((tuned - before).mean())
+        reached[f"{kind} baseline, rank {rank}: at least {limit:+.1f} points"] = gain >= limit
+    print("\n".join(PUBLISHED))
+    held = [verdict(text, each) for text, each in reached.items()]
     return all(held)
 
 
