@@ -121,8 +121,14 @@ BAD_INPUT = {
     "nan": (["small.keras", "--data=nan.npz"], "NaN"),
     "empty": (["small.keras", "--data=empty.npz"], "hold samples"),
     "labels": (["small.keras", "--data=labels.npz"], "0 and 2"),
-    "labels of other classes": (["small.keras", "--labels=two.txt"], "(out has 3)"),
-    "missing labels": (["small.keras", "--labels=nothing.txt"], "one label a line"),
+    "labels of other classes": (
+        ["small.keras", "--data=good.npz", "--labels=two.txt"],
+        "(out has 3)",
+    ),
+    "missing labels": (
+        ["small.keras", "--data=good.npz", "--labels=nothing.txt"],
+        "one label a line",
+    ),
     "missing data": (["small.keras", "--data=nothing.npz"], "not found"),
     "rank 0": (["small.keras", "--rank=0"], ">= 1"),
     "rank -1": (["small.keras", "--rank=-1"], ">= 1"),
