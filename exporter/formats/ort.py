@@ -39,6 +39,8 @@ class Ort(Format):
             )
         except Exception as error:  # onnxruntime's errors share no public base.
             path.unlink(missing_ok=True)
+            if "Failed to save ORT format model" in str(error):  # On a full disk.
+                raise OSError(brief(error)) from error
             raise ConversionError(f"ORT conversion failed: {brief(error)}") from error
         path.write_bytes(canonical(path.read_bytes()))
 

@@ -9,7 +9,7 @@ import pytest
 from exporter.card import ModelCard, Normalization
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner
+from exporter.formats.base import ExportOptions, KerasRunner
 from exporter.formats.ort_flatbuffer import canonical
 from exporter.lowrank.compress import compress
 from exporter.verification.structure import prove_structure
@@ -97,6 +97,11 @@ def test_an_operator_that_onnx_lacks_is_an_error_and_writes_nothing(
     with pytest.raises(ConversionError, match="Erfinv"):
         export("ort", unconvertible)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_no_fault_of_the_model(build, tmp_path):
+    with pytest.raises(OSError, match="Failed to save"):
+        ORT.export(build("tiny"), tmp_path / "missing" / "model.ort", ExportOptions())
 
 
 def test_the_card_is_carried_on(build, export):
