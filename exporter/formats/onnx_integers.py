@@ -46,15 +46,16 @@ def interface_quantization(metadata: Mapping[str, str]) -> dict[str, Quantizatio
 
 
 def with_integers(interface: Interface, path: Path) -> Interface:
-    """Notes in the interface of a Keras model which of it a graph takes and gives as integers."""
-    import onnx
+    """Notes in the interface of a Keras model which of it a graph takes and gives as integers.
 
-    proto = onnx.load(path)
-    noted = interface_quantization({entry.key: entry.value for entry in proto.metadata_props})
-    types = {
-        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        for value in (*proto.graph.input, *proto.graph.output)
-    }
+    The file is an ``.onnx`` or an ``.ort``.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    noted = interface_quantization(session.get_modelmeta().custom_metadata_map)
+    # Types read "tensor(int8)".
+    types = {v.name: v.type[7:-1] for v in (*session.get_inputs(), *session.get_outputs())}
     inputs, outputs = (
         tuple(
             replace(info, dtype=types[info.name], quantization=noted[info.name])

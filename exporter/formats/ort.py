@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
 from exporter.formats.onnx_graph import OnnxRunner, convert
+from exporter.formats.onnx_integers import with_integers
+from exporter.formats.onnx_quantization import VARIANTS
 from exporter.formats.ort_flatbuffer import canonical, list_tensors
 
 
@@ -14,6 +16,7 @@ class Ort(Format):
 
     name = "ort"
     suffix = ".ort"
+    variants = VARIANTS
     backends = ("cpu",)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
@@ -43,6 +46,10 @@ class Ort(Format):
                 raise OSError(brief(error)) from error
             raise ConversionError(f"ORT conversion failed: {brief(error)}") from error
         path.write_bytes(canonical(path.read_bytes()))
+
+    def interface(self, path: Path, model: Any) -> Interface:
+        """Returns the inputs and outputs, with what those that are integers stand for."""
+        return with_integers(super().interface(path, model), path)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the file in onnxruntime's CPU provider."""

@@ -113,3 +113,28 @@ def test_the_card_is_carried_on(build, export):
     assert metas[0].custom_metadata_map == metas[1].custom_metadata_map
     assert set(metas[0].custom_metadata_map) == {"name", "description", "normalization", "labels"}
     assert metas[0].description == metas[1].description == "Sorts."
+
+
+@pytest.mark.parametrize(
+    ("variant", "io_type"),
+    [
+        ("float16", "float32"),
+        ("dynamic", "float32"),
+        ("int8", "float32"),
+        ("int8", "int8"),
+        ("int8", "uint8"),
+    ],
+)
+def test_variants_predict_what_those_of_onnx_do(variant, io_type, build, export, samples):
+    model = build("sequential_mlp")
+    options = {"variant": variant, "io_type": io_type, "calibration": [samples(model, 64)]}
+    runners, interfaces = [], []
+    for name in ("ort", "onnx"):
+        path = export(name, model, **options)
+        runners.append(FORMATS[name].load(path, "cpu"))
+        interfaces.append(FORMATS[name].interface(path, model))
+    assert interfaces[0] == interfaces[1]
+    assert {info.dtype for info in interfaces[0][0]} == {io_type}
+    inputs = samples(model, 16)
+    (actual,), (expected,) = (runner(inputs).values() for runner in runners)
+    np.testing.assert_allclose(actual, expected, atol=0.02 * np.abs(expected).max())
