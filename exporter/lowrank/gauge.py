@@ -236,15 +236,15 @@ def _inputs_of(model: Any, first: Any, last: Any, calibration: Calibration) -> A
     passed_on: list[int] = []
     first_call, last_call = first.call, last.call
 
-    def note_first(inputs: Any) -> Any:
+    def note_first(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         given.append(inputs)
-        result = first_call(inputs)
+        result = first_call(inputs, *args, **kwargs)
         made[id(result)] = result
         return result
 
-    def note_last(inputs: Any) -> Any:
+    def note_last(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         passed_on.append(id(inputs))
-        return last_call(inputs)
+        return last_call(inputs, *args, **kwargs)
 
     signature = Signature(model)
     with replaced([(first, "call", note_first), (last, "call", note_last)]):
