@@ -24,13 +24,16 @@ from exporter.formats.base import (
     KerasRunner,
     Signature,
     Tensors,
+    Variant,
     describe,
     measure,
 )
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
+from exporter.lowrank.gauge import GAUGE_SAMPLES, Gauged, regauge
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
+from exporter.lowrank.simulation import Scheme
 from exporter.lowrank.statistics import calibration_from
 from exporter.metrics import snr_db
 from exporter.output import staged_output
@@ -65,7 +68,7 @@ def export(
         card: What the artifacts tell of the model, such as names of its classes.
         force: Whether artifacts that are there already are replaced.
         choices: Other fields of ``Recipe``: ``opset``, ``quantize``, ``io_type``, ``granularity``,
-            ``ranges``, ``calibration``.
+            ``ranges``, ``gauge``, ``calibration``, ``seed``.
 
     Returns:
         The artifacts, in the order of the formats and of their variants.
@@ -75,7 +78,8 @@ def export(
         ConversionError: If a converter fails; nothing is written then.
     """
     recipe = Recipe(formats=tuple(formats), **choices)
-    keras_model = _as_compressed(model).model
+    compressed = _as_compressed(model)
+    keras_model = compressed.model
     signature = Signature(keras_model)
     card = card or ModelCard()
     check_card(card, signature.inputs, signature.outputs)
@@ -83,6 +87,7 @@ def export(
     batches = range_batches(recipe, keras_model, dataset)
     chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     target = Path(directory)
+    gauges = Gauges(recipe, compressed, dataset)
     artifacts = []
     with (
         staged_output(target, [artifact_name(*each) for each in chosen], force=force) as staging,
@@ -90,9 +95,10 @@ def export(
     ):
         for fmt, variant in chosen:
             path = staging / artifact_name(fmt, variant)
+            gauged = gauges.of(fmt.variant(variant))
             write_artifact(
                 fmt,
-                keras_model,
+                keras_model if gauged is None else gauged.compressed.model,
                 path,
                 export_options(recipe, fmt, variant, batches, card),
                 granularity=recipe.granularity,
@@ -102,6 +108,45 @@ def export(
             artifact = describe(fmt, variant, path, keras_model)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)
+
+
+class Gauges:
+    """The factors that variants with integer weights are made of; made when first asked for."""
+
+    def __init__(self, recipe: Recipe, compressed: Compressed, dataset: Dataset) -> None:
+        """Takes what they are made of.
+
+        Args:
+            recipe: Says whether, and for what.
+            compressed: The model.
+            dataset: Fitted to the model; without a training part there are none.
+        """
+        self._recipe, self._compressed, self._dataset = recipe, compressed, dataset
+        self._made: dict[Scheme, Gauged | None] = {}
+
+    def of(self, variant: Variant) -> Gauged | None:
+        """Returns what to export to a variant; None is the model as it was cut."""
+        if not self._recipe.gauge or variant.weight_bits > INTEGER_BITS:
+            return None
+        scheme: Scheme = "static" if variant.calibrated else "dynamic"
+        if scheme not in self._made:
+            self._made[scheme] = self._make(scheme)
+        return self._made[scheme]
+
+    def _make(self, scheme: Scheme) -> Gauged | None:
+        recipe, compressed = self._recipe, self._compressed
+        samples = min(recipe.calibration, GAUGE_SAMPLES)
+        calibration = calibration_from(compressed.model, self._dataset, samples)
+        if calibration is None or not compressed.factors:
+            return None
+        gauged = regauge(
+            compressed,
+            calibration,
+            scheme,
+            granularity="channel" if recipe.granularity == "channel" else "tensor",
+            seed=recipe.seed,
+        )
+        return gauged if gauged.report.layers else None
 
 
 def range_batches(recipe: Recipe, model: Any, dataset: Dataset) -> list[dict[str, Any]]:

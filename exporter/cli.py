@@ -99,6 +99,7 @@ def _run(options: argparse.Namespace) -> int:
         io_type=options.io_type,
         granularity=options.granularity,
         ranges=options.ranges,
+        gauge=options.gauge,
         output=options.output,
         atol=options.atol,
         rtol=options.rtol,
@@ -284,6 +285,12 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         choices=RANGES,
         default=Recipe.ranges,
         help=f"how ranges of activations are estimated (default: {Recipe.ranges})",
+    )
+    group.add_argument(
+        "--no-gauge",
+        dest="gauge",
+        action="store_false",
+        help="quantize the factors as they were cut, not those of the same product that lose less",
     )
 
 

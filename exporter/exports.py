@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import artifact_name, export_options, write_artifact
+from exporter.artifacts import Gauges, artifact_name, export_options, write_artifact
 from exporter.benchmark import LatencyPair, measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset
@@ -65,6 +65,7 @@ class Exports:
         self._recipe, self._baseline, self._compressed = recipe, baseline, compressed
         self._card, self._calibration = card, calibration
         self._staging, self._output, self._scratch = staging, output, scratch
+        self._gauges = Gauges(recipe, compressed, dataset)
         self.verifier = Verifier(
             compressed,
             dataset,
@@ -83,10 +84,11 @@ class Exports:
         path = self._staging / artifact_name(fmt, variant)
         recipe = self._recipe
         options = export_options(recipe, fmt, variant, self._calibration, self._card)
+        gauged = self._gauges.of(fmt.variant(variant))
         try:
             trials = write_artifact(
                 fmt,
-                self._compressed.model,
+                (gauged.compressed if gauged else self._compressed).model,
                 path,
                 options,
                 granularity=recipe.granularity,
@@ -104,6 +106,7 @@ class Exports:
             conversion,
             accepted=conversion.passed and self.compression.passed,
             trials=trials,
+            gauge=gauged.report if gauged else None,
         )
         try:
             # What a user would ship otherwise is the baseline in float32.

@@ -67,6 +67,7 @@ _NOT_TRAINED_BY = (
     "io_type",
     "granularity",
     "ranges",
+    "gauge",
     "output",
     "force",
     "resume",

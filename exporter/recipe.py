@@ -102,6 +102,8 @@ class Recipe:
         granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``;
             ``"auto"`` measures both.
         ranges: How the ranges of activations are estimated from the calibration samples.
+        gauge: Whether variants with integer weights are made of factors of the same products that
+            lose less in integers; needs data.
         output: Folder to write to; None is ``artifacts/<model name>-rank<rank>``.
         atol: Absolute tolerance of parity, in units of the output. None, with ``rtol`` None as
             well, derives the tolerance from the float32 rounding error of the model itself.
@@ -154,6 +156,7 @@ class Recipe:
     io_type: str = FLOAT32
     granularity: str = "auto"
     ranges: str = "mse"
+    gauge: bool = True
     output: str | None = None
     atol: float | None = None
     rtol: float | None = None
@@ -285,7 +288,7 @@ class Recipe:
                     f"{name} must be one of {', '.join(filter(None, known))}. "
                     f"Received: {getattr(self, name)!r}."
                 )
-        for name in ("cascade", "fold", "merge", "resume", "force"):
+        for name in ("gauge", "cascade", "fold", "merge", "resume", "force"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(
                     f"{name} must be True or False. Received: {getattr(self, name)!r}."

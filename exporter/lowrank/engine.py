@@ -62,6 +62,14 @@ class Factors:
     relative_error: float
     data_aware: bool
 
+    @property
+    def is_plain_pair(self) -> bool:
+        """Whether they are two matrices whose product stands for the kernel as a matrix."""
+        if len(self.matrices) != 2:
+            return False
+        (rows, inner), (again, columns) = self.matrices
+        return inner == again and (rows, columns) == self.replaced
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -76,6 +84,19 @@ class Compressed:
     model: Any
     plan: RankPlan
     factors: Mapping[str, Factors]
+
+    def copy(self) -> "Compressed":
+        """Returns the same with weights of its own, made under the current strategy."""
+        model = rewrite(self.model, {})
+        twins = {
+            id(original): twin
+            for original, twin in zip(self.model.weights, model.weights, strict=True)
+        }
+        factors = {
+            name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))
+            for name, each in self.factors.items()
+        }
+        return Compressed(model, self.plan, factors)
 
 
 class Engine:

@@ -11,7 +11,7 @@ from exporter.lowrank.factorizers import Replacement
 from exporter.lowrank.factorizers.base import addition, input_shape, rebuild
 from exporter.lowrank.rewrite import rewrite
 
-_OUTPUT_AXES: dict[str, tuple[int, ...]] = {
+OUTPUT_AXES: dict[str, tuple[int, ...]] = {
     "Dense": (-1,),
     "Conv1D": (-1,),
     "Conv2D": (-1,),
@@ -114,7 +114,7 @@ def _takes(linear: Any, norm: Any) -> bool:
     import keras
 
     kind = type(linear).__name__
-    if kind not in _OUTPUT_AXES or type(linear) is not getattr(keras.layers, kind):
+    if kind not in OUTPUT_AXES or type(linear) is not getattr(keras.layers, kind):
         return False
     axes = norm.axis if isinstance(norm.axis, (list, tuple)) else [norm.axis]
     rank = len(linear._inbound_nodes[0].outputs[0].shape)
@@ -137,7 +137,7 @@ def _folded(linear: Any, norm: Any) -> Any:
     bias = linear.bias.numpy().astype(np.float64) if linear.use_bias else 0.0
     shift = scale * (bias - read("moving_mean", 0.0)) + read("beta", 0.0)
     *others, kernel = linear.get_weights()[: -1 if linear.use_bias else None]
-    axes = _OUTPUT_AXES[type(linear).__name__]
+    axes = OUTPUT_AXES[type(linear).__name__]
     sizes = [
         size if axis in axes else 1
         for axis, size in zip(range(-kernel.ndim, 0), kernel.shape, strict=True)

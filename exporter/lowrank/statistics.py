@@ -148,7 +148,7 @@ def gather(
     sums: dict[str, dict[str, tuple[Accumulator, Accumulator]]] = {}
     for number, batch in enumerate(calibration.batches()):
         held_out = number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        for name, parts in step(_tensors(signature, batch)).items():
+        for name, parts in step(tensors_of(signature, batch)).items():
             folds = sums.setdefault(name, {part: (Accumulator(), Accumulator()) for part in parts})
             for part, summary in parts.items():
                 folds[part][held_out].add(*(value.numpy() for value in summary))
@@ -211,13 +211,14 @@ def gather_fishers(
     samples = 0
     for number, batch in enumerate(calibration.batches()):
         samples += len(next(iter(batch.values())))
-        for name, value in step(_tensors(signature, batch), tf.constant(number)).items():
+        for name, value in step(tensors_of(signature, batch), tf.constant(number)).items():
             sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
         advance()
     return {name: Fisher(value / samples) for name, value in sums.items()}
 
 
-def _tensors(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+def tensors_of(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a batch as the tensors that a signature takes, by name."""
     import tensorflow as tf
 
     return {

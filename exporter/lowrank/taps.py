@@ -28,7 +28,7 @@ def tapped(kernels: Kernels) -> Iterator[dict[int, list[Any]]]:
         return noting
 
     layers = {id(kernel.layer): kernel.layer for kernel in kernels.values()}.values()
-    with _replaced([(layer, "call", tap(layer)) for layer in layers]):
+    with replaced([(layer, "call", tap(layer)) for layer in layers]):
         yield seen
 
 
@@ -56,19 +56,19 @@ def watched(kernels: Kernels, tape: Any) -> Iterator[dict[int, list[Any]]]:
             patches.append((layer, "activation", watch(layer, layer.activation, before=True)))
         elif kernel.gradient_at == "output":
             patches.append((layer, "call", watch(layer, layer.call, before=False)))
-    with _replaced(patches):
+    with replaced(patches):
         yield seen
 
 
 @contextmanager
 def substituted(layer: Any, replacement: Callable[..., Any]) -> Iterator[None]:
     """Has a model call something else in place of a layer while the block runs, eagerly."""
-    with _replaced([(layer, "call", replacement)]):
+    with replaced([(layer, "call", replacement)]):
         yield
 
 
 @contextmanager
-def _replaced(patches: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+def replaced(patches: Sequence[tuple[Any, str, Callable[..., Any] | None]]) -> Iterator[None]:
     """Sets attributes of layers for the time of the block."""
     missing = object()
     former = [(layer, name, vars(layer).get(name, missing)) for layer, name, _ in patches]

@@ -13,6 +13,7 @@ from rich.text import Text
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
 from exporter.inspection import ENERGIES, SPECTRUM_POINTS, Inspection, KernelInspection
+from exporter.lowrank.gauge import GaugeReport
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
 from exporter.training.loop import History
@@ -347,6 +348,8 @@ def _findings(report: Report) -> Iterator[str]:
             yield f"{name}: not converted. {item.error}"
         if item.comparison_error:
             yield f"{name}: not compared with the baseline. {item.comparison_error}"
+        if item.gauge is not None:
+            yield f"Gauge        {name}: {_gauge_text(item.gauge)}"
         conversion = item.conversion
         if conversion is None:
             continue
@@ -363,6 +366,14 @@ def _findings(report: Report) -> Iterator[str]:
                 f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
                 f"{fault.backend}{also}"
             )
+
+
+def _gauge_text(gauge: GaugeReport) -> str:
+    layers = ", ".join(f"{layer.name} {layer.gauge}" for layer in gauge.layers)
+    return (
+        f"{layers}; SNR of the outputs in simulated integers {gauge.snr_before:.1f} -> "
+        f"{gauge.snr_after:.1f} dB"
+    )
 
 
 def _stage_lines(

@@ -89,6 +89,7 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
         "ratio": report.ratio,
         "latency": latency and {**_plain(latency), "speedup": latency.speedup},
         "trials": _plain(report.trials),
+        "gauge": _plain(report.gauge),
         "comparison_error": report.comparison_error,
         "conversion": None
         if conversion is None

@@ -9,6 +9,7 @@ from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
 from exporter.card import ModelCard
 from exporter.formats.base import FLOAT32, Artifact
+from exporter.lowrank.gauge import GaugeReport
 from exporter.lowrank.ranks import LayerPlan
 from exporter.quantization.granularity import Trial
 from exporter.recipe import Recipe
@@ -55,6 +56,8 @@ class ArtifactReport:
         latency: Baseline, in float32, and compressed model in the same runtime.
         trials: How its weights might have been quantized, the way that was chosen first; empty if
             they were not.
+        gauge: Which of the factors of the same products it was made of; None where they are those
+            that were cut.
         comparison_error: Why baseline size or latency are None: the baseline did not convert, or a
             runtime could not run it.
     """
@@ -68,6 +71,7 @@ class ArtifactReport:
     baseline_size: int | None = None
     latency: LatencyPair | None = None
     trials: tuple[Trial, ...] = ()
+    gauge: GaugeReport | None = None
     comparison_error: str | None = None
 
     @property

@@ -31,7 +31,7 @@ class Factored(Phase):
         self.state = model.variables
         self._signature = Signature(model, training=True)
         self._decay = decay
-        self._products = [each for each in factors.values() if is_plain_pair(each)]
+        self._products = [each for each in factors.values() if each.is_plain_pair]
 
     def gradients(
         self, objective: Objective, inputs: Tensors, labels: Tensors, teacher: Tensors, share: Any
@@ -48,14 +48,6 @@ class Factored(Phase):
                 norms = [squared_product_norm(each) for each in self._products]
                 total += 0.5 * self._decay / replicas * tf.add_n(norms)
         return loss, tape.gradient(total, self.trained)
-
-
-def is_plain_pair(factors: Factors) -> bool:
-    """Tells whether a kernel became two matrices whose product is the matrix itself."""
-    if len(factors.matrices) != 2:
-        return False
-    (rows, inner), (again, columns) = factors.matrices
-    return inner == again and (rows, columns) == factors.replaced
 
 
 def squared_product_norm(factors: Factors) -> Any:

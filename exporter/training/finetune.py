@@ -9,7 +9,7 @@ from exporter.baseline import fitted
 from exporter.data import Dataset
 from exporter.distributions import output_families
 from exporter.lowrank.compress import options_for
-from exporter.lowrank.engine import Compressed, Engine, Factors
+from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import rewrite
 from exporter.lowrank.statistics import calibration_from
@@ -120,12 +120,11 @@ class FineTuner:
 
     def _factored(self, compressed: Compressed) -> tuple[Compressed, History]:
         with self._strategy.scope():
-            model = rewrite(compressed.model, {})
-            factors = _factors_in(model, compressed)
-            phase = Factored(model, factors, self._recipe.decay)
+            copy = compressed.copy()
+            phase = Factored(copy.model, copy.factors, self._recipe.decay)
         history = self._train(phase, compressed.plan)
         # Variables of a strategy are bound to its devices; those of the model are not.
-        _copy_weights(model, compressed.model)
+        _copy_weights(copy.model, compressed.model)
         return compressed, history
 
     def _projected(self, plan: RankPlan) -> FineTuned:
@@ -228,13 +227,3 @@ def _ranks(plan: RankPlan) -> str:
 
 def _copy_weights(source: Any, target: Any) -> None:
     target.set_weights([weight.numpy() for weight in source.weights])
-
-
-def _factors_in(model: Any, compressed: Compressed) -> dict[str, Factors]:
-    """Returns the factors of a compressed model as weights of a copy of it."""
-    pairs = zip(compressed.model.weights, model.weights, strict=True)
-    twins = {id(original): copy for original, copy in pairs}
-    return {
-        name: replace(factors, weights=tuple(twins[id(weight)] for weight in factors.weights))
-        for name, factors in compressed.factors.items()
-    }

@@ -8,7 +8,7 @@ from keras import layers
 
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.ranks import FixedRank
-from exporter.training.factored import Factored, is_plain_pair, squared_product_norm
+from exporter.training.factored import Factored, squared_product_norm
 from exporter.training.objective import Objective
 
 
@@ -41,8 +41,8 @@ def test_decay_acts_on_products_of_two_factors_alone(cut):
         ]
     )
     factors = cut(model).factors
-    assert {name for name, each in factors.items() if is_plain_pair(each)} == {"plain", "dense"}
-    assert not any(is_plain_pair(each) for each in cut(model, merge=False).factors.values())
+    assert {name for name, each in factors.items() if each.is_plain_pair} == {"plain", "dense"}
+    assert not any(each.is_plain_pair for each in cut(model, merge=False).factors.values())
 
 
 def test_gradient_of_the_decay(cut, classifier):
