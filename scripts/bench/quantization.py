@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import export_options, range_batches, write_artifact
+from exporter.artifacts import Gauges, export_options, range_batches, write_artifact
 from exporter.baseline import fitted, reference_mlp
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
@@ -26,7 +26,8 @@ from exporter.data import Dataset, load_dataset
 from exporter.formats import FORMATS
 from exporter.formats.base import KerasRunner, Signature, serving_module
 from exporter.lowrank.compress import compress
-from exporter.lowrank.rewrite import rewrite
+from exporter.lowrank.engine import Compressed
+from exporter.lowrank.ranks import RankPlan
 from exporter.metrics import snr_db, task_metric, top1_agreement
 from exporter.recipe import Recipe
 from exporter.training.finetune import finetune
@@ -88,9 +89,10 @@ def main() -> int:
 
 def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row], float]:
     baseline, compressed, data = models(network, options)
-    samples = {info.name: data.test.inputs[info.name] for info in Signature(compressed).inputs}
+    float_model = compressed.model
+    samples = {info.name: data.test.inputs[info.name] for info in Signature(float_model).inputs}
     (labels,) = data.test.labels.values()
-    (expected,) = KerasRunner(compressed)(samples).values()
+    (expected,) = KerasRunner(float_model)(samples).values()
     float_accuracy = task_metric(expected, labels).value
     (before,) = KerasRunner(baseline)(samples).values()
     print(
@@ -106,8 +108,9 @@ def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row],
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as name:
         folder = Path(name)
         baselines = [folder / "baseline.tflite", folder / "baseline-dynamic.tflite"]
-        ours(baseline, "float32", baselines[0], data)
-        plain(baseline, "dynamic", baselines[1], data)
+        whole = Compressed(baseline, RankPlan(()), {})
+        ours(whole, "float32", baselines[0], data)
+        plain(whole, "dynamic", baselines[1], data)
         one = {key: array[:1] for key, array in samples.items()}
         for variant in VARIANTS:
             for label, write in (("exporter", ours), ("plain converter", plain)):
@@ -141,10 +144,12 @@ def centred(logits: Any) -> Any:
     return logits - logits.mean(axis=-1, keepdims=True)
 
 
-def ours(model: Any, variant: str, path: Path, data: Dataset) -> None:
+def ours(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
     """Exports as the command line does."""
     recipe = Recipe(quantize=("none" if variant == "float32" else variant,))
-    fmt, batches = FORMATS["tflite"], range_batches(recipe, model, data)
+    fmt, batches = FORMATS["tflite"], range_batches(recipe, compressed.model, data)
+    gauged = Gauges(recipe, compressed, data).of(fmt.variant(variant))
+    model = (gauged.compressed if gauged else compressed).model
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as scratch:
         write_artifact(
             fmt,
@@ -157,11 +162,11 @@ def ours(model: Any, variant: str, path: Path, data: Dataset) -> None:
         )
 
 
-def plain(model: Any, variant: str, path: Path, data: Dataset) -> None:
+def plain(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
     """Exports by TensorFlow's converter, as its documentation says."""
     import tensorflow as tf
 
-    module, function = serving_module(model)
+    module, function = serving_module(compressed.model)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
     PLAIN[variant](tf, converter, data)
     path.write_bytes(converter.convert())
@@ -193,7 +198,7 @@ PLAIN: dict[str, Callable[[Any, Any, Dataset], None]] = {
 }
 
 
-def models(network: str, options: argparse.Namespace) -> tuple[Any, Any, Dataset]:
+def models(network: str, options: argparse.Namespace) -> tuple[Any, Compressed, Dataset]:
     """Returns a baseline and its fine-tuned compressed model, both with logits, and the data."""
     import keras
 
@@ -207,15 +212,18 @@ def models(network: str, options: argparse.Namespace) -> tuple[Any, Any, Dataset
         baseline.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
         epochs, batch = TRAINING_EPOCHS[network], TRAINING_BATCH[network]
         baseline.fit(x, y, epochs=epochs, batch_size=batch, verbose=0)
-        compressed = compress(baseline, rank=RANKS[network], data=data, calibration=2000)
-        finetune(
-            compressed, baseline, data=data, epochs=options.epochs, rank=RANKS[network],
-            calibration=2000,
-        )  # fmt: skip
+        cut = {"rank": RANKS[network], "calibration": 2000}
+        compressed = compress(baseline, data=data, **cut)
+        finetune(compressed, baseline, data=data, epochs=options.epochs, **cut)
         baseline.save(files[0])
         compressed.model.save(files[1])
-    loaded = [keras.models.load_model(file, compile=False) for file in files]
-    return without_softmax(loaded[0]), without_softmax(loaded[1]), data
+    baseline, tuned = (keras.models.load_model(file, compile=False) for file in files)
+    # A file knows nothing of factors.
+    compressed = compress(baseline, rank=RANKS[network], method="svd")
+    compressed.model.set_weights(tuned.get_weights())
+    for model in (baseline, compressed.model):
+        model.layers[-1].activation = keras.activations.linear
+    return baseline, compressed, data
 
 
 def convolutional() -> Any:
@@ -237,14 +245,6 @@ def convolutional() -> Any:
         ],
         name="small_cnn",
     )
-
-
-def without_softmax(model: Any) -> Any:
-    import keras
-
-    copy = rewrite(model, {})
-    copy.layers[-1].activation = keras.activations.linear
-    return copy
 
 
 def judged(rows: dict[str, Row], float_accuracy: float) -> bool:
