@@ -25,6 +25,8 @@ Scheme = Literal["dynamic", "static"]
 LEAST_ELEMENTS = 1024
 """LiteRT's converter leaves smaller kernels in float32 in the dynamic scheme."""
 
+_OUTPUT_AXES = {**OUTPUT_AXES, "EinsumDense": (-1,)}
+
 WEIGHT_STEPS = 127
 ACTIVATION_STEPS = 255
 
@@ -39,7 +41,7 @@ def linear_layers(model: Any) -> Iterator[Any]:
     """Yields the layers of a model, and those within them, that multiply by a kernel at once."""
     for _, layer in walk(model):
         for part in layer._flatten_layers():
-            if type(part).__name__ in OUTPUT_AXES:
+            if type(part).__name__ in _OUTPUT_AXES:
                 yield part
 
 
@@ -100,7 +102,7 @@ def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
     if not is_rounded(layer, scheme):
         return
-    axes = OUTPUT_AXES[type(layer).__name__] if granularity == "channel" else None
+    axes = _OUTPUT_AXES[type(layer).__name__] if granularity == "channel" else None
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
         variable.assign(round_weights(variable.numpy(), None))

@@ -126,6 +126,9 @@ def test_variants_have_a_verdict_and_what_was_tried(quantized):
         ["tensor", "channel"],
         ["channel", "tensor"],
     )
+    assert plain["gauge"] is None
+    assert [item["gauge"]["scheme"] for item in (dynamic, integers)] == ["dynamic", "static"]
+    assert [layer["name"] for layer in integers["gauge"]["layers"]] == ["scores"]
     (taken,) = integers["file"]["inputs"]
     assert taken["dtype"] == "int8"
     assert taken["quantization"]["scale"] > 0
