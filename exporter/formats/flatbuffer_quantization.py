@@ -20,6 +20,7 @@ from exporter.formats.base import (
     Tensors,
     Variant,
 )
+from exporter.formats.flatbuffer_packing import pack
 
 if TYPE_CHECKING:
     from exporter.quantization.ranges import Observer
@@ -62,9 +63,6 @@ _SMALL_KERNEL = 1024
 """Elements from which on it matters that a kernel stays float32."""
 
 _FLOAT32_BYTES = 4
-
-_ALIGNMENT = 16
-"""Of the data of a buffer, in bytes, as the schema demands it."""
 
 _Ranges = Mapping[str, dict[str, Any]]
 """Arrays ``min`` and ``max`` by the name of a tensor, as the quantizer takes them."""
@@ -124,7 +122,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
     model = _read(quantized)
     _refuse_float_kernels(model, options.variant)
     _take_shapes_of_integers(model)
-    return _written(model)
+    return pack(model)
 
 
 def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
@@ -340,32 +338,3 @@ def _read(content: bytes) -> Any:
     from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 
     return read_model_from_bytearray(content)
-
-
-def _written(model: Any) -> bytes:
-    """Packs a flatbuffer with all that it needs inside, and data aligned.
-
-    The quantizer appends the data of larger files, which TFLite Micro cannot read; and the
-    generated Python leaves them unaligned, which processors without unaligned access cannot.
-    """
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
-        def Pack(self, builder: Any) -> int:  # noqa: N802
-            data = None if self.data is None else bytes(self.data)
-            if data is not None:
-                builder.StartVector(1, len(data), _ALIGNMENT)
-                builder.head -= len(data)
-                builder.Bytes[builder.head : builder.head + len(data)] = data
-                vector = builder.EndVector()
-            schema.BufferStart(builder)
-            if data is not None:
-                schema.BufferAddData(builder, vector)
-            buffer: int = schema.BufferEnd(builder)
-            return buffer
-
-    model.buffers = [AlignedBuffer(buffer.data) for buffer in model.buffers]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())

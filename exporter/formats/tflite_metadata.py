@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
+from exporter.formats.flatbuffer_packing import pack
 
 _METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
@@ -45,7 +46,7 @@ def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
     file = io.BytesIO()
-    file.write(flatbuffer_utils.convert_object_to_bytearray(model))
+    file.write(pack(model))
     if card.labels:
         # Stored as they are: mobile libraries map them into memory. Of a fixed date.
         with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
