@@ -160,15 +160,13 @@ class _Regression:
         fisher = moments.fisher
         self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
         if moments.cross is None:
-            target = scatter @ self._weight
             self._predictor = self._weight
         else:
             # Where K has fewer inputs than outputs, the scatter is singular.
             jitter = 1e-10 * (np.trace(scatter) or 1.0) / len(gram) * np.eye(len(gram))
             target = (moments.cross[group] + ridge) @ self._weight
             self._predictor = np.linalg.solve(scatter + jitter, target)
-        # P^T S P, S P being the target.
-        self.metric = self._predictor.T @ target
+        self.metric = self._predictor.T @ scatter @ self._predictor
         self.total = float(np.trace(self.metric))
 
     def solve(self, rank: int) -> tuple[Array, Array, float]:
