@@ -116,7 +116,10 @@ def snr_db(predictions: Array, reference: Array) -> float:
     """Returns ``10 log10(sum ref^2 / sum (y - ref)^2)`` in decibels; infinite if they are equal."""
     signal = np.sum(np.square(reference.astype(np.float64)))
     noise = np.sum(np.square(predictions.astype(np.float64) - reference))
-    if noise == 0:
-        return float("inf")
+    return decibels(float(signal / noise)) if noise != 0 else float("inf")
+
+
+def decibels(ratio: float) -> float:
+    """Returns the decibels of a ratio of powers; those of zero are minus infinity."""
     with np.errstate(divide="ignore"):
-        return float(10 * np.log10(signal / noise))
+        return float(10 * np.log10(ratio))

@@ -19,13 +19,13 @@ from exporter.lowrank.moments import Array
 from exporter.lowrank.simulation import (
     Scheme,
     Simulation,
-    decibels,
     linear_layers,
     round_inputs,
     round_kernels,
 )
 from exporter.lowrank.statistics import Calibration, tensors_of
 from exporter.lowrank.taps import replaced
+from exporter.metrics import snr_db
 
 GAUGE_SAMPLES = 500
 """Calibration samples that a gauge is chosen on."""
@@ -182,8 +182,7 @@ class _Junction:
             round_kernels(layer, scheme, granularity)
         latent = self._layers[0](round_inputs(self._layers[0], self._inputs, scheme))
         outputs = self._outputs(round_inputs(self._layers[1], latent, scheme))
-        noise = np.sum((outputs - self._expected) ** 2)
-        return decibels(float(np.sum(self._expected**2)), float(noise))
+        return snr_db(outputs, self._expected)
 
     def _outputs(self, latent: Any) -> Array:
         """Returns the outputs before the activation."""

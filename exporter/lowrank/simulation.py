@@ -19,6 +19,7 @@ from exporter.lowrank.fold import OUTPUT_AXES
 from exporter.lowrank.rewrite import rewrite, walk
 from exporter.lowrank.statistics import Calibration, tensors_of
 from exporter.lowrank.taps import replaced
+from exporter.metrics import decibels
 
 Scheme = Literal["dynamic", "static"]
 
@@ -142,7 +143,7 @@ class Simulation:
             float(np.sum((outputs[name] - expected) ** 2) / max(np.sum(expected**2), 1e-30))
             for name, expected in self._expected.items()
         ]
-        return decibels(1.0, sum(noise) / len(noise))
+        return -decibels(sum(noise) / len(noise))
 
     def _rounded_outputs(self, model: Any) -> dict[str, NDArray[np.float64]]:
         copy = rewrite(model, {})
@@ -247,8 +248,3 @@ def _rounding_rows(layer: Any) -> Callable[..., Any]:
         return call(round_inputs(layer, inputs, "dynamic"), *args, **kwargs)
 
     return rounding
-
-
-def decibels(signal: float, noise: float) -> float:
-    """Returns ``10 log10(signal / noise)``; infinite without noise."""
-    return float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else float("inf")
