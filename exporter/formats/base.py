@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from exporter.card import ModelCard
-from exporter.errors import ModelError, brief
+from exporter.errors import DataError, ModelError, brief
+from exporter.formats.variants import FLOAT32, Variant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, NDArray[np.generic]]
 else:
     Tensors = Mapping
-
-FLOAT32 = "float32"
 
 Granularity = Literal["tensor", "channel"]
 
@@ -138,50 +137,17 @@ class ExportOptions:
     calibration: Sequence[Tensors] = ()
     card: ModelCard = field(default_factory=ModelCard)
 
+    def require_calibration(self) -> None:
+        """Checks that there are samples for a variant that is calibrated.
 
-@dataclass(frozen=True)
-class ToleranceRule:
-    """How much of the float32 rounding error of the model itself an artifact may differ by.
-
-    The tolerance is ``max(multiple * e, floor_ulps * 2**-24 * largest)``, where ``e`` is the
-    largest difference between TensorFlow's float32 and float64 predictions on the same inputs and
-    ``largest`` is the largest absolute value predicted. See ``exporter.verification.tolerance``.
-    """
-
-    multiple: float = 10.0
-    floor_ulps: float = 16.0
-
-
-@dataclass(frozen=True)
-class QualityRule:
-    """What a quantized artifact must keep of the float model's predictions on the first probe.
-
-    Attributes:
-        snr_db: Least signal to noise ratio in decibels.
-        agreement: Least part of the samples with the same class, 0 to 1.
-        drop: Largest loss of accuracy, 0 to 1; of another metric, the largest relative loss.
-    """
-
-    snr_db: float
-    agreement: float
-    drop: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A numeric variant of a format.
-
-    Attributes:
-        name: As in ``--quantize``; ``float32`` is what was not quantized.
-        weight_bits: Of an element of a kernel.
-        calibrated: Whether activations have ranges, which calibration data show.
-        rule: What verification allows.
-    """
-
-    name: str
-    weight_bits: int = 32
-    calibrated: bool = False
-    rule: ToleranceRule | QualityRule = ToleranceRule()
+        Raises:
+            DataError: If there are none.
+        """
+        if not self.calibration:
+            raise DataError(
+                f"Variant {self.variant!r} needs samples to calibrate the ranges of activations "
+                "on. Received: none. Name data with --data, and let --calibration be 1 or more."
+            )
 
 
 class Runner(Protocol):
@@ -433,7 +399,11 @@ def _is_float(value: object) -> bool:
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
     """Measures what an export wrote."""
     size, sha256 = measure(path)
-    inputs, outputs = fmt.interface(path, model)
+    if fmt.variant(variant).calibrated:
+        inputs, outputs = fmt.interface(path, model)
+    else:  # Only what computes in integers may take and give them.
+        signature = Signature(model)
+        inputs, outputs = signature.inputs, signature.outputs
     return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs)
 
 

@@ -15,7 +15,8 @@ from exporter.formats.base import (
     recast,
     serving_module,
 )
-from exporter.formats.flatbuffer_quantization import FLOAT16, check, is_quantized, quantize
+from exporter.formats.flatbuffer_quantization import check, is_quantized, quantize
+from exporter.formats.variants import FLOAT16
 
 
 def convert(model: Any, options: ExportOptions) -> bytes:

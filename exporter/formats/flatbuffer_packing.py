@@ -1,9 +1,17 @@
-"""Writes TensorFlow Lite's flatbuffers so that every runtime can read them."""
+"""Reads and writes flatbuffers; those of TensorFlow Lite so that every runtime can read them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _ALIGNMENT = 16
 """Of the data of a buffer, in bytes, as the schema demands it."""
+
+
+def unpack(content: bytes) -> Any:
+    """Returns the ``ModelT`` of a TensorFlow Lite flatbuffer."""
+    from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
+
+    return read_model_from_bytearray(content)
 
 
 def pack(model: Any) -> bytes:
@@ -36,3 +44,12 @@ def pack(model: Any) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def write_offsets(builder: Any, offsets: Sequence[int]) -> int:
+    """Writes a vector of what is written before it, of tables or of strings."""
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    end: int = builder.EndVector()
+    return end

@@ -13,23 +13,22 @@ from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
-from exporter.formats.base import (
+from exporter.formats.base import ExportOptions, Tensors
+from exporter.formats.flatbuffer_packing import pack, unpack
+from exporter.formats.variants import (
+    DYNAMIC,
+    FLOAT16,
     FLOAT32,
-    ExportOptions,
+    INT4,
+    INT8,
+    INT16X8,
+    SMALL_KERNEL,
     QualityRule,
-    Tensors,
     Variant,
 )
-from exporter.formats.flatbuffer_packing import pack
 
 if TYPE_CHECKING:
     from exporter.quantization.ranges import Observer
-
-FLOAT16 = "float16"
-DYNAMIC = "dynamic"
-INT8 = "int8"
-INT16X8 = "int16x8"
-INT4 = "int4"
 
 # Measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10 and its rank-20
 # factors, convolutions with batch normalization, depthwise ones, attention), one of embeddings, a
@@ -59,9 +58,6 @@ VARIANTS = (
 _ACTIVATION_BITS = {INT8: 8, INT16X8: 16}
 _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 
-_SMALL_KERNEL = 1024
-"""Elements from which on it matters that a kernel stays float32."""
-
 _FLOAT32_BYTES = 4
 
 _Ranges = Mapping[str, dict[str, Any]]
@@ -83,11 +79,7 @@ def check(options: ExportOptions) -> None:
     variant = options.variant
     if variant not in _ACTIVATION_BITS:
         return
-    if not options.calibration:
-        raise DataError(
-            f"Variant {variant!r} needs samples to calibrate the ranges of activations on. "
-            "Received: none. Name data with --data, and let --calibration be 1 or more."
-        )
+    options.require_calibration()
     if options.io_type not in _IO_TYPES[variant]:
         raise ConversionError(
             f"Variant {variant!r} takes and gives {' or '.join(_IO_TYPES[variant])}. "
@@ -119,7 +111,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
         raise ConversionError(
             f"The flatbuffer has no {options.variant} variant: {brief(error)}"
         ) from error
-    model = _read(quantized)
+    model = unpack(quantized)
     _refuse_float_kernels(model, options.variant)
     _take_shapes_of_integers(model)
     return pack(model)
@@ -186,7 +178,7 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
     from ai_edge_quantizer.qtyping import TFLOperationName
 
     ranges = {}
-    for result, table, values in _lookups(_read(content)):
+    for result, table, values in _lookups(unpack(content)):
         quantizer.add_static_config(f"^{re.escape(result)};", TFLOperationName.GATHER, 8, 8)
         ranges[table] = {"min": values.min(keepdims=True), "max": values.max(keepdims=True)}
     return ranges
@@ -249,7 +241,7 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
 
     from exporter.quantization.ranges import Observer
 
-    (graph, *bodies) = _read(content).subgraphs
+    (graph, *bodies) = unpack(content).subgraphs
     if bodies:
         raise ConversionError(
             "Activations cannot be observed within the loops of recurrent layers. Build these with "
@@ -288,7 +280,7 @@ def _refuse_float_kernels(model: Any, variant: str) -> None:
                     data is not None
                     and tensor.type == schema.TensorType.FLOAT32
                     and len(tensor.shape) > 1
-                    and len(data) >= _SMALL_KERNEL * _FLOAT32_BYTES
+                    and len(data) >= SMALL_KERNEL * _FLOAT32_BYTES
                 ):
                     name = _operator_name(_code(model, operator))
                     raise ConversionError(
@@ -332,9 +324,3 @@ def _operator_name(code: int) -> str:
     from ai_edge_litert import schema_py_generated as schema
 
     return str(next(n for n, value in vars(schema.BuiltinOperator).items() if value == code))
-
-
-def _read(content: bytes) -> Any:
-    from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
-
-    return read_model_from_bytearray(content)

@@ -3,32 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
-from exporter.formats.onnx_graph import OnnxRunner, convert, list_tensors
-from exporter.formats.onnx_integers import with_integers
-from exporter.formats.onnx_quantization import VARIANTS
+from exporter.formats.base import ExportOptions, StoredTensor
+from exporter.formats.onnx_graph import OnnxRuntimeFormat, convert, list_tensors
 
 
-class Onnx(Format):
+class Onnx(OnnxRuntimeFormat):
     """One protobuf with the Keras model's names and a batch dimension called ``batch``."""
 
     name = "onnx"
     suffix = ".onnx"
-    variants = VARIANTS
-    backends = ("cpu",)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the graph; see the base class."""
         path.write_bytes(convert(model, options))
-
-    def interface(self, path: Path, model: Any) -> Interface:
-        """Returns the inputs and outputs, with what those that are integers stand for."""
-        return with_integers(super().interface(path, model), path)
-
-    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
-        """Opens the file in onnxruntime's CPU provider."""
-        del backend
-        return OnnxRunner(path, threads)
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers and the constant nodes."""

@@ -13,15 +13,18 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import (
-    FLOAT32,
     ExportOptions,
+    Format,
+    Interface,
+    Runner,
     Signature,
     StoredTensor,
     Tensors,
     recast,
 )
-from exporter.formats.onnx_integers import interface_quantization
-from exporter.formats.onnx_quantization import as_variant
+from exporter.formats.onnx_integers import interface_quantization, with_integers
+from exporter.formats.onnx_quantization import VARIANTS, as_variant, check
+from exporter.formats.variants import FLOAT32
 
 _BATCH = "batch"
 
@@ -36,6 +39,7 @@ def convert(model: Any, options: ExportOptions) -> bytes:
         DataError: If the variant is calibrated, and the data do not serve.
         ConversionError: If the converter fails, or the graph cannot be run.
     """
+    check(options)
     if options.variant != FLOAT32 and _computes_otherwise(model):
         model = recast(model, FLOAT32)  # What quantizers expect to start from.
     proto = as_variant(build(model, options), options)
@@ -293,6 +297,22 @@ def _make_names_canonical(proto: Any) -> None:
 
     rename(proto.graph, frozenset())
     proto.graph.doc_string = ""  # The numbered name of TensorFlow's function.
+
+
+class OnnxRuntimeFormat(Format):
+    """What all formats have in common that onnxruntime runs."""
+
+    variants = VARIANTS
+    backends = ("cpu",)
+
+    def interface(self, path: Path, model: Any) -> Interface:
+        """Returns the inputs and outputs, with what those that are integers stand for."""
+        return with_integers(super().interface(path, model), path)
+
+    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
+        """Opens the file in onnxruntime's CPU provider."""
+        del backend
+        return OnnxRunner(path, threads)
 
 
 class OnnxRunner:

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, DataError, ExporterError, brief
-from exporter.formats.base import (
+from exporter.formats.base import ExportOptions, Tensors
+from exporter.formats.onnx_integers import DEQUANTIZE, conversion, make_interface_integer
+from exporter.formats.variants import (
+    DYNAMIC,
+    FLOAT16,
     FLOAT32,
-    ExportOptions,
+    INT8,
+    SMALL_KERNEL,
     QualityRule,
-    Tensors,
     Variant,
 )
-from exporter.formats.onnx_integers import DEQUANTIZE, conversion, make_interface_integer
-
-FLOAT16 = "float16"
-DYNAMIC = "dynamic"
-INT8 = "int8"
 
 # Measured on ten trained models (dense layers and their rank-20 factors, two convolutional nets, an
 # embedding, attention, an LSTM, two inputs and outputs, regression) with either granularity, every
@@ -82,25 +81,27 @@ _DYNAMIC = ("Conv", "Gather", "MatMul")
 
 _WEIGHTED = (*_PRODUCTS, "Conv", "ConvTranspose", "GRU", "Gather", "LSTM", "RNN")
 
-_SMALL_KERNEL = 1024
-"""Elements up to which a kernel is left as it is, if no operator computes with its integers."""
+
+def check(options: ExportOptions) -> None:
+    """Checks what the variant needs, before the conversion, which takes long.
+
+    Raises:
+        DataError: If the variant is calibrated, and there is nothing to calibrate it on.
+    """
+    if options.variant == INT8:
+        options.require_calibration()
 
 
 def as_variant(proto: Any, options: ExportOptions) -> Any:
     """Returns a variant of a float32 graph, under the same names.
 
     Raises:
-        DataError: If the variant is calibrated, and there are no data, or none that fit.
+        DataError: If the variant is calibrated, and the data do not fit.
         RecipeError: If there is no such method to estimate ranges.
         ConversionError: If the graph cannot be quantized.
     """
     if options.variant == FLOAT32:
         return proto
-    if options.variant == INT8 and not options.calibration:
-        raise DataError(
-            f"Variant {INT8!r} needs samples to calibrate the ranges of activations on. Received: "
-            "none. Name data with --data, and let --calibration be 1 or more."
-        )
     make = {FLOAT16: _halved, DYNAMIC: _dynamic, INT8: _static}[options.variant]
     try:
         with tempfile.TemporaryDirectory(prefix="exporter-onnx-") as folder:
@@ -202,11 +203,7 @@ def _shrink_remaining_kernels(graph: Any) -> None:
     used = {name for node in graph.node if node.op_type in _WEIGHTED for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name in used]:
         array = onnx.numpy_helper.to_array(tensor)
-        if (
-            array.dtype != np.float32
-            or array.size < _SMALL_KERNEL
-            or max(array.shape) == array.size
-        ):
+        if array.dtype != np.float32 or array.size < SMALL_KERNEL or max(array.shape) == array.size:
             continue
         quantization = spread(min(array.min(), 0.0), max(array.max(), 0.0), "uint8")
         integers = to_integers(array, quantization, "uint8")

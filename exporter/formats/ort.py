@@ -4,20 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
-from exporter.formats.onnx_graph import OnnxRunner, convert
-from exporter.formats.onnx_integers import with_integers
-from exporter.formats.onnx_quantization import VARIANTS
+from exporter.formats.base import ExportOptions, StoredTensor
+from exporter.formats.onnx_graph import OnnxRuntimeFormat, convert
 from exporter.formats.ort_flatbuffer import canonical, list_tensors
 
 
-class Ort(Format):
+class Ort(OnnxRuntimeFormat):
     """One flatbuffer of the ONNX graph, optimized beforehand for processors of any kind."""
 
     name = "ort"
     suffix = ".ort"
-    variants = VARIANTS
-    backends = ("cpu",)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes what ``onnxruntime.tools.convert_onnx_models_to_ort`` makes of the ONNX graph.
@@ -46,15 +42,6 @@ class Ort(Format):
                 raise OSError(brief(error)) from error
             raise ConversionError(f"ORT conversion failed: {brief(error)}") from error
         path.write_bytes(canonical(path.read_bytes()))
-
-    def interface(self, path: Path, model: Any) -> Interface:
-        """Returns the inputs and outputs, with what those that are integers stand for."""
-        return with_integers(super().interface(path, model), path)
-
-    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
-        """Opens the file in onnxruntime's CPU provider."""
-        del backend
-        return OnnxRunner(path, threads)
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers of the graph, and of the graphs within its nodes."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import StoredTensor
+from exporter.formats.flatbuffer_packing import write_offsets
 
 _ALIGNMENT = 16
 
@@ -61,19 +62,19 @@ def _resolver(builder: Any, schema: Any, found: Any) -> int:
                 schema.ArgTypeAndIndex.AddArgType(builder, argument.ArgType())
                 schema.ArgTypeAndIndex.AddIndex(builder, argument.Index())
                 arguments.append(schema.ArgTypeAndIndex.End(builder))
-            vector = _vector(builder, arguments)
+            vector = write_offsets(builder, arguments)
             name = builder.CreateString(kernel.KernelTypeStr())
             schema.KernelTypeStrArgsEntry.Start(builder)
             schema.KernelTypeStrArgsEntry.AddKernelTypeStr(builder, name)
             schema.KernelTypeStrArgsEntry.AddArgs(builder, vector)
             kernels.append(schema.KernelTypeStrArgsEntry.End(builder))
-        vector = _vector(builder, kernels)
+        vector = write_offsets(builder, kernels)
         name = builder.CreateString(operator.OpId())
         schema.OpIdKernelTypeStrArgsEntry.Start(builder)
         schema.OpIdKernelTypeStrArgsEntry.AddOpId(builder, name)
         schema.OpIdKernelTypeStrArgsEntry.AddKernelTypeStrArgs(builder, vector)
         operators.append(schema.OpIdKernelTypeStrArgsEntry.End(builder))
-    vector = _vector(builder, operators)
+    vector = write_offsets(builder, operators)
     schema.KernelTypeStrResolver.Start(builder)
     schema.KernelTypeStrResolver.AddOpKernelTypeStrArgs(builder, vector)
     end: int = schema.KernelTypeStrResolver.End(builder)
@@ -83,14 +84,6 @@ def _resolver(builder: Any, schema: Any, found: Any) -> int:
 def _items(at: Any, count: int) -> list[Any]:
     """Returns the tables of a vector, which has been sorted by their names where they have any."""
     return [at(index) for index in range(count)]
-
-
-def _vector(builder: Any, offsets: list[int]) -> int:
-    builder.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
-        builder.PrependUOffsetTRelative(offset)
-    end: int = builder.EndVector()
-    return end
 
 
 def _schema() -> Any:

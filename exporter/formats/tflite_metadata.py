@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
-from exporter.formats.flatbuffer_packing import pack
+from exporter.formats.flatbuffer_packing import pack, unpack, write_offsets
 
 _METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
@@ -33,9 +33,8 @@ def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
     """
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    model = unpack(content)
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
     inputs = _in_order(graph.inputs, signature.inputs)
@@ -73,10 +72,10 @@ def _model_metadata(
     builder = flatbuffers.Builder(1024)
     takes = [_input(builder, tensor, card.normalization.get(tensor)) for tensor in inputs]
     gives = [_output(builder, tensor, labelled=tensor in card.labels) for tensor in outputs]
-    subgraph = _table(builder, {2: _vector(builder, takes), 3: _vector(builder, gives)})
+    subgraph = _table(builder, {2: write_offsets(builder, takes), 3: write_offsets(builder, gives)})
     fields = {
         0: builder.CreateString(name),
-        3: _vector(builder, [subgraph]),
+        3: write_offsets(builder, [subgraph]),
         7: builder.CreateString(_PARSER_VERSION),
     }
     if card.description is not None:
@@ -97,7 +96,7 @@ def _input(builder: Any, name: str, normalization: Normalization | None) -> int:
         )
         options = _table(builder, {0: mean, 1: std})
         unit = _table(builder, {1: options}, {0: _NORMALIZATION_OPTIONS})
-        fields[4] = _vector(builder, [unit])
+        fields[4] = write_offsets(builder, [unit])
     return _table(builder, fields)
 
 
@@ -106,7 +105,7 @@ def _output(builder: Any, name: str, *, labelled: bool) -> int:
     fields = {0: builder.CreateString(name)}
     if labelled:
         file = {0: builder.CreateString(_file_of(name))}
-        fields[6] = _vector(builder, [_table(builder, file, {2: _TENSOR_AXIS_LABELS})])
+        fields[6] = write_offsets(builder, [_table(builder, file, {2: _TENSOR_AXIS_LABELS})])
     return _table(builder, fields)
 
 
@@ -119,12 +118,4 @@ def _table(builder: Any, offsets: dict[int, int], bytes_: dict[int, int] | None 
     for number, value in single.items():
         builder.PrependUint8Slot(number, value, 0)
     end: int = builder.EndObject()
-    return end
-
-
-def _vector(builder: Any, offsets: Sequence[int]) -> int:
-    builder.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
-        builder.PrependUOffsetTRelative(offset)
-    end: int = builder.EndVector()
     return end

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from exporter.distributions import as_logits, output_families
 from exporter.formats.base import Granularity, Signature
+from exporter.formats.variants import SMALL_KERNEL
 from exporter.lowrank.fold import OUTPUT_AXES
 from exporter.lowrank.rewrite import rewrite, walk
 from exporter.lowrank.statistics import Calibration, tensors_of
@@ -22,9 +23,6 @@ from exporter.lowrank.taps import replaced
 from exporter.metrics import decibels
 
 Scheme = Literal["dynamic", "static"]
-
-LEAST_ELEMENTS = 1024
-"""LiteRT's converter leaves smaller kernels in float32 in the dynamic scheme."""
 
 _OUTPUT_AXES = {**OUTPUT_AXES, "EinsumDense": (-1,)}
 
@@ -96,7 +94,7 @@ def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
 def is_rounded(layer: Any, scheme: Scheme) -> bool:
     """Tells whether the kernel of a linear layer becomes integers."""
     largest = max(int(np.prod(variable.shape)) for variable in layer.weights)
-    return scheme == "static" or largest >= LEAST_ELEMENTS
+    return scheme == "static" or largest >= SMALL_KERNEL
 
 
 def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:

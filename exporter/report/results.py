@@ -8,7 +8,8 @@ from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
 from exporter.card import ModelCard
-from exporter.formats.base import FLOAT32, Artifact
+from exporter.formats.base import Artifact
+from exporter.formats.variants import FLOAT32
 from exporter.lowrank.gauge import GaugeReport
 from exporter.lowrank.ranks import LayerPlan
 from exporter.quantization.granularity import Trial

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exporter.formats.base import QualityRule
+from exporter.formats.variants import QualityRule
 from exporter.metrics import loss_of, snr_db, task_metric, top1_agreement
 from exporter.verification.parity import Fault, Outputs
 from exporter.verification.probes import Probe, samples_within

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from exporter.formats.base import StoredTensor
+from exporter.formats.variants import SMALL_KERNEL
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.rewrite import walk
 
@@ -24,8 +25,6 @@ LAYER_ALLOWANCE = 12 * 1024
 """Bytes that the graph of one layer may take; a SavedModel, which has two, takes 7 to 9 KB."""
 
 FLOAT_BITS = 32
-SMALL_KERNEL = 1024
-"""Elements from which on LiteRT quantizes a kernel whose inputs are not."""
 
 _FLOAT32_BYTES = 4
 
@@ -139,15 +138,15 @@ def _bytes_of_weights(model: Any, weight_bits: int) -> tuple[int, int, int]:
         least = sum(size * min(stored, computed) for size, stored, computed in cast)
         most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
         return min(least, predicted), predicted, most
-    sizes = [(len(weight.shape), weight.numpy().size) for x in layers for weight in x.weights]
-    kernels = [size for axes, size in sizes if axes > 1]
-    others = sum(size for axes, size in sizes if axes <= 1)
-    least = sum(kernels) * weight_bits // 8
+    shapes = [tuple(weight.shape) for layer in layers for weight in layer.weights]
+    kernels = [shape for shape in shapes if len(shape) > 1]
+    others = sum(math.prod(shape) for shape in shapes if len(shape) <= 1)
+    least = sum(map(math.prod, kernels)) * weight_bits // 8
     predicted = least + others * _FLOAT32_BYTES
     # Normalisations may be folded, and biases take 16 to 64 bits; small kernels may stay as they
     # are; and each channel may have a scale of its own, for its kernel and for its bias.
-    small = sum(size for size in kernels if size < SMALL_KERNEL)
-    channels = sum(w.shape[-1] for x in layers for w in x.weights if len(w.shape) > 1)
+    small = sum(size for size in map(math.prod, kernels) if size < SMALL_KERNEL)
+    channels = sum(shape[-1] for shape in kernels)
     return least, predicted, predicted + (small + others + 2 * channels) * _FLOAT32_BYTES
 
 

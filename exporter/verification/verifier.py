@@ -9,7 +9,8 @@ from exporter.baseline import scales_input
 from exporter.benchmark import count_macs
 from exporter.data import UINT8_MAX, Dataset
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, KerasRunner, QualityRule, Signature, ToleranceRule
+from exporter.formats.base import Artifact, KerasRunner, Signature
+from exporter.formats.variants import QualityRule, ToleranceRule
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.metrics import Metric, task_metric

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.formats.base import ToleranceRule
+from exporter.formats.variants import ToleranceRule
 from exporter.metrics import snr_db
 from exporter.verification.parity import Parity, compare
 from exporter.verification.probes import Probe

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from exporter.formats.base import QualityRule
+from exporter.formats.variants import QualityRule
 from exporter.verification.parity import find_faults
 from exporter.verification.probes import Probe
 from exporter.verification.quality import judge_quality
