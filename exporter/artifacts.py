@@ -17,27 +17,25 @@ from exporter.datasets import NO_DATA
 from exporter.errors import DataError, InputError
 from exporter.formats import FORMATS
 from exporter.formats.base import (
-    FLOAT32,
     Artifact,
     ExportOptions,
     Format,
     KerasRunner,
     Signature,
-    Tensors,
-    Variant,
     describe,
     measure,
 )
+from exporter.formats.variants import FLOAT32, Variant
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.gauge import GAUGE_SAMPLES, Gauged, regauge
+from exporter.lowrank.gauge import Gauged, GaugeReport, regauge
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.simulation import Scheme
-from exporter.lowrank.statistics import calibration_from
+from exporter.lowrank.statistics import Calibration, calibration_from
 from exporter.metrics import snr_db
 from exporter.output import staged_output
-from exporter.quantization.granularity import INTEGER_BITS, Trial, choose, to_try
+from exporter.quantization.granularity import Trial, choose, to_try
 from exporter.recipe import Recipe
 from exporter.verification.parity import execute
 from exporter.verification.probes import Probe, predict
@@ -84,10 +82,10 @@ def export(
     card = card or ModelCard()
     check_card(card, signature.inputs, signature.outputs)
     dataset = fitted(load_dataset(data) if isinstance(data, str) else data, keras_model)
-    batches = range_batches(recipe, keras_model, dataset)
+    samples = quantization_samples(recipe, keras_model, dataset)
     chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     target = Path(directory)
-    gauges = Gauges(recipe, compressed, dataset)
+    gauges = Gauges(recipe, compressed, samples)
     artifacts = []
     with (
         staged_output(target, [artifact_name(*each) for each in chosen], force=force) as staging,
@@ -95,14 +93,13 @@ def export(
     ):
         for fmt, variant in chosen:
             path = staging / artifact_name(fmt, variant)
-            gauged = gauges.of(fmt.variant(variant))
             write_artifact(
                 fmt,
-                keras_model if gauged is None else gauged.compressed.model,
+                gauges.model(fmt.variant(variant)),
                 path,
-                export_options(recipe, fmt, variant, batches, card),
+                export_options(recipe, fmt, variant, samples, card),
                 granularity=recipe.granularity,
-                samples=next(iter(batches), None),
+                samples=samples,
                 scratch=Path(scratch),
             )
             artifact = describe(fmt, variant, path, keras_model)
@@ -113,20 +110,31 @@ def export(
 class Gauges:
     """The factors that variants with integer weights are made of; made when first asked for."""
 
-    def __init__(self, recipe: Recipe, compressed: Compressed, dataset: Dataset) -> None:
+    def __init__(
+        self, recipe: Recipe, compressed: Compressed, calibration: Calibration | None
+    ) -> None:
         """Takes what they are made of.
 
         Args:
             recipe: Says whether, and for what.
             compressed: The model.
-            dataset: Fitted to the model; without a training part there are none.
+            calibration: What ``quantization_samples`` returned; without it there are none.
         """
-        self._recipe, self._compressed, self._dataset = recipe, compressed, dataset
+        self._recipe, self._compressed, self._calibration = recipe, compressed, calibration
         self._made: dict[Scheme, Gauged | None] = {}
 
-    def of(self, variant: Variant) -> Gauged | None:
-        """Returns what to export to a variant; None is the model as it was cut."""
-        if not self._recipe.gauge or variant.weight_bits > INTEGER_BITS:
+    def model(self, variant: Variant) -> Any:
+        """Returns the Keras model that a variant is made of."""
+        gauged = self._of(variant)
+        return (gauged.compressed if gauged else self._compressed).model
+
+    def report(self, variant: Variant) -> GaugeReport | None:
+        """Returns what was chosen for a variant; None if it is made of the factors as cut."""
+        gauged = self._of(variant)
+        return gauged.report if gauged else None
+
+    def _of(self, variant: Variant) -> Gauged | None:
+        if not self._recipe.gauge or not variant.has_integers:
             return None
         scheme: Scheme = "static" if variant.calibrated else "dynamic"
         if scheme not in self._made:
@@ -135,13 +143,11 @@ class Gauges:
 
     def _make(self, scheme: Scheme) -> Gauged | None:
         recipe, compressed = self._recipe, self._compressed
-        samples = min(recipe.calibration, GAUGE_SAMPLES)
-        calibration = calibration_from(compressed.model, self._dataset, samples)
-        if calibration is None or not compressed.factors:
+        if self._calibration is None or not compressed.factors:
             return None
         gauged = regauge(
             compressed,
-            calibration,
+            self._calibration,
             scheme,
             granularity="channel" if recipe.granularity == "channel" else "tensor",
             seed=recipe.seed,
@@ -149,32 +155,36 @@ class Gauges:
         return gauged if gauged.report.layers else None
 
 
-def range_batches(recipe: Recipe, model: Any, dataset: Dataset) -> list[dict[str, Any]]:
+def quantization_samples(recipe: Recipe, model: Any, dataset: Dataset) -> Calibration | None:
     """Returns the samples that artifacts are quantized by: of the training part, if there is one.
 
+    None where no variant has integers, which nothing is read for.
+
     Raises:
-        DataError: If a variant is calibrated, and there is none.
+        DataError: If a variant is calibrated, and there is no training part.
     """
-    samples = min(recipe.calibration, RANGE_SAMPLES)
-    calibration = calibration_from(model, dataset, samples)
+    if not recipe.has_integers:
+        return None
+    calibration = calibration_from(model, dataset, min(recipe.calibration, RANGE_SAMPLES))
     if calibration is None and recipe.calibrates:
         raise DataError(
             f"quantize {', '.join(recipe.quantize)} calibrates ranges of activations on a training "
             f"part. Received: data {dataset.name!r} without one. Name data that have x_train, or x."
         )
-    return [] if calibration is None else list(calibration.batches())
+    return calibration
 
 
 def export_options(
-    recipe: Recipe, fmt: Format, variant: str, batches: Sequence[Tensors], card: ModelCard
+    recipe: Recipe, fmt: Format, variant: str, samples: Calibration | None, card: ModelCard
 ) -> ExportOptions:
     """Returns how a recipe has a variant exported."""
+    observed = samples if fmt.variant(variant).calibrated else None
     return ExportOptions(
         variant=variant,
         opset=recipe.opset,
         io_type=recipe.io_type,
         ranges=recipe.ranges,
-        calibration=batches if fmt.variant(variant).calibrated else (),
+        calibration=list(observed.batches()) if observed else (),
         card=card,
     )
 
@@ -225,7 +235,7 @@ def write_artifact(
     options: ExportOptions,
     *,
     granularity: str,
-    samples: Tensors | None,
+    samples: Calibration | None,
     scratch: Path,
 ) -> tuple[Trial, ...]:
     """Exports a model at a granularity, or at the better one of both.
@@ -236,7 +246,8 @@ def write_artifact(
         path: What is written; must not exist.
         options: All but the granularity.
         granularity: ``"tensor"``, ``"channel"``, or ``"auto"``; see ``Recipe``.
-        samples: Inputs by name that the error is measured on, never those that are reported on.
+        samples: What ``quantization_samples`` returned; its first batch measures the error, and
+            never what is reported on.
         scratch: Folder for what is not kept.
 
     Returns:
@@ -245,30 +256,39 @@ def write_artifact(
     Raises:
         ConversionError: If the converter fails.
     """
-    if fmt.variant(options.variant).weight_bits > INTEGER_BITS:
+    if not fmt.variant(options.variant).has_integers:
         fmt.export(model, path, options)
         return ()
+    judge = None if samples is None else _Judge(fmt, options.variant, model, samples)
     trials: dict[Trial, Path] = {}
     for each in to_try(granularity):
         file = scratch / f"{each}-{path.name}"
         fmt.export(model, file, replace(options, granularity=each))
-        ratio = _snr(fmt, options.variant, file, model, samples) if samples else None
+        ratio = None if judge is None else judge.snr(file)
         trials[Trial(each, measure(file)[0], ratio)] = file
     chosen = choose(list(trials))
     shutil.move(trials[chosen], path)
     return (chosen, *(trial for trial in trials if trial is not chosen))
 
 
-def _snr(fmt: Format, variant: str, path: Path, model: Any, samples: Tensors) -> float:
-    arrays = {name: np.asarray(array) for name, array in samples.items()}
-    probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
-    try:
-        outputs = execute(describe(fmt, variant, path, model), [probe], path.parent, len(probe))
-    except ChildError:  # The verdict will tell of it, if this one is chosen.
-        return -math.inf
-    actual = outputs[fmt.backends[0]][probe.name]
-    expected = predict(KerasRunner(model), probe)
-    return min(snr_db(actual[name], values) for name, values in expected.items())
+class _Judge:
+    """Measures artifacts of one model on the first batch of calibration data."""
+
+    def __init__(self, fmt: Format, variant: str, model: Any, samples: Calibration) -> None:
+        arrays = {name: np.asarray(array) for name, array in next(samples.batches()).items()}
+        self._fmt, self._variant, self._model = fmt, variant, model
+        self._probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
+        self._expected = predict(KerasRunner(model), self._probe)
+
+    def snr(self, path: Path) -> float:
+        """Returns that of the worst output, in decibels; minus infinity if it cannot be run."""
+        artifact = describe(self._fmt, self._variant, path, self._model)
+        try:
+            outputs = execute(artifact, [self._probe], path.parent, len(self._probe))
+        except ChildError:  # The verdict will tell of it, if this one is chosen.
+            return -math.inf
+        actual = outputs[self._fmt.backends[0]][self._probe.name]
+        return min(snr_db(actual[name], values) for name, values in self._expected.items())
 
 
 def artifact_name(fmt: Format, variant: str = FLOAT32) -> str:

@@ -1,6 +1,5 @@
 """The artifacts of one run: exported, verified, measured, and rejected if they do not pass."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from exporter.formats.base import (
     ExportOptions,
     Format,
     KerasRunner,
-    Tensors,
     describe,
     measure,
 )
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
+from exporter.lowrank.statistics import Calibration
 from exporter.output import REJECTED
 from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
@@ -44,7 +43,7 @@ class Exports:
         compressed: Compressed,
         card: ModelCard,
         *,
-        calibration: Sequence[Tensors],
+        samples: Calibration | None,
         staging: Path,
         output: Path,
         scratch: Path,
@@ -57,15 +56,15 @@ class Exports:
             baseline: What was compressed.
             compressed: What is exported.
             card: What artifacts tell of it.
-            calibration: Batches of inputs that ranges and scales are chosen on; may be empty.
+            samples: What ``quantization_samples`` returned.
             staging: Folder to write to.
             output: Folder that all of it will be moved to.
             scratch: Folder for what is not kept.
         """
         self._recipe, self._baseline, self._compressed = recipe, baseline, compressed
-        self._card, self._calibration = card, calibration
+        self._card, self._samples = card, samples
         self._staging, self._output, self._scratch = staging, output, scratch
-        self._gauges = Gauges(recipe, compressed, dataset)
+        self._gauges = Gauges(recipe, compressed, samples)
         self.verifier = Verifier(
             compressed,
             dataset,
@@ -83,16 +82,15 @@ class Exports:
         """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
         path = self._staging / artifact_name(fmt, variant)
         recipe = self._recipe
-        options = export_options(recipe, fmt, variant, self._calibration, self._card)
-        gauged = self._gauges.of(fmt.variant(variant))
+        options = export_options(recipe, fmt, variant, self._samples, self._card)
         try:
             trials = write_artifact(
                 fmt,
-                (gauged.compressed if gauged else self._compressed).model,
+                self._gauges.model(fmt.variant(variant)),
                 path,
                 options,
                 granularity=recipe.granularity,
-                samples=next(iter(self._calibration), None),
+                samples=self._samples,
                 scratch=self._scratch,
             )
         except ConversionError as error:
@@ -106,7 +104,7 @@ class Exports:
             conversion,
             accepted=conversion.passed and self.compression.passed,
             trials=trials,
-            gauge=gauged.report if gauged else None,
+            gauge=self._gauges.report(fmt.variant(variant)),
         )
         try:
             # What a user would ship otherwise is the baseline in float32.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import artifact_name, range_batches
+from exporter.artifacts import artifact_name, quantization_samples
 from exporter.baseline import (
     REFERENCE_NAME,
     Training,
@@ -30,12 +30,12 @@ from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.exports import Exports
 from exporter.formats import FORMATS
-from exporter.formats.base import Signature, Tensors
+from exporter.formats.base import Signature
 from exporter.inspection import Inspection, inspect_engine
 from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.rewrite import check_rewritable
-from exporter.lowrank.statistics import calibration_from
+from exporter.lowrank.statistics import Calibration, calibration_from
 from exporter.output import MANIFEST, REJECTED, check_output, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
@@ -130,7 +130,7 @@ def run(
             baseline,
             compressed,
             job.card,
-            calibration=job.batches,
+            samples=job.samples,
             staging=staging,
             output=job.output,
             scratch=Path(scratch),
@@ -214,7 +214,7 @@ class _Job:
     model: Any
     trained_here: bool
     dataset: Dataset
-    batches: Sequence[Tensors]
+    samples: Calibration | None
     card: ModelCard
     loss: Any
     output: Path
@@ -251,7 +251,7 @@ def _prepare(
     model, dataset = _load(recipe, model, dataset)
     check_rank(model, recipe)
     check_budget(recipe, dataset)
-    batches = range_batches(recipe, model, dataset)
+    samples = quantization_samples(recipe, model, dataset)
     if recipe.finetune:
         training_part(dataset)
     card = make_card(
@@ -262,7 +262,7 @@ def _prepare(
     )
     if loss is None and recipe.finetune:
         loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
-    return _Job(recipe, model, trained_here, dataset, batches, card, loss, output, entries)
+    return _Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
 
 
 def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:

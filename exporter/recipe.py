@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.errors import RecipeError
 from exporter.formats import ALL, FORMAT_NAMES, FORMATS, VARIANT_NAMES
-from exporter.formats.base import FLOAT32
+from exporter.formats.variants import FLOAT32, Variant
 
 Rank = int | float | str | Mapping[str, int]
 """One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
@@ -347,7 +347,16 @@ class Recipe:
     @property
     def calibrates(self) -> bool:
         """Whether a variant asks for ranges of activations, and so for data."""
-        return any(FORMATS[name].variant(variant).calibrated for name, variant in self.artifacts)
+        return any(variant.calibrated for variant in self._variants)
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether weights of a variant are integers, whose scales are chosen by data."""
+        return any(variant.has_integers for variant in self._variants)
+
+    @property
+    def _variants(self) -> list[Variant]:
+        return [FORMATS[name].variant(variant) for name, variant in self.artifacts]
 
     @property
     def projects(self) -> bool:

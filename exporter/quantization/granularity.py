@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 from exporter.formats.base import Granularity
 
-INTEGER_BITS = 8
-"""Weights of so many bits at the most are integers with a scale."""
-
 WORTHWHILE_DB = 3.0
 """What a channel's own scale must gain, for it takes more bytes: the error in half its power."""
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import Gauges, export_options, range_batches, write_artifact
+from exporter.artifacts import Gauges, export_options, quantization_samples, write_artifact
 from exporter.baseline import fitted, reference_mlp
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
@@ -147,17 +147,16 @@ def centred(logits: Any) -> Any:
 def ours(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
     """Exports as the command line does."""
     recipe = Recipe(quantize=("none" if variant == "float32" else variant,))
-    fmt, batches = FORMATS["tflite"], range_batches(recipe, compressed.model, data)
-    gauged = Gauges(recipe, compressed, data).of(fmt.variant(variant))
-    model = (gauged.compressed if gauged else compressed).model
+    fmt, samples = FORMATS["tflite"], quantization_samples(recipe, compressed.model, data)
+    model = Gauges(recipe, compressed, samples).model(fmt.variant(variant))
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as scratch:
         write_artifact(
             fmt,
             model,
             path,
-            export_options(recipe, fmt, variant, batches, ModelCard()),
+            export_options(recipe, fmt, variant, samples, ModelCard()),
             granularity=recipe.granularity,
-            samples=batches[0],
+            samples=samples,
             scratch=Path(scratch),
         )
 
