@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from exporter.card import ModelCard
-from exporter.errors import DataError, ModelError, brief
+from exporter.errors import DataError, ModelError
 from exporter.formats.variants import FLOAT32, Variant
 
 if TYPE_CHECKING:
@@ -323,77 +323,6 @@ class KerasRunner:
             for info in self._signature.inputs
         }
         return {name: value.numpy() for name, value in self._call(**tensors).items()}
-
-
-def serving_module(model: Any) -> tuple[Any, Any]:
-    """Traces the model as one function of named inputs that returns named outputs.
-
-    A plain ``tf.Module`` holds the variables: converters that are handed the Keras 3 model itself
-    lose its weights without a word.
-
-    Returns:
-        The module, and the concrete function.
-
-    Raises:
-        ModelError: If ``Signature`` refuses the model.
-    """
-    import tensorflow as tf
-
-    signature = Signature(model)
-    module = tf.Module()
-    module.model_variables = [variable.value for variable in model.variables]
-    specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}
-    module.serve = tf.function(signature.__call__)
-    return module, module.serve.get_concrete_function(**specs)
-
-
-def recast(model: Any, dtype: str) -> Any:
-    """Rebuilds a Keras model with every floating point dtype set to another, same weights.
-
-    Raises:
-        ModelError: If the model cannot be rebuilt from its configuration.
-    """
-    import keras
-
-    try:
-        config = keras.saving.serialize_keras_object(model)
-        # The configuration comes from an object of this process, not from a file.
-        copy = keras.saving.deserialize_keras_object(_recast(config, dtype), safe_mode=False)
-        copy.set_weights(model.get_weights())
-        _finalize(copy)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ModelError(
-            f"No {dtype} copy of model {model.name!r} can be made: {brief(error)}"
-        ) from error
-    return copy
-
-
-def _finalize(model: Any) -> None:
-    """Has normalisations derive what they compute with from their new weights."""
-    import keras
-
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()
-        elif isinstance(layer, keras.Model):
-            _finalize(layer)
-
-
-def _recast(config: Any, dtype: str) -> Any:
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": dtype}}
-        return {
-            key: dtype if key == "dtype" and _is_float(value) else _recast(value, dtype)
-            for key, value in config.items()
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(_recast(value, dtype) for value in config)
-    return config
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, str) and "float" in value
 
 
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:

@@ -12,10 +12,9 @@ from exporter.formats.base import (
     Signature,
     StoredTensor,
     TensorInfo,
-    recast,
-    serving_module,
 )
 from exporter.formats.flatbuffer_quantization import check, is_quantized, quantize
+from exporter.formats.keras_models import recast, serving_module
 from exporter.formats.variants import FLOAT16
 
 

@@ -20,8 +20,8 @@ from exporter.formats.base import (
     Signature,
     StoredTensor,
     Tensors,
-    recast,
 )
+from exporter.formats.keras_models import recast
 from exporter.formats.onnx_integers import interface_quantization, with_integers
 from exporter.formats.onnx_quantization import VARIANTS, as_variant, check
 from exporter.formats.variants import FLOAT32

@@ -13,8 +13,8 @@ from exporter.formats.base import (
     Runner,
     StoredTensor,
     Tensors,
-    serving_module,
 )
+from exporter.formats.keras_models import serving_module
 
 
 class SavedModel(Format):

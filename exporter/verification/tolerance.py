@@ -18,7 +18,7 @@ import numpy as np
 
 from exporter.data import Array
 from exporter.errors import ModelError
-from exporter.formats.base import recast
+from exporter.formats.keras_models import recast
 from exporter.formats.variants import ToleranceRule
 from exporter.lowrank.rewrite import walk
 from exporter.metrics import are_probabilities

@@ -24,7 +24,8 @@ from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner, Signature, serving_module
+from exporter.formats.base import KerasRunner, Signature
+from exporter.formats.keras_models import serving_module
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks import RankPlan
