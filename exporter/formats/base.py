@@ -204,6 +204,8 @@ class Format(ABC):
         variants: The numeric variants on offer, the one that is not quantized first.
         backends: Ways in which the runtime can execute an artifact. All are verified; the first is
             the one that ships, and the one that is timed.
+        slow: Whether even the first computes by plain reference kernels, and is verified on fewer
+            samples where the model is large; the others always are.
         thread_environment: Environment variables that hold the runtime to one thread, for those
             that take it from nowhere else.
     """
@@ -212,6 +214,7 @@ class Format(ABC):
     suffix: ClassVar[str]
     variants: ClassVar[tuple[Variant, ...]] = (Variant(FLOAT32),)
     backends: ClassVar[tuple[str, ...]]
+    slow: ClassVar[bool] = False
     thread_environment: ClassVar[Mapping[str, str]] = {}
 
     def variant(self, name: str) -> Variant:
