@@ -33,7 +33,7 @@ def export(
     Args:
         model: A built Keras model, or what ``compress`` returned.
         directory: Folder to write to; made if it does not exist.
-        formats: Names of formats; ``"all"`` stands for every one.
+        formats: Names of formats; ``"all"`` stands for every one that is installed.
         opset: ONNX operator set.
         force: Whether artifacts that are there already are replaced.
 
@@ -41,12 +41,15 @@ def export(
         The artifacts, in the order of the formats.
 
     Raises:
-        InputError: If an argument cannot be used, or an artifact is there and ``force`` is False.
+        InputError: If an argument cannot be used, a format's packages are not installed, or an
+            artifact is there and ``force`` is False.
         ConversionError: If a converter fails; nothing is written then.
     """
     recipe = Recipe(formats=tuple(formats), opset=opset)
     keras_model = _as_compressed(model).model
     chosen = [FORMATS[name] for name in recipe.formats]
+    for fmt in chosen:
+        fmt.check_available()
     target = Path(directory)
     artifacts = []
     with staged_output(target, [artifact_name(fmt) for fmt in chosen], force=force) as staging:
@@ -84,6 +87,7 @@ def verify(
     compressed = _as_compressed(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.model)
+    FORMATS[artifact.format].check_available()
     dataset = load_dataset(data) if isinstance(data, str) else data
     with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
         verifier = Verifier(
@@ -111,9 +115,8 @@ def _as_compressed(model: Any) -> Compressed:
 
 
 def _described(path: Path, model: Any) -> Artifact:
-    suffix = "" if path.is_dir() else path.suffix
-    fmt = next((fmt for fmt in FORMATS.values() if fmt.suffix == suffix), None)
-    if fmt is None or not path.exists():
+    fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
+    if fmt is None:
         raise InputError(
             f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
             f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import ExporterError
-from exporter.formats import ALL, FORMAT_NAMES
+from exporter.formats import ALL, FORMAT_NAMES, FORMATS
 from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.recipe import (
     CONVOLUTIONS,
@@ -119,8 +119,13 @@ def _run(options: argparse.Namespace) -> int:
         with _output_for(options):
             run_worker(recipe, progress=_progress(options))
         return 0
+    progress = _progress(options)
+    if ALL in (options.format or ()):
+        for fmt in FORMATS.values():
+            if fmt.missing:
+                progress.note(f"Format {fmt.name} is left out: it needs the extra {fmt.extra!r}")
     with _output_for(options):
-        report = run(recipe, progress=_progress(options))
+        report = run(recipe, progress=progress)
     _show(options, report, report_dict, print_report)
     return report.exit_code
 
@@ -215,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         metavar="FORMAT",
         help=(
-            f"{', '.join(FORMAT_NAMES)} or {ALL}; may be repeated, or separated by commas "
-            "(default: tflite)"
+            f"{', '.join(FORMAT_NAMES)} or {ALL} that are installed; may be repeated, or separated "
+            "by commas (default: tflite)"
         ),
     )
     output.add_argument(

@@ -8,7 +8,7 @@ from exporter.artifacts import artifact_name
 from exporter.benchmark import LatencyPair, measure_latency
 from exporter.data import Dataset
 from exporter.errors import ConversionError
-from exporter.formats.base import FLOAT32, ExportOptions, Format, KerasRunner, describe, measure
+from exporter.formats.base import FLOAT32, ExportOptions, Format, KerasRunner, describe
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
@@ -86,8 +86,7 @@ class Exports:
             baseline_path = self._scratch / artifact_name(fmt)
             if not baseline_path.exists():
                 fmt.export(self._baseline, baseline_path, replace(options, variant=FLOAT32))
-            size, _ = measure(baseline_path)
-            report = replace(report, baseline_size=size)
+            report = replace(report, baseline_size=fmt.size(baseline_path))
             report = replace(report, latency=self._latency(fmt, baseline_path, path))
         except (ConversionError, ChildError) as error:
             # The baseline is no product of this run: it is only compared with.

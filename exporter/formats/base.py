@@ -7,13 +7,14 @@ between formats is an attribute or a method here.
 
 import hashlib
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from exporter.errors import ModelError, brief
+from exporter.errors import ModelError, RecipeError, brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,10 +99,12 @@ class Artifact:
         format: The name of its format.
         variant: The name of its variant.
         path: Where it is.
-        size: Bytes of the file, or of all files in the folder.
+        size: Bytes that it takes where it runs: of the file, of all files in the folder, or of what
+            source code defines.
         sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
         inputs: What it takes.
         outputs: What it gives.
+        figures: What else was measured of it, by name.
     """
 
     format: str
@@ -111,6 +114,7 @@ class Artifact:
     sha256: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,8 @@ class Format(ABC):
             samples where the model is large; the others always are.
         thread_environment: Environment variables that hold the runtime to one thread, for those
             that take it from nowhere else.
+        packages: Distributions that it needs beyond what is always installed.
+        extra: The extra of this package that brings them; None if there are none.
     """
 
     name: ClassVar[str]
@@ -216,10 +222,30 @@ class Format(ABC):
     backends: ClassVar[tuple[str, ...]]
     slow: ClassVar[bool] = False
     thread_environment: ClassVar[Mapping[str, str]] = {}
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str | None] = None
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of a name that the format has."""
         return next(variant for variant in self.variants if variant.name == name)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The packages that are not installed."""
+        return tuple(package for package in self.packages if not _is_installed(package))
+
+    def check_available(self) -> None:
+        """Checks that all packages are installed.
+
+        Raises:
+            RecipeError: If one is not; the message names the extra.
+        """
+        if self.missing:
+            packages = " ".join(self.missing)
+            raise RecipeError(
+                f"Format {self.name!r} needs the extra {self.extra!r}, which is not installed. "
+                f"Run: {sys.executable} -m pip install {packages}"
+            )
 
     @abstractmethod
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
@@ -234,6 +260,19 @@ class Format(ABC):
         del path
         signature = Signature(model)
         return signature.inputs, signature.outputs
+
+    def recognizes(self, path: Path) -> bool:
+        """Tells whether a path looks like an artifact of this format."""
+        return path.is_file() and path.suffix == self.suffix
+
+    def size(self, path: Path) -> int:
+        """Returns the bytes that an artifact takes where it runs."""
+        return measure(path)[0]
+
+    def figures(self, path: Path) -> Mapping[str, int]:
+        """Returns what else was measured of an artifact, by name."""
+        del path
+        return {}
 
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
@@ -432,9 +471,27 @@ def _is_float(value: object) -> bool:
 
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
     """Measures what an export wrote."""
-    size, sha256 = measure(path)
     inputs, outputs = fmt.interface(path, model)
-    return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs)
+    return Artifact(
+        format=fmt.name,
+        variant=variant,
+        path=path,
+        size=fmt.size(path),
+        sha256=measure(path)[1],
+        inputs=inputs,
+        outputs=outputs,
+        figures=fmt.figures(path),
+    )
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def measure(path: Path) -> tuple[int, str]:
