@@ -398,11 +398,15 @@ class KerasRunner:
         return {name: value.numpy() for name, value in self._call(**tensors).items()}
 
 
-def serving_module(model: Any) -> tuple[Any, Any]:
+def serving_module(model: Any, *, batch: int | None = None) -> tuple[Any, Any]:
     """Traces the model as one function of named inputs that returns named outputs.
 
     A plain ``tf.Module`` holds the variables: converters that are handed the Keras 3 model itself
     lose its weights without a word.
+
+    Args:
+        model: The model.
+        batch: The batch size of the function, where that of the model is free; None leaves it so.
 
     Returns:
         The module, and the concrete function.
@@ -415,7 +419,12 @@ def serving_module(model: Any) -> tuple[Any, Any]:
     signature = Signature(model)
     module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
-    specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}
+    specs = {
+        info.name: tf.TensorSpec(
+            (info.fixed_batch or batch, *info.shape[1:]), info.dtype, name=info.name
+        )
+        for info in signature.inputs
+    }
     module.serve = tf.function(signature.__call__)
     return module, module.serve.get_concrete_function(**specs)
 

@@ -1,12 +1,21 @@
 """TensorFlow Lite's flatbuffer, which several formats are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
-from exporter.formats.base import ExportOptions, StoredTensor, Tensors, recast, serving_module
+from exporter.formats.base import (
+    ExportOptions,
+    Interface,
+    Quantization,
+    StoredTensor,
+    TensorInfo,
+    Tensors,
+    recast,
+    serving_module,
+)
 
 XNNPACK = "xnnpack"
 REFERENCE = "reference"
@@ -14,8 +23,13 @@ REFERENCE = "reference"
 _SIGNATURE = "serving_default"
 
 
-def convert(model: Any, options: ExportOptions) -> bytes:
+def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> bytes:
     """Converts a Keras model, with builtin operators alone.
+
+    Args:
+        model: The model.
+        options: What is asked for.
+        batch: The batch size, where that of the model is free; None leaves it so.
 
     Raises:
         ConversionError: If the converter fails.
@@ -24,10 +38,10 @@ def convert(model: Any, options: ExportOptions) -> bytes:
 
     del options
     try:
-        module, function = serving_module(model)
+        module, function = serving_module(model, batch=batch)
         if _computes_in_half(function.graph):
             # LiteRT has no kernels for that; mixed precision is meant for training.
-            module, function = serving_module(recast(model, "float32"))
+            module, function = serving_module(recast(model, "float32"), batch=batch)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -63,6 +77,53 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
             flat = StoredTensor.of(tensor.Name().decode(), data)
             stored.append(StoredTensor(flat.name, shape, flat.nbytes, flat.digest))
     return stored
+
+
+def list_operators(content: bytes) -> list[str]:
+    """Lists the builtin operators that a flatbuffer uses, sorted."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+    model = schema.Model.GetRootAs(content, 0)
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    return sorted({names[max(c.BuiltinCode(), c.DeprecatedBuiltinCode())] for c in codes})
+
+
+def read_interface(content: bytes) -> Interface:
+    """Reads what a flatbuffer takes and gives, in the order in which interpreters number it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
+    inputs = map(signature.Inputs, range(signature.InputsLength()))
+    outputs = map(signature.Outputs, range(signature.OutputsLength()))
+    return (
+        _tensor_infos(graph, map(graph.Inputs, range(graph.InputsLength())), inputs),
+        _tensor_infos(graph, map(graph.Outputs, range(graph.OutputsLength())), outputs),
+    )
+
+
+def _tensor_infos(
+    graph: Any, indices: Iterable[int], entries: Iterable[Any]
+) -> tuple[TensorInfo, ...]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
+    names: dict[int, list[str]] = {}  # One tensor may be given under two names.
+    for entry in entries:
+        names.setdefault(entry.TensorIndex(), []).append(entry.Name().decode())
+    infos = []
+    for index in indices:
+        tensor = graph.Tensors(index)
+        # The signature has the free sizes, if there are any.
+        sizes = map(tensor.ShapeSignature, range(tensor.ShapeSignatureLength()))
+        fixed = map(tensor.Shape, range(tensor.ShapeLength()))
+        shape = tuple(None if size < 0 else size for size in sizes) or tuple(fixed)
+        parameters, quantization = tensor.Quantization(), None
+        if parameters is not None and parameters.ScaleLength():
+            quantization = Quantization(parameters.Scale(0), parameters.ZeroPoint(0))
+        infos.append(TensorInfo(names[index].pop(0), shape, types[tensor.Type()], quantization))
+    return tuple(infos)
 
 
 class LiteRTRunner:

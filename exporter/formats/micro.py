@@ -1,0 +1,158 @@
+"""TensorFlow Lite for Microcontrollers: flatbuffers run by its interpreter on this machine."""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ConversionError
+from exporter.formats.base import Runner, Tensors
+from exporter.formats.flatbuffer import read_interface
+from exporter.isolation import ChildError, call_in_child
+
+ALIGNMENT = 16
+"""Of the model and of the arena, in bytes."""
+
+_LEAST_ARENA = 512
+_LARGEST_ARENA = 2**30
+
+_TOO_SMALL = re.compile(r"failed to (allocate|resize)", re.IGNORECASE)
+_LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
+
+
+class MicroRunner:
+    """A flatbuffer opened in TFLite Micro; batches must be of its own size."""
+
+    def __init__(self, content: bytes, arena_bytes: int) -> None:
+        """Opens the flatbuffer.
+
+        Args:
+            content: The flatbuffer.
+            arena_bytes: Memory for tensors, and for what operators keep.
+        """
+        from tflite_micro import runtime
+
+        self._inputs, self._outputs = read_interface(content)
+        self._interpreter = runtime.Interpreter.from_bytes(content, arena_size=arena_bytes)
+
+    def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        """Predicts a batch."""
+        self.prepare(inputs)()
+        names = (info.name for info in self._outputs)
+        return {name: self._interpreter.get_output(index) for index, name in enumerate(names)}
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        """Binds a batch; see the protocol."""
+        arrays = [inputs[info.name].astype(info.dtype) for info in self._inputs]
+
+        def run() -> None:
+            # Every time, for the memory of inputs is used again for activations.
+            for index, array in enumerate(arrays):
+                self._interpreter.set_input(array, index)
+            self._interpreter.invoke()
+
+        return run
+
+
+class BatchByBatch:
+    """Feeds a runner that takes batches of one size alone."""
+
+    def __init__(self, runner: Runner, size: int) -> None:
+        self._runner, self._size = runner, size
+
+    def _batches(self, inputs: Tensors) -> list[Tensors]:
+        count = len(next(iter(inputs.values())))
+        return [
+            {name: array[start : start + self._size] for name, array in inputs.items()}
+            for start in range(0, count, self._size)
+        ]
+
+    def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        """Predicts any number of whole batches."""
+        import numpy as np
+
+        results = [self._runner(batch) for batch in self._batches(inputs)]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        """Binds any number of whole batches; see the protocol."""
+        calls = [self._runner.prepare(batch) for batch in self._batches(inputs)]
+
+        def run() -> None:
+            for call in calls:
+                call()
+
+        return run
+
+
+def measure_arena(content: bytes) -> int:
+    """Finds the least arena that TFLite Micro can run a flatbuffer in, in bytes.
+
+    It is measured with the reference kernels in a 64-bit process, where pointers are twice as long
+    as on most microcontrollers.
+
+    Raises:
+        ConversionError: If TFLite Micro cannot run it; the message names an operator that it lacks.
+    """
+    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
+        file = Path(folder) / "model.tflite"
+        file.write_bytes(content)
+        try:
+            # In a child, for what TFLite Micro cannot run may crash it.
+            answer = call_in_child(f"{__name__}:_measure_here", {"path": str(file)})
+        except ChildError as error:
+            raise ConversionError(f"TFLite Micro cannot run the model: {error}") from error
+    refusal = answer["refusal"]
+    if refusal is None:
+        return int(answer["arena_bytes"])
+    lacking = _LACKING.search(refusal)
+    if lacking is None:
+        raise ConversionError(f"TFLite Micro cannot run the model: {' '.join(refusal.split())}")
+    raise ConversionError(
+        f"TFLite Micro has no operator {lacking[1]}, which the model needs. Replace the layer or "
+        "the activation, or export to tflite."
+    )
+
+
+def _measure_here(job: dict[str, Any]) -> dict[str, Any]:
+    """The child's part of ``measure_arena``."""
+    import numpy as np
+
+    content = Path(job["path"]).read_bytes()
+
+    def refusal(size: int) -> str | None:
+        return _refusal(lambda: MicroRunner(content, size))
+
+    low, high = _LEAST_ARENA, 2 * _LEAST_ARENA
+    while words := refusal(high):
+        if not _TOO_SMALL.search(words) or high >= _LARGEST_ARENA:
+            return {"arena_bytes": None, "refusal": words}
+        low, high = high, 2 * high
+    while high - low > ALIGNMENT:
+        middle = (low + high) // 2 // ALIGNMENT * ALIGNMENT
+        low, high = (middle, high) if refusal(middle) else (low, middle)
+    # Some kernels find out no sooner than when they are run that they lack an element type.
+    runner = MicroRunner(content, high)
+    zeros = {
+        info.name: np.zeros([size or 1 for size in info.shape], info.dtype)
+        for info in read_interface(content)[0]
+    }
+    return {"arena_bytes": high, "refusal": _refusal(lambda: runner(zeros))}
+
+
+def _refusal(action: Callable[[], object]) -> str | None:
+    """Returns what TFLite Micro prints if an action fails; None if it does not."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            action()
+        except RuntimeError as error:  # Says no more than that.
+            file.seek(0)
+            return file.read().decode(errors="replace").strip() or str(error)
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    return None
