@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import (
+    FLOAT32,
     ExportOptions,
     Format,
     Interface,
@@ -20,10 +21,12 @@ from exporter.formats.flatbuffer import (
     REFERENCE,
     LiteRTRunner,
     convert,
+    interface,
     list_operators,
     list_tensors,
     read_interface,
 )
+from exporter.formats.flatbuffer_quantization import INT8, VARIANTS
 from exporter.formats.micro import ALIGNMENT, BatchByBatch, MicroRunner, measure_arena
 
 HEADER = "model_data.h"
@@ -52,6 +55,8 @@ class CSource(Format):
 
     name = "c"
     suffix = ""
+    # TFLite Micro runs neither float16 nor what computes in both integers and real numbers.
+    variants = tuple(v for v in VARIANTS if v.name in {FLOAT32, INT8})
     backends = (_MICRO, REFERENCE)
     slow = True
     packages = ("tflite-micro",)
@@ -80,13 +85,8 @@ class CSource(Format):
         return (path / SOURCE).is_file() and (path / HEADER).is_file()
 
     def interface(self, path: Path, model: Any) -> Interface:
-        """Returns what the flatbuffer takes and gives, in the order of the model's."""
-        signature, (inputs, outputs) = Signature(model), read_interface(_content(path))
-        by_name = {info.name: info for info in (*inputs, *outputs)}
-        return (
-            tuple(by_name[info.name] for info in signature.inputs),
-            tuple(by_name[info.name] for info in signature.outputs),
-        )
+        """Reads what the array takes and gives; see the base class."""
+        return interface(_content(path), model)
 
     def size(self, path: Path) -> int:
         """Returns the bytes of the array."""

@@ -10,12 +10,14 @@ from exporter.formats.base import (
     ExportOptions,
     Interface,
     Quantization,
+    Signature,
     StoredTensor,
     TensorInfo,
     Tensors,
     recast,
     serving_module,
 )
+from exporter.formats.flatbuffer_quantization import FLOAT16, check, is_quantized, quantize
 
 XNNPACK = "xnnpack"
 REFERENCE = "reference"
@@ -24,7 +26,7 @@ _SIGNATURE = "serving_default"
 
 
 def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> bytes:
-    """Converts a Keras model, with builtin operators alone.
+    """Converts a Keras model to a variant, with builtin operators alone.
 
     Args:
         model: The model.
@@ -32,11 +34,17 @@ def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> 
         batch: The batch size, where that of the model is free; None leaves it so.
 
     Raises:
-        ConversionError: If the converter fails.
+        ConversionError: If the converter fails, or the model has no such variant.
+        DataError: If the variant is calibrated, and there is nothing to calibrate it on.
     """
+    check(options)
+    content = _convert(model, half=options.variant == FLOAT16, batch=batch)
+    return quantize(content, options) if is_quantized(options.variant) else content
+
+
+def _convert(model: Any, *, half: bool, batch: int | None) -> bytes:
     import tensorflow as tf
 
-    del options
     try:
         module, function = serving_module(model, batch=batch)
         if _computes_in_half(function.graph):
@@ -45,6 +53,9 @@ def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> 
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if half:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
         content = converter.convert()
     except tf.errors.ResourceExhaustedError as error:
         raise OSError(brief(error)) from error
@@ -126,6 +137,18 @@ def _tensor_infos(
     return tuple(infos)
 
 
+def interface(content: bytes, model: Any) -> Interface:
+    """Reads what a flatbuffer takes and gives, in the order of the model that it was made of."""
+    signature = Signature(model)
+    inputs, outputs = read_interface(content)
+    return _in_order(inputs, signature.inputs), _in_order(outputs, signature.outputs)
+
+
+def _in_order(infos: Iterable[TensorInfo], wanted: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
+    by_name = {info.name: info for info in infos}
+    return tuple(by_name[info.name] for info in wanted)
+
+
 class LiteRTRunner:
     """A flatbuffer opened in LiteRT."""
 
@@ -160,16 +183,28 @@ class LiteRTRunner:
                 self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
         self._interpreter = self._open()
         self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
-        self._dtypes = {
-            name: detail["dtype"] for name, detail in self._signature.get_input_details().items()
-        }
+        details = self._signature.get_input_details()
+        self._dtypes = {name: detail["dtype"] for name, detail in details.items()}
+        self._inputs = _quantizations(details)
+        self._outputs = _quantizations(self._signature.get_output_details())
 
     def _arrays(self, inputs: Tensors) -> dict[str, Any]:
-        return {name: inputs[name].astype(dtype) for name, dtype in self._dtypes.items()}
+        from exporter.quantization.affine import to_integers
+
+        return {
+            name: to_integers(inputs[name], self._inputs[name], dtype)
+            if name in self._inputs
+            else inputs[name].astype(dtype)
+            for name, dtype in self._dtypes.items()
+        }
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
+        from exporter.quantization.affine import to_reals
+
         outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
+        for name, quantization in self._outputs.items():
+            outputs[name] = to_reals(outputs[name], quantization)
         return outputs
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
@@ -185,6 +220,12 @@ class LiteRTRunner:
             interpreter.set_tensor(details[name]["index"], array)
         run: Callable[[], object] = interpreter.invoke
         return run
+
+
+def _quantizations(details: dict[str, Any]) -> dict[str, Quantization]:
+    """Returns what the integers of inputs or outputs stand for; others have a scale of zero."""
+    pairs = {name: detail["quantization"] for name, detail in details.items()}
+    return {name: Quantization(float(s), int(zero)) for name, (s, zero) in pairs.items() if s}
 
 
 def _computes_in_half(graph: Any) -> bool:

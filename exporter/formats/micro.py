@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError
-from exporter.formats.base import Runner, Tensors
+from exporter.formats.base import Runner, TensorInfo, Tensors
 from exporter.formats.flatbuffer import read_interface
 from exporter.isolation import ChildError, call_in_child
 
@@ -40,12 +40,14 @@ class MicroRunner:
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
         self.prepare(inputs)()
-        names = (info.name for info in self._outputs)
-        return {name: self._interpreter.get_output(index) for index, name in enumerate(names)}
+        return {
+            info.name: _in_reals(self._interpreter.get_output(index), info)
+            for index, info in enumerate(self._outputs)
+        }
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds a batch; see the protocol."""
-        arrays = [inputs[info.name].astype(info.dtype) for info in self._inputs]
+        arrays = [_as_stored(inputs[info.name], info) for info in self._inputs]
 
         def run() -> None:
             # Every time, for the memory of inputs is used again for activations.
@@ -54,6 +56,20 @@ class MicroRunner:
             self._interpreter.invoke()
 
         return run
+
+
+def _as_stored(array: Any, info: TensorInfo) -> Any:
+    from exporter.quantization.affine import to_integers
+
+    if info.quantization is None:
+        return array.astype(info.dtype)
+    return to_integers(array, info.quantization, info.dtype)
+
+
+def _in_reals(array: Any, info: TensorInfo) -> Any:
+    from exporter.quantization.affine import to_reals
+
+    return array if info.quantization is None else to_reals(array, info.quantization)
 
 
 class BatchByBatch:

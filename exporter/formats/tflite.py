@@ -3,8 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
-from exporter.formats.flatbuffer import REFERENCE, XNNPACK, LiteRTRunner, convert, list_tensors
+from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
+from exporter.formats.flatbuffer import (
+    REFERENCE,
+    XNNPACK,
+    LiteRTRunner,
+    convert,
+    interface,
+    list_tensors,
+)
+from exporter.formats.flatbuffer_quantization import VARIANTS
 
 
 class TFLite(Format):
@@ -12,11 +20,16 @@ class TFLite(Format):
 
     name = "tflite"
     suffix = ".tflite"
+    variants = VARIANTS
     backends = (XNNPACK, REFERENCE)
 
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
         path.write_bytes(convert(model, options))
+
+    def interface(self, path: Path, model: Any) -> Interface:
+        """Reads from the flatbuffer which inputs and outputs are integers."""
+        return interface(path.read_bytes(), model)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""

@@ -1,0 +1,1 @@
+"""Quantization that formats share: ranges of activations, estimated from calibration data."""
