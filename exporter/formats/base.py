@@ -185,6 +185,15 @@ class Variant:
     rule: ToleranceRule | QualityRule = ToleranceRule()
 
 
+def split(inputs: Tensors, size: int) -> list[Tensors]:
+    """Cuts a batch of named arrays into smaller ones, the last of which may be smaller still."""
+    count = len(next(iter(inputs.values())))
+    return [
+        {name: array[start : start + size] for name, array in inputs.items()}
+        for start in range(0, count, size)
+    ]
+
+
 class Runner(Protocol):
     """An artifact opened in a runtime: named arrays in, named arrays out.
 

@@ -19,6 +19,7 @@ from exporter.formats.base import (
     QualityRule,
     Tensors,
     Variant,
+    split,
 )
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
 
 def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Observer]":
     """Shows the activations for all calibration samples to one observer a tensor."""
+    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -264,7 +266,9 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
         experimental_preserve_all_tensors=True,
     )
     run = interpreter.get_signature_runner()
-    dtypes = {name: detail["dtype"] for name, detail in run.get_input_details().items()}
+    details = run.get_input_details()
+    dtypes = {name: detail["dtype"] for name, detail in details.items()}
+    fixed = next((n for d in details.values() if (n := d["shape_signature"][0]) > 0), None)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
     observers = {
         index: Observer()
@@ -272,10 +276,14 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
         if graph.tensors[index].type == schema.TensorType.FLOAT32
     }
     for batch in calibration:
-        run(**{name: batch[name].astype(dtype) for name, dtype in dtypes.items()})
+        seen: dict[int, list[Any]] = {index: [] for index in observers}
+        for part in split(batch, fixed) if fixed else [batch]:
+            run(**{name: part[name].astype(dtype) for name, dtype in dtypes.items()})
+            for index, values in seen.items():
+                values.append(interpreter.get_tensor(index))
         for index, observer in observers.items():
-            observer.observe(interpreter.get_tensor(index))
-    return {graph.tensors[index].name.decode(): seen for index, seen in observers.items()}
+            observer.observe(np.stack(seen[index]))
+    return {graph.tensors[index].name.decode(): found for index, found in observers.items()}
 
 
 def _refuse_float_kernels(model: Any, variant: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError
-from exporter.formats.base import Runner, TensorInfo, Tensors
+from exporter.formats.base import Runner, TensorInfo, Tensors, split
 from exporter.formats.flatbuffer import read_interface
 from exporter.isolation import ChildError, call_in_child
 
@@ -18,7 +18,7 @@ ALIGNMENT = 16
 _LEAST_ARENA = 512
 _LARGEST_ARENA = 2**30
 
-_TOO_SMALL = re.compile(r"failed to (allocate|resize)", re.IGNORECASE)
+_TOO_SMALL = re.compile(r"failed to (allocate|resize)|too many buffers", re.IGNORECASE)
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 
 
@@ -78,23 +78,16 @@ class BatchByBatch:
     def __init__(self, runner: Runner, size: int) -> None:
         self._runner, self._size = runner, size
 
-    def _batches(self, inputs: Tensors) -> list[Tensors]:
-        count = len(next(iter(inputs.values())))
-        return [
-            {name: array[start : start + self._size] for name, array in inputs.items()}
-            for start in range(0, count, self._size)
-        ]
-
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts any number of whole batches."""
         import numpy as np
 
-        results = [self._runner(batch) for batch in self._batches(inputs)]
+        results = [self._runner(batch) for batch in split(inputs, self._size)]
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds any number of whole batches; see the protocol."""
-        calls = [self._runner.prepare(batch) for batch in self._batches(inputs)]
+        calls = [self._runner.prepare(batch) for batch in split(inputs, self._size)]
 
         def run() -> None:
             for call in calls:
