@@ -27,7 +27,13 @@ from exporter.formats.flatbuffer import (
     read_interface,
 )
 from exporter.formats.flatbuffer_quantization import INT8, VARIANTS
-from exporter.formats.micro import ALIGNMENT, BatchByBatch, MicroRunner, measure_arena
+from exporter.formats.micro import (
+    ALIGNMENT,
+    BatchByBatch,
+    MicroRunner,
+    measure_arena,
+    without_select,
+)
 
 HEADER = "model_data.h"
 SOURCE = "model_data.cc"
@@ -70,7 +76,7 @@ class CSource(Format):
                     "TFLite Micro needs inputs of fixed sizes; only the batch may be free. "
                     f"Received: input {info.name!r} of shape {info.shape}."
                 )
-        content = convert(model, options, batch=1)
+        content = without_select(convert(model, options, batch=1))
         arena_bytes = measure_arena(content)
         name = identifier(model.name)
         path.mkdir()

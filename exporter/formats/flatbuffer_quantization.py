@@ -122,10 +122,10 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
         raise ConversionError(
             f"The flatbuffer has no {options.variant} variant: {brief(error)}"
         ) from error
-    model = _read(quantized)
+    model = unpack(quantized)
     _refuse_float_kernels(model, options.variant)
     _take_shapes_of_integers(model)
-    return _written(model)
+    return pack(model)
 
 
 def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
@@ -189,7 +189,7 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
     from ai_edge_quantizer.qtyping import TFLOperationName
 
     ranges = {}
-    for result, table, values in _lookups(_read(content)):
+    for result, table, values in _lookups(unpack(content)):
         quantizer.add_static_config(f"^{re.escape(result)};", TFLOperationName.GATHER, 8, 8)
         ranges[table] = {"min": values.min(keepdims=True), "max": values.max(keepdims=True)}
     return ranges
@@ -253,7 +253,7 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
 
     from exporter.quantization.ranges import Observer
 
-    (graph, *bodies) = _read(content).subgraphs
+    (graph, *bodies) = unpack(content).subgraphs
     if bodies:
         raise ConversionError(
             "Activations cannot be observed within the loops of recurrent layers. Build these with "
@@ -344,13 +344,14 @@ def _operator_name(code: int) -> str:
     return str(next(n for n, value in vars(schema.BuiltinOperator).items() if value == code))
 
 
-def _read(content: bytes) -> Any:
+def unpack(content: bytes) -> Any:
+    """Reads a flatbuffer into objects that can be changed."""
     from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 
     return read_model_from_bytearray(content)
 
 
-def _written(model: Any) -> bytes:
+def pack(model: Any) -> bytes:
     """Packs a flatbuffer with all that it needs inside, and data aligned.
 
     The quantizer appends the data of larger files, which TFLite Micro cannot read; and the

@@ -9,7 +9,8 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import Runner, TensorInfo, Tensors, split
-from exporter.formats.flatbuffer import read_interface
+from exporter.formats.flatbuffer import list_operators, read_interface
+from exporter.formats.flatbuffer_quantization import pack, unpack
 from exporter.isolation import ChildError, call_in_child
 
 ALIGNMENT = 16
@@ -94,6 +95,34 @@ class BatchByBatch:
                 call()
 
         return run
+
+
+def without_select(content: bytes) -> bytes:
+    """Replaces SELECT, which TFLite Micro has not, by SELECT_V2 where both do the same.
+
+    They differ only in how a condition is spread that is smaller than what it chooses between.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    if "SELECT" not in list_operators(content):
+        return content
+    model = unpack(content)
+    for number, code in enumerate(model.operatorCodes):
+        uses = [
+            (graph, operator)
+            for graph in model.subgraphs
+            for operator in graph.operators or ()
+            if operator.opcodeIndex == number
+        ]
+        if code.builtinCode == schema.BuiltinOperator.SELECT and all(
+            len({tuple(graph.tensors[index].shape) for index in operator.inputs}) == 1
+            for graph, operator in uses
+        ):
+            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SELECT_V2
+            for _, operator in uses:
+                operator.builtinOptionsType = schema.BuiltinOptions.SelectV2Options
+                operator.builtinOptions = schema.SelectV2OptionsT()
+    return pack(model)
 
 
 def measure_arena(content: bytes) -> int:
