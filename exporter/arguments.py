@@ -77,8 +77,8 @@ def run_parser() -> argparse.ArgumentParser:
         type=_names,
         metavar="FORMAT",
         help=(
-            f"{', '.join(FORMAT_NAMES)} or {ALL}; may be repeated, or separated by commas "
-            "(default: tflite)"
+            f"{', '.join(FORMAT_NAMES)} or {ALL} that are installed; may be repeated, or separated "
+            "by commas (default: tflite)"
         ),
     )
     output.add_argument(

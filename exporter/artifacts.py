@@ -23,7 +23,6 @@ from exporter.formats.base import (
     KerasRunner,
     Signature,
     describe,
-    measure,
 )
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.isolation import ChildError
@@ -60,7 +59,7 @@ def export(
     Args:
         model: A built Keras model, or what ``compress`` returned.
         directory: Folder to write to; made if it does not exist.
-        formats: Names of formats; ``"all"`` stands for every one.
+        formats: Names of formats; ``"all"`` stands for every one that is installed.
         data: What ``load_dataset`` returned or takes; variants that are calibrated need its
             training part.
         card: What the artifacts tell of the model, such as names of its classes.
@@ -72,10 +71,14 @@ def export(
         The artifacts, in the order of the formats and of their variants.
 
     Raises:
-        InputError: If an argument cannot be used, or an artifact is there and ``force`` is False.
+        InputError: If an argument cannot be used, a format's packages are not installed, or an
+            artifact is there and ``force`` is False.
         ConversionError: If a converter fails; nothing is written then.
     """
     recipe = Recipe(formats=tuple(formats), **choices)
+    chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
+    for fmt, _ in chosen:
+        fmt.require_extra()
     compressed = _as_compressed(model)
     keras_model = compressed.model
     signature = Signature(keras_model)
@@ -83,7 +86,6 @@ def export(
     check_card(card, signature.inputs, signature.outputs)
     dataset = fitted(load_dataset(data) if isinstance(data, str) else data, keras_model)
     samples = quantization_samples(recipe, keras_model, dataset)
-    chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     target = Path(directory)
     gauges = Gauges(recipe, compressed, samples)
     artifacts = []
@@ -215,6 +217,7 @@ def verify(
     compressed = _as_compressed(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.model)
+    FORMATS[artifact.format].require_extra()
     dataset = load_dataset(data) if isinstance(data, str) else data
     with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
         verifier = Verifier(
@@ -265,7 +268,7 @@ def write_artifact(
         file = scratch / f"{each}-{path.name}"
         fmt.export(model, file, replace(options, granularity=each))
         ratio = None if judge is None else judge.snr(file)
-        trials[Trial(each, measure(file)[0], ratio)] = file
+        trials[Trial(each, fmt.size(file), ratio)] = file
     chosen = choose(list(trials))
     shutil.move(trials[chosen], path)
     return (chosen, *(trial for trial in trials if trial is not chosen))
@@ -284,7 +287,8 @@ class _Judge:
         """Returns that of the worst output, in decibels; minus infinity if it cannot be run."""
         artifact = describe(self._fmt, self._variant, path, self._model)
         try:
-            outputs = execute(artifact, [self._probe], path.parent, len(self._probe))
+            limits = dict.fromkeys(self._fmt.backends)
+            outputs = execute(artifact, [self._probe], path.parent, limits)
         except ChildError:  # The verdict will tell of it, if this one is chosen.
             return -math.inf
         actual = outputs[self._fmt.backends[0]][self._probe.name]
@@ -305,9 +309,8 @@ def _as_compressed(model: Any) -> Compressed:
 
 
 def _described(path: Path, model: Any) -> Artifact:
-    suffix = "" if path.is_dir() else path.suffix
-    fmt = next((fmt for fmt in FORMATS.values() if fmt.suffix == suffix), None)
-    if fmt is None or not path.exists():
+    fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
+    if fmt is None:
         raise InputError(
             f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
             f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."

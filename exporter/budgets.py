@@ -18,7 +18,7 @@ from exporter.card import Normalization, make_card
 from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature, measure
+from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature
 from exporter.lowrank.allocation import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.kernels import FREE_SIZE
@@ -341,9 +341,11 @@ def skeleton(engine: Engine, plan: RankPlan) -> Compressed:
 def _sizes(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, int]:
     """Exports a model of the planned shapes and returns the bytes in each format."""
     model = skeleton(engine, plan).model
-    return {
-        name: measure(_export(FORMATS[name], model, recipe, folder))[0] for name in recipe.formats
-    }
+    sizes = {}
+    for name in recipe.formats:
+        fmt = FORMATS[name]
+        sizes[name] = fmt.size(_export(fmt, model, recipe, folder))
+    return sizes
 
 
 def _latencies(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, float]:

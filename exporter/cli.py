@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from exporter.arguments import INSPECT, TUNING, inspect_parser, run_parser
 from exporter.errors import ExporterError
+from exporter.formats import ALL, FORMATS
 from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.recipe import Recipe, parse_rank
 
@@ -93,8 +94,14 @@ def _run(options: argparse.Namespace) -> int:
         with _output_for(options):
             run_worker(recipe, progress=_progress(options))
         return 0
+    progress = _progress(options)
+    if ALL in (options.format or ()):
+        for fmt in FORMATS.values():
+            if fmt.extra.missing:
+                extra = fmt.extra.name
+                progress.note(f"Format {fmt.name} is left out: it needs the extra {extra!r}")
     with _output_for(options):
-        report = run(recipe, progress=_progress(options))
+        report = run(recipe, progress=progress)
     _show(options, report, report_dict, print_report)
     return report.exit_code
 

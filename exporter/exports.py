@@ -9,13 +9,7 @@ from exporter.benchmark import LatencyPair, measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset
 from exporter.errors import ConversionError
-from exporter.formats.base import (
-    ExportOptions,
-    Format,
-    KerasRunner,
-    describe,
-    measure,
-)
+from exporter.formats.base import ExportOptions, Format, KerasRunner, describe
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.statistics import Calibration
@@ -112,8 +106,7 @@ class Exports:
             if not baseline_path.exists():
                 plain = ExportOptions(opset=recipe.opset, card=self._card)
                 fmt.export(self._baseline, baseline_path, plain)
-            size, _ = measure(baseline_path)
-            report = replace(report, baseline_size=size)
+            report = replace(report, baseline_size=fmt.size(baseline_path))
             report = replace(report, latency=self._latency(fmt, baseline_path, path))
         except (ConversionError, ChildError) as error:
             # The baseline is no product of this run: it is only compared with.

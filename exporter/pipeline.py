@@ -157,7 +157,7 @@ def run(
             budget=_budget(job, baseline, compressed.model, after, artifacts),
             compression=exports.compression,
             artifacts=tuple(artifacts),
-            versions=_versions(),
+            versions=_versions(recipe.formats),
             seconds=time.perf_counter() - start,
         )
         write_manifest(report, staging)
@@ -236,6 +236,8 @@ def _prepare(
     recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
 ) -> _Job:
     """Loads and checks everything that can be wrong, before any work."""
+    for format_name in recipe.formats if writes else ():
+        FORMATS[format_name].require_extra()
     if model is not None and recipe.model is not None:
         raise RecipeError("Give a model either by recipe.model or as an object, not both.")
     trained_here = model is None and recipe.model is None
@@ -388,8 +390,9 @@ def _sample_counts(dataset: Dataset) -> dict[str, int]:
     return {name: len(part) for name, part in parts.items() if part is not None}
 
 
-def _versions() -> dict[str, str]:
+def _versions(formats: Sequence[str] = ()) -> dict[str, str]:
     from exporter import __version__
 
-    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    packages = [package for name in formats for package in FORMATS[name].extra.packages]
+    libraries = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *packages)}
     return {"python": platform.python_version(), "exporter": __version__, **libraries}

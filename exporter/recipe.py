@@ -95,7 +95,8 @@ class Recipe:
         max_size: Most bytes of each artifact.
         max_latency: Most seconds of one call, one thread, batch 1, measured in each runtime.
         max_drop: Most accuracy that may be lost on the validation data, 0 to 1.
-        formats: Formats to export to, in this order. ``"all"`` stands for every one.
+        formats: Formats to export to, in this order. ``"all"`` stands for every one whose packages
+            are installed.
         quantize: Numeric variants to export, in this order, of ``QUANTIZATIONS``; each format
             exports those that it has. ``"all"`` stands for every one.
         io_type: Element type of the inputs and outputs of variants that compute in integers.
@@ -191,9 +192,10 @@ class Recipe:
             object.__setattr__(self, "rank", DEFAULT_RANK)
         self._check_rank()
         self._check_goals()
-        formats = _checked_names("formats", self.formats, FORMAT_NAMES)
+        installed = [name for name, fmt in FORMATS.items() if not fmt.extra.missing]
+        formats = _checked_names("formats", self.formats, FORMAT_NAMES, installed)
         object.__setattr__(self, "formats", formats)
-        variants = _checked_names("quantize", self.quantize, QUANTIZATIONS)
+        variants = _checked_names("quantize", self.quantize, QUANTIZATIONS, QUANTIZATIONS)
         if ALL in self.quantize:
             had = {quantization for name in formats for quantization in _quantizations(name)}
             variants = tuple(name for name in variants if name in had)
@@ -418,8 +420,10 @@ class Recipe:
         return cls.from_dict(values)
 
 
-def _checked_names(field: str, names: object, known: Sequence[str]) -> tuple[str, ...]:
-    """Checks a list of names, of which ``all`` stands for every one."""
+def _checked_names(
+    field: str, names: object, known: Sequence[str], every: Sequence[str]
+) -> tuple[str, ...]:
+    """Checks a list of names, of which ``all`` stands for ``every``."""
     if isinstance(names, str) or not isinstance(names, (list, tuple)):
         raise RecipeError(f"{field} must be a list of names. Received: {names!r}.")
     chosen: list[str] = []
@@ -428,7 +432,7 @@ def _checked_names(field: str, names: object, known: Sequence[str]) -> tuple[str
             raise RecipeError(
                 f"Unknown name {name!r} in {field}. Known: {', '.join([*known, ALL])}."
             )
-        chosen.extend(known if name == ALL else [name])
+        chosen.extend(every if name == ALL else [name])
     if not chosen:
         raise RecipeError(f"{field} is empty. Known: {', '.join(known)}.")
     return tuple(dict.fromkeys(chosen))

@@ -132,7 +132,7 @@ def test_json_names_every_option():
         ({"rank": {3: 1}}, "Received: 3."),
         ({"formats": "tflite"}, "formats must be a list of names. Received: 'tflite'."),
         ({"formats": None}, "Received: None."),
-        ({"formats": ()}, "formats is empty. Known: saved_model, tflite, onnx, ort."),
+        ({"formats": ()}, f"formats is empty. Known: {', '.join(FORMAT_NAMES)}."),
         ({"formats": ["tfl"]}, "Unknown name 'tfl' in formats. Known: saved_model, tflite, onnx"),
         ({"formats": [3]}, "Unknown name 3 in formats."),
         ({"quantize": "int8"}, "quantize must be a list of names. Received: 'int8'."),

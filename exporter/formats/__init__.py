@@ -1,6 +1,7 @@
 """What can be exported to: one file a format, one row each in the table below."""
 
 from exporter.formats.base import Format
+from exporter.formats.c import CSource
 from exporter.formats.onnx import Onnx
 from exporter.formats.ort import Ort
 from exporter.formats.saved_model import SavedModel
@@ -8,7 +9,9 @@ from exporter.formats.tflite import TFLite
 
 ALL = "all"
 
-FORMATS: dict[str, Format] = {fmt.name: fmt for fmt in (SavedModel(), TFLite(), Onnx(), Ort())}
+FORMATS: dict[str, Format] = {
+    fmt.name: fmt for fmt in (SavedModel(), TFLite(), Onnx(), Ort(), CSource())
+}
 
 FORMAT_NAMES: tuple[str, ...] = tuple(FORMATS)
 

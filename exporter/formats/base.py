@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from exporter.card import ModelCard
 from exporter.errors import DataError, ModelError
+from exporter.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
 
 if TYPE_CHECKING:
@@ -98,10 +99,12 @@ class Artifact:
         format: The name of its format.
         variant: The name of its variant.
         path: Where it is.
-        size: Bytes of the file, or of all files in the folder.
+        size: Bytes that it takes where it runs: of the file, of all files in the folder, or of what
+            source code defines.
         sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
         inputs: What it takes.
         outputs: What it gives.
+        figures: What else was measured of it, by name.
     """
 
     format: str
@@ -111,6 +114,7 @@ class Artifact:
     sha256: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,15 @@ class ExportOptions:
             )
 
 
+def split(inputs: Tensors, size: int) -> list[Tensors]:
+    """Cuts a batch of named arrays into smaller ones, the last of which may be smaller still."""
+    count = len(next(iter(inputs.values())))
+    return [
+        {name: array[start : start + size] for name, array in inputs.items()}
+        for start in range(0, count, size)
+    ]
+
+
 class Runner(Protocol):
     """An artifact opened in a runtime: named arrays in, named arrays out.
 
@@ -173,19 +186,34 @@ class Format(ABC):
         variants: The numeric variants on offer, the one that is not quantized first.
         backends: Ways in which the runtime can execute an artifact. All are verified; the first is
             the one that ships, and the one that is timed.
+        slow: Whether even the first computes by plain reference kernels, and is verified on fewer
+            samples where the model is large; the others always are.
         thread_environment: Environment variables that hold the runtime to one thread, for those
             that take it from nowhere else.
+        extra: What has to be installed for it.
+        batch: Batch size of its artifacts where the model leaves it free; None leaves it so.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     variants: ClassVar[tuple[Variant, ...]] = (Variant(FLOAT32),)
     backends: ClassVar[tuple[str, ...]]
+    slow: ClassVar[bool] = False
     thread_environment: ClassVar[Mapping[str, str]] = {}
+    extra: ClassVar[Extra] = NO_EXTRA
+    batch: ClassVar[int | None] = None
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of a name that the format has."""
         return next(variant for variant in self.variants if variant.name == name)
+
+    def require_extra(self) -> None:
+        """Checks that what it needs is installed.
+
+        Raises:
+            RecipeError: If it is not; the message names the extra.
+        """
+        self.extra.require(f"Format {self.name!r}")
 
     @abstractmethod
     def export(self, model: Any, path: Path, options: ExportOptions) -> None:
@@ -198,8 +226,21 @@ class Format(ABC):
     def interface(self, path: Path, model: Any) -> Interface:
         """Returns the inputs and the outputs of an artifact of a model."""
         del path
-        signature = Signature(model)
+        signature = Signature(model, batch=self.batch)
         return signature.inputs, signature.outputs
+
+    def recognizes(self, path: Path) -> bool:
+        """Tells whether a path looks like an artifact of this format."""
+        return path.is_file() and path.suffix == self.suffix
+
+    def size(self, path: Path) -> int:
+        """Returns the bytes that an artifact takes where it runs."""
+        return measure(path)[0]
+
+    def figures(self, path: Path) -> Mapping[str, int]:
+        """Returns what else was measured of an artifact, by name."""
+        del path
+        return {}
 
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
@@ -230,19 +271,20 @@ class Signature:
         ModelError: If the model has an input that is not dense.
     """
 
-    def __init__(self, model: Any, *, training: bool = False) -> None:
+    def __init__(self, model: Any, *, training: bool = False, batch: int | None = None) -> None:
         """Reads the names.
 
         Args:
             model: The model.
             training: Whether dropout and the like are active when the signature is called.
+            batch: The batch size, where that of the model is free; None leaves it so.
         """
         import keras
 
         if any(tensor.sparse for tensor in model.inputs):
             raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
         input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
-        self.inputs = _infos(input_names, model.inputs)
+        self.inputs = _infos(input_names, model.inputs, batch)
         structure = getattr(model, "output", None)
         if isinstance(structure, dict):
             tensors = keras.tree.flatten(structure)
@@ -251,7 +293,7 @@ class Signature:
         else:
             tensors = model.outputs
             output_names = [tensor._keras_history.operation.name for tensor in tensors]
-        self.outputs = _infos(output_names, tensors)
+        self.outputs = _infos(output_names, tensors, batch)
         self._names_by_layer: dict[str, str] = dict(
             zip(input_names, (info.name for info in self.inputs), strict=True)
         )
@@ -282,7 +324,9 @@ def _flat_paths(structure: Any) -> list[tuple[tuple[Any, ...], Any]]:
     return list(keras.tree.flatten_with_path(structure))
 
 
-def _infos(names: Sequence[str], tensors: Sequence[Any]) -> tuple[TensorInfo, ...]:
+def _infos(
+    names: Sequence[str], tensors: Sequence[Any], batch: int | None
+) -> tuple[TensorInfo, ...]:
     taken: set[str] = set()
     infos = []
     for name, tensor in zip(names, tensors, strict=True):
@@ -293,7 +337,8 @@ def _infos(names: Sequence[str], tensors: Sequence[Any]) -> tuple[TensorInfo, ..
         while unique in taken:
             unique, count = f"{identifier}_{count}", count + 1
         taken.add(unique)
-        infos.append(TensorInfo(unique, tuple(tensor.shape), str(tensor.dtype)))
+        shape = (*(size or batch for size in tensor.shape[:1]), *tensor.shape[1:])
+        infos.append(TensorInfo(unique, shape, str(tensor.dtype)))
     return tuple(infos)
 
 
@@ -327,13 +372,13 @@ class KerasRunner:
 
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
     """Measures what an export wrote."""
-    size, sha256 = measure(path)
     if fmt.variant(variant).calibrated:
         inputs, outputs = fmt.interface(path, model)
     else:  # Only what computes in integers may take and give them.
-        signature = Signature(model)
+        signature = Signature(model, batch=fmt.batch)
         inputs, outputs = signature.inputs, signature.outputs
-    return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs)
+    size, (_, sha256), figures = fmt.size(path), measure(path), fmt.figures(path)
+    return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures)
 
 
 def measure(path: Path) -> tuple[int, str]:

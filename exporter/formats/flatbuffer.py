@@ -1,7 +1,8 @@
 """TensorFlow Lite's flatbuffer, which several formats are made of."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
@@ -12,32 +13,43 @@ from exporter.formats.base import (
     Signature,
     StoredTensor,
     TensorInfo,
+    Tensors,
 )
 from exporter.formats.flatbuffer_quantization import check, is_quantized, quantize
 from exporter.formats.keras_models import recast, serving_module
 from exporter.formats.variants import FLOAT16
 
+XNNPACK = "xnnpack"
+REFERENCE = "reference"
 
-def convert(model: Any, options: ExportOptions) -> bytes:
+_SIGNATURE = "serving_default"
+
+
+def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> bytes:
     """Converts a Keras model to a variant, with builtin operators alone.
+
+    Args:
+        model: The model.
+        options: What is asked for.
+        batch: The batch size, where that of the model is free; None leaves it so.
 
     Raises:
         ConversionError: If the converter fails, or the model has no such variant.
         DataError: If the variant is calibrated, and there is nothing to calibrate it on.
     """
     check(options)
-    content = _convert(model, half=options.variant == FLOAT16)
+    content = _convert(model, half=options.variant == FLOAT16, batch=batch)
     return quantize(content, options) if is_quantized(options.variant) else content
 
 
-def _convert(model: Any, *, half: bool) -> bytes:
+def _convert(model: Any, *, half: bool, batch: int | None) -> bytes:
     import tensorflow as tf
 
     try:
-        module, function = serving_module(model)
+        module, function = serving_module(model, batch=batch)
         if _computes_in_half(function.graph):
             # LiteRT has no kernels for that; mixed precision is meant for training.
-            module, function = serving_module(recast(model, "float32"))
+            module, function = serving_module(recast(model, "float32"), batch=batch)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -78,40 +90,142 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
     return stored
 
 
-def interface(content: bytes, model: Any) -> Interface:
-    """Returns inputs and outputs of a model as its flatbuffer has them: some may be integers."""
+def list_operators(content: bytes) -> list[str]:
+    """Lists the builtin operators that a flatbuffer uses, sorted."""
     from ai_edge_litert import schema_py_generated as schema
 
-    flatbuffer = schema.Model.GetRootAs(content, 0)
-    definition = flatbuffer.SignatureDefs(0)
-    graph = flatbuffer.Subgraphs(definition.SubgraphIndex())
-    inputs = map(definition.Inputs, range(definition.InputsLength()))
-    outputs = map(definition.Outputs, range(definition.OutputsLength()))
-    signature = Signature(model)
-    return _stored(signature.inputs, graph, inputs), _stored(signature.outputs, graph, outputs)
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
+    model = schema.Model.GetRootAs(content, 0)
+    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
+    return sorted({names[max(c.BuiltinCode(), c.DeprecatedBuiltinCode())] for c in codes})
 
 
-def _stored(
-    infos: Sequence[TensorInfo], graph: Any, entries: Iterable[Any]
+def read_interface(content: bytes) -> Interface:
+    """Reads what a flatbuffer takes and gives, in the order in which interpreters number it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
+    inputs = map(signature.Inputs, range(signature.InputsLength()))
+    outputs = map(signature.Outputs, range(signature.OutputsLength()))
+    return (
+        _tensor_infos(graph, map(graph.Inputs, range(graph.InputsLength())), inputs),
+        _tensor_infos(graph, map(graph.Outputs, range(graph.OutputsLength())), outputs),
+    )
+
+
+def _tensor_infos(
+    graph: Any, indices: Iterable[int], entries: Iterable[Any]
 ) -> tuple[TensorInfo, ...]:
     from ai_edge_litert import schema_py_generated as schema
 
-    dtypes = {
-        schema.TensorType.INT8: "int8",
-        schema.TensorType.UINT8: "uint8",
-        schema.TensorType.INT16: "int16",
-    }
-    tensors = {entry.Name().decode(): graph.Tensors(entry.TensorIndex()) for entry in entries}
+    types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
+    names: dict[int, list[str]] = {}  # One tensor may be given under two names.
+    for entry in entries:
+        names.setdefault(entry.TensorIndex(), []).append(entry.Name().decode())
+    infos = []
+    for index in indices:
+        tensor = graph.Tensors(index)
+        # The signature has the free sizes, if there are any.
+        sizes = map(tensor.ShapeSignature, range(tensor.ShapeSignatureLength()))
+        fixed = map(tensor.Shape, range(tensor.ShapeLength()))
+        shape = tuple(None if size < 0 else size for size in sizes) or tuple(fixed)
+        parameters, quantization = tensor.Quantization(), None
+        if parameters is not None and parameters.ScaleLength():
+            quantization = Quantization(parameters.Scale(0), parameters.ZeroPoint(0))
+        infos.append(TensorInfo(names[index].pop(0), shape, types[tensor.Type()], quantization))
+    return tuple(infos)
 
-    def stored(info: TensorInfo) -> TensorInfo:
-        tensor = tensors[info.name]
-        parameters = tensor.Quantization()
-        if parameters is None or not parameters.ScaleLength():
-            return info
-        quantization = Quantization(float(parameters.Scale(0)), int(parameters.ZeroPoint(0)))
-        return replace(info, dtype=dtypes[tensor.Type()], quantization=quantization)
 
-    return tuple(map(stored, infos))
+def interface(content: bytes, model: Any) -> Interface:
+    """Reads what a flatbuffer takes and gives, in the order of the model that it was made of."""
+    signature = Signature(model)
+    inputs, outputs = read_interface(content)
+    return _in_order(inputs, signature.inputs), _in_order(outputs, signature.outputs)
+
+
+def _in_order(infos: Iterable[TensorInfo], wanted: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
+    by_name = {info.name: info for info in infos}
+    return tuple(by_name[info.name] for info in wanted)
+
+
+class LiteRTRunner:
+    """A flatbuffer opened in LiteRT."""
+
+    def __init__(self, model: Path | bytes, backend: str, threads: int | None = None) -> None:
+        """Opens the flatbuffer.
+
+        Args:
+            model: The file, which LiteRT maps into memory, or its content.
+            backend: ``XNNPACK``, or ``REFERENCE`` for the plain reference kernels. Where these lack
+                an operator of the model, as they do Elu, LiteRT's own optimized ones stand in for
+                all of them, still without XNNPACK.
+            threads: How many threads may be used; None leaves it to LiteRT.
+        """
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        source = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
+
+        def opened(resolver: Any) -> Any:
+            return Interpreter(
+                **source, experimental_op_resolver_type=resolver, num_threads=threads
+            )
+
+        if backend == XNNPACK:
+            self._open = partial(opened, OpResolverType.AUTO)
+        else:
+            self._open = partial(opened, OpResolverType.BUILTIN_REF)
+            try:
+                self._open()
+            except ValueError as error:
+                if "Didn't find op" not in str(error):
+                    raise
+                self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+        self._interpreter = self._open()
+        self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
+        details = self._signature.get_input_details()
+        self._dtypes = {name: detail["dtype"] for name, detail in details.items()}
+        self._inputs = _quantizations(details)
+        self._outputs = _quantizations(self._signature.get_output_details())
+
+    def _arrays(self, inputs: Tensors) -> dict[str, Any]:
+        from exporter.quantization.affine import to_integers
+
+        return {
+            name: to_integers(inputs[name], self._inputs[name], dtype)
+            if name in self._inputs
+            else inputs[name].astype(dtype)
+            for name, dtype in self._dtypes.items()
+        }
+
+    def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        """Predicts a batch."""
+        from exporter.quantization.affine import to_reals
+
+        outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
+        for name, quantization in self._outputs.items():
+            outputs[name] = to_reals(outputs[name], quantization)
+        return outputs
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        """Binds a batch; see the protocol."""
+        # An interpreter of its own: one with a signature runner refuses the bare call.
+        interpreter = self._open()
+        details = self._signature.get_input_details()
+        arrays = self._arrays(inputs)
+        for name, array in arrays.items():
+            interpreter.resize_tensor_input(details[name]["index"], array.shape)
+        interpreter.allocate_tensors()
+        for name, array in arrays.items():
+            interpreter.set_tensor(details[name]["index"], array)
+        run: Callable[[], object] = interpreter.invoke
+        return run
+
+
+def _quantizations(details: dict[str, Any]) -> dict[str, Quantization]:
+    """Returns what the integers of inputs or outputs stand for; others have a scale of zero."""
+    pairs = {name: detail["quantization"] for name, detail in details.items()}
+    return {name: Quantization(float(s), int(zero)) for name, (s, zero) in pairs.items() if s}
 
 
 def _computes_in_half(graph: Any) -> bool:

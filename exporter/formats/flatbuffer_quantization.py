@@ -13,7 +13,7 @@ from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
-from exporter.formats.base import ExportOptions, Tensors
+from exporter.formats.base import ExportOptions, Tensors, split
 from exporter.formats.flatbuffer_packing import pack, unpack
 from exporter.formats.variants import (
     DYNAMIC,
@@ -236,6 +236,7 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
 
 def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Observer]":
     """Shows the activations for all calibration samples to one observer a tensor."""
+    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -254,7 +255,9 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
         experimental_preserve_all_tensors=True,
     )
     run = interpreter.get_signature_runner()
-    dtypes = {name: detail["dtype"] for name, detail in run.get_input_details().items()}
+    details = run.get_input_details()
+    dtypes = {name: detail["dtype"] for name, detail in details.items()}
+    fixed = next((n for d in details.values() if (n := d["shape_signature"][0]) > 0), None)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
     observers = {
         index: Observer()
@@ -262,10 +265,14 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
         if graph.tensors[index].type == schema.TensorType.FLOAT32
     }
     for batch in calibration:
-        run(**{name: batch[name].astype(dtype) for name, dtype in dtypes.items()})
+        seen: dict[int, list[Any]] = {index: [] for index in observers}
+        for part in split(batch, fixed) if fixed else [batch]:
+            run(**{name: part[name].astype(dtype) for name, dtype in dtypes.items()})
+            for index, values in seen.items():
+                values.append(interpreter.get_tensor(index))
         for index, observer in observers.items():
-            observer.observe(interpreter.get_tensor(index))
-    return {graph.tensors[index].name.decode(): seen for index, seen in observers.items()}
+            observer.observe(np.stack(seen[index]))
+    return {graph.tensors[index].name.decode(): found for index, found in observers.items()}
 
 
 def _refuse_float_kernels(model: Any, variant: str) -> None:

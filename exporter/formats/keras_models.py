@@ -6,11 +6,15 @@ from exporter.errors import ModelError, brief
 from exporter.formats.base import Signature
 
 
-def serving_module(model: Any) -> tuple[Any, Any]:
+def serving_module(model: Any, *, batch: int | None = None) -> tuple[Any, Any]:
     """Traces the model as one function of named inputs that returns named outputs.
 
     A plain ``tf.Module`` holds the variables: converters that are handed the Keras 3 model itself
     lose its weights without a word.
+
+    Args:
+        model: The model.
+        batch: The batch size of the function, where that of the model is free; None leaves it so.
 
     Returns:
         The module, and the concrete function.
@@ -20,7 +24,7 @@ def serving_module(model: Any) -> tuple[Any, Any]:
     """
     import tensorflow as tf
 
-    signature = Signature(model)
+    signature = Signature(model, batch=batch)
     module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
     specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}

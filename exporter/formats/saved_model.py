@@ -41,6 +41,10 @@ class SavedModel(Format):
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise ConversionError(f"SavedModel export failed: {brief(error)}") from error
 
+    def recognizes(self, path: Path) -> bool:
+        """Tells whether a path is a folder with a SavedModel in it."""
+        return (path / "saved_model.pb").is_file()
+
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the folder; threads are set by ``thread_environment``."""
         del backend, threads

@@ -357,6 +357,9 @@ def _findings(report: Report) -> Iterator[str]:
             yield f"{name}: cannot be run or parsed. {conversion.error}"
         if conversion.structure is not None:
             yield f"Structure    {name}: {_structure_text(conversion.structure)}"
+        if item.artifact and item.artifact.figures:
+            figures = (f"{k.replace('_', ' ')} {n:,}" for k, n in item.artifact.figures.items())
+            yield f"Figures      {name}: {', '.join(figures)}"
         if conversion.quality is not None:
             yield from _stage_lines(name, conversion, report.compression)
         judged = conversion.parity or conversion.quality

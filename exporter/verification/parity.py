@@ -13,7 +13,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import call_in_child
 from exporter.metrics import snr_db, top1_agreement
-from exporter.verification.probes import Probe, predict, samples_within
+from exporter.verification.probes import Limits, Probe, predict, samples_within
 from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, View, views
 
 NOT_FINITE = "not finite"
@@ -97,7 +97,7 @@ class Parity:
 
 
 def execute(
-    artifact: Artifact, probes: Sequence[Probe], folder: Path, limit: int
+    artifact: Artifact, probes: Sequence[Probe], folder: Path, limits: Limits
 ) -> dict[str, dict[str, dict[str, Array]]]:
     """Predicts all probes with an artifact in every backend of its format, in a fresh process.
 
@@ -105,7 +105,7 @@ def execute(
         artifact: What to run.
         probes: The inputs.
         folder: For the arrays that go to the child and back.
-        limit: Backends after the first predict no more samples of a probe than this.
+        limits: How many samples each backend predicts.
 
     Returns:
         Arrays by backend, probe and output.
@@ -122,7 +122,7 @@ def execute(
         "path": str(artifact.path),
         "folder": str(folder),
         "probes": [(probe.name, probe.batch_size) for probe in probes],
-        "limit": limit,
+        "limits": dict(limits),
     }
     files = call_in_child(f"{__name__}:_execute_here", job)
     results: dict[str, dict[str, dict[str, Array]]] = {}
@@ -138,12 +138,12 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
     fmt = FORMATS[job["format"]]
     folder = Path(job["folder"])
     files = []
-    for number, backend in enumerate(fmt.backends):
+    for backend in fmt.backends:
         runner = fmt.load(Path(job["path"]), backend)
         for name, batch_size in job["probes"]:
             with np.load(folder / f"{name}.npz") as loaded:
                 probe = Probe(name, {n: loaded[n] for n in loaded.files}, batch_size)
-            outputs = predict(runner, probe, job["limit"] if number else None)
+            outputs = predict(runner, probe, job["limits"][backend])
             file = folder / f"{job['format']}-{backend}-{name}-outputs.npz"
             np.savez(file, **outputs)  # type: ignore[arg-type]
             files.append((backend, name, str(file)))
@@ -151,7 +151,7 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def find_faults(
-    outputs: Outputs, reference: Predictions, probes: Sequence[Probe], *, limit: int
+    outputs: Outputs, reference: Predictions, probes: Sequence[Probe], *, limits: Limits
 ) -> tuple[Fault, ...]:
     """Finds the outputs of an artifact that no tolerance can excuse.
 
@@ -159,12 +159,12 @@ def find_faults(
         outputs: As ``execute`` returns them.
         reference: The Keras model's predictions by probe and output.
         probes: The inputs.
-        limit: As given to ``execute``.
+        limits: As given to ``execute``.
     """
     faults = []
-    for number, (backend, by_probe) in enumerate(outputs.items()):
+    for backend, by_probe in outputs.items():
         for probe in probes:
-            count = samples_within(probe, limit if number else None)
+            count = samples_within(probe, limits[backend])
             for output, all_expected in reference[probe.name].items():
                 expected = all_expected[:count]
                 fault = _fault_kind(by_probe[probe.name].get(output), expected)
@@ -181,7 +181,7 @@ def compare(
     probes: Sequence[Probe],
     tolerances: Tolerances,
     *,
-    limit: int,
+    limits: Limits,
     classes: frozenset[str],
 ) -> Parity:
     """Compares what an artifact predicted with the reference.
@@ -191,13 +191,13 @@ def compare(
         reference: The Keras model's predictions by probe and output.
         probes: The inputs.
         tolerances: What is allowed, by probe, output and view.
-        limit: As given to ``execute``.
+        limits: As given to ``execute``.
         classes: Outputs whose largest element names a class.
     """
     comparisons: list[Comparison] = []
-    for number, (backend, by_probe) in enumerate(outputs.items()):
+    for backend, by_probe in outputs.items():
         for probe in probes:
-            count = samples_within(probe, limit if number else None)
+            count = samples_within(probe, limits[backend])
             for output, all_expected in reference[probe.name].items():
                 expected = all_expected[:count]
                 values = by_probe[probe.name].get(output)
@@ -219,7 +219,7 @@ def compare(
                                 tolerance=tolerance,
                             )
                         )
-    faults = find_faults(outputs, reference, probes, limit=limit)
+    faults = find_faults(outputs, reference, probes, limits=limits)
     return Parity(tuple(comparisons), faults)
 
 

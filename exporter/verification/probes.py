@@ -125,6 +125,10 @@ def _whole_batches(probe: Probe, batch: int) -> Probe:
     return replace(probe, inputs=fill(probe.inputs), labels=fill(probe.labels), batch_size=batch)
 
 
+Limits = Mapping[str, int | None]
+"""The most samples of a probe that a backend predicts, by backend; None for all."""
+
+
 def samples_within(probe: Probe, limit: int | None) -> int:
     """Returns how many samples of a probe are predicted under a limit: whole batches, at least one.
 

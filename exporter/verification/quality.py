@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from exporter.formats.variants import QualityRule
 from exporter.metrics import loss_of, snr_db, task_metric, top1_agreement
 from exporter.verification.parity import Fault, Outputs
-from exporter.verification.probes import Probe, samples_within
+from exporter.verification.probes import Limits, Probe, samples_within
 from exporter.verification.tolerance import Predictions
 
 
@@ -61,7 +61,7 @@ def judge_quality(
     rule: QualityRule,
     faults: Sequence[Fault],
     *,
-    limit: int,
+    limits: Limits,
     classes: frozenset[str],
 ) -> Quality:
     """Compares what an artifact predicted for a probe with the reference.
@@ -72,12 +72,12 @@ def judge_quality(
         probe: Real data, where there are any.
         rule: The limits.
         faults: What ``find_faults`` found.
-        limit: As given to ``execute``.
+        limits: As given to ``execute``.
         classes: Outputs whose largest element names a class.
     """
     judged = []
-    for number, (backend, by_probe) in enumerate(outputs.items()):
-        count = samples_within(probe, limit if number else None)
+    for backend, by_probe in outputs.items():
+        count = samples_within(probe, limits[backend])
         for output, all_expected in reference[probe.name].items():
             expected, values = all_expected[:count], by_probe[probe.name].get(output)
             if values is None or values.shape != expected.shape:

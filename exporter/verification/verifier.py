@@ -9,14 +9,14 @@ from exporter.baseline import scales_input
 from exporter.benchmark import count_macs
 from exporter.data import UINT8_MAX, Dataset
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, KerasRunner, Signature
+from exporter.formats.base import Artifact, Format, KerasRunner, Signature
 from exporter.formats.variants import QualityRule, ToleranceRule
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.metrics import Metric, task_metric
 from exporter.verification.compression import outputs_with_classes
 from exporter.verification.parity import Outputs, Parity, compare, execute, find_faults
-from exporter.verification.probes import Probe, make_probes, predict
+from exporter.verification.probes import Limits, Probe, make_probes, predict, samples_within
 from exporter.verification.quality import Quality, judge_quality
 from exporter.verification.structure import StructureProof, prove_structure
 from exporter.verification.tolerance import (
@@ -123,33 +123,40 @@ class Verifier:
         except Exception as error:  # Parsers raise whatever a damaged file makes them run into.
             return ConversionVerdict(None, None, {}, error=f"{type(error).__name__}: {error}")
         structure = prove_structure(stored, artifact.size, self._compressed, variant.weight_bits)
+        limits = self._limits(fmt)
         try:
-            outputs = execute(artifact, self.probes, self._folder, self._limit)
+            outputs = execute(artifact, self.probes, self._folder, limits)
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
         first = self.probes[0]
-        parity, quality = self._judge(outputs, variant.rule)
+        parity, quality = self._judge(outputs, limits, variant.rule)
         shipped = outputs[fmt.backends[0]][first.name]
+        count = samples_within(first, limits[fmt.backends[0]])
+        expected = {name: y[:count] for name, y in self.reference[first.name].items()}
         metrics = {
-            name: task_metric(shipped[name], labels)
+            name: task_metric(shipped[name], labels[:count])
             for name, labels in first.labels.items()
-            if name in shipped and shipped[name].shape == self.reference[first.name][name].shape
+            if name in shipped and shipped[name].shape == expected[name].shape
         }
         return ConversionVerdict(parity, structure, metrics, quality)
 
+    def _limits(self, fmt: Format) -> Limits:
+        first, *others = fmt.backends
+        return {first: self._limit if fmt.slow else None, **dict.fromkeys(others, self._limit)}
+
     def _judge(
-        self, outputs: Outputs, rule: ToleranceRule | QualityRule
+        self, outputs: Outputs, limits: Limits, rule: ToleranceRule | QualityRule
     ) -> tuple[Parity | None, Quality | None]:
-        probes, limit, classes = self.probes, self._limit, self._classes
+        probes, classes = self.probes, self._classes
         if isinstance(rule, ToleranceRule):
             tolerances = self._tolerances(rule)
             parity = compare(
-                outputs, self.reference, probes, tolerances, limit=limit, classes=classes
+                outputs, self.reference, probes, tolerances, limits=limits, classes=classes
             )
             return parity, None
-        faults = find_faults(outputs, self.reference, probes, limit=limit)
+        faults = find_faults(outputs, self.reference, probes, limits=limits)
         quality = judge_quality(
-            outputs, self.reference, probes[0], rule, faults, limit=limit, classes=classes
+            outputs, self.reference, probes[0], rule, faults, limits=limits, classes=classes
         )
         return None, quality
 

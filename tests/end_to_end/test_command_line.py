@@ -180,6 +180,50 @@ def test_json_is_all_of_standard_output(workplace):
     assert {key: manifest[key] for key in report} == report
 
 
+def test_c_source_is_verified_in_the_interpreter_of_microcontrollers(workplace):
+    done = run(
+        "small.keras", "--data=good.npz", "--rank=5", "--format=c", "--output=micro", cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (workplace / "micro" / "c").iterdir()} == {
+        "model_data.h",
+        "model_data.cc",
+    }
+    manifest = json.loads((workplace / "micro" / "manifest.json").read_text())
+    (artifact,) = manifest["artifacts"]
+    assert artifact["accepted"]
+    assert artifact["conversion"]["structure"]["passed"]
+    comparisons = artifact["conversion"]["parity"]["comparisons"]
+    assert {comparison["backend"] for comparison in comparisons} == {"tflite_micro", "reference"}
+    arena = artifact["file"]["figures"]["arena_bytes"]
+    assert f"arena bytes {arena:,}" in done.stdout
+    header = (workplace / "micro" / "c" / "model_data.h").read_text()
+    assert f"#define SMALL_ARENA_BYTES {arena}\n" in header
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("c", "needs the extra 'micro'"), ("all", "Format c is left out: it needs the extra 'micro'")],
+)
+def test_extra_that_is_not_installed_is_named_before_any_work(workplace, name, words):
+    """All stands for what is installed; the model that is not there ends the run."""
+    code = (
+        "import sys\n"
+        "from exporter.cli import main\n"
+        "from exporter.extras import Extra\n"
+        "from exporter.formats import FORMATS\n"
+        "FORMATS['c'].extra = Extra('micro', ('no-such-package',))\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "nothing.keras", f"--format={name}"],
+        cwd=workplace, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert ("does not exist" in done.stderr) == (name == "all")
+
+
 def test_verdict_that_fails_exits_with_1_and_rejects(workplace):
     done = run(
         "small.keras", "--data=good.npz", "--rank=5", "--atol=0", "--output=strict", cwd=workplace

@@ -57,6 +57,12 @@ def test_quantized_artifacts_are_shown_beside_their_limits(quantized):
     assert "by low rank -> " in text
 
 
+def test_figures_are_a_line_an_artifact_that_has_any(accepted):
+    (line,) = [line for line in printed(accepted).splitlines() if line.startswith("Figures")]
+    (item,) = [item for item in accepted.artifacts if item.artifact.figures]
+    assert f" c: arena bytes {item.artifact.figures['arena_bytes']:,}" in line
+
+
 def test_rejected_artifact_stands_out_with_its_reason(rejected):
     text = printed(rejected)
     line = row(text, "rejected/model.onnx")

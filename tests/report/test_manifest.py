@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 
 import exporter
+from exporter.formats import FORMATS
 from exporter.report.manifest import SCHEMA_VERSION, report_dict
 
 EXIT_CODES = {"accepted": 0, "rejected": 1, "unconverted": 3, "finetuned": 0, "quantized": 0}
@@ -54,6 +55,7 @@ def test_files_are_listed_with_size_and_hash(accepted):
         "model.onnx",
         "model.ort",
         "saved_model",
+        "c",
     }
     assert set(manifest["entries"]) == {*listed, "manifest.json"}
     for name in ("compressed.keras", "model.tflite", "model.onnx", "model.ort"):
@@ -64,10 +66,23 @@ def test_files_are_listed_with_size_and_hash(accepted):
     assert listed["saved_model"]["bytes"] == sum(path.stat().st_size for path in inside)
     for artifact in manifest["artifacts"]:
         file = artifact["file"]
-        assert (file["size"], file["sha256"]) == (
-            listed[file["path"]]["bytes"],
-            listed[file["path"]]["sha256"],
-        )
+        assert file["size"] == FORMATS[artifact["format"]].size(accepted.output / file["path"])
+        assert file["size"] <= listed[file["path"]]["bytes"]
+        assert file["sha256"] == listed[file["path"]]["sha256"]
+
+
+def test_figures_of_an_artifact_are_in_its_file(accepted):
+    figures = {
+        item["format"]: item["file"]["figures"] for item in manifest_of(accepted)["artifacts"]
+    }
+    assert figures["tflite"] == {}
+    assert figures["c"].keys() == {"arena_bytes"}
+    assert figures["c"]["arena_bytes"] > 0
+
+
+def test_versions_name_what_formats_need_beyond_the_usual(accepted, rejected):
+    assert "tflite-micro" in manifest_of(accepted)["versions"]
+    assert "tflite-micro" not in manifest_of(rejected)["versions"]
 
 
 def test_rejected_artifact_is_listed_where_it_is(rejected):

@@ -36,7 +36,7 @@ def judge(
         {"test": reference},
         [probe],
         given_tolerances({"test": reference}, atol, rtol),
-        limit=ROWS,
+        limits={"cpu": None},
         classes=frozenset({"scores"}),
     )
 
@@ -199,7 +199,7 @@ def test_figures_are_those_computed_by_hand() -> None:
         {"test": {"scores": expected}},
         [probe],
         given_tolerances({"test": {"scores": expected}}, 0.6, 0.1),
-        limit=2,
+        limits={"cpu": None},
         classes=frozenset({"scores"}),
     )
 
@@ -245,7 +245,7 @@ def _derived_parity(reference: Any, exact: Any, actual: Any) -> Parity:
         references,
         [probe],
         tolerances,
-        limit=64,
+        limits={"cpu": None},
         classes=frozenset({"probabilities"}),
     )
 
@@ -277,7 +277,7 @@ def test_logarithms_of_equal_distributions_agree_even_where_they_vanish() -> Non
     assert _derived_parity(reference, exact, reference).passed
 
 
-def test_backends_after_the_first_are_compared_on_the_samples_that_they_saw() -> None:
+def test_backends_are_compared_on_the_samples_that_they_saw() -> None:
     reference = {"scores": REFERENCE["scores"]}
     probe = Probe("test", {"x": np.zeros((ROWS, 1), "float32")}, 2)
     parity = compare(
@@ -285,7 +285,7 @@ def test_backends_after_the_first_are_compared_on_the_samples_that_they_saw() ->
         {"test": reference},
         [probe],
         given_tolerances({"test": reference}, 0.0, None),
-        limit=5,
+        limits={"fast": None, "slow": 5},
         classes=frozenset(),
     )
 

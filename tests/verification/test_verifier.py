@@ -149,9 +149,10 @@ def test_runtime_that_is_given_a_truncated_file_ends_in_its_child(
     name: str, verifier: Verifier, tampered: Callable[..., Any], tmp_path: Path
 ) -> None:
     artifact = tampered(name, lambda path: path.write_bytes(path.read_bytes()[:5000]))
+    limits = dict.fromkeys(FORMATS[name].backends)
 
     with pytest.raises(ChildError, match=r"\w"):
-        execute(artifact, verifier.probes, tmp_path, 64)
+        execute(artifact, verifier.probes, tmp_path, limits)
 
 
 @pytest.mark.slow
