@@ -297,6 +297,20 @@ def randomize() -> Callable[[Any, int], None]:
 
 
 @pytest.fixture(scope="session")
+def installed() -> Callable[[str], Any]:
+    """A format by name; skips the test where what the format needs is not installed."""
+    from exporter.formats import FORMATS
+
+    def get(name: str) -> Any:
+        fmt = FORMATS[name]
+        if fmt.extra.missing:
+            pytest.skip(f"needs {', '.join(fmt.extra.missing)}, which is not installed")
+        return fmt
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def samples() -> Callable[..., dict[str, Any]]:
     """Random inputs of a model by the names in its signature: ``samples(model, count)``."""
     from exporter.formats.base import Signature

@@ -101,8 +101,8 @@ def test_macs_are_per_sample_of_a_fixed_batch():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_latency_of_baseline_and_compressed(name, build, tmp_path):
-    fmt, model = FORMATS[name], build("tiny")
+def test_latency_of_baseline_and_compressed(name, build, installed, tmp_path):
+    fmt, model = installed(name), build("tiny")
     paths = [tmp_path / f"{role}{fmt.suffix}" for role in ("baseline", "compressed")]
     fmt.export(model, paths[0], ExportOptions())
     fmt.export(compress(model, rank=2).model, paths[1], ExportOptions())

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
-from exporter.formats import FORMAT_NAMES
+from exporter.extras import NO_EXTRA, Extra
+from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.recipe import (
     CONVOLUTIONS,
     DISTRIBUTIONS,
@@ -194,12 +195,15 @@ def test_refuses_json_that_is_no_recipe(text, message):
         Recipe.from_json(text)
 
 
-def test_all_stands_for_every_format_and_repetitions_count_once():
-    assert Recipe(formats=("all",)).formats == FORMAT_NAMES
-    assert Recipe(formats=["onnx", "all", "onnx"]).formats == (
-        "onnx",
-        *[name for name in FORMAT_NAMES if name != "onnx"],
-    )
+def test_all_stands_for_every_installed_format_and_repetitions_count_once(monkeypatch):
+    usual = ("saved_model", "tflite", "onnx", "ort")
+    monkeypatch.setattr(FORMATS["c"], "extra", NO_EXTRA)
+    assert Recipe(formats=("all",)).formats == (*usual, "c")
+    monkeypatch.setattr(FORMATS["c"], "extra", Extra("micro", ("no-such-distribution",)))
+    assert Recipe(formats=("all",)).formats == usual
+    assert Recipe(formats=("c",)).formats == ("c",)
+    repeated = Recipe(formats=["onnx", "all", "onnx"])
+    assert repeated.formats == ("onnx", "saved_model", "tflite", "ort")
 
 
 def test_a_mapping_of_ranks_cannot_change_under_the_recipe():

@@ -180,7 +180,8 @@ def test_json_is_all_of_standard_output(workplace):
     assert {key: manifest[key] for key in report} == report
 
 
-def test_c_source_is_verified_in_the_interpreter_of_microcontrollers(workplace):
+def test_c_source_is_verified_in_the_interpreter_of_microcontrollers(workplace, installed):
+    installed("c")
     done = run(
         "small.keras", "--data=good.npz", "--rank=5", "--format=c", "--output=micro", cwd=workplace
     )

@@ -5,18 +5,18 @@ import itertools
 import keras
 import pytest
 
-from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 
 
 @pytest.fixture
-def export(tmp_path):
+def export(installed, tmp_path):
     """Writes a model in a format, by name, and returns the path; a new one every time."""
     count = itertools.count()
 
     def write(name, model, **options):
-        path = tmp_path / f"artifact{next(count)}{FORMATS[name].suffix}"
-        FORMATS[name].export(model, path, ExportOptions(**options))
+        fmt = installed(name)
+        path = tmp_path / f"artifact{next(count)}{fmt.suffix}"
+        fmt.export(model, path, ExportOptions(**options))
         return path
 
     return write

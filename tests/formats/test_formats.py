@@ -27,8 +27,8 @@ from exporter.lowrank.rewrite import walk
 
 
 @pytest.fixture(params=FORMATS)
-def fmt(request):
-    return FORMATS[request.param]
+def fmt(installed, request):
+    return installed(request.param)
 
 
 LACKING = {("c", "residual"): "GELU"}

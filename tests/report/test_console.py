@@ -57,7 +57,8 @@ def test_quantized_artifacts_are_shown_beside_their_limits(quantized):
     assert "by low rank -> " in text
 
 
-def test_figures_are_a_line_an_artifact_that_has_any(accepted):
+def test_figures_are_a_line_an_artifact_that_has_any(accepted, installed):
+    installed("c")
     (line,) = [line for line in printed(accepted).splitlines() if line.startswith("Figures")]
     (item,) = [item for item in accepted.artifacts if item.artifact.figures]
     assert f" c: arena bytes {item.artifact.figures['arena_bytes']:,}" in line

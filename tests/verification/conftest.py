@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, ExportOptions, describe, measure
 from exporter.verification.verifier import Verifier
 
@@ -78,11 +77,13 @@ def verifier(compressed: Any, data: Any, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def export_as(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], Artifact]:
+def export_as(
+    installed: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Any], Artifact]:
     """Exports a Keras model to a format by name."""
 
     def export(name: str, model: Any) -> Artifact:
-        fmt = FORMATS[name]
+        fmt = installed(name)
         path = tmp_path_factory.mktemp(name) / f"model{fmt.suffix}"
         fmt.export(model, path, ExportOptions())
         return describe(fmt, "float32", path, model)
