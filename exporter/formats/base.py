@@ -73,7 +73,7 @@ class StoredTensor:
     """A constant found in an artifact.
 
     Attributes:
-        name: Its name there.
+        name: Its name there; empty if it has none.
         shape: Its sizes.
         nbytes: The bytes it takes in the file.
         digest: A hash of its bytes: equal digests are one tensor stored or referred to twice.

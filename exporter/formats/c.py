@@ -31,8 +31,8 @@ from exporter.formats.micro import (
     ALIGNMENT,
     BatchByBatch,
     MicroRunner,
+    adapted,
     measure_arena,
-    without_select,
 )
 from exporter.formats.variants import FLOAT32, INT8
 
@@ -77,7 +77,7 @@ class CSource(Format):
                     "TFLite Micro needs inputs of fixed sizes; only the batch may be free. "
                     f"Received: input {info.name!r} of shape {info.shape}."
                 )
-        content = without_select(convert(model, options, batch=self.batch))
+        content = adapted(convert(model, options, batch=self.batch))
         arena_bytes = measure_arena(content)
         name = identifier(model.name)
         path.mkdir()

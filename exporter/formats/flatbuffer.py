@@ -85,7 +85,7 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
                 continue
             data = np.asarray(buffer.DataAsNumpy())
             shape = tuple(int(size) for size in np.atleast_1d(tensor.ShapeAsNumpy()))
-            flat = StoredTensor.of(tensor.Name().decode(), data)
+            flat = StoredTensor.of((tensor.Name() or b"").decode(), data)
             stored.append(StoredTensor(flat.name, shape, flat.nbytes, flat.digest))
     return stored
 

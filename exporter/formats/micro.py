@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import Runner, TensorInfo, Tensors, split
-from exporter.formats.flatbuffer import list_operators, read_interface
+from exporter.formats.flatbuffer import read_interface
 from exporter.formats.flatbuffer_packing import pack, unpack
 from exporter.isolation import ChildError, call_in_child
 
@@ -97,16 +97,24 @@ class BatchByBatch:
         return run
 
 
-def without_select(content: bytes) -> bytes:
+def adapted(content: bytes) -> bytes:
+    """Returns a flatbuffer as TFLite Micro runs it: of its operators, and without what it ignores.
+
+    It computes the same.
+    """
+    model = unpack(content)
+    _replace_select(model)
+    _drop_ignored(model)
+    return pack(model)
+
+
+def _replace_select(model: Any) -> None:
     """Replaces SELECT, which TFLite Micro has not, by SELECT_V2 where both do the same.
 
     They differ only in how a condition is spread that is smaller than what it chooses between.
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    if "SELECT" not in list_operators(content):
-        return content
-    model = unpack(content)
     for number, code in enumerate(model.operatorCodes):
         uses = [
             (graph, operator)
@@ -122,7 +130,18 @@ def without_select(content: bytes) -> bytes:
             for _, operator in uses:
                 operator.builtinOptionsType = schema.BuiltinOptions.SelectV2Options
                 operator.builtinOptions = schema.SelectV2OptionsT()
-    return pack(model)
+
+
+def _drop_ignored(model: Any) -> None:
+    """Drops names and metadata, for flash is scarce; the signature names inputs and outputs."""
+    model.description = None
+    for entry in model.metadata or ():
+        model.buffers[entry.buffer].data = None
+    model.metadata = None
+    for graph in model.subgraphs:
+        graph.name = None
+        for tensor in graph.tensors:
+            tensor.name = None
 
 
 def measure_arena(content: bytes) -> int:

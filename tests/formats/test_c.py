@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.card import ModelCard
 from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.extras import Extra
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, KerasRunner, describe
 from exporter.formats.c import HEADER, SOURCE, identifier
 from exporter.formats.flatbuffer import convert, list_operators, read_interface
-from exporter.formats.micro import MicroRunner
+from exporter.formats.micro import MicroRunner, adapted
 
 C = FORMATS["c"]
 
@@ -76,7 +77,7 @@ def test_compiled_array_is_the_flatbuffer(language, build, export_int8, samples,
     first, _, content = done.stdout.partition(b"\n")
     calibration = [samples(model, 32, seed=seed) for seed in (1, 2)]
     options = ExportOptions(variant="int8", io_type="int8", calibration=calibration)
-    assert content == convert(model, options, batch=1)
+    assert content == adapted(convert(model, options, batch=1))
     (info,), _ = read_interface(content)
     name, scale, zero_point = first.decode().split()
     assert name == "features"
@@ -127,6 +128,17 @@ def test_batch_is_one_and_shapes_are_fixed(build, export):
     assert [info.shape for info in described.outputs] == [(1, 10)]
     # Without a shape to compute at run time, as a free batch needs one.
     assert list_operators(array(path)) == ["FULLY_CONNECTED", "RESHAPE", "SOFTMAX"]
+
+
+def test_array_has_no_bytes_that_the_interpreter_ignores(build, export):
+    model = build("sequential_mlp")
+    card = ModelCard("Sorts images.", labels={"probabilities": tuple("abcdefghij")})
+    content = array(export("c", model, card=card))
+    plain = convert(model, ExportOptions(), batch=1)
+    for word in (b"MLIR", b"CONVERSION_METADATA", b"min_runtime_version", b"hidden", b"Sorts"):
+        assert word not in content
+    assert b"hidden" in plain
+    assert len(content) < len(plain) - 500
 
 
 def test_size_is_that_of_the_array(build, export):
