@@ -1,9 +1,11 @@
 """TensorFlow Lite for Microcontrollers: flatbuffers run by its interpreter on this machine."""
 
+import math
 import os
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,6 @@ from exporter.isolation import ChildError, call_in_child
 ALIGNMENT = 16
 """Of the model and of the arena, in bytes."""
 
-_LEAST_ARENA = 512
-_LARGEST_ARENA = 2**30
-
-_TOO_SMALL = re.compile(r"failed to (allocate|resize)|too many buffers", re.IGNORECASE)
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 
 
@@ -178,25 +176,47 @@ def _measure_here(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     content = Path(job["path"]).read_bytes()
-
-    def refusal(size: int) -> str | None:
-        return _refusal(lambda: MicroRunner(content, size))
-
-    low, high = _LEAST_ARENA, 2 * _LEAST_ARENA
-    while words := refusal(high):
-        if not _TOO_SMALL.search(words) or high >= _LARGEST_ARENA:
-            return {"arena_bytes": None, "refusal": words}
-        low, high = high, 2 * high
-    while high - low > ALIGNMENT:
-        middle = (low + high) // 2 // ALIGNMENT * ALIGNMENT
-        low, high = (middle, high) if refusal(middle) else (low, middle)
-    # Some kernels find out no sooner than when they are run that they lack an element type.
-    runner = MicroRunner(content, high)
     zeros = {
         info.name: np.zeros([size or 1 for size in info.shape], info.dtype)
         for info in read_interface(content)[0]
     }
-    return {"arena_bytes": high, "refusal": _refusal(lambda: runner(zeros))}
+
+    def run(arena_bytes: int) -> None:
+        # Some kernels find out no sooner than now that they lack an element type.
+        MicroRunner(content, arena_bytes)(zeros)
+
+    low, high = 0, _ample_arena(content)
+    refusal = _refusal(partial(run, high))
+    if refusal is not None:
+        return {"arena_bytes": None, "refusal": refusal}
+    while high - low > ALIGNMENT:
+        middle = (low + high) // 2 // ALIGNMENT * ALIGNMENT
+        low, high = (low, middle) if _succeeds(partial(run, middle)) else (middle, high)
+    return {"arena_bytes": high, "refusal": None}
+
+
+def _ample_arena(content: bytes) -> int:
+    """Returns more bytes than any arena needs, as if no two tensors, nor constants, shared it."""
+    model = unpack(content)
+    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+    elements = sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
+    return 2**20 + ALIGNMENT * elements
+
+
+def _succeeds(action: Callable[[], object]) -> bool:
+    """Tells whether an action succeeds in a process of its own.
+
+    Kernels do not check that they got the memory that they asked for, and crash without.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _refusal(action: Callable[[], object]) -> str | None:

@@ -147,6 +147,17 @@ def test_size_is_that_of_the_array(build, export):
     assert (path / SOURCE).stat().st_size > 4 * C.size(path)
 
 
+def test_arena_is_found_where_kernels_crash_without_memory(build, export_int8, samples):
+    """As dense layers with a scale a channel do."""
+    model = build("sequential_mlp")
+    path = export_int8(model, granularity="channel")
+    inputs = samples(model, 20)
+    expected = KerasRunner(model)(inputs)["probabilities"]
+    for backend in C.backends:
+        actual = C.load(path, backend)(inputs)["probabilities"]
+        np.testing.assert_allclose(actual, expected, atol=0.06)
+
+
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 def test_arena_is_the_least_that_will_do(variant, build, export, samples):
     model = build("conv_batchnorm_dropout")
