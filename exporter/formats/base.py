@@ -126,6 +126,7 @@ class ExportOptions:
         opset: ONNX operator set.
         io_type: Element type of inputs and outputs of a variant that computes in integers.
         granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``.
+        dense_by_tensor: Whether those of dense layers have one scale a tensor in any case.
         ranges: How the range of an activation is estimated: ``"minmax"``, ``"percentile"``,
             ``"mse"`` or ``"entropy"``.
         calibration: Batches of inputs by name that activations are observed on; for variants that
@@ -137,6 +138,7 @@ class ExportOptions:
     opset: int = 17
     io_type: str = FLOAT32
     granularity: Granularity = "tensor"
+    dense_by_tensor: bool = False
     ranges: str = "minmax"
     calibration: Sequence[Tensors] = ()
     card: ModelCard = field(default_factory=ModelCard)

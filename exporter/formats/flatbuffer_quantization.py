@@ -143,6 +143,7 @@ def _with_integer_activations(
     from ai_edge_quantizer.qtyping import (
         ComputePrecision,
         OpQuantizationConfig,
+        QuantGranularity,
         TensorDataType,
         TensorQuantizationConfig,
         TFLOperationName,
@@ -153,6 +154,9 @@ def _with_integer_activations(
     quantizer.add_static_config(
         ".*", TFLOperationName.ALL_SUPPORTED, bits, 8, _granularity(options)
     )
+    if options.dense_by_tensor:
+        by_tensor = QuantGranularity.TENSORWISE
+        quantizer.add_static_config(".*", TFLOperationName.FULLY_CONNECTED, bits, 8, by_tensor)
     unsigned = OpQuantizationConfig(
         activation_tensor_config=TensorQuantizationConfig(
             num_bits=8, symmetric=False, dtype=TensorDataType.UINT

@@ -14,7 +14,8 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, KerasRunner, describe
 from exporter.formats.c import HEADER, SOURCE, identifier
 from exporter.formats.flatbuffer import convert, list_operators, read_interface
-from exporter.formats.micro import MicroRunner, adapted
+from exporter.formats.flatbuffer_packing import unpack
+from exporter.formats.micro import MicroRunner, adapted, measure_arena
 
 C = FORMATS["c"]
 
@@ -147,15 +148,26 @@ def test_size_is_that_of_the_array(build, export):
     assert (path / SOURCE).stat().st_size > 4 * C.size(path)
 
 
-def test_arena_is_found_where_kernels_crash_without_memory(build, export_int8, samples):
+def test_arena_is_found_where_kernels_crash_without_memory(build, samples):
     """As dense layers with a scale a channel do."""
-    model = build("sequential_mlp")
-    path = export_int8(model, granularity="channel")
-    inputs = samples(model, 20)
-    expected = KerasRunner(model)(inputs)["probabilities"]
-    for backend in C.backends:
-        actual = C.load(path, backend)(inputs)["probabilities"]
-        np.testing.assert_allclose(actual, expected, atol=0.06)
+    model = build("tiny")
+    options = ExportOptions(variant="int8", granularity="channel", calibration=[samples(model, 32)])
+    content = adapted(convert(model, options, batch=1))
+    inputs = samples(model, 1)
+    outputs = MicroRunner(content, measure_arena(content))(inputs)
+    for name, expected in KerasRunner(model)(inputs).items():
+        np.testing.assert_allclose(outputs[name], expected, atol=0.06)
+
+
+def test_dense_layers_have_one_scale_and_convolutions_one_a_channel(build, export_int8):
+    tensors = unpack(array(export_int8(build("conv_batchnorm_dropout"), granularity="channel")))
+    scales = {
+        len(tensor.shape): len(tensor.quantization.scale)
+        for tensor in tensors.subgraphs[0].tensors
+        if len(tensor.shape) in {2, 4} and tensors.buffers[tensor.buffer].data is not None
+    }
+    assert scales[2] == 1
+    assert scales[4] > 1
 
 
 @pytest.mark.parametrize("variant", ["float32", "int8"])
