@@ -24,14 +24,14 @@ def scores():
     return np.eye(4, dtype=np.float32)[np.arange(SAMPLES) % 4] * 10
 
 
-def judged(probe, expected, values, rule, *, limit=1000, slow=False):
-    outputs = {"fast": {"test": {"scores": values}}}
-    if slow:
-        outputs["slow"] = {"test": {"scores": values[:limit]}}
+def judged(probe, expected, values, rule, *, slow=None):
+    outputs, limits = {"fast": {"test": {"scores": values}}}, {"fast": None, "slow": slow}
+    if slow is not None:
+        outputs["slow"] = {"test": {"scores": values[:slow]}}
     reference = {"test": {"scores": expected}}
-    faults = find_faults(outputs, reference, [probe], limit=limit)
+    faults = find_faults(outputs, reference, [probe], limits=limits)
     return judge_quality(
-        outputs, reference, probe, rule, faults, limit=limit, classes=frozenset({"scores"})
+        outputs, reference, probe, rule, faults, limits=limits, classes=frozenset({"scores"})
     )
 
 
@@ -82,7 +82,7 @@ def test_a_missing_or_misshapen_output_fails(probe, scores):
 def test_a_slow_backend_is_judged_on_fewer_samples(probe, scores):
     values = scores.copy()
     values[-4:] = values[-4:, ::-1]
-    fast, slow = judged(probe, scores, values, LENIENT, limit=16, slow=True).outputs
+    fast, slow = judged(probe, scores, values, LENIENT, slow=16).outputs
     assert (fast.samples, slow.samples) == (SAMPLES, 16)
     assert (fast.top1_agreement, slow.top1_agreement) == (0.9, 1.0)
 
