@@ -10,6 +10,7 @@ import pytest
 import exporter
 from exporter.data import files, lazy
 from exporter.errors import DataError
+from exporter.extras import Extra
 from exporter.formats import FORMATS
 
 
@@ -290,3 +291,26 @@ def test_verify_names_the_formats_for_a_foreign_file(model, tmp_path):
 def test_model_is_given_once(model):
     with pytest.raises(exporter.RecipeError, match="not both"):
         exporter.run(exporter.Recipe(model="x.keras"), model=model)
+
+
+def test_a_format_that_lacks_its_extra_is_refused_before_any_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(FORMATS["c"], "extra", Extra("micro", ("no-such-distribution",)))
+    recipe = exporter.Recipe(formats=("c",), output=str(tmp_path / "out"))
+    for call in (
+        lambda: exporter.run(recipe, model=model),
+        lambda: exporter.export(model, tmp_path / "out", formats=("c",)),
+    ):
+        with pytest.raises(exporter.RecipeError, match="'c' needs the extra 'micro'"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_c_source_is_verified_from_its_folder(model, arrays, installed, tmp_path):
+    installed("c")
+    (artifact,) = exporter.export(
+        model, tmp_path, formats=("c",), quantize=("int8",), data=exporter.load_dataset(arrays)
+    )
+    verdict = exporter.verify(tmp_path / "c-int8", model, data=exporter.load_dataset(arrays))
+    assert verdict.passed
+    assert artifact.figures["arena_bytes"] > 0

@@ -180,6 +180,7 @@ def test_json_is_all_of_standard_output(workplace):
     assert {key: manifest[key] for key in report} == report
 
 
+@pytest.mark.slow
 def test_c_source_is_verified_in_the_interpreter_of_microcontrollers(workplace, installed):
     installed("c")
     done = run(
@@ -202,6 +203,7 @@ def test_c_source_is_verified_in_the_interpreter_of_microcontrollers(workplace, 
     assert f"#define SMALL_ARENA_BYTES {arena}\n" in header
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [("c", "needs the extra 'micro'"), ("all", "Format c is left out: it needs the extra 'micro'")],

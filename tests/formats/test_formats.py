@@ -26,7 +26,10 @@ from exporter.lowrank.compress import compress
 from exporter.lowrank.rewrite import walk
 
 
-@pytest.fixture(params=FORMATS)
+# C source is a flatbuffer like TFLite's, and takes longest; test_c.py has what is its own.
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name == "c" else name for name in FORMATS]
+)
 def fmt(installed, request):
     return installed(request.param)
 
