@@ -6,10 +6,12 @@ coordinates; their product stays what it is.
 
 import functools
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
+from exporter.formats.base import Granularity
 from exporter.lowrank.moments import Array
 from exporter.lowrank.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
 
@@ -20,6 +22,12 @@ _STEPS = 100
 _RATE = 0.1
 _MOMENTUM = 0.9
 """Of a descent; the rate is that of the change of R in its own size, and decays like a cosine."""
+
+_TINY = 1e-300
+"""Is added to what may be zero."""
+
+_POWER = 16
+"""Of the mean that stands for the largest step, which would be moved by one element alone."""
 
 
 def balanced(first: Array, second: Array) -> tuple[Array, Array]:
@@ -55,7 +63,22 @@ def whitened(first: Array, second: Array, moment: Array) -> tuple[Array, Array]:
     return first @ (vectors / scale) @ (u * half), half[:, None] * vt
 
 
-def refined(first: Array, second: Array, latents: Array, energy: float) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Steps:
+    """Which numbers have the steps between integers in common.
+
+    Attributes:
+        of_kernels: ``"tensor"``, or ``"channel"``: each column has its own.
+        of_latents: ``"tensor"``, or ``"row"``.
+    """
+
+    of_kernels: Granularity
+    of_latents: Literal["tensor", "row"]
+
+
+def refined(
+    first: Array, second: Array, latents: Array, energy: float, steps: Steps
+) -> tuple[Array, Array]:
     """Returns factors of the same product for which less noise is predicted.
 
     The logarithm of ``predicted_noise`` is lowered over R, from the identity, along its relative
@@ -66,10 +89,11 @@ def refined(first: Array, second: Array, latents: Array, energy: float) -> tuple
         second: r x n.
         latents: Rows x r, of calibration data.
         energy: Mean squared norm of what the first factor multiplies.
+        steps: Of the integers.
     """
     import tensorflow as tf
 
-    slope, r = _slope_of_noise(), np.eye(len(second))
+    slope, r = _slope_of_noise(steps), np.eye(len(second))
     data = [tf.constant(array, tf.float64) for array in (first, second, latents, energy)]
     momentum = np.zeros_like(r)
     for step in range(_STEPS):
@@ -83,7 +107,7 @@ def refined(first: Array, second: Array, latents: Array, energy: float) -> tuple
 
 
 @functools.cache
-def _slope_of_noise() -> Any:
+def _slope_of_noise(steps: Steps) -> Any:
     """Returns the gradient of the logarithm of the predicted noise by R, compiled for all sizes."""
     import tensorflow as tf
 
@@ -93,28 +117,27 @@ def _slope_of_noise() -> Any:
     def slope(r: Any, first: Any, second: Any, latents: Any, energy: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(r)
-            noise = predicted_noise(first @ r, tf.linalg.solve(r, second), latents @ r, energy)
-            # Zeros make none.
-            result = tf.math.log(noise + np.finfo(np.float64).tiny)
+            factors = first @ r, tf.linalg.solve(r, second)
+            noise = predicted_noise(*factors, latents @ r, energy, steps)
+            result = tf.math.log(noise + _TINY)
         return tape.gradient(result, r)
 
     return slope
 
 
-def predicted_noise(first: Any, second: Any, latents: Any, energy: float) -> Any:
+def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: Steps) -> Any:
     """Predicts what 8-bit integers add to the outputs of two factors.
 
-    Rounding to steps of size s adds noise of variance s^2 / 12. The steps of a kernel are taken as
-    a 127th of the largest magnitude in each column, those of the latents as a 255th of the range of
-    each row; what is added to a latent counts by the squared norm of its row of K2. This serves
-    kernels that have one step for all columns, too, where the largest magnitude of all says nothing
-    about the other columns.
+    Rounding to steps of size s adds noise of variance s^2 / 12. The steps of a kernel are a 127th
+    of its largest magnitude, those of the latents a 255th of their range; what is added to a latent
+    counts by the squared norm of its row of K2.
 
     Args:
         first: m x r.
         second: r x n.
         latents: Rows x r.
         energy: Mean squared norm of what the first factor multiplies.
+        steps: Of the integers.
 
     Returns:
         The expected squared norm of the noise, as a tensor.
@@ -122,16 +145,28 @@ def predicted_noise(first: Any, second: Any, latents: Any, energy: float) -> Any
     import tensorflow as tf
 
     first_steps, second_steps = (
-        tf.reduce_max(tf.abs(kernel), axis=0) / WEIGHT_STEPS for kernel in (first, second)
+        _joint(tf.reduce_max(tf.abs(kernel), axis=0) / WEIGHT_STEPS, steps.of_kernels)
+        for kernel in (first, second)
     )
-    ends = tf.reduce_max(latents, axis=1), tf.reduce_min(latents, axis=1)
-    latent_steps = (tf.maximum(ends[0], 0.0) - tf.minimum(ends[1], 0.0)) / ACTIVATION_STEPS
+    highest, lowest = tf.reduce_max(latents, axis=1), tf.reduce_min(latents, axis=1)
+    ranges = tf.maximum(highest, 0.0) - tf.minimum(lowest, 0.0)
+    latent_steps = _joint(ranges / ACTIVATION_STEPS, steps.of_latents)
     latent_noise = energy * first_steps**2 + tf.reduce_mean(latent_steps**2)
     latent_energy = tf.reduce_mean(tf.reduce_sum(latents**2, axis=1))
     effects = tf.reduce_sum(second**2, axis=1)
-    return (
-        tf.reduce_sum(latent_noise * effects) + latent_energy * tf.reduce_sum(second_steps**2)
-    ) / 12
+    squares = tf.reduce_sum(latent_noise * effects) + latent_energy * tf.reduce_sum(second_steps**2)
+    return squares / 12
+
+
+def _joint(sizes: Any, shared_by: str) -> Any:
+    """Returns sizes of steps, or of as many that are about as large as the largest."""
+    import tensorflow as tf
+
+    if shared_by != "tensor":
+        return sizes
+    top = tf.reduce_max(sizes)
+    mean = tf.reduce_mean((sizes / (top + _TINY)) ** _POWER)
+    return top * (mean + _TINY) ** (1 / _POWER) * tf.ones_like(sizes)
 
 
 def random_rotation(size: int, generator: np.random.Generator) -> Array:

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exporter.formats.base import Granularity, Signature
-from exporter.lowrank.coordinates import balanced, random_rotation, refined, whitened
+from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.lowrank.engine import Compressed
+from exporter.lowrank.equalization import free_scales, scale, sources
 from exporter.lowrank.moments import Array
 from exporter.lowrank.simulation import (
     Scheme,
     Simulation,
+    kernel_granularity,
     linear_layers,
     round_inputs,
     round_kernels,
@@ -135,18 +137,24 @@ def regauge(
 
 
 class _Trial(NamedTuple):
-    """Factors that were tried, and what their layer's outputs have in integers."""
+    """Factors that were tried with scales of what goes into them."""
 
     snr: float
     gauge: str
     pair: tuple[Array, Array]
+    scales: Array | None
 
 
 class _Junction:
     """Where two factors meet, with nothing but a latent in between."""
 
     def __init__(
-        self, name: str, weights: tuple[Any, Any], layers: tuple[Any, Any], inputs: Any
+        self,
+        name: str,
+        weights: tuple[Any, Any],
+        layers: tuple[Any, Any],
+        inputs: Any,
+        source: Any = None,
     ) -> None:
         """Takes the factors as they were cut.
 
@@ -155,8 +163,10 @@ class _Junction:
             weights: The weights that hold the factors.
             layers: The Keras layers that multiply by them.
             inputs: What goes into the first of them on calibration data.
+            source: The layer whose channels these are, if it can make them larger.
         """
-        self._name, self._weights, self._layers, self._inputs = name, weights, layers, inputs
+        self._name, self._weights, self._layers = name, weights, layers
+        self._inputs, self._source = inputs, source
         # Kernels of convolutions have the axes of their window first.
         self._axis = -2 if hasattr(layers[1], "kernel_size") else 0
         first, second = (weight.numpy().astype(np.float64) for weight in weights)
@@ -169,18 +179,28 @@ class _Junction:
     def choose(
         self, scheme: Scheme, granularity: Granularity, generator: np.random.Generator
     ) -> LayerGauge:
-        """Sets the factors to the best pair that is found."""
+        """Sets the factors to the best pair that is found, and scales the source to suit them."""
 
-        def tried(gauge: str, pair: tuple[Array, Array]) -> _Trial:
-            return _Trial(self._snr(scheme, granularity, *pair), gauge, pair)
+        def tried(gauge: str, pair: tuple[Array, Array], scales: Array | None = None) -> _Trial:
+            snr = self._snr(scheme, granularity, pair, self._scaled(scales))
+            return _Trial(snr, gauge, pair, scales)
 
-        def best(*trials: _Trial) -> _Trial:
+        def better(*trials: _Trial) -> _Trial:
             return max(trials, key=lambda trial: trial.snr)
 
         cut = chosen = tried(AS_CUT, self._cut)
         for gauge, pair in self._pairs(generator):
-            chosen = best(chosen, tried(gauge, pair))
-        chosen = best(chosen, tried(f"{chosen.gauge}, refined", self._refined(chosen.pair)))
+            chosen = better(chosen, tried(gauge, pair))
+        if self._source is not None:
+            gauge, (first, second) = f"{chosen.gauge}, equalized", chosen.pair
+            for scales in free_scales(self._source, self._inputs, first):
+                thin = first / np.resize(scales, len(first))[:, None]
+                chosen = better(chosen, tried(gauge, (thin, second), scales))
+        if chosen.scales is not None:
+            scale(self._source, chosen.scales)
+            self._inputs = self._scaled(chosen.scales)
+        pair = self._refined(chosen.pair, self._steps(scheme, granularity))
+        chosen = better(chosen, tried(f"{chosen.gauge}, refined", pair))
         self._assign(*chosen.pair)
         return LayerGauge(self._name, chosen.gauge, cut.snr, chosen.snr)
 
@@ -194,26 +214,41 @@ class _Junction:
             for rotation in rotations:
                 yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
-    def _refined(self, pair: tuple[Array, Array]) -> tuple[Array, Array]:
+    def _refined(self, pair: tuple[Array, Array], steps: Steps) -> tuple[Array, Array]:
         import tensorflow as tf
 
         latents = self._latents(*pair)
         every = -(-len(latents) // _MOST_ROWS)
         # Of any window of a convolution, as if there were no padding.
         energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
-        return refined(*pair, latents[::every], float(energy))
+        return refined(*pair, latents[::every], float(energy), steps)
+
+    def _steps(self, scheme: Scheme, granularity: Granularity) -> Steps:
+        _, last = self._layers
+        rows = scheme == "dynamic" and not hasattr(last, "kernel_size")
+        return Steps(
+            kernel_granularity(last, scheme, granularity), of_latents="row" if rows else "tensor"
+        )
 
     def _latents(self, *pair: Array) -> Array:
         self._assign(*pair)
         latents = np.asarray(self._layers[0](self._inputs), np.float64)
         return latents.reshape(-1, self._rank)
 
-    def _snr(self, scheme: Scheme, granularity: Granularity, *pair: Array) -> float:
+    def _scaled(self, scales: Array | None) -> Any:
+        if scales is None:
+            return self._inputs
+        channels = np.resize(scales, self._inputs.shape[-1])
+        return self._inputs * channels.astype(self._inputs.dtype.as_numpy_dtype)
+
+    def _snr(
+        self, scheme: Scheme, granularity: Granularity, pair: tuple[Array, Array], inputs: Any
+    ) -> float:
         self._assign(*pair)
         for layer in self._layers:
             round_kernels(layer, scheme, granularity)
         first, last = self._layers
-        latent = first(round_inputs(first, self._inputs, scheme))
+        latent = first(round_inputs(first, inputs, scheme))
         return snr_db(self._outputs(round_inputs(last, latent, scheme)), self._expected)
 
     def _outputs(self, latent: Any) -> Array:
@@ -232,10 +267,10 @@ def _junctions(compressed: Compressed, calibration: Calibration) -> Iterator[_Ju
     """Yields the factors whose second one is given just what the first one makes."""
     meetings = list(_meetings(compressed))
     pairs = [layers for _, _, layers in meetings]
-    inputs = _inputs_of(compressed.model, pairs, calibration)
-    for meeting, given in zip(meetings, inputs, strict=True):
+    inputs, before = _inputs_of(compressed.model, pairs, calibration), sources(compressed.model)
+    for meeting, (first, _), given in zip(meetings, pairs, inputs, strict=True):
         if given is not None:
-            yield _Junction(*meeting, given)
+            yield _Junction(*meeting, given, before.get(id(first)))
 
 
 def _meetings(
@@ -274,9 +309,7 @@ def _gives_latent(layer: Any) -> bool:
     return layer.bias is None and linear and output.endswith(operands[-1])
 
 
-def _inputs_of(
-    model: Any, pairs: Sequence[tuple[Any, Any]], calibration: Calibration
-) -> list[Any]:
+def _inputs_of(model: Any, pairs: Sequence[tuple[Any, Any]], calibration: Calibration) -> list[Any]:
     """Returns what goes into the first layer of each pair.
 
     It is None where the results of that layer do not go to the other one. Of a layer that is called

@@ -101,12 +101,16 @@ def _is_rounded(layer: Any, scheme: Scheme) -> bool:
     return scheme == "static" or largest >= SMALL_KERNEL
 
 
+def kernel_granularity(layer: Any, scheme: Scheme, granularity: Granularity) -> Granularity:
+    """Returns what of a kernel has a scale: the dynamic scheme has no convolutions of one scale."""
+    return "channel" if scheme == "dynamic" and hasattr(layer, "kernel_size") else granularity
+
+
 def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
     if not _is_rounded(layer, scheme):
         return
-    # The dynamic scheme knows no convolutions of one scale.
-    by_channel = granularity == "channel" or (scheme == "dynamic" and hasattr(layer, "kernel_size"))
+    by_channel = kernel_granularity(layer, scheme, granularity) == "channel"
     axes = _OUTPUT_AXES[type(layer).__name__] if by_channel else None
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
