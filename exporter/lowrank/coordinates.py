@@ -91,38 +91,36 @@ def refined(
         energy: Mean squared norm of what the first factor multiplies.
         steps: Of the integers.
     """
-    import tensorflow as tf
-
-    slope, r = _slope_of_noise(steps), np.eye(len(second))
-    data = [tf.constant(array, tf.float64) for array in (first, second, latents, energy)]
-    momentum = np.zeros_like(r)
-    for step in range(_STEPS):
-        momentum = _MOMENTUM * momentum + r.T @ slope(r, *data).numpy()
-        size = math.sqrt(len(r) * np.mean(momentum**2))
-        if not size:
-            break
-        rate = _RATE * (1 + math.cos(math.pi * step / _STEPS)) / 2
-        r -= rate / size * (r @ momentum)
+    r = _descent(steps)(first, second, latents, energy).numpy()
     return first @ r, np.asarray(np.linalg.solve(r, second))
 
 
 @functools.cache
-def _slope_of_noise(steps: Steps) -> Any:
-    """Returns the gradient of the logarithm of the predicted noise by R, compiled for all sizes."""
+def _descent(steps: Steps) -> Any:
+    """Returns a function that descends from given factors to R, compiled for all sizes."""
     import tensorflow as tf
 
     matrix, number = (tf.TensorSpec(shape, tf.float64) for shape in ((None, None), ()))
 
-    @tf.function(input_signature=[*4 * [matrix], number])  # type: ignore[untyped-decorator]
-    def slope(r: Any, first: Any, second: Any, latents: Any, energy: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(r)
-            factors = first @ r, tf.linalg.solve(r, second)
-            noise = predicted_noise(*factors, latents @ r, energy, steps)
-            result = tf.math.log(noise + _TINY)
-        return tape.gradient(result, r)
+    @tf.function(input_signature=[*3 * [matrix], number])  # type: ignore[untyped-decorator]
+    def descend(first: Any, second: Any, latents: Any, energy: Any) -> Any:
+        r = tf.eye(tf.shape(second)[0], dtype=tf.float64)
+        momentum = tf.zeros_like(r)
+        for step in tf.range(_STEPS):
+            with tf.GradientTape() as tape:
+                tape.watch(r)
+                factors = first @ r, tf.linalg.solve(r, second)
+                noise = predicted_noise(*factors, latents @ r, energy, steps)
+                result = tf.math.log(noise + _TINY)
+            slope = tf.matmul(r, tape.gradient(result, r), transpose_a=True)
+            momentum = _MOMENTUM * momentum + slope
+            # Of orthogonal matrices it would be one.
+            size = tf.sqrt(tf.reduce_sum(momentum**2) / tf.cast(tf.shape(r)[0], tf.float64))
+            decay = (1 + tf.cos(np.pi / _STEPS * tf.cast(step, tf.float64))) / 2
+            r -= _RATE * decay * tf.math.divide_no_nan(r @ momentum, size)
+        return r
 
-    return slope
+    return descend
 
 
 def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: Steps) -> Any:

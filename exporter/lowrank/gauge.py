@@ -7,7 +7,7 @@ layer's outputs lose in simulated integers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -35,8 +35,8 @@ GAUGE_SAMPLES = 500
 
 AS_CUT = "as cut"
 
-_ROTATIONS = 8
-"""Random rotations that are tried of each basis."""
+ATTEMPTS = 3
+"""How often the layers are gone through, each time with other rotations."""
 
 _MOST_ROWS = 4096
 """Of latents that ranges are predicted from."""
@@ -53,8 +53,9 @@ class LayerGauge:
         name: Of the kernel in the plan; of the layer of the first factor, where there are three.
         gauge: ``"as cut"``; ``"balanced"``, where both factors have the singular values of their
             product to the power of a half; ``"whitened"``, likewise of the product as the data see
-            it. Each may be followed by ``", rotated"`` and by ``", refined"``: moved on to where
-            the least noise is predicted.
+            it. These two may be followed by ``", rotated"``; each by ``", equalized"``, where the
+            layer before took scales of channels over, and by ``", refined"``: moved on to where the
+            least noise is predicted.
         snr_before: Signal to noise ratio of the layer's outputs in simulated integers as cut, in
             decibels.
         snr_after: Likewise in the gauge.
@@ -104,6 +105,7 @@ def regauge(
     *,
     granularity: Granularity = "tensor",
     seed: int = 0,
+    attempts: int = ATTEMPTS,
 ) -> Gauged:
     """Chooses the gauge of each layer whose factors meet in a latent that nothing else sees.
 
@@ -116,6 +118,8 @@ def regauge(
         scheme: How the model is to be quantized.
         granularity: Whether kernels will have one scale, or one an output channel.
         seed: Of the rotations.
+        attempts: How often all layers are gone through, with other rotations. The best model is
+            kept: what layers lose each on their own is not what they lose together.
 
     Returns:
         A copy. Where its outputs would lose more in simulated integers than before, its factors
@@ -124,16 +128,19 @@ def regauge(
     calibration = calibration.head(GAUGE_SAMPLES)
     simulation = Simulation(compressed.model, calibration, scheme, granularity)
     before = simulation.snr(compressed.model)
-    copy = compressed.copy()
-    layers = []
-    for junction in _junctions(copy, calibration):
-        generator = np.random.default_rng(seed)
-        layers.append(junction.choose(scheme, granularity, generator))
-    after = simulation.snr(copy.model)
-    if not after >= before:
-        copy, after = compressed.copy(), before
-        layers = [LayerGauge(each.name, AS_CUT, *2 * [each.snr_before]) for each in layers]
-    return Gauged(copy, GaugeReport(scheme, tuple(layers), before, after))
+
+    def attempt(seed: int) -> Gauged:
+        copy, generator = compressed.copy(), np.random.default_rng(seed)
+        junctions = _junctions(copy, calibration)
+        layers = tuple(each.choose(scheme, granularity, generator) for each in junctions)
+        return Gauged(copy, GaugeReport(scheme, layers, before, simulation.snr(copy.model)))
+
+    tried = map(attempt, range(seed, seed + attempts))
+    best = max(tried, key=lambda gauged: gauged.report.snr_after)
+    if best.report.snr_after >= before:
+        return best
+    layers = [replace(each, gauge=AS_CUT, snr_after=each.snr_before) for each in best.report.layers]
+    return Gauged(compressed.copy(), GaugeReport(scheme, tuple(layers), before, before))
 
 
 class _Trial(NamedTuple):
@@ -208,11 +215,10 @@ class _Junction:
         latents = self._latents(*self._cut)
         moment = latents.T @ latents / len(latents)
         bases = {"balanced": balanced(*self._cut), "whitened": whitened(*self._cut, moment)}
-        rotations = [random_rotation(self._rank, generator) for _ in range(_ROTATIONS)]
         for gauge, (first, second) in bases.items():
+            rotation = random_rotation(self._rank, generator)
             yield gauge, (first, second)
-            for rotation in rotations:
-                yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
+            yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
     def _refined(self, pair: tuple[Array, Array], steps: Steps) -> tuple[Array, Array]:
         import tensorflow as tf

@@ -35,7 +35,7 @@ from exporter.training.finetune import finetune
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
 
 RANKS = {"mlp": 20, "cnn": 0.25}
-TRAINING_EPOCHS = {"mlp": 10, "cnn": 4}
+TRAINING_EPOCHS = {"mlp": 10, "cnn": 10}
 TRAINING_BATCH = {"mlp": 5000, "cnn": 128}
 VARIANTS = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
 

@@ -1,5 +1,7 @@
 """Factors of the same product that lose less in integers."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ from hypothesis import strategies as st
 from keras import layers
 
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.gauge import AS_CUT, regauge
+from exporter.lowrank.gauge import AS_CUT, ATTEMPTS, regauge
 from exporter.lowrank.ranks import FixedRank
 from exporter.lowrank.simulation import Simulation
 from exporter.lowrank.statistics import Calibration
 
 SCHEMES = ("dynamic", "static")
+
+once = functools.partial(regauge, attempts=1)
 
 
 def cut(model, rank, **options):
@@ -65,6 +69,21 @@ def padded():
     )
 
 
+def pooled():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((9, 9, 6), name="image"),
+            layers.Conv2D(12, 3, name="conv"),
+            layers.ReLU(),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dropout(0.5),
+            layers.Dense(40, name="dense"),
+        ]
+    )
+
+
 def tokens():
     keras.utils.set_random_seed(0)
     sequence = keras.Input((5, 24), name="sequence")
@@ -97,7 +116,7 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     calibration = drawn(compressed.model, samples)
     before = weights_of(compressed.model)
 
-    gauged = regauge(compressed, calibration, scheme)
+    gauged = once(compressed, calibration, scheme)
 
     report = gauged.report
     simulation = Simulation(compressed.model, calibration, scheme, "tensor")
@@ -111,8 +130,17 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
     for old, new in zip(before, weights_of(compressed.model), strict=True):
         np.testing.assert_array_equal(old, new)
-    again = regauge(compressed, calibration, scheme)
-    assert again.report == report
+
+
+def test_the_best_of_all_attempts_is_kept_and_they_are_repeatable(samples):
+    compressed = cut(mlp((30, 40, 20), 0), 3)
+    calibration = drawn(compressed.model, samples)
+    gauged, again = (regauge(compressed, calibration, "static") for _ in range(2))
+    attempts = [
+        once(compressed, calibration, "static", seed=seed).report for seed in range(ATTEMPTS)
+    ]
+    assert gauged.report == max(attempts, key=lambda report: report.snr_after)
+    assert gauged.report == again.report
     for first, second in zip(
         weights_of(gauged.compressed.model), weights_of(again.compressed.model), strict=True
     ):
@@ -123,7 +151,7 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
 @pytest.mark.parametrize("network", [convolutional, tokens])
 def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict):
     compressed = cut(network(), 3)
-    gauged = regauge(compressed, drawn(compressed.model, samples), scheme)
+    gauged = once(compressed, drawn(compressed.model, samples), scheme)
     assert [layer.name for layer in gauged.report.layers] == list(compressed.factors)
     assert gauged.report.snr_after >= gauged.report.snr_before
     fresh = samples(compressed.model, 20, seed=1)
@@ -133,7 +161,7 @@ def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict
 @pytest.mark.parametrize("convolution", ["spatial", "tucker2"])
 def test_every_latent_of_a_convolution_has_a_gauge(convolution, samples, predict):
     compressed = cut(padded(), 4, convolution=convolution)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     names = {
         "spatial": ["conv", "again"],
         "tucker2": ["conv_u", "conv_s", "again_u", "again_s"],
@@ -145,6 +173,36 @@ def test_every_latent_of_a_convolution_has_a_gauge(convolution, samples, predict
     assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
 
 
+def test_a_row_that_is_large_for_a_channel_that_is_small_is_equalized(samples, predict):
+    compressed = cut(pooled(), 3)
+    first, _ = compressed.factors["dense"].weights
+    quiet = np.ones(12)
+    quiet[3] = 1e-2
+    for weight in compressed.model.get_layer("conv").weights:
+        weight.assign(weight.numpy() * quiet)
+    first.assign(first.numpy() / np.resize(quiet, first.shape[0])[:, None])
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    assert "equalized" in gauged.report.layers[1].gauge
+    assert gauged.report.snr_after > gauged.report.snr_before + 10
+    fresh = samples(compressed.model, 20, seed=1)
+    assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
+def test_layers_that_are_called_on_several_sizes_have_a_gauge(samples, predict):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 6), name="image")
+    shared = layers.Conv2D(12, 3, activation="relu", name="shared")
+    pool = layers.GlobalAveragePooling2D()
+    scores = layers.Add(name="scores")(
+        [pool(shared(image)), pool(shared(layers.MaxPooling2D()(image)))]
+    )
+    compressed = cut(keras.Model(image, scores), 3)
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    assert gauged.report.layers[0].snr_after > gauged.report.layers[0].snr_before
+    fresh = samples(compressed.model, 20, seed=1)
+    assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
 def test_groups_stay_as_they_are(samples):
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -152,7 +210,7 @@ def test_groups_stay_as_they_are(samples):
     )
     compressed = cut(model, 2)
     assert compressed.factors
-    assert regauge(compressed, drawn(model, samples), "static").report.layers == ()
+    assert once(compressed, drawn(model, samples), "static").report.layers == ()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +220,7 @@ def test_groups_stay_as_they_are(samples):
 )
 def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
     compressed = cut(zoo_model, 3)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.snr_after >= gauged.report.snr_before
     inputs = samples(compressed.model, 20, seed=1)
     expected = predict(compressed.model, inputs)
@@ -174,7 +232,7 @@ def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
 
 def test_the_factors_are_weights_of_the_new_model_which_saves_and_loads(samples, predict, tmp_path):
     compressed = cut(mlp((40, 60, 30), 0), 4)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static").compressed
+    gauged = once(compressed, drawn(compressed.model, samples), "static").compressed
     own = {id(weight) for weight in gauged.model.weights}
     assert all(id(w) in own for factors in gauged.factors.values() for w in factors.weights)
     assert gauged.factors.keys() == compressed.factors.keys()
@@ -193,13 +251,13 @@ def test_an_uneven_latent_gains_much(samples):
     scale = np.array([100.0, 1.0, 1.0, 1.0])
     first.assign(first.numpy() * scale)
     second.assign(second.numpy() / scale[:, None])
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.layers[0].gauge != AS_CUT
     assert gauged.report.snr_after > gauged.report.snr_before + 10
 
 
 def test_three_factors_stay_as_they_are(samples):
     compressed = cut(mlp((30, 40, 20), 0), 3, merge=False)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.layers == ()
     assert gauged.report.snr_after == gauged.report.snr_before
