@@ -3,7 +3,7 @@
 A factorized layer is ``y = (x K1) K2 + b``. For any invertible R, ``(x K1 R) (R^-1 K2)`` is the
 same in float, but not in 8 bits, where each tensor has one step for all of its numbers: the nearer
 its columns are to one size, the less is lost. The matrix R is chosen layer by layer, by what the
-layer's outputs lose in simulated integers.
+layer's outputs lose in simulated integers; so are scales of x, which the layer before takes over.
 """
 
 from collections.abc import Iterator, Sequence
@@ -110,7 +110,7 @@ def regauge(
     """Chooses the gauge of each layer whose factors meet in a latent that nothing else sees.
 
     The others stay as they are: layers with groups, or recurrent, or of U, S and V. Means of
-    latents are not taken off by biases: once factors are refined, that gains nothing.
+    latents are not taken off by biases: once factors are refined, that gains less than a decibel.
 
     Args:
         compressed: The model; it is not changed.
