@@ -119,19 +119,32 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
 
 def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
     """Quantizes weights; LiteRT does the same to activations, each by its own range."""
-    from ai_edge_quantizer.qtyping import QuantGranularity, TFLOperationName
+    from ai_edge_quantizer.qtyping import (
+        ComputePrecision,
+        OpQuantizationConfig,
+        QuantGranularity,
+        TensorQuantizationConfig,
+        TFLOperationName,
+    )
     from ai_edge_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(content)
+
+    def configure(operator: TFLOperationName, bits: int, granularity: QuantGranularity) -> None:
+        config = OpQuantizationConfig(
+            weight_tensor_config=TensorQuantizationConfig(bits, granularity=granularity),
+            compute_precision=ComputePrecision.INTEGER,
+            # Few bytes, whose operators are slower and lose more in integers.
+            min_weight_elements=SMALL_KERNEL,
+        )
+        quantizer.update_quantization_recipe(".*", operator, config)
+
     # LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
     # depthwise ones it reads as many scales as there are channels, though there be one.
-    by_channel = QuantGranularity.CHANNELWISE
-    quantizer.add_dynamic_config(".*", TFLOperationName.ALL_SUPPORTED, 8, by_channel)
+    configure(TFLOperationName.ALL_SUPPORTED, 8, QuantGranularity.CHANNELWISE)
     bits = 4 if options.variant == INT4 else 8
-    quantizer.add_dynamic_config(".*", TFLOperationName.CONV_2D, bits, by_channel)
-    quantizer.add_dynamic_config(
-        ".*", TFLOperationName.FULLY_CONNECTED, bits, _granularity(options)
-    )
+    configure(TFLOperationName.CONV_2D, bits, QuantGranularity.CHANNELWISE)
+    configure(TFLOperationName.FULLY_CONNECTED, bits, _granularity(options))
     return _result(quantizer, _with_integer_tables(quantizer, content))
 
 

@@ -1,6 +1,5 @@
 """Folds batch normalisations into the linear layers before them."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 
 from exporter.lowrank.factorizers import Replacement
 from exporter.lowrank.factorizers.base import addition, input_shape, rebuild
-from exporter.lowrank.rewrite import rewrite
+from exporter.lowrank.rewrite import links, rewrite
 
 OUTPUT_AXES: dict[str, tuple[int, ...]] = {
     "Dense": (-1,),
@@ -71,42 +70,15 @@ def fold_batch_norms(model: Any) -> tuple[Any, dict[str, str]]:
 def _pairs(model: Any) -> Iterator[_Pair]:
     import keras
 
-    graphs = list(_graphs(model, ""))
-    # A layer may be called in several graphs, or several times in one.
-    calls = Counter(id(node.operation) for _, graph in graphs for node in _nodes(graph))
-    for prefix, graph in graphs:
-        consumers = Counter(id(tensor) for node in _nodes(graph) for tensor in node.input_tensors)
-        seen_outside = {id(tensor) for tensor in graph.outputs}
-        for node in _nodes(graph):
-            norm = node.operation
-            if type(norm) is not keras.layers.BatchNormalization or calls[id(norm)] > 1:
-                continue
-            (tensor,) = node.input_tensors
-            linear = tensor._keras_history.operation
-            names_output = not prefix and any(id(out) in seen_outside for out in node.outputs)
-            if (
-                consumers[id(tensor)] == 1
-                and id(tensor) not in seen_outside
-                and calls[id(linear)] == 1
-                and not names_output
-                and _takes(linear, norm)
-            ):
-                yield _Pair(f"{prefix}{linear.name}", linear, f"{prefix}{norm.name}", norm)
-
-
-def _graphs(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yields the functional graph of a model and of those nested in it, with their path."""
-    import keras
-
-    yield prefix, model._functional if isinstance(model, keras.Sequential) else model
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _graphs(layer, f"{prefix}{layer.name}/")
-
-
-def _nodes(graph: Any) -> list[Any]:
-    """Returns the calls that belong to a graph; its layers may have been called in others too."""
-    return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+    named = {id(tensor._keras_history.operation) for tensor in model.outputs}
+    for prefix, linear, norm in links(model):
+        names_output = not prefix and id(norm) in named
+        if (
+            type(norm) is keras.layers.BatchNormalization
+            and not names_output
+            and _takes(linear, norm)
+        ):
+            yield _Pair(f"{prefix}{linear.name}", linear, f"{prefix}{norm.name}", norm)
 
 
 def _takes(linear: Any, norm: Any) -> bool:

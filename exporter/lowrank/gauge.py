@@ -3,28 +3,31 @@
 A factorized layer is ``y = (x K1) K2 + b``. For any invertible R, ``(x K1 R) (R^-1 K2)`` is the
 same in float, but not in 8 bits, where each tensor has one step for all of its numbers: the nearer
 its columns are to one size, the less is lost. The matrix R is chosen layer by layer, by what the
-layer's outputs lose in simulated integers.
+layer's outputs lose in simulated integers; so are scales of x, which the layer before takes over.
 """
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from exporter.formats.base import Granularity, Signature
-from exporter.lowrank.engine import Compressed, Factors
+from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
+from exporter.lowrank.engine import Compressed
+from exporter.lowrank.equalization import free_scales, scale, sources
 from exporter.lowrank.moments import Array
 from exporter.lowrank.simulation import (
     Scheme,
     Simulation,
+    kernel_granularity,
     linear_layers,
     round_inputs,
     round_kernels,
 )
 from exporter.lowrank.statistics import Calibration, tensors_of
-from exporter.lowrank.taps import replaced
+from exporter.lowrank.taps import called, replaced
 from exporter.metrics import snr_db
 
 GAUGE_SAMPLES = 500
@@ -32,14 +35,14 @@ GAUGE_SAMPLES = 500
 
 AS_CUT = "as cut"
 
-_ROTATIONS = 8
-"""Random rotations that are tried of each basis."""
+ATTEMPTS = 3
+"""How often the layers are gone through, each time with other rotations."""
 
-_RIDGE = 1e-4
-"""Part of the mean variance of a latent that is added to each direction, for data may miss some."""
+_MOST_ROWS = 4096
+"""Of latents that ranges are predicted from."""
 
-_MOST_BYTES = 2**29
-"""Of a layer's inputs that are held at once."""
+_MOST_BYTES = 2**30
+"""Of the inputs of all layers, which share them alike, and have one batch at least."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ class LayerGauge:
     """The gauge of one kernel's factors.
 
     Attributes:
-        name: Of the kernel in the plan.
+        name: Of the kernel in the plan; of the layer of the first factor, where there are three.
         gauge: ``"as cut"``; ``"balanced"``, where both factors have the singular values of their
             product to the power of a half; ``"whitened"``, likewise of the product as the data see
-            it; or one of these two and ``", rotated"``.
+            it. These two may be followed by ``", rotated"``; each by ``", equalized"``, where the
+            layer before took scales of channels over, and by ``", refined"``: moved on to where the
+            least noise is predicted.
         snr_before: Signal to noise ratio of the layer's outputs in simulated integers as cut, in
             decibels.
         snr_after: Likewise in the gauge.
@@ -100,8 +105,12 @@ def regauge(
     *,
     granularity: Granularity = "tensor",
     seed: int = 0,
+    attempts: int = ATTEMPTS,
 ) -> Gauged:
-    """Chooses the gauge of each layer that became two matrices; the others stay as they are.
+    """Chooses the gauge of each layer whose factors meet in a latent that nothing else sees.
+
+    The others stay as they are: layers with groups, or recurrent, or of U, S and V. Means of
+    latents are not taken off by biases: once factors are refined, that gains less than a decibel.
 
     Args:
         compressed: The model; it is not changed.
@@ -109,6 +118,8 @@ def regauge(
         scheme: How the model is to be quantized.
         granularity: Whether kernels will have one scale, or one an output channel.
         seed: Of the rotations.
+        attempts: How often all layers are gone through, with other rotations. The best model is
+            kept: what layers lose each on their own is not what they lose together.
 
     Returns:
         A copy. Where its outputs would lose more in simulated integers than before, its factors
@@ -117,72 +128,134 @@ def regauge(
     calibration = calibration.head(GAUGE_SAMPLES)
     simulation = Simulation(compressed.model, calibration, scheme, granularity)
     before = simulation.snr(compressed.model)
-    copy = compressed.copy()
-    layers = []
-    for junction in _junctions(copy, calibration):
-        generator = np.random.default_rng(seed)
-        layers.append(junction.choose(scheme, granularity, generator))
-    after = simulation.snr(copy.model)
-    if not after >= before:
-        copy, after = compressed.copy(), before
-        layers = [LayerGauge(each.name, AS_CUT, *2 * [each.snr_before]) for each in layers]
-    return Gauged(copy, GaugeReport(scheme, tuple(layers), before, after))
+
+    def attempt(seed: int) -> Gauged:
+        copy, generator = compressed.copy(), np.random.default_rng(seed)
+        junctions = _junctions(copy, calibration)
+        layers = tuple(each.choose(scheme, granularity, generator) for each in junctions)
+        return Gauged(copy, GaugeReport(scheme, layers, before, simulation.snr(copy.model)))
+
+    tried = map(attempt, range(seed, seed + attempts))
+    best = max(tried, key=lambda gauged: gauged.report.snr_after)
+    if best.report.snr_after >= before:
+        return best
+    layers = [replace(each, gauge=AS_CUT, snr_after=each.snr_before) for each in best.report.layers]
+    return Gauged(compressed.copy(), GaugeReport(scheme, tuple(layers), before, before))
+
+
+class _Trial(NamedTuple):
+    """Factors that were tried with scales of what goes into them."""
+
+    snr: float
+    gauge: str
+    pair: tuple[Array, Array]
+    scales: Array | None
 
 
 class _Junction:
     """Where two factors meet, with nothing but a latent in between."""
 
-    def __init__(self, name: str, factors: Factors, layers: tuple[Any, Any], inputs: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: tuple[Any, Any],
+        layers: tuple[Any, Any],
+        inputs: Any,
+        source: Any = None,
+    ) -> None:
         """Takes the factors as they were cut.
 
         Args:
-            name: Of the kernel.
-            factors: A plain pair.
+            name: Of the entry.
+            weights: The weights that hold the factors.
             layers: The Keras layers that multiply by them.
             inputs: What goes into the first of them on calibration data.
+            source: The layer whose channels these are, if it can make them larger.
         """
-        self._name, self._factors, self._layers, self._inputs = name, factors, layers, inputs
-        self._cut = [
-            weight.numpy().astype(np.float64).reshape(shape)
-            for weight, shape in zip(factors.weights, factors.matrices, strict=True)
-        ]
-        self._latent = layers[0](inputs)
-        self._expected = self._outputs(self._latent)
+        self._name, self._weights, self._layers = name, weights, layers
+        self._inputs, self._source = inputs, source
+        # Kernels of convolutions have the axes of their window first.
+        self._axis = -2 if hasattr(layers[1], "kernel_size") else 0
+        first, second = (weight.numpy().astype(np.float64) for weight in weights)
+        second = np.moveaxis(second, self._axis, 0)
+        self._second_shape = second.shape
+        self._rank = len(second)
+        self._cut = first.reshape(-1, self._rank), second.reshape(self._rank, -1)
+        self._expected = self._outputs(layers[0](inputs))
 
     def choose(
         self, scheme: Scheme, granularity: Granularity, generator: np.random.Generator
     ) -> LayerGauge:
-        """Sets the factors to the best pair that is found."""
-        best, before = AS_CUT, self._snr(scheme, granularity, *self._cut)
-        chosen, after = self._cut, before
+        """Sets the factors to the best pair that is found, and scales the source to suit them."""
+
+        def tried(gauge: str, pair: tuple[Array, Array], scales: Array | None = None) -> _Trial:
+            snr = self._snr(scheme, granularity, pair, self._scaled(scales))
+            return _Trial(snr, gauge, pair, scales)
+
+        def better(*trials: _Trial) -> _Trial:
+            return max(trials, key=lambda trial: trial.snr)
+
+        cut = chosen = tried(AS_CUT, self._cut)
         for gauge, pair in self._pairs(generator):
-            snr = self._snr(scheme, granularity, *pair)
-            if snr > after:
-                best, chosen, after = gauge, pair, snr
-        self._assign(*chosen)
-        return LayerGauge(self._name, best, before, after)
+            chosen = better(chosen, tried(gauge, pair))
+        if self._source is not None:
+            gauge, (first, second) = f"{chosen.gauge}, equalized", chosen.pair
+            for scales in free_scales(self._source, self._inputs, first):
+                thin = first / np.resize(scales, len(first))[:, None]
+                chosen = better(chosen, tried(gauge, (thin, second), scales))
+        if chosen.scales is not None:
+            scale(self._source, chosen.scales)
+            self._inputs = self._scaled(chosen.scales)
+        pair = self._refined(chosen.pair, self._steps(scheme, granularity))
+        chosen = better(chosen, tried(f"{chosen.gauge}, refined", pair))
+        self._assign(*chosen.pair)
+        return LayerGauge(self._name, chosen.gauge, cut.snr, chosen.snr)
 
-    def _pairs(self, generator: np.random.Generator) -> Iterator[tuple[str, list[Array]]]:
-        bases = {"balanced": balanced(*self._cut), "whitened": self._whitened()}
-        rotations = [random_rotation(self._factors.rank, generator) for _ in range(_ROTATIONS)]
+    def _pairs(self, generator: np.random.Generator) -> Iterator[tuple[str, tuple[Array, Array]]]:
+        latents = self._latents(*self._cut)
+        moment = latents.T @ latents / len(latents)
+        bases = {"balanced": balanced(*self._cut), "whitened": whitened(*self._cut, moment)}
         for gauge, (first, second) in bases.items():
-            yield gauge, [first, second]
-            for rotation in rotations:
-                yield f"{gauge}, rotated", [first @ rotation, rotation.T @ second]
+            rotation = random_rotation(self._rank, generator)
+            yield gauge, (first, second)
+            yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
-    def _whitened(self) -> tuple[Array, Array]:
-        rank = self._factors.rank
-        rows = np.asarray(self._latent, np.float64).reshape(-1, rank)
-        first, second = self._cut
-        return whitened(first, second, rows.T @ rows / len(rows))
+    def _refined(self, pair: tuple[Array, Array], steps: Steps) -> tuple[Array, Array]:
+        import tensorflow as tf
 
-    def _snr(self, scheme: Scheme, granularity: Granularity, first: Array, second: Array) -> float:
-        self._assign(first, second)
+        latents = self._latents(*pair)
+        every = -(-len(latents) // _MOST_ROWS)
+        # Of any window of a convolution, as if there were no padding.
+        energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
+        return refined(*pair, latents[::every], float(energy), steps)
+
+    def _steps(self, scheme: Scheme, granularity: Granularity) -> Steps:
+        _, last = self._layers
+        rows = scheme == "dynamic" and not hasattr(last, "kernel_size")
+        return Steps(
+            kernel_granularity(last, scheme, granularity), of_latents="row" if rows else "tensor"
+        )
+
+    def _latents(self, *pair: Array) -> Array:
+        self._assign(*pair)
+        latents = np.asarray(self._layers[0](self._inputs), np.float64)
+        return latents.reshape(-1, self._rank)
+
+    def _scaled(self, scales: Array | None) -> Any:
+        if scales is None:
+            return self._inputs
+        channels = np.resize(scales, self._inputs.shape[-1])
+        return self._inputs * channels.astype(self._inputs.dtype.as_numpy_dtype)
+
+    def _snr(
+        self, scheme: Scheme, granularity: Granularity, pair: tuple[Array, Array], inputs: Any
+    ) -> float:
+        self._assign(*pair)
         for layer in self._layers:
             round_kernels(layer, scheme, granularity)
-        latent = self._layers[0](round_inputs(self._layers[0], self._inputs, scheme))
-        outputs = self._outputs(round_inputs(self._layers[1], latent, scheme))
-        return snr_db(outputs, self._expected)
+        first, last = self._layers
+        latent = first(round_inputs(first, inputs, scheme))
+        return snr_db(self._outputs(round_inputs(last, latent, scheme)), self._expected)
 
     def _outputs(self, latent: Any) -> Array:
         """Returns the outputs before the activation."""
@@ -190,135 +263,78 @@ class _Junction:
         with replaced([(last, "activation", None)]):
             return np.asarray(last(latent), np.float64)
 
-    def _assign(self, *matrices: Array) -> None:
-        for weight, matrix in zip(self._factors.weights, matrices, strict=True):
-            weight.assign(matrix.reshape(weight.shape))
+    def _assign(self, first: Array, second: Array) -> None:
+        head, tail = self._weights
+        head.assign(first.reshape(head.shape))
+        tail.assign(np.moveaxis(second.reshape(self._second_shape), 0, self._axis))
 
 
 def _junctions(compressed: Compressed, calibration: Calibration) -> Iterator[_Junction]:
-    """Yields the pairs whose second factor is given just what the first one makes."""
+    """Yields the factors whose second one is given just what the first one makes."""
+    meetings = list(_meetings(compressed))
+    pairs = [layers for _, _, layers in meetings]
+    inputs, before = _inputs_of(compressed.model, pairs, calibration), sources(compressed.model)
+    for meeting, (first, _), given in zip(meetings, pairs, inputs, strict=True):
+        if given is not None:
+            yield _Junction(*meeting, given, before.get(id(first)))
+
+
+def _meetings(
+    compressed: Compressed,
+) -> Iterator[tuple[str, tuple[Any, Any], tuple[Any, Any]]]:
+    """Yields names, weights and layers of factors that follow one another."""
     owners = {
         id(variable): layer
         for layer in linear_layers(compressed.model)
         for variable in layer.weights
     }
     for name, factors in compressed.factors.items():
-        pair = [owners[id(weight)] for weight in factors.weights if id(weight) in owners]
-        if not factors.is_plain_pair or len(pair) != 2 or not all(map(_is_plain, pair)):
-            continue
-        first, last = pair
-        if first.bias is not None or not _is_linear(first):
-            continue
-        inputs = _inputs_of(compressed.model, first, last, calibration)
-        if inputs is not None:
-            yield _Junction(name, factors, (first, last), inputs)
+        if len(factors.weights) > 2 and factors.matrices[0][0] == factors.replaced[0]:
+            continue  # U, S and V, kept apart as they were asked for.
+        for weights in pairwise(factors.weights):
+            if not all(id(weight) in owners for weight in weights):
+                continue
+            first, last = (owners[id(weight)] for weight in weights)
+            if _is_plain(first) and _is_plain(last) and _gives_latent(first):
+                yield name if len(factors.weights) == 2 else first.name, weights, (first, last)
 
 
 def _is_plain(layer: Any) -> bool:
     """Tells whether a layer multiplies the last axis of its input, or windows along it."""
-    channels_last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    return type(layer).__name__ in {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"} and (
-        channels_last
+    return (
+        type(layer).__name__ in {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"}
+        and getattr(layer, "data_format", "channels_last") == "channels_last"
+        and getattr(layer, "groups", 1) == 1
     )
 
 
-def _is_linear(layer: Any) -> bool:
-    return getattr(layer.activation, "__name__", "linear") == "linear"
+def _gives_latent(layer: Any) -> bool:
+    """Tells whether a layer gives the plain product, the columns of its kernel as the last axis."""
+    operands, _, output = getattr(layer, "equation", "r->r").partition("->")
+    linear = getattr(layer.activation, "__name__", "linear") == "linear"
+    return layer.bias is None and linear and output.endswith(operands[-1])
 
 
-def _inputs_of(model: Any, first: Any, last: Any, calibration: Calibration) -> Any:
-    """Returns what goes into the first layer, or None if its results go elsewhere than the last."""
+def _inputs_of(model: Any, pairs: Sequence[tuple[Any, Any]], calibration: Calibration) -> list[Any]:
+    """Returns what goes into the first layer of each pair.
+
+    It is None where the results of that layer do not go to the other one. Of a layer that is called
+    on several sizes, only the inputs of the first size are returned.
+    """
     import tensorflow as tf
 
-    given: list[Any] = []
-    made: dict[int, Any] = {}
-    passed_on: list[int] = []
-    first_call, last_call = first.call, last.call
-
-    def note_first(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        given.append(inputs)
-        result = first_call(inputs, *args, **kwargs)
-        made[id(result)] = result
-        return result
-
-    def note_last(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        passed_on.append(id(inputs))
-        return last_call(inputs, *args, **kwargs)
-
+    layers = {id(layer): layer for pair in pairs for layer in pair}.values()
+    share = _MOST_BYTES // max(1, len(pairs))
     signature = Signature(model)
-    with replaced([(first, "call", note_first), (last, "call", note_last)]):
-        for batch in calibration.batches():
+    given: list[list[Any]] = [[] for _ in pairs]
+    for batch in calibration.batches():
+        with called(layers) as calls:
             signature(**tensors_of(signature, batch))
-            if sum(int(tf.size(part)) * part.dtype.size for part in given) > _MOST_BYTES:
-                break
-    if not given or sorted(made) != sorted(passed_on):
-        return None
-    return tf.concat(given, axis=0)
-
-
-def balanced(first: Array, second: Array) -> tuple[Array, Array]:
-    """Returns factors of the same product that share its singular values, half and half.
-
-    Args:
-        first: m x r, where r is at most m and n.
-        second: r x n.
-    """
-    left, upper = np.linalg.qr(first)
-    right, lower = np.linalg.qr(second.T)
-    u, s, vt = np.linalg.svd(upper @ lower.T)
-    half = np.sqrt(s)
-    return left @ (u * half), half[:, None] * (vt @ right.T)
-
-
-def whitened(first: Array, second: Array, moment: Array) -> tuple[Array, Array]:
-    """Returns factors of the same product that are balanced for latents of a second moment.
-
-    With ``moment = G Gt`` and ``Gt K2 = U S Vt``, they are ``K1 G^-t U S^1/2`` and ``S^1/2 Vt``:
-    each latent has the variance S, and the second factor the singular values S^1/2.
-
-    Args:
-        first: m x r, where r is at most n.
-        second: r x n.
-        moment: r x r, of ``x first``.
-    """
-    values, vectors = np.linalg.eigh(moment)
-    ridge = _RIDGE * max(float(np.mean(values)), 1e-30)
-    scale = np.sqrt(np.maximum(values, 0.0) + ridge)
-    u, s, vt = np.linalg.svd((vectors * scale).T @ second, full_matrices=False)
-    half = np.sqrt(s)
-    return first @ (vectors / scale) @ (u * half), half[:, None] * vt
-
-
-def random_rotation(size: int, generator: np.random.Generator) -> Array:
-    """Draws an orthogonal matrix, which spreads each axis evenly over all where one is known.
-
-    Where there is a Hadamard matrix it is that one with random signs, and otherwise one of any.
-    """
-    hadamard = hadamard_matrix(size)
-    if hadamard is None:
-        rotation, upper = np.linalg.qr(generator.standard_normal((size, size)))
-        return np.asarray(rotation * np.sign(np.diag(upper)))
-    signs = generator.choice([-1.0, 1.0], size)
-    return np.asarray(signs[:, None] * hadamard / math.sqrt(size))
-
-
-def hadamard_matrix(size: int) -> Array | None:
-    """Returns a matrix of 1 and -1 whose rows are orthogonal; None if none is known here.
-
-    Sylvester doubles a matrix; Paley makes one of size q + 1 for each prime q = 4k - 1.
-    """
-    if size in {1, 2}:
-        return np.array([[1.0, 1.0], [1.0, -1.0]])[:size, :size]
-    if size % 4:
-        return None
-    prime = size - 1
-    if all(prime % divisor for divisor in range(2, math.isqrt(prime) + 1)):
-        squares = {x * x % prime for x in range(1, prime)}
-        character = np.array([0.0] + [1.0 if x in squares else -1.0 for x in range(1, prime)])
-        index = np.arange(prime)
-        skew = np.zeros((size, size))
-        skew[0, 1:], skew[1:, 0] = 1.0, -1.0
-        skew[1:, 1:] = character[(index[:, None] - index) % prime]
-        return np.asarray(skew + np.eye(size))
-    half = hadamard_matrix(size // 2)
-    return None if half is None else np.block([[half, half], [half, -half]])
+        for parts, (first, last) in zip(given, pairs, strict=True):
+            made = {id(result) for _, result in calls[id(first)]}
+            if made != {id(inputs) for inputs, _ in calls[id(last)]}:
+                continue
+            if sum(int(tf.size(part)) * part.dtype.size for part in parts) < share:
+                size = calls[id(first)][0][0].shape[1:]
+                parts.extend(part for part, _ in calls[id(first)] if part.shape[1:] == size)
+    return [tf.concat(parts, axis=0) if parts else None for parts in given]

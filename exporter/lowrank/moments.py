@@ -110,7 +110,8 @@ class Accumulator:
             right: Mean of the right vectors, g x n.
             scatter: The sum of the outer products of their deviations from it, g x n x n.
         """
-        total = int(self.count + count)
+        count = int(count)  # TensorFlow counts in 32 bits, which the product below overflows.
+        total = self.count + count
         left_shift = left.astype(np.float64) - self._left
         right_shift = right.astype(np.float64) - self._right
         between = left_shift[..., :, np.newaxis] * right_shift[..., np.newaxis, :]

@@ -1,5 +1,6 @@
 """Graph surgery: a copy of a Keras model in which some layers are chains of other layers."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +56,45 @@ def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield from _walk(layer, f"{prefix}{layer.name}/", seen)
         else:
             yield f"{prefix}{layer.name}", layer
+
+
+def links(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields pairs of operations of which the second one alone is given what the first one makes.
+
+    Both are called once, and the second one is given nothing else. Nested models are entered; what
+    crosses their bounds makes no pair.
+
+    Returns:
+        The path that the names are within, up to the last slash, and the operations.
+    """
+    graphs = list(_graphs(model, ""))
+    # A layer may be called in several graphs, or several times in one.
+    calls = Counter(id(node.operation) for _, graph in graphs for node in _nodes(graph))
+    for prefix, graph in graphs:
+        consumers = Counter(id(tensor) for node in _nodes(graph) for tensor in node.input_tensors)
+        consumers.update(id(tensor) for tensor in graph.outputs)
+        for node in _nodes(graph):
+            if calls[id(node.operation)] > 1 or len(node.input_tensors) != 1:
+                continue
+            (tensor,) = node.input_tensors
+            source = tensor._keras_history.operation
+            if consumers[id(tensor)] == 1 and calls[id(source)] == 1:
+                yield prefix, source, node.operation
+
+
+def _graphs(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yields the functional graph of a model and of those nested in it, with their path."""
+    import keras
+
+    yield prefix, model._functional if isinstance(model, keras.Sequential) else model
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _graphs(layer, f"{prefix}{layer.name}/")
+
+
+def _nodes(graph: Any) -> list[Any]:
+    """Returns the calls that belong to a graph; its layers may have been called in others too."""
+    return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
 
 
 def candidates(model: Any, *, merge: bool = True, convolution: str = "channel") -> list[Candidate]:

@@ -74,6 +74,8 @@ def round_activations(values: Any, low: Any, high: Any) -> Any:
 def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
     """Rounds what goes into a linear layer, in the ranges that the values themselves have.
 
+    Where the kernel stays as it is, so do they.
+
     Args:
         layer: The layer.
         values: A tensor of its inputs.
@@ -82,6 +84,8 @@ def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
     """
     import tensorflow as tf
 
+    if not _is_rounded(layer, scheme):
+        return values
     axes = None
     if scheme == "dynamic":
         whole = hasattr(layer, "kernel_size")
@@ -91,17 +95,23 @@ def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
     return round_activations(values, low, high)
 
 
-def is_rounded(layer: Any, scheme: Scheme) -> bool:
+def _is_rounded(layer: Any, scheme: Scheme) -> bool:
     """Tells whether the kernel of a linear layer becomes integers."""
     largest = max(int(np.prod(variable.shape)) for variable in layer.weights)
     return scheme == "static" or largest >= SMALL_KERNEL
 
 
+def kernel_granularity(layer: Any, scheme: Scheme, granularity: Granularity) -> Granularity:
+    """Returns what of a kernel has a scale: the dynamic scheme has no convolutions of one scale."""
+    return "channel" if scheme == "dynamic" and hasattr(layer, "kernel_size") else granularity
+
+
 def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
-    if not is_rounded(layer, scheme):
+    if not _is_rounded(layer, scheme):
         return
-    axes = _OUTPUT_AXES[type(layer).__name__] if granularity == "channel" else None
+    by_channel = kernel_granularity(layer, scheme, granularity) == "channel"
+    axes = _OUTPUT_AXES[type(layer).__name__] if by_channel else None
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
         variable.assign(round_weights(variable.numpy(), None))
@@ -148,11 +158,7 @@ class Simulation:
         for layer in linear_layers(copy):
             round_kernels(layer, self._scheme, self._granularity)
         if self._scheme == "dynamic":
-            patches = [
-                (layer, "call", _rounding_rows(layer))
-                for layer in linear_layers(copy)
-                if is_rounded(layer, self._scheme)
-            ]
+            patches = [(layer, "call", _rounding_rows(layer)) for layer in linear_layers(copy)]
             with replaced(patches):
                 return self._outputs(copy)
         ranges = _Ranges()

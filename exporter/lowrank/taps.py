@@ -4,7 +4,7 @@ Layers of nested models, and those inside other layers, have no tensor of the ou
 be asked for; so methods of theirs are stood in for while the model is called or traced.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,25 @@ def tapped(kernels: Kernels) -> Iterator[dict[int, list[Any]]]:
     layers = {id(kernel.layer): kernel.layer for kernel in kernels.values()}.values()
     with replaced([(layer, "call", tap(layer)) for layer in layers]):
         yield seen
+
+
+@contextmanager
+def called(layers: Iterable[Any]) -> Iterator[dict[int, list[tuple[Any, Any]]]]:
+    """Notes inputs and results of layers while the block runs, by the identity of the layer."""
+    calls: dict[int, list[tuple[Any, Any]]] = {}
+
+    def note(layer: Any) -> tuple[Any, str, Callable[..., Any]]:
+        call, noted = layer.call, calls.setdefault(id(layer), [])
+
+        def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            result = call(inputs, *args, **kwargs)
+            noted.append((inputs, result))
+            return result
+
+        return layer, "call", noting
+
+    with replaced([note(layer) for layer in layers]):
+        yield calls
 
 
 @contextmanager

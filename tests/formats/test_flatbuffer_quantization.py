@@ -147,17 +147,23 @@ def test_fewer_bits_are_fewer_bytes(make):
 
 
 def test_weights_are_stored_in_the_bits_of_the_variant(make):
-    model = dense()
+    model = dense((48, 256))
     for variant, bits in [("int8", 8), ("dynamic", 8), ("int16x8", 8), ("int4", 4)]:
         stored = TFLITE.stored_tensors(make(model, variant))
-        for shape in [(48, 24), (32, 48), (4, 32)]:
+        for shape in [(48, 24), (256, 48), (4, 256)]:
             (tensor,) = [tensor for tensor in stored if tensor.shape == shape]
             assert tensor.nbytes == np.prod(shape) * bits // 8, variant
 
 
+@pytest.mark.parametrize("variant", ["dynamic", "int4"])
+def test_small_kernels_are_left_alone_where_activations_are(variant, make):
+    stored = kernels(make(dense(), variant).read_bytes())
+    assert {tuple(t.shape) for t in stored if t.type == schema.TensorType.FLOAT32} == {(4, 32)}
+
+
 @pytest.mark.parametrize("variant", QUANTIZED)
 def test_a_scale_for_each_tensor_or_channel(variant, make):
-    model = dense()
+    model = dense((48, 256))
     per_tensor, per_channel = (
         make(model, variant, granularity=granularity).read_bytes()
         for granularity in ("tensor", "channel")
@@ -394,8 +400,8 @@ def test_nothing_is_printed(lstm, make, capsys):
 
 def test_packed_weights_have_their_shape_and_bytes(make):
     """Also where their number is odd."""
-    model = keras.Sequential([keras.Input((7,), name="x"), keras.layers.Dense(5, name="y")])
+    model = keras.Sequential([keras.Input((41,), name="x"), keras.layers.Dense(27, name="y")])
     stored = list_tensors(make(model, "int4").read_bytes())
     assert [(tensor.shape, tensor.nbytes) for tensor in stored if len(tensor.shape) == 2] == [
-        ((5, 7), 18)
+        ((27, 41), 554)
     ]

@@ -1,5 +1,7 @@
 """Factors of the same product that lose less in integers."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -8,19 +10,14 @@ from hypothesis import strategies as st
 from keras import layers
 
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.gauge import (
-    AS_CUT,
-    balanced,
-    hadamard_matrix,
-    random_rotation,
-    regauge,
-    whitened,
-)
+from exporter.lowrank.gauge import AS_CUT, regauge
 from exporter.lowrank.ranks import FixedRank
 from exporter.lowrank.simulation import Simulation
 from exporter.lowrank.statistics import Calibration
 
 SCHEMES = ("dynamic", "static")
+
+once = functools.partial(regauge, attempts=1)
 
 
 def cut(model, rank, **options):
@@ -60,6 +57,33 @@ def convolutional():
     )
 
 
+def padded():
+    """What a convolution pads with zeros, a latent without bias, is zero in any coordinates."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((7, 7, 6), name="image"),
+            layers.Conv2D(12, 3, padding="same", strides=2, activation="relu", name="conv"),
+            layers.Conv2D(10, (5, 3), padding="same", name="again"),
+        ]
+    )
+
+
+def pooled():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((9, 9, 6), name="image"),
+            layers.Conv2D(12, 3, name="conv"),
+            layers.ReLU(),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dropout(0.5),
+            layers.Dense(40, name="dense"),
+        ]
+    )
+
+
 def tokens():
     keras.utils.set_random_seed(0)
     sequence = keras.Input((5, 24), name="sequence")
@@ -81,7 +105,7 @@ def assert_same_function(model, other, inputs, predict):
         np.testing.assert_allclose(actual[name], values, rtol=0, atol=atol)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(
     sizes=st.lists(st.integers(9, 40), min_size=2, max_size=4),
     rank=st.integers(1, 4),
@@ -92,7 +116,7 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     calibration = drawn(compressed.model, samples)
     before = weights_of(compressed.model)
 
-    gauged = regauge(compressed, calibration, scheme)
+    gauged = once(compressed, calibration, scheme)
 
     report = gauged.report
     simulation = Simulation(compressed.model, calibration, scheme, "tensor")
@@ -106,8 +130,15 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
     for old, new in zip(before, weights_of(compressed.model), strict=True):
         np.testing.assert_array_equal(old, new)
-    again = regauge(compressed, calibration, scheme)
-    assert again.report == report
+
+
+def test_the_best_of_all_attempts_is_kept_and_they_are_repeatable(samples):
+    compressed = cut(mlp((30, 40, 20), 0), 3)
+    calibration = drawn(compressed.model, samples)
+    gauged, again = (regauge(compressed, calibration, "static", attempts=2) for _ in range(2))
+    attempts = [once(compressed, calibration, "static", seed=seed).report for seed in range(2)]
+    assert gauged.report == max(attempts, key=lambda report: report.snr_after)
+    assert gauged.report == again.report
     for first, second in zip(
         weights_of(gauged.compressed.model), weights_of(again.compressed.model), strict=True
     ):
@@ -118,11 +149,66 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
 @pytest.mark.parametrize("network", [convolutional, tokens])
 def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict):
     compressed = cut(network(), 3)
-    gauged = regauge(compressed, drawn(compressed.model, samples), scheme)
+    gauged = once(compressed, drawn(compressed.model, samples), scheme)
     assert [layer.name for layer in gauged.report.layers] == list(compressed.factors)
     assert gauged.report.snr_after >= gauged.report.snr_before
     fresh = samples(compressed.model, 20, seed=1)
     assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
+@pytest.mark.parametrize("convolution", ["spatial", "tucker2"])
+def test_every_latent_of_a_convolution_has_a_gauge(convolution, samples, predict):
+    compressed = cut(padded(), 4, convolution=convolution)
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    names = {
+        "spatial": ["conv", "again"],
+        "tucker2": ["conv_u", "conv_s", "again_u", "again_s"],
+    }
+    assert [layer.name for layer in gauged.report.layers] == names[convolution]
+    assert any(layer.gauge != AS_CUT for layer in gauged.report.layers)
+    assert gauged.report.snr_after >= gauged.report.snr_before
+    fresh = samples(compressed.model, 20, seed=1)
+    assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
+def test_a_row_that_is_large_for_a_channel_that_is_small_is_equalized(samples, predict):
+    compressed = cut(pooled(), 3)
+    first, _ = compressed.factors["dense"].weights
+    quiet = np.ones(12)
+    quiet[3] = 1e-2
+    for weight in compressed.model.get_layer("conv").weights:
+        weight.assign(weight.numpy() * quiet)
+    first.assign(first.numpy() / np.resize(quiet, first.shape[0])[:, None])
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    assert "equalized" in gauged.report.layers[1].gauge
+    assert gauged.report.snr_after > gauged.report.snr_before + 10
+    fresh = samples(compressed.model, 20, seed=1)
+    assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
+def test_layers_that_are_called_on_several_sizes_have_a_gauge(samples, predict):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 6), name="image")
+    shared = layers.Conv2D(12, 3, activation="relu", name="shared")
+    pool = layers.GlobalAveragePooling2D()
+    scores = layers.Add(name="scores")(
+        [pool(shared(image)), pool(shared(layers.MaxPooling2D()(image)))]
+    )
+    compressed = cut(keras.Model(image, scores), 3)
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    assert gauged.report.layers[0].snr_after > gauged.report.layers[0].snr_before
+    fresh = samples(compressed.model, 20, seed=1)
+    assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
+def test_groups_stay_as_they_are(samples):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((6, 6, 8), name="image"), layers.Conv2D(12, 3, groups=2, name="conv")]
+    )
+    compressed = cut(model, 2)
+    assert compressed.factors
+    assert once(compressed, drawn(model, samples), "static").report.layers == ()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +218,7 @@ def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict
 )
 def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
     compressed = cut(zoo_model, 3)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.snr_after >= gauged.report.snr_before
     inputs = samples(compressed.model, 20, seed=1)
     expected = predict(compressed.model, inputs)
@@ -144,7 +230,7 @@ def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
 
 def test_the_factors_are_weights_of_the_new_model_which_saves_and_loads(samples, predict, tmp_path):
     compressed = cut(mlp((40, 60, 30), 0), 4)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static").compressed
+    gauged = once(compressed, drawn(compressed.model, samples), "static").compressed
     own = {id(weight) for weight in gauged.model.weights}
     assert all(id(w) in own for factors in gauged.factors.values() for w in factors.weights)
     assert gauged.factors.keys() == compressed.factors.keys()
@@ -163,44 +249,13 @@ def test_an_uneven_latent_gains_much(samples):
     scale = np.array([100.0, 1.0, 1.0, 1.0])
     first.assign(first.numpy() * scale)
     second.assign(second.numpy() / scale[:, None])
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.layers[0].gauge != AS_CUT
     assert gauged.report.snr_after > gauged.report.snr_before + 10
 
 
 def test_three_factors_stay_as_they_are(samples):
     compressed = cut(mlp((30, 40, 20), 0), 3, merge=False)
-    gauged = regauge(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.layers == ()
     assert gauged.report.snr_after == gauged.report.snr_before
-
-
-@given(
-    shape=st.tuples(st.integers(6, 12), st.integers(1, 6), st.integers(6, 12)),
-    seed=st.integers(0, 1000),
-    redundant=st.booleans(),
-)
-def test_products_are_kept(shape, seed, redundant):
-    m, r, n = shape
-    rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((30, m)) * rng.uniform(0.01, 10, m)
-    first, second = rng.standard_normal((m, r)), rng.standard_normal((r, n))
-    if redundant:
-        first[:, -1] = first[:, 0]
-    latent = rows @ first
-    for left, right in (balanced(first, second), whitened(first, second, latent.T @ latent / 30)):
-        assert (left.shape, right.shape) == ((m, r), (r, n))
-        np.testing.assert_allclose(left @ right, first @ second, atol=1e-9)
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 64])
-def test_hadamard_matrices(size):
-    matrix = hadamard_matrix(size)
-    assert set(np.unique(matrix)) <= {-1.0, 1.0}
-    np.testing.assert_array_equal(matrix @ matrix.T, size * np.eye(size))
-
-
-@pytest.mark.parametrize("size", [1, 3, 10, 20, 28, 36, 52])
-def test_rotations_are_orthogonal(size):
-    rotation = random_rotation(size, np.random.default_rng(0))
-    np.testing.assert_allclose(rotation @ rotation.T, np.eye(size), atol=1e-12)

@@ -56,6 +56,15 @@ def test_the_order_of_batches_does_not_matter():
     np.testing.assert_allclose(forward.mean, backward.mean, atol=1e-14)
 
 
+def test_counts_of_32_bits_do_not_overflow():
+    """As TensorFlow gives them; two batches of a convolution have more pairs of rows than that."""
+    ones, nothing = np.ones((1, 1)), np.zeros((1, 1, 1))
+    accumulator = Accumulator()
+    for value in (0.0, 2.0):
+        accumulator.add(np.int32(60_000), value * ones, value * ones, nothing)
+    assert accumulator.covariance.item() == 1.0
+
+
 def test_float32_batches_are_merged_in_float64():
     """Ten thousand batches, each of which float32 would round."""
     rows = np.random.default_rng(0).normal(100, 1, size=(10_000, 4, 1, 2)).astype("float32")

@@ -1,0 +1,202 @@
+"""Coordinates of the latent between two factors, K1 (m x r) and K2 (r x n).
+
+For any invertible R, ``K1 K2 = (K1 R) (R^-1 K2)``. The functions here return both factors in other
+coordinates; their product stays what it is.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from exporter.formats.base import Granularity
+from exporter.lowrank.moments import Array
+from exporter.lowrank.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
+
+_RIDGE = 1e-4
+"""Part of the mean variance of a latent that is added to each direction, for data may miss some."""
+
+_STEPS = 100
+_RATE = 0.1
+_MOMENTUM = 0.9
+"""Of a descent; the rate is that of the change of R in its own size, and decays like a cosine."""
+
+_TINY = 1e-300
+"""Is added to what may be zero."""
+
+_POWER = 16
+"""Of the mean that stands for the largest step, which would be moved by one element alone."""
+
+
+def balanced(first: Array, second: Array) -> tuple[Array, Array]:
+    """Returns factors of the same product that share its singular values, half and half.
+
+    Args:
+        first: m x r, where r is at most m and n.
+        second: r x n.
+    """
+    left, upper = np.linalg.qr(first)
+    right, lower = np.linalg.qr(second.T)
+    u, s, vt = np.linalg.svd(upper @ lower.T)
+    half = np.sqrt(s)
+    return left @ (u * half), half[:, None] * (vt @ right.T)
+
+
+def whitened(first: Array, second: Array, moment: Array) -> tuple[Array, Array]:
+    """Returns factors of the same product that are balanced for latents of a second moment.
+
+    With ``moment = G Gt`` and ``Gt K2 = U S Vt``, they are ``K1 G^-t U S^1/2`` and ``S^1/2 Vt``:
+    each latent has the variance S, and the second factor the singular values S^1/2.
+
+    Args:
+        first: m x r, where r is at most n.
+        second: r x n.
+        moment: r x r, of ``x first``.
+    """
+    values, vectors = np.linalg.eigh(moment)
+    ridge = _RIDGE * max(float(np.mean(values)), 1e-30)
+    scale = np.sqrt(np.maximum(values, 0.0) + ridge)
+    u, s, vt = np.linalg.svd((vectors * scale).T @ second, full_matrices=False)
+    half = np.sqrt(s)
+    return first @ (vectors / scale) @ (u * half), half[:, None] * vt
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which numbers have the steps between integers in common.
+
+    Attributes:
+        of_kernels: ``"tensor"``, or ``"channel"``: each column has its own.
+        of_latents: ``"tensor"``, or ``"row"``.
+    """
+
+    of_kernels: Granularity
+    of_latents: Literal["tensor", "row"]
+
+
+def refined(
+    first: Array, second: Array, latents: Array, energy: float, steps: Steps
+) -> tuple[Array, Array]:
+    """Returns factors of the same product for which less noise is predicted.
+
+    The logarithm of ``predicted_noise`` is lowered over R, from the identity, along its relative
+    gradient (Cardoso and Laheld, 1996): what R is multiplied by has the same effect wherever R is.
+
+    Args:
+        first: m x r.
+        second: r x n.
+        latents: Rows x r, of calibration data.
+        energy: Mean squared norm of what the first factor multiplies.
+        steps: Of the integers.
+    """
+    r = _descent(steps)(first, second, latents, energy).numpy()
+    return first @ r, np.asarray(np.linalg.solve(r, second))
+
+
+@functools.cache
+def _descent(steps: Steps) -> Any:
+    """Returns a function that descends from given factors to R, compiled for all sizes."""
+    import tensorflow as tf
+
+    matrix, number = (tf.TensorSpec(shape, tf.float64) for shape in ((None, None), ()))
+
+    @tf.function(input_signature=[*3 * [matrix], number])  # type: ignore[untyped-decorator]
+    def descend(first: Any, second: Any, latents: Any, energy: Any) -> Any:
+        r = tf.eye(tf.shape(second)[0], dtype=tf.float64)
+        momentum = tf.zeros_like(r)
+        for step in tf.range(_STEPS):
+            with tf.GradientTape() as tape:
+                tape.watch(r)
+                factors = first @ r, tf.linalg.solve(r, second)
+                noise = predicted_noise(*factors, latents @ r, energy, steps)
+                result = tf.math.log(noise + _TINY)
+            slope = tf.matmul(r, tape.gradient(result, r), transpose_a=True)
+            momentum = _MOMENTUM * momentum + slope
+            # Of orthogonal matrices it would be one.
+            size = tf.sqrt(tf.reduce_sum(momentum**2) / tf.cast(tf.shape(r)[0], tf.float64))
+            decay = (1 + tf.cos(np.pi / _STEPS * tf.cast(step, tf.float64))) / 2
+            r -= _RATE * decay * tf.math.divide_no_nan(r @ momentum, size)
+        return r
+
+    return descend
+
+
+def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: Steps) -> Any:
+    """Predicts what 8-bit integers add to the outputs of two factors.
+
+    Rounding to steps of size s adds noise of variance s^2 / 12. The steps of a kernel are a 127th
+    of its largest magnitude, those of the latents a 255th of their range; what is added to a latent
+    counts by the squared norm of its row of K2.
+
+    Args:
+        first: m x r.
+        second: r x n.
+        latents: Rows x r.
+        energy: Mean squared norm of what the first factor multiplies.
+        steps: Of the integers.
+
+    Returns:
+        The expected squared norm of the noise, as a tensor.
+    """
+    import tensorflow as tf
+
+    first_steps, second_steps = (
+        _joint(tf.reduce_max(tf.abs(kernel), axis=0) / WEIGHT_STEPS, steps.of_kernels)
+        for kernel in (first, second)
+    )
+    highest, lowest = tf.reduce_max(latents, axis=1), tf.reduce_min(latents, axis=1)
+    ranges = tf.maximum(highest, 0.0) - tf.minimum(lowest, 0.0)
+    latent_steps = _joint(ranges / ACTIVATION_STEPS, steps.of_latents)
+    latent_noise = energy * first_steps**2 + tf.reduce_mean(latent_steps**2)
+    latent_energy = tf.reduce_mean(tf.reduce_sum(latents**2, axis=1))
+    effects = tf.reduce_sum(second**2, axis=1)
+    squares = tf.reduce_sum(latent_noise * effects) + latent_energy * tf.reduce_sum(second_steps**2)
+    return squares / 12
+
+
+def _joint(sizes: Any, shared_by: str) -> Any:
+    """Returns sizes of steps, or of as many that are about as large as the largest."""
+    import tensorflow as tf
+
+    if shared_by != "tensor":
+        return sizes
+    top = tf.reduce_max(sizes)
+    mean = tf.reduce_mean((sizes / (top + _TINY)) ** _POWER)
+    return top * (mean + _TINY) ** (1 / _POWER) * tf.ones_like(sizes)
+
+
+def random_rotation(size: int, generator: np.random.Generator) -> Array:
+    """Draws an orthogonal matrix, which spreads each axis evenly over all where one is known.
+
+    Where there is a Hadamard matrix it is that one with random signs, and otherwise one of any.
+    """
+    hadamard = hadamard_matrix(size)
+    if hadamard is None:
+        rotation, upper = np.linalg.qr(generator.standard_normal((size, size)))
+        return np.asarray(rotation * np.sign(np.diag(upper)))
+    signs = generator.choice([-1.0, 1.0], size)
+    return np.asarray(signs[:, None] * hadamard / math.sqrt(size))
+
+
+def hadamard_matrix(size: int) -> Array | None:
+    """Returns a matrix of 1 and -1 whose rows are orthogonal; None if none is known here.
+
+    Sylvester doubles a matrix; Paley makes one of size q + 1 for each prime q = 4k - 1.
+    """
+    if size in {1, 2}:
+        return np.array([[1.0, 1.0], [1.0, -1.0]])[:size, :size]
+    if size % 4:
+        return None
+    prime = size - 1
+    if all(prime % divisor for divisor in range(2, math.isqrt(prime) + 1)):
+        squares = {x * x % prime for x in range(1, prime)}
+        character = np.array([0.0] + [1.0 if x in squares else -1.0 for x in range(1, prime)])
+        index = np.arange(prime)
+        skew = np.zeros((size, size))
+        skew[0, 1:], skew[1:, 0] = 1.0, -1.0
+        skew[1:, 1:] = character[(index[:, None] - index) % prime]
+        return np.asarray(skew + np.eye(size))
+    half = hadamard_matrix(size // 2)
+    return None if half is None else np.block([[half, half], [half, -half]])
