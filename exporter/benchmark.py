@@ -136,7 +136,7 @@ def count_macs(model: Any) -> int:
         )
         for info in signature.inputs
     }
-    function = tf.function(signature.__call__).get_concrete_function(**specs)
+    function = tf.function(signature.__call__, autograph=False).get_concrete_function(**specs)
     graph = function.graph.as_graph_def(add_shapes=True)
     functions = {
         f.signature.name: _graph_macs(f.node_def, _argument_shapes(f))

@@ -28,7 +28,7 @@ def serving_module(model: Any, *, batch: int | None = None) -> tuple[Any, Any]:
     module = tf.Module()
     module.model_variables = [variable.value for variable in model.variables]
     specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}
-    module.serve = tf.function(signature.__call__)
+    module.serve = tf.function(signature.__call__, autograph=False)
     return module, module.serve.get_concrete_function(**specs)
 
 

@@ -79,7 +79,7 @@ def build(model: Any, options: ExportOptions) -> Any:
         with keras.StatelessScope(state_mapping=weights), _functions_inlined():
             return signature(**named)
 
-    function = tf.function(serve, input_signature=specs)
+    function = tf.function(serve, input_signature=specs, autograph=False)
 
     def converted() -> Any:
         return tf2onnx.convert.from_function(

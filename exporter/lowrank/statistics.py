@@ -130,7 +130,7 @@ def gather(
     signature = Signature(model)
     moved_signature = None if moved is None else Signature(moved)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(inputs: Any) -> Any:
         y = _traced_outputs(signature, inputs, wanted)
         if moved_signature is None or moved_kernels is None:
@@ -193,7 +193,7 @@ def gather_fishers(
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
     families = output_families(model, calibration.logits)
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(inputs: Any, number: Any) -> Any:
         with tf.GradientTape() as tape, watched(wanted, tape) as seen:
             outputs = signature(**inputs)
