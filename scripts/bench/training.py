@@ -195,7 +195,7 @@ def notebook_loop(data: str, seed: int, epochs: int) -> dict[str, Any]:
     from exporter.baseline import reference_mlp
 
     full = baseline(data, "notebook", seed)
-    _, (images, labels), test = load(data, seed)
+    (images, labels), test = load(data, seed)[1:]
     truncated = reference_mlp((28, 28), 10)
     loss_fn = keras.losses.SparseCategoricalCrossentropy()
     optimizer = keras.optimizers.Adam()
