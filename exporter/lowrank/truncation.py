@@ -29,7 +29,7 @@ from exporter.lowrank.svd import (
     truncated_svd,
 )
 
-INPUT_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+INPUT_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Parts of the mean variance that may be added to all directions of the input, in the covariances.
 
 The fewer the samples, the more is needed: the one is taken that does best on data held out.
@@ -111,7 +111,7 @@ def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
         if moments is None:
             energies = energies + singular_values(matrix) ** 2
         else:
-            metric = _Regression(matrix.T @ matrix, moments, group, INPUT_RIDGES[0]).metric
+            metric = _Regression(matrix.T @ matrix, moments, group, INPUT_RIDGES[-1]).metric
             values = np.linalg.eigvalsh(metric)[::-1][:full]
             energies = energies + np.maximum(values, 0.0)
     tails = np.cumsum(energies[::-1])[::-1]
@@ -134,10 +134,11 @@ def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
 def _best_ridge(gram: Array, moments: Moments, group: int, rank: int) -> float:
     """Returns the ridge that does best on the second fold where the first one was fitted.
 
-    The error is convex enough to stop at the first ridge that does worse.
+    They are tried from the largest down, up to the first that does worse. The smallest may do well
+    by chance, where large factors cancel; neither training nor integers get on with these.
     """
     if moments.folds is None:
-        return INPUT_RIDGES[0]
+        return INPUT_RIDGES[-1]
     fitted, held_out = moments.folds
     best, least = INPUT_RIDGES[0], np.inf
     for ridge in INPUT_RIDGES:
