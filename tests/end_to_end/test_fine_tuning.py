@@ -148,22 +148,7 @@ def test_ctrl_c_exports_the_best_so_far(workplace):
     assert phase["best"] > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--data=none", "--finetune=1"], "Fine-tuning needs a training part"),
-        (["--data=data.npz", "--finetune=-1"], "finetune must be a number of epochs >= 0"),
-        (["--data=data.npz", "--finetune=1", "--distribute=multiworker"], "needs TF_CONFIG"),
-    ],
-)
-def test_bad_input_is_a_clear_error(workplace, arguments, words):
-    done = run("small.keras", *arguments, cwd=workplace)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_unknown_loss_of_the_users_own_is_a_clear_error(workplace):
+def test_bad_input_is_a_clear_error(workplace, run_each):
     import keras
 
     model = keras.models.load_model(workplace / "small.keras", compile=False)
@@ -174,9 +159,26 @@ def test_unknown_loss_of_the_users_own_is_a_clear_error(workplace):
 
     model.compile("adam", own_loss)
     model.save(workplace / "own.keras")
-    done = run("own.keras", "--data=data.npz", "--rank=3", "--finetune=1", cwd=workplace)
-    assert done.returncode == 2
-    assert "The loss that 'own.keras' was compiled with cannot be read" in done.stderr
+    cases = [
+        (["small.keras", "--data=none", "--finetune=1"], "Fine-tuning needs a training part"),
+        (
+            ["small.keras", "--data=data.npz", "--finetune=-1"],
+            "finetune must be a number of epochs >= 0",
+        ),
+        (
+            ["small.keras", "--data=data.npz", "--finetune=1", "--distribute=multiworker"],
+            "needs TF_CONFIG",
+        ),
+        (
+            ["own.keras", "--data=data.npz", "--rank=3", "--finetune=1"],
+            "The loss that 'own.keras' was compiled with cannot be read",
+        ),
+    ]
+    outcomes = run_each([arguments for arguments, _ in cases], cwd=workplace)
+    for (_, words), outcome in zip(cases, outcomes, strict=True):
+        assert outcome.returncode == 2
+        assert words in outcome.stderr
+        assert "Traceback" not in outcome.stderr
 
 
 @pytest.mark.slow

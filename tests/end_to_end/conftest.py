@@ -1,0 +1,45 @@
+"""What whole runs of the command line share."""
+
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+_RUN_EACH = """
+import json
+import sys
+from exporter.cli import main
+for arguments in json.load(sys.stdin):
+    code = main(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        print(f"\\0{code}\\0", end="", file=stream, flush=True)
+"""
+
+
+class Outcome(NamedTuple):
+    """What one run of several left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def run_each():
+    """Runs the command line several times in one process, for TensorFlow takes long to import."""
+
+    def run(commands, cwd):
+        done = subprocess.run(
+            [sys.executable, "-c", _RUN_EACH],
+            input=json.dumps(commands), cwd=cwd, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        # Each run ends with its exit code, between zeros, on both streams.
+        outputs, errors = (text.split("\0")[:-1] for text in (done.stdout, done.stderr))
+        return [
+            Outcome(int(code), stdout, stderr)
+            for stdout, code, stderr in zip(outputs[::2], outputs[1::2], errors[::2], strict=True)
+        ]
+
+    return run
