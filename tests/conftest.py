@@ -279,9 +279,15 @@ def _randomize(model: Any, seed: int) -> None:
 
 
 @pytest.fixture(params=ZOO)
-def zoo_model(request: pytest.FixtureRequest) -> Any:
-    """Each small model in turn; a test picks some with ``indirect=True``."""
-    return _build(request.param)
+def zoo_name(request: pytest.FixtureRequest) -> str:
+    """Each small model in turn, by its name; a test picks some with ``parametrize``."""
+    return str(request.param)
+
+
+@pytest.fixture
+def zoo_model(zoo_name: str) -> Any:
+    """Each small model in turn; a new one for every test."""
+    return _build(zoo_name)
 
 
 @pytest.fixture(scope="session")

@@ -45,9 +45,7 @@ def save(tmp_path):
 class TestLoad:
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize(
-        "zoo_model",
-        ["sequential_mlp", "functional_two_inputs_two_outputs", "nested_functional"],
-        indirect=True,
+        "zoo_name", ["sequential_mlp", "functional_two_inputs_two_outputs", "nested_functional"]
     )
     def test_a_saved_model_is_the_same(self, save, zoo_model, samples, predict, suffix):
         inputs = samples(zoo_model, 3)

@@ -1,6 +1,8 @@
 """What the tests of all formats share."""
 
 import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 import pytest
@@ -20,6 +22,29 @@ def export(installed, tmp_path):
         return path
 
     return write
+
+
+class Exported(NamedTuple):
+    """A model of the zoo and its artifact; neither is to be changed."""
+
+    model: Any
+    path: Path
+
+
+@pytest.fixture(scope="session")
+def export_zoo(installed, build, tmp_path_factory):
+    """Exports a model of the zoo in a format, both by name; once, for that is what takes time."""
+    made = {}
+
+    def get(name, zoo_name):
+        if (name, zoo_name) not in made:
+            fmt, model = installed(name), build(zoo_name)
+            path = tmp_path_factory.mktemp("exported") / f"artifact{fmt.suffix}"
+            fmt.export(model, path, ExportOptions())
+            made[name, zoo_name] = Exported(model, path)
+        return made[name, zoo_name]
+
+    return get
 
 
 class InverseErrorFunction(keras.layers.Layer):

@@ -179,9 +179,7 @@ def test_arena_is_the_least_that_will_do(variant, build, export, samples):
         MicroRunner(array(path), arena - 16)
 
 
-@pytest.mark.parametrize(
-    "zoo_model", ["conv_batchnorm_dropout", "dense_on_sequences"], indirect=True
-)
+@pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout", "dense_on_sequences"])
 def test_both_runtimes_give_the_same_bits_in_float32(zoo_model, export, samples):
     path = export("c", zoo_model)
     inputs = samples(zoo_model, 50)
@@ -247,7 +245,7 @@ def rescaled_sums(content, x, given, taken, twice):
     return np.clip(steps, -128, 127)
 
 
-@pytest.mark.parametrize("zoo_model", ["conv_batchnorm_dropout"], indirect=True)
+@pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout"])
 @pytest.mark.parametrize("io_type", ["float32", "uint8"])
 def test_int8_predicts_nearly_what_the_model_does(zoo_model, io_type, export_int8, samples):
     path = export_int8(zoo_model, io_type=io_type)

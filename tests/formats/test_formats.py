@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -38,29 +36,12 @@ LACKING = {("c", "residual"): "GELU"}
 """Operators that the runtime of a format has not, by format and model."""
 
 
-class Exported(NamedTuple):
-    """A model of the zoo and its artifact."""
-
-    model: Any
-    path: Path
-
-
-@pytest.fixture(scope="module")
-def cache():
-    return {}
-
-
 @pytest.fixture
-def exported(fmt, zoo_model, cache, request, tmp_path_factory):
-    """Each model in each format; exported once, for that is what takes time."""
-    key = request.node.callspec.id
-    if (fmt.name, zoo_model.name) in LACKING:
-        pytest.skip(f"{fmt.name} has no operator {LACKING[fmt.name, zoo_model.name]}")
-    if key not in cache:
-        path = tmp_path_factory.mktemp("exported") / f"artifact{fmt.suffix}"
-        fmt.export(zoo_model, path, ExportOptions())
-        cache[key] = Exported(zoo_model, path)
-    return cache[key]
+def exported(fmt, zoo_name, export_zoo):
+    """Each model in each format."""
+    if (fmt.name, zoo_name) in LACKING:
+        pytest.skip(f"{fmt.name} has no operator {LACKING[fmt.name, zoo_name]}")
+    return export_zoo(fmt.name, zoo_name)
 
 
 def assert_close(actual, expected, model):
@@ -114,9 +95,7 @@ def test_another_process_writes_the_same_bytes(name, build, tmp_path):
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize(
-    "zoo_model", ["residual", "nested_functional", "conv_batchnorm_dropout"], indirect=True
-)
+@pytest.mark.parametrize("zoo_name", ["residual", "nested_functional", "conv_batchnorm_dropout"])
 def test_a_second_export_is_the_same_graph(fmt, exported, export):
     again = export(fmt.name, exported.model)
     if fmt.name == "saved_model":
@@ -173,9 +152,8 @@ def test_thin_factors_are_stored_and_their_product_is_not(fmt, export, build):
     assert not {(36, 40), (32, 40)} & shapes
 
 
-def test_prepared_call_leaves_the_runner_usable(fmt, export, build, samples):
-    model = build("functional_two_inputs_two_outputs")
-    path = export(fmt.name, model)
+def test_prepared_call_leaves_the_runner_usable(fmt, export_zoo, samples):
+    model, path = export_zoo(fmt.name, "functional_two_inputs_two_outputs")
     for backend in fmt.backends:
         runner = fmt.load(path, backend, threads=1)
         run = runner.prepare(samples(model, 4))

@@ -136,7 +136,7 @@ def test_tflite_tells_the_name_alone_without_a_card(model, export):
     assert not zipfile.is_zipfile(path)
 
 
-@pytest.mark.parametrize("zoo_model", ["conv_batchnorm_dropout", "residual"], indirect=True)
+@pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout", "residual"])
 def test_tflite_computes_the_very_same(zoo_model, samples, tmp_path):
     content = convert(zoo_model, ExportOptions())
     card = ModelCard("x" * 101, {}, {})

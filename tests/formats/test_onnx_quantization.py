@@ -1,7 +1,9 @@
+import copy
 import hashlib
 import subprocess
 import sys
 from collections import Counter
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 
 from exporter.baseline import fitted
 from exporter.errors import ConversionError, DataError, RecipeError
-from exporter.formats import FORMATS
+from exporter.formats import FORMATS, onnx_graph
 from exporter.formats.base import ExportOptions, KerasRunner, describe
-from exporter.formats.onnx_quantization import VARIANTS
+from exporter.formats.keras_models import recast
+from exporter.formats.onnx_quantization import VARIANTS, as_variant
 from exporter.lowrank.compress import compress
 from exporter.metrics import snr_db
 from exporter.quantization.affine import to_integers, to_reals
@@ -56,13 +59,50 @@ def weights_of(path):
     return {onnx.numpy_helper.to_array(t).dtype.name for t in tensors if np.prod(t.dims) >= 100}
 
 
+@pytest.fixture(scope="module")
+def cache():
+    return {}
+
+
+class Converted(NamedTuple):
+    """A model of the zoo and its float32 graph."""
+
+    model: Any
+    graph: Any
+
+
+@pytest.fixture
+def converted(zoo_name, build, cache):
+    """Each model; converted once, for that is what takes time."""
+    if zoo_name not in cache:
+        model = build(zoo_name)
+        graph = onnx_graph.build(recast(model, "float32"), ExportOptions())
+        cache[zoo_name] = Converted(model, graph)
+    return cache[zoo_name]
+
+
 @variants
-def test_every_kind_of_model_has_the_variant(variant, zoo_model, quantize, samples):
-    path = quantize(zoo_model, variant)
+def test_every_kind_of_model_has_the_variant(variant, converted, samples, tmp_path):
+    model = converted.model
+    calibration = [samples(model, 64, seed) for seed in (1, 2)]
+    options = ExportOptions(variant=variant, calibration=calibration)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_graph.checked(as_variant(copy.deepcopy(converted.graph), options)))
+    assert_predicts(path, model, variant, samples)
+
+
+@variants
+def test_layers_of_half_precision_are_converted_as_float32(variant, build, quantize, samples):
+    model = build("mixed_float16")
+    assert_predicts(quantize(model, variant), model, variant, samples)
+
+
+def assert_predicts(path, model, variant, samples):
+    """Nearly what the model does, under its names."""
     expected_size = onnx.load(path).ByteSize()
     assert expected_size == path.stat().st_size
-    inputs = samples(zoo_model, 16)
-    expected, actual = KerasRunner(zoo_model)(inputs), predict(path, inputs)
+    inputs = samples(model, 16)
+    expected, actual = KerasRunner(model)(inputs), predict(path, inputs)
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         assert actual[name].shape == values.shape

@@ -17,10 +17,9 @@ from exporter.verification.structure import prove_structure
 ORT = FORMATS["ort"]
 
 
-@pytest.mark.parametrize("zoo_model", ["residual", "conv_batchnorm_dropout"], indirect=True)
-def test_it_is_what_the_tool_of_onnxruntime_writes(zoo_model, export, tmp_path):
-    path = export("ort", zoo_model)
-    graph = export("onnx", zoo_model)
+@pytest.mark.parametrize("zoo_name", ["residual", "conv_batchnorm_dropout"])
+def test_it_is_what_the_tool_of_onnxruntime_writes(zoo_name, export_zoo, tmp_path):
+    path, graph = (export_zoo(name, zoo_name).path for name in ("ort", "onnx"))
     tool = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", str(graph)]
     options = ["--optimization_style", "Fixed", "--target_platform", "arm"]
     subprocess.run(
@@ -36,11 +35,12 @@ def test_it_prints_nothing_and_leaves_no_other_file(build, export, tmp_path, cap
     assert capfd.readouterr().out == ""
 
 
-def test_the_constants_are_those_of_the_onnx_graph(build, export):
+def test_the_constants_are_those_of_the_onnx_graph(export_zoo):
     """Where the optimizer of onnxruntime finds nothing to fold."""
-    model = build("sequential_mlp")
-    stored = ORT.stored_tensors(export("ort", model))
-    plain = FORMATS["onnx"].stored_tensors(export("onnx", model))
+    stored, plain = (
+        FORMATS[name].stored_tensors(export_zoo(name, "sequential_mlp").path)
+        for name in ("ort", "onnx")
+    )
     weights = {tensor.digest for tensor in plain if len(tensor.shape) == 2}
     assert len(weights) == 3
     found = {tensor.digest: tensor for tensor in stored}

@@ -7,10 +7,11 @@ from exporter.formats.base import KerasRunner, Signature
 
 
 @pytest.mark.parametrize("key", ["serving_default", "serve"])
-@pytest.mark.parametrize("zoo_model", ["shared_dense", "dict_inputs_outputs"], indirect=True)
-def test_both_signatures_serve_named_tensors(zoo_model, export, samples, key):
-    signature = tf.saved_model.load(str(export("saved_model", zoo_model))).signatures[key]
-    expected = Signature(zoo_model)
+@pytest.mark.parametrize("zoo_name", ["shared_dense", "dict_inputs_outputs"])
+def test_both_signatures_serve_named_tensors(zoo_name, export_zoo, samples, key):
+    model, path = export_zoo("saved_model", zoo_name)
+    signature = tf.saved_model.load(str(path)).signatures[key]
+    expected = Signature(model)
     specs = signature.structured_input_signature[1]
     assert {name: tuple(spec.shape) for name, spec in specs.items()} == {
         info.name: info.shape for info in expected.inputs
@@ -18,16 +19,15 @@ def test_both_signatures_serve_named_tensors(zoo_model, export, samples, key):
     assert {name: tuple(spec.shape) for name, spec in signature.structured_outputs.items()} == {
         info.name: info.shape for info in expected.outputs
     }
-    inputs = samples(zoo_model, 4)
+    inputs = samples(model, 4)
     actual = signature(**{name: tf.constant(array) for name, array in inputs.items()})
-    for name, value in KerasRunner(zoo_model)(inputs).items():
+    for name, value in KerasRunner(model)(inputs).items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
 
 
-def test_weights_are_variables_and_not_constants(build, export):
+def test_weights_are_variables_and_not_constants(export_zoo):
     """Constants would bloat the graph, and end at two gigabytes."""
-    model = build("sequential_mlp")
-    path = export("saved_model", model)
+    model, path = export_zoo("saved_model", "sequential_mlp")
     variables = tf.train.load_checkpoint(str(path / "variables" / "variables"))
     shapes = variables.get_variable_to_shape_map().values()
     for weight in model.weights:

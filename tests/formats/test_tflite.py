@@ -18,17 +18,17 @@ def operators(path):
     return [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes], custom
 
 
-@pytest.mark.parametrize("zoo_model", ["residual", "conv_batchnorm_dropout"], indirect=True)
-def test_only_builtin_operators_are_used(zoo_model, export):
+@pytest.mark.parametrize("zoo_name", ["residual", "conv_batchnorm_dropout"])
+def test_only_builtin_operators_are_used(zoo_name, export_zoo):
     """Flex operators are custom ones, and a plain LiteRT cannot run them."""
-    codes, custom = operators(export("tflite", zoo_model))
+    codes, custom = operators(export_zoo("tflite", zoo_name).path)
     assert not custom
     assert codes
     assert schema.BuiltinOperator.CUSTOM not in codes
 
 
-def test_signature_has_the_names_of_the_model(build, export):
-    path = export("tflite", build("dict_inputs_outputs"))
+def test_signature_has_the_names_of_the_model(export_zoo):
+    path = export_zoo("tflite", "dict_inputs_outputs").path
     signatures = Interpreter(model_path=str(path)).get_signature_list()
     assert signatures.keys() == {"serving_default"}
     assert sorted(signatures["serving_default"]["inputs"]) == ["item", "query"]
@@ -80,8 +80,8 @@ def test_an_operator_that_litert_lacks_is_an_error_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_mixed_precision_is_stored_and_computed_in_float32(build, export):
+def test_mixed_precision_is_stored_and_computed_in_float32(export_zoo):
     """LiteRT has no half precision kernels on the processor."""
-    path = export("tflite", build("mixed_float16"))
+    path = export_zoo("tflite", "mixed_float16").path
     details = Interpreter(model_path=str(path)).get_tensor_details()
     assert np.float16 not in {detail["dtype"] for detail in details}

@@ -212,9 +212,8 @@ def test_groups_stay_as_they_are(samples):
 
 
 @pytest.mark.parametrize(
-    "zoo_model",
+    "zoo_name",
     ["functional_two_inputs_two_outputs", "residual", "nested_functional", "mixed_float16"],
-    indirect=True,
 )
 def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
     compressed = cut(zoo_model, 3)
