@@ -44,10 +44,50 @@ def workplace(tmp_path_factory):
     np.savez(folder / "data.npz", x=x, y=y)
     model.fit(x, y, epochs=1, verbose=0)
     model.save(folder / "small.keras")
+
+    @keras.saving.register_keras_serializable("own")
+    def own_loss(y, p):
+        return keras.losses.sparse_categorical_crossentropy(y, p)
+
+    model.compile("adam", own_loss)
+    model.save(folder / "own.keras")
     return folder
 
 
 OPTIONS = ("small.keras", "--data=data.npz", "--rank=3", "--method=svd", "--distill=0.1")
+
+
+TUNED = [*OPTIONS, "--finetune=6", "--format=onnx", "--output=tuned"]
+PROJECTED = [
+    *OPTIONS, "--finetune=2", "--train=projected", "--export-from=updated",
+    "--format=onnx", "--output=projected",
+]  # fmt: skip
+
+BAD_INPUT = {
+    "no data": (
+        ["small.keras", "--data=none", "--finetune=1"],
+        "Fine-tuning needs a training part",
+    ),
+    "epochs -1": (
+        ["small.keras", "--data=data.npz", "--finetune=-1"],
+        "finetune must be a number of epochs >= 0",
+    ),
+    "no cluster": (
+        ["small.keras", "--data=data.npz", "--finetune=1", "--distribute=multiworker"],
+        "needs TF_CONFIG",
+    ),
+    "loss of the user's own": (
+        ["own.keras", "--data=data.npz", "--rank=3", "--finetune=1"],
+        "The loss that 'own.keras' was compiled with cannot be read",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(workplace, run_each):
+    """What came of the runs that end by themselves, by name."""
+    runs = {"tuned": TUNED, "projected": PROJECTED} | {n: a for n, (a, _) in BAD_INPUT.items()}
+    return dict(zip(runs, run_each(list(runs.values()), cwd=workplace), strict=True))
 
 
 def weights_of(folder):
@@ -61,8 +101,8 @@ def manifest_of(folder):
     return json.loads((folder / "manifest.json").read_text())
 
 
-def test_accuracy_comes_back_and_is_that_of_the_file(workplace):
-    done = run(*OPTIONS, "--finetune=6", "--format=onnx", "--output=tuned", cwd=workplace)
+def test_accuracy_comes_back_and_is_that_of_the_file(workplace, outcomes):
+    done = outcomes["tuned"]
     assert done.returncode == 0, done.stderr
     manifest = manifest_of(workplace / "tuned")
     (phase,) = manifest["finetuning"]["phases"]
@@ -77,11 +117,8 @@ def test_accuracy_comes_back_and_is_that_of_the_file(workplace):
     assert not list((workplace / "artifacts").rglob("*.npz"))
 
 
-def test_projected_training_saves_both_of_its_models(workplace):
-    done = run(
-        *OPTIONS, "--finetune=2", "--train=projected", "--export-from=updated",
-        "--format=onnx", "--output=projected", cwd=workplace,
-    )  # fmt: skip
+def test_projected_training_saves_both_of_its_models(workplace, outcomes):
+    done = outcomes["projected"]
     assert done.returncode == 0, done.stderr
     import keras
 
@@ -148,37 +185,14 @@ def test_ctrl_c_exports_the_best_so_far(workplace):
     assert phase["best"] > 0
 
 
-def test_bad_input_is_a_clear_error(workplace, run_each):
-    import keras
-
-    model = keras.models.load_model(workplace / "small.keras", compile=False)
-
-    @keras.saving.register_keras_serializable("own")
-    def own_loss(y, p):
-        return keras.losses.sparse_categorical_crossentropy(y, p)
-
-    model.compile("adam", own_loss)
-    model.save(workplace / "own.keras")
-    cases = [
-        (["small.keras", "--data=none", "--finetune=1"], "Fine-tuning needs a training part"),
-        (
-            ["small.keras", "--data=data.npz", "--finetune=-1"],
-            "finetune must be a number of epochs >= 0",
-        ),
-        (
-            ["small.keras", "--data=data.npz", "--finetune=1", "--distribute=multiworker"],
-            "needs TF_CONFIG",
-        ),
-        (
-            ["own.keras", "--data=data.npz", "--rank=3", "--finetune=1"],
-            "The loss that 'own.keras' was compiled with cannot be read",
-        ),
-    ]
-    outcomes = run_each([arguments for arguments, _ in cases], cwd=workplace)
-    for (_, words), outcome in zip(cases, outcomes, strict=True):
-        assert outcome.returncode == 2
-        assert words in outcome.stderr
-        assert "Traceback" not in outcome.stderr
+@pytest.mark.parametrize(
+    ("name", "words"), [(name, words) for name, (_, words) in BAD_INPUT.items()], ids=BAD_INPUT
+)
+def test_bad_input_is_a_clear_error(outcomes, name, words):
+    outcome = outcomes[name]
+    assert outcome.returncode == 2
+    assert words in outcome.stderr
+    assert "Traceback" not in outcome.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What every row of the table promises, for several layers of each kind."""
 
+import functools
 from dataclasses import dataclass, field
 
 import keras
@@ -22,7 +23,7 @@ NONLINEAR = {"LSTM", "GRU", "MultiHeadAttention"}
 """Kinds whose output need not come closer to the original's where the kernel's does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """Arguments of a layer, the shapes of the samples that it takes, and how it is called."""
 
@@ -207,6 +208,12 @@ def built(factorizer, case, **arguments):
     return model, layer
 
 
+@functools.cache
+def shared_layer(factorizer, case):
+    """Returns a layer for tests that only look at it: to build it takes most of their time."""
+    return built(factorizer, case)[1]
+
+
 def drawn(model, count=6, seed=1):
     """Returns inputs whose elements hang together, as those of trained models do."""
     generator = np.random.default_rng(seed)
@@ -260,7 +267,7 @@ class TestConformance:
 
     @pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
     def test_params_counts_what_the_layers_hold(self, factorizer, case, merge):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         kernels = factorizer.kernels(layer)
         assert sum(k.params(None, merge=merge) for k in kernels) == layer.count_params()
         for choose in (lambda full: 1, lambda full: (full + 1) // 2, lambda full: full):
@@ -270,14 +277,14 @@ class TestConformance:
             assert sum(part.count_params() for part in replacement.layers) == counted
 
     def test_factors_have_the_shapes_that_are_foretold(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         for kernel in factorizer.kernels(layer):
             for merge in (True, False):
                 matrices = kernel.truncate(1, merge=merge).matrices
                 assert tuple(m.shape for m in matrices) == kernel.factor_shapes(1, merge=merge)
 
     def test_the_factors_are_weights_of_the_layers(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         replacement = replaced(factorizer, layer)
         weights = {id(weight) for part in replacement.layers for weight in part.weights}
         kernels = factorizer.kernels(layer)
@@ -289,14 +296,14 @@ class TestConformance:
             assert [np.prod(f.shape) for f in factors] == [np.prod(shape) for shape in shapes]
 
     def test_break_even_rank_divides_smaller_from_larger(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         for kernel in factorizer.kernels(layer):
             for rank in range(1, kernel.full_rank + 1):
                 smaller = kernel.params(rank) < kernel.params(None)
                 assert smaller == (rank < kernel.break_even_rank)
 
     def test_costs_rise_with_the_rank(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         for kernel in factorizer.kernels(layer):
             ranks = range(1, kernel.full_rank + 1)
             for cost in (kernel.params, kernel.macs):
@@ -305,7 +312,7 @@ class TestConformance:
             assert kernel.macs(None) == 0 if kernel.looked_up else kernel.macs(None) > 0
 
     def test_the_error_curve_falls_to_zero(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         for kernel in factorizer.kernels(layer):
             curve = kernel.error_curve()
             assert curve.shape == (kernel.full_rank + 1,)
@@ -345,7 +352,7 @@ class TestConformance:
             np.testing.assert_array_equal(old, new)
 
     def test_supports_its_kind_and_no_subclass(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         assert factorizer.supports(layer)
         assert factorizer_for(layer, factorizer.convolution or "channel") is factorizer
         derived = type("Derived", (type(layer),), {}).from_config(layer.get_config())
@@ -353,7 +360,7 @@ class TestConformance:
         assert factorizer_for(derived) is None
 
     def test_ranks_out_of_range_are_refused(self, factorizer, case):
-        _, layer = built(factorizer, case)
+        layer = shared_layer(factorizer, case)
         for kernel in factorizer.kernels(layer):
             for rank in (0, kernel.full_rank + 1):
                 message = f"within 1 and {kernel.full_rank}.*Received: {rank}"
