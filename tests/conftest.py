@@ -336,7 +336,8 @@ def predict() -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
     """Predictions of a Keras model by the names in its signature."""
     from exporter.formats.base import KerasRunner
 
-    return lambda model, inputs: KerasRunner(model)(inputs)
+    # Eagerly: to trace a graph takes longer than the few layers.
+    return lambda model, inputs: KerasRunner(model, eager=True)(inputs)
 
 
 @pytest.fixture(scope="session")
@@ -354,7 +355,7 @@ def fit_one_step() -> Callable[[Any, dict[str, Any]], None]:
             lambda tensor: np.zeros((count, *tensor.shape[1:]), "float32"),
             getattr(model, "output", model.outputs[0]),
         )
-        model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
+        model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse", run_eagerly=True)
         model.fit(given, targets, batch_size=count, verbose=0)
 
     return fit

@@ -204,12 +204,15 @@ def kinds(arrays, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("kind", ["large", "folder", "pipeline"])
+GOALS = {"large": {"rank": 4}, "folder": {"rank": 4}, "pipeline": {"max_drop": 0.5}}
+
+
+@pytest.mark.parametrize("kind", GOALS)
 def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkeypatch):
     # Nothing is small enough to be read into memory as a whole.
     monkeypatch.setattr(lazy, "HELD_BYTES", 0)
     dataset = exporter.load_dataset(kinds[kind])
-    recipe = exporter.Recipe(max_drop=0.5, output=str(tmp_path / "run"))
+    recipe = exporter.Recipe(output=str(tmp_path / "run"), **GOALS[kind])
     report = exporter.run(recipe, model=model, dataset=dataset)
     (item,) = report.artifacts
     assert item.conversion.passed

@@ -151,7 +151,7 @@ def test_arena_is_found_where_kernels_crash_without_memory(build, samples):
     content = adapted(convert(model, options, batch=1))
     inputs = samples(model, 1)
     outputs = MicroRunner(content, measure_arena(content))(inputs)
-    for name, expected in KerasRunner(model)(inputs).items():
+    for name, expected in KerasRunner(model, eager=True)(inputs).items():
         np.testing.assert_allclose(outputs[name], expected, atol=0.06)
 
 
@@ -253,7 +253,7 @@ def test_int8_predicts_nearly_what_the_model_does(zoo_model, io_type, export_int
     (given,), _ = C.interface(path, zoo_model)
     assert given.dtype == io_type
     assert (given.quantization is None) == (io_type == "float32")
-    expected = KerasRunner(zoo_model)(inputs)["probabilities"]
+    expected = KerasRunner(zoo_model, eager=True)(inputs)["probabilities"]
     for backend in C.backends:
         actual = C.load(path, backend)(inputs)["probabilities"]
         assert actual.dtype == np.float32
@@ -287,7 +287,7 @@ def test_selections_are_written_as_tflite_micro_has_them(variant, build, export,
     operators = list_operators(array(path))
     assert "SELECT_V2" in operators
     assert "SELECT" not in operators
-    expected = KerasRunner(model)(calibration[0])["targets"]
+    expected = KerasRunner(model, eager=True)(calibration[0])["targets"]
     for backend in C.backends:
         actual = C.load(path, backend)(calibration[0])["targets"]
         np.testing.assert_allclose(actual, expected, atol=1e-5 if variant == "float32" else 0.2)
@@ -305,7 +305,7 @@ def test_recurrent_layers_convert_with_a_free_batch(lstm, export, samples):
     model = lstm()
     path = export("c", model)
     inputs = samples(model, 3)
-    expected = KerasRunner(model)(inputs)["scores"]
+    expected = KerasRunner(model, eager=True)(inputs)["scores"]
     for backend in C.backends:
         actual = C.load(path, backend)(inputs)["scores"]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)

@@ -118,7 +118,7 @@ def test_models_of_every_kind_have_every_variant(
     path = tmp_path / "model.tflite"
     path.write_bytes(quantize(converted.content, options))
     inputs = samples(model, 64)
-    expected = KerasRunner(model)(inputs)
+    expected = KerasRunner(model, eager=True)(inputs)
     for actual in predictions(path, inputs):
         assert actual.keys() == expected.keys()
         for name, values in expected.items():
@@ -131,7 +131,7 @@ def test_models_of_every_kind_have_every_variant(
 def test_half_precision_is_stored_and_computed_in_float32(zoo_model, make, samples):
     path = make(zoo_model, "float16")
     inputs = samples(zoo_model, 16)
-    expected = KerasRunner(zoo_model)(inputs)
+    expected = KerasRunner(zoo_model, eager=True)(inputs)
     for actual in predictions(path, inputs):
         for name, values in expected.items():
             assert snr_db(actual[name], values) > 55
@@ -194,7 +194,7 @@ def test_convolutions_of_every_kind_run_with_a_scale_a_tensor(variant, layer, ma
     model = keras.Sequential([keras.Input((6, 6, 4), name="x"), fresh])
     path = make(model, variant, granularity="tensor")
     inputs = samples(model, 16)
-    expected = KerasRunner(model)(inputs)["y"]
+    expected = KerasRunner(model, eager=True)(inputs)["y"]
     for actual in predictions(path, inputs):
         assert snr_db(actual["y"], expected) > (15 if variant == "int4" else 25)
 
@@ -289,7 +289,7 @@ class TestInterface:
         path = export("tflite", model, variant=variant, calibration=calibration, io_type=io_type)
         (info,) = describe(TFLITE, variant, path, model).inputs
         assert (info.dtype, info.quantization) == ("int32", None)
-        expected = KerasRunner(model)(tokens(64))["scores"]
+        expected = KerasRunner(model, eager=True)(tokens(64))["scores"]
         for actual in predictions(path, tokens(64)):
             assert snr_db(actual["scores"], expected) > (12 if variant == "int4" else 20)
         (table,) = [t for t in TFLITE.stored_tensors(path) if t.shape == (300, 16)]
@@ -310,7 +310,7 @@ class TestInterface:
         (image,), (scores,) = TFLITE.interface(path, model)
         assert (image.dtype, image.quantization) == ("uint8", None)
         assert scores.dtype == "int8"
-        expected = KerasRunner(model)(images)["scores"]
+        expected = KerasRunner(model, eager=True)(images)["scores"]
         for actual in predictions(path, images):
             assert snr_db(actual["scores"], expected) > 20
 
@@ -390,7 +390,7 @@ def test_a_fixed_batch_stays_fixed(make, samples):
     path = make(model, "int8", io_type="int8")
     inputs = samples(model, 3)
     for actual in predictions(path, inputs):
-        assert snr_db(actual["y"], KerasRunner(model)(inputs)["y"]) > 20
+        assert snr_db(actual["y"], KerasRunner(model, eager=True)(inputs)["y"]) > 20
 
 
 def test_nothing_is_printed(lstm, make, capsys):

@@ -62,7 +62,9 @@ def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
         runner = fmt.load(exported.path, backend)
         for count in (1, 5, 2):
             inputs = samples(exported.model, count)
-            assert_close(runner(inputs), KerasRunner(exported.model)(inputs), exported.model)
+            assert_close(
+                runner(inputs), KerasRunner(exported.model, eager=True)(inputs), exported.model
+            )
 
 
 _EXPORT = """
@@ -160,7 +162,7 @@ def test_prepared_call_leaves_the_runner_usable(fmt, export_zoo, samples):
         for _ in range(3):
             run()
         inputs = samples(model, 2, seed=1)
-        assert_close(runner(inputs), KerasRunner(model)(inputs), model)
+        assert_close(runner(inputs), KerasRunner(model, eager=True)(inputs), model)
 
 
 @pytest.mark.parametrize("fmt", [name for name in FORMATS if name != "c"], indirect=True)
@@ -176,7 +178,7 @@ def test_integer_inputs_are_exported(fmt, export):
     inputs = {"tokens": np.random.default_rng(0).integers(0, 10, (5, 4), dtype="int32")}
     path = export(fmt.name, model)
     for backend in fmt.backends:
-        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model)(inputs), model)
+        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model, eager=True)(inputs), model)
 
 
 def test_adapted_statistics_are_exported(fmt, export, samples):
@@ -188,7 +190,7 @@ def test_adapted_statistics_are_exported(fmt, export, samples):
     inputs = samples(model, 5)
     path = export(fmt.name, model)
     for backend in fmt.backends:
-        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model)(inputs), model)
+        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model, eager=True)(inputs), model)
 
 
 def test_a_fixed_batch_stays_fixed(fmt, export, samples):
@@ -198,7 +200,7 @@ def test_a_fixed_batch_stays_fixed(fmt, export, samples):
     path = export(fmt.name, model)
     inputs = samples(model, 3)
     for backend in fmt.backends:
-        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model)(inputs), model)
+        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model, eager=True)(inputs), model)
 
 
 @pytest.mark.parametrize("fmt", [name for name in FORMATS if name != "c"], indirect=True)
@@ -216,7 +218,7 @@ def test_free_sequence_lengths_stay_free(fmt, export):
         runner = fmt.load(path, backend)
         for shape in [(1, 7, 4), (3, 2, 4)]:
             inputs = {"sequence": generator.normal(size=shape).astype("float32")}
-            assert_close(runner(inputs), KerasRunner(model)(inputs), model)
+            assert_close(runner(inputs), KerasRunner(model, eager=True)(inputs), model)
 
 
 def test_names_that_are_no_identifiers_are_translated(fmt, export):

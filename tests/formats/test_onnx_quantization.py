@@ -102,7 +102,7 @@ def assert_predicts(path, model, variant, samples):
     expected_size = onnx.load(path).ByteSize()
     assert expected_size == path.stat().st_size
     inputs = samples(model, 16)
-    expected, actual = KerasRunner(model)(inputs), predict(path, inputs)
+    expected, actual = KerasRunner(model, eager=True)(inputs), predict(path, inputs)
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         assert actual[name].shape == values.shape
@@ -185,7 +185,7 @@ def test_kernels_of_other_operators_are_stored_as_integers(variant, quantize, sa
     path = quantize(model, variant)
     assert weights_of(path) == {"uint8"}
     inputs = samples(model, 8)
-    expected = KerasRunner(model)(inputs)["image"]
+    expected = KerasRunner(model, eager=True)(inputs)["image"]
     assert snr_db(predict(path, inputs)["image"], expected) > 25
 
 
@@ -198,7 +198,7 @@ def test_sums_of_dense_layers_are_not_quantized(quantize):
 def test_calibration_data_decide_on_the_ranges(export):
     model = dense()
     inputs = np.random.default_rng(0).normal(size=(256, 24)).astype("float32")
-    expected = KerasRunner(model)({"features": inputs})["scores"]
+    expected = KerasRunner(model, eager=True)({"features": inputs})["scores"]
     errors = []
     for scale in (0.1, 1.0, 100.0):
         calibration = [{"features": scale * inputs}]
@@ -212,7 +212,7 @@ def test_the_method_is_used(export):
     model = dense()
     inputs = np.random.default_rng(0).normal(size=(2000, 24)).astype("float32")
     calibration = [{"features": np.append(inputs, np.full((1, 24), 40, "float32"), axis=0)}]
-    expected = KerasRunner(model)({"features": inputs})["scores"]
+    expected = KerasRunner(model, eager=True)({"features": inputs})["scores"]
     found = {}
     for ranges in ("minmax", "percentile", "mse", "entropy"):
         path = export("onnx", model, variant="int8", ranges=ranges, calibration=calibration)
@@ -241,7 +241,7 @@ def test_integer_interface(io_type, build, quantize, samples):
     feeds = {i.name: to_integers(inputs[i.name], i.quantization, i.dtype) for i in artifact.inputs}
     names = [info.name for info in artifact.outputs]
     raw = dict(zip(names, session.run(names, feeds), strict=True))
-    actual, expected = predict(path, inputs), KerasRunner(model)(inputs)
+    actual, expected = predict(path, inputs), KerasRunner(model, eager=True)(inputs)
     for info in artifact.outputs:
         assert raw[info.name].dtype == io_type
         np.testing.assert_array_equal(
@@ -306,7 +306,7 @@ def test_inputs_that_are_integers_stay_as_they_are(quantize, export):
     (tokens_info,), (scores_info,) = FMT.interface(path, model)
     assert (tokens_info.dtype, tokens_info.quantization) == ("int32", None)
     assert scores_info.dtype == "int8"
-    expected = KerasRunner(model)({"tokens": tokens})["scores"]
+    expected = KerasRunner(model, eager=True)({"tokens": tokens})["scores"]
     assert snr_db(predict(path, {"tokens": tokens})["scores"], expected) > 15
 
 

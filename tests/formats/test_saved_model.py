@@ -21,7 +21,7 @@ def test_both_signatures_serve_named_tensors(zoo_name, export_zoo, samples, key)
     }
     inputs = samples(model, 4)
     actual = signature(**{name: tf.constant(array) for name, array in inputs.items()})
-    for name, value in KerasRunner(model)(inputs).items():
+    for name, value in KerasRunner(model, eager=True)(inputs).items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
 
 

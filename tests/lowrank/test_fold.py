@@ -16,13 +16,13 @@ def assert_folds(model, randomize, *, folded, sample_shape=None):
     randomize(model, 1)
     shape = sample_shape or model.input_shape[1:]
     inputs = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
-    expected = model.predict(inputs, verbose=0)
+    expected = model(inputs)
     weights = [weight.copy() for weight in model.get_weights()]
     before = batch_norms(model)
     result, went_into = fold_batch_norms(model)
     assert sorted(went_into) == sorted(folded)
     assert batch_norms(result) == [path for path in before if path not in folded]
-    np.testing.assert_allclose(result.predict(inputs, verbose=0), expected, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(result(inputs), expected, rtol=1e-5, atol=2e-5)
     for old, new in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     return result, went_into
