@@ -50,7 +50,7 @@ def outputs_of(kernel, x):
 
 def inputs_of(model, layer, x):
     """What a layer of a functional model gets."""
-    return np.asarray(keras.Model(model.inputs, layer.input)(x))
+    return np.asarray(keras.Model(model.inputs, layer.input)([x]))
 
 
 def assert_moments(moments, y, z=None, *, centred=True):
