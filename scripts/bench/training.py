@@ -329,7 +329,14 @@ def tuner_of(engine: Any, data: Any, recipe: Any, on_step: Any = None) -> Any:
     return FineTuner(engine, data, recipe, strategy=strategy, progress=Silent(), on_step=on_step)
 
 
+def train_baseline(data: str, kind: str, seed: int) -> dict[str, Any]:
+    """Trains a baseline ahead of the jobs that take it, whose memory is to be their own."""
+    baseline(data, kind, seed)
+    return {}
+
+
 JOBS: dict[str, Callable[..., dict[str, Any]]] = {
+    "train_baseline": train_baseline,
     "notebook_loop": notebook_loop,
     "projected_loop": projected_loop,
     "factors_until": factors_until,
@@ -343,6 +350,8 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 def steps(options: argparse.Namespace) -> bool:
     """Seconds a step, quality of the truncation, accuracy after 10 epochs, memory."""
     seeds = range(PROJECTED_SEEDS)
+    for seed in seeds:
+        carry_out("train_baseline", data=options.data, kind="notebook", seed=seed)
     ours = [
         carry_out("projected_loop", data=options.data, seed=s, epochs=EPOCHS, checked=False)
         for s in seeds
