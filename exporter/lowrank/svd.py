@@ -8,13 +8,11 @@ Large matrices go through a randomized block Krylov method (Musco and Musco, 201
 multiplied with a few dozen columns a few times, in float32 as long as that is precise enough.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator
 
 from exporter.errors import ModelError, RecipeError
 
@@ -38,9 +36,6 @@ FLOAT64_LIMIT = 1e-12
 
 BLIND_BLOCKS = 6
 """The blocks in that case; five are enough for noise, whose spectrum hardly decays."""
-
-SKETCH_BLOCKS = 3
-"""The blocks where about the leading directions will do."""
 
 MAX_EXPONENT = 40
 """Matrices whose largest element is beyond 2^40 or 2^-40 are scaled, lest float32 overflow."""
@@ -116,39 +111,9 @@ def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
         svd = truncated_svd(matrix, rank)
         return svd.s, svd.u
     _check_rank(matrix, rank)
-    check_finite(matrix)
+    _check_finite(matrix)
     values, vectors = np.linalg.eigh(matrix)
     return np.maximum(values[::-1][:rank], 0.0), vectors[:, ::-1][:, :rank]
-
-
-def leading_subspace(product: Callable[[Matrix], Matrix], size: int, rank: int) -> Matrix:
-    """Returns about the leading eigenvectors of a matrix that is known by its products alone.
-
-    What they capture is close to the most that any r columns can, see ``truncated_svd``; as the
-    number of blocks is fixed, nothing is promised.
-
-    Args:
-        product: Multiplies a symmetric, positive semidefinite n x n matrix by n x k.
-        size: n.
-        rank: Between 1 and n.
-
-    Returns:
-        Orthonormal columns, n x r.
-
-    Raises:
-        RecipeError: If the rank is out of its range.
-    """
-    matrix = LinearOperator(
-        (size, size), product, product, matmat=product, rmatmat=product, dtype=np.float64
-    )
-    _check_rank(matrix, rank)
-    space = _KrylovSpace(matrix, rank + OVERSAMPLING, seed=0)
-    while space.size < SKETCH_BLOCKS and space.grow():
-        pass
-    basis, image = space.leading(rank)
-    _, vectors = np.linalg.eigh(image.T @ image)
-    leading: Matrix = basis @ vectors[:, -rank:]
-    return leading
 
 
 def singular_values(matrix: Matrix) -> Matrix:
@@ -170,24 +135,12 @@ def squared_norm(matrix: NDArray[Any]) -> float:
     return float(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64))
 
 
-def check_finite(matrix: NDArray[Any]) -> float:
-    """Returns the largest magnitude.
-
-    Raises:
-        ModelError: If the matrix has an element that is not finite.
-    """
-    largest = float(max(matrix.max(), -matrix.min()))  # A maximum passes NaN on.
-    if not np.isfinite(largest):
-        raise ModelError(f"A matrix of shape {matrix.shape} has NaN or infinite elements.")
-    return largest
-
-
 def _is_small(shape: tuple[int, ...], rank: int) -> bool:
     smaller = min(shape)
     return smaller <= EXACT_LIMIT or 4 * (rank + OVERSAMPLING) > smaller
 
 
-def _check_rank(matrix: NDArray[Any] | LinearOperator, rank: int) -> None:
+def _check_rank(matrix: NDArray[Any], rank: int) -> None:
     smaller = min(matrix.shape)
     if not 1 <= rank <= smaller:
         raise RecipeError(
@@ -196,9 +149,17 @@ def _check_rank(matrix: NDArray[Any] | LinearOperator, rank: int) -> None:
         )
 
 
+def _check_finite(matrix: NDArray[Any]) -> float:
+    """Returns the largest magnitude; a maximum passes NaN on."""
+    largest = float(max(matrix.max(), -matrix.min()))
+    if not np.isfinite(largest):
+        raise ModelError(f"A matrix of shape {matrix.shape} has NaN or infinite elements.")
+    return largest
+
+
 def _scaled(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """Returns the matrix over a power of two, if squares of its elements could overflow."""
-    _, exponent = np.frexp(check_finite(matrix))
+    _, exponent = np.frexp(_check_finite(matrix))
     if abs(exponent) <= MAX_EXPONENT:
         return matrix, 0
     return np.ldexp(matrix, -exponent), int(exponent)
@@ -255,7 +216,7 @@ def _explore(
 class _KrylovSpace:
     """The span of ``At Y, (At A) At Y, ...`` for a random Y, in orthonormal blocks."""
 
-    def __init__(self, matrix: NDArray[Any] | LinearOperator, width: int, seed: int) -> None:
+    def __init__(self, matrix: NDArray[Any], width: int, seed: int) -> None:
         shape = matrix.shape[0], width
         self._matrix = matrix
         self._next = np.random.default_rng(seed).standard_normal(shape, matrix.dtype.type)

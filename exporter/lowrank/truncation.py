@@ -14,16 +14,12 @@ Means are taken care of by the bias, where the layer has one.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from scipy.linalg import lu_factor, lu_solve
 
 from exporter.lowrank.moments import Array, Moments
 from exporter.lowrank.svd import (
-    check_finite,
     leading_eigenpairs,
-    leading_subspace,
     singular_values,
     squared_norm,
     truncated_svd,
@@ -142,7 +138,8 @@ def _best_ridge(gram: Array, moments: Moments, group: int, rank: int) -> float:
     fitted, held_out = moments.folds
     best, least = INPUT_RIDGES[0], np.inf
     for ridge in INPUT_RIDGES:
-        error = held_out.error(*_Regression(gram, fitted, group, ridge).estimate(rank), group)
+        p, q, _ = _Regression(gram, fitted, group, ridge).solve(rank)
+        error = held_out.error(p, q, group)
         if error >= least:
             break
         best, least = ridge, error
@@ -160,59 +157,30 @@ class _Regression:
         # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
         # data did not show may be given up for nothing; if they show nothing, it is all there is.
         ridge = (part * variance / norm if norm and variance else 1.0) * gram
-        self._scatter = scatter + ridge
-        check_finite(self._scatter)
-        self._weight = None if moments.fisher is None else moments.fisher.root[group]
-        self._cross = None if moments.cross is None else moments.cross[group] + ridge
-        if self._cross is not None:
+        scatter = scatter + ridge
+        fisher = moments.fisher
+        self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
+        if moments.cross is None:
+            self._predictor = self._weight
+        else:
             # Where K has fewer inputs than outputs, the scatter is singular.
-            jitter = 1e-10 * (np.trace(self._scatter) or 1.0) / len(gram)
-            self._factors = lu_factor(self._scatter + jitter * np.eye(len(gram)))
-
-    @cached_property
-    def metric(self) -> Array:
-        """What the leading eigenvectors are taken of, n x n."""
-        predictor = self._predictor(np.eye(len(self._scatter)))
-        metric: Array = predictor.T @ self._scatter @ predictor
-        return metric
-
-    @property
-    def total(self) -> float:
-        """The energy of all outputs that can be predicted."""
-        return float(np.trace(self.metric))
+            jitter = 1e-10 * (np.trace(scatter) or 1.0) / len(gram) * np.eye(len(gram))
+            target = (moments.cross[group] + ridge) @ self._weight
+            self._predictor = np.linalg.solve(scatter + jitter, target)
+        self.metric = self._predictor.T @ scatter @ self._predictor
+        self.total = float(np.trace(self.metric))
 
     def solve(self, rank: int) -> tuple[Array, Array, float]:
         """Returns P and Q, n x r each, and the energy that they keep."""
         values, vectors = leading_eigenpairs(self.metric, rank)
-        return *self._pair(vectors), float(values.sum())
-
-    def estimate(self, rank: int) -> tuple[Array, Array]:
-        """Returns about the same P and Q, in a few products with thin matrices."""
-        return self._pair(leading_subspace(self._applied, len(self._scatter), rank))
+        q = np.linalg.solve(self._weight.T, vectors)
+        return self._predictor @ vectors, q, float(values.sum())
 
     def bias_shift(self, p: Array, q: Array) -> Array:
         moments, group = self._moments, self._group
         mean = moments.mean if moments.moved_mean is None else moments.moved_mean
         shift: Array = moments.mean[group] - q @ (p.T @ mean[group])
         return shift
-
-    def _pair(self, vectors: Array) -> tuple[Array, Array]:
-        q = vectors if self._weight is None else np.linalg.solve(self._weight.T, vectors)
-        return self._predictor(vectors), q
-
-    def _applied(self, columns: Array) -> Array:
-        """Multiplies by the metric, which takes far fewer operations than to form it."""
-        columns = self._scatter @ self._predictor(columns)
-        if self._cross is not None:
-            columns = self._cross.T @ lu_solve(self._factors, columns, trans=1)
-        return columns if self._weight is None else self._weight.T @ columns
-
-    def _predictor(self, columns: Array) -> Array:
-        if self._weight is not None:
-            columns = self._weight @ columns
-        if self._cross is not None:
-            columns = lu_solve(self._factors, self._cross @ columns)
-        return columns
 
 
 def _split(thin: Array, wide: Array) -> tuple[Array, Array, Array]:
