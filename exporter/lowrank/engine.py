@@ -9,7 +9,7 @@ from exporter.lowrank.fold import fold_batch_norms
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.moments import Array, Moments
 from exporter.lowrank.ranks import Candidate, LayerPlan, RankPlan, RankPolicy
-from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite
+from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite, walk
 from exporter.lowrank.statistics import Calibration, gather, gather_fishers
 from exporter.lowrank.truncation import Truncation
 from exporter.progress import Progress, Silent
@@ -85,12 +85,19 @@ class Compressed:
     plan: RankPlan
     factors: Mapping[str, Factors]
 
-    def copy(self) -> "Compressed":
-        """Returns the same with weights of its own, made under the current strategy."""
-        model = rewrite(self.model, {})
+    def copy(self, replacements: Mapping[str, Replacement] | None = None) -> "Compressed":
+        """Returns the same with weights of its own, made under the current strategy.
+
+        Args:
+            replacements: What to call in place of layers, by path: one layer for each, with the
+                weights of that one first.
+        """
+        model = rewrite(self.model, replacements or {})
+        layers = dict(walk(model))
         twins = {
             id(original): twin
-            for original, twin in zip(self.model.weights, model.weights, strict=True)
+            for path, layer in walk(self.model)
+            for original, twin in zip(layer.weights, layers[path].weights, strict=False)
         }
         factors = {
             name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))

@@ -2,11 +2,13 @@
 
 A factorized layer is ``y = (x K1) K2 + b``. For any invertible R, ``(x K1 R) (R^-1 K2)`` is the
 same in float, but not in 8 bits, where each tensor has one step for all of its numbers: the nearer
-its columns are to one size, the less is lost. The matrix R is chosen layer by layer, by what the
-layer's outputs lose in simulated integers; so are scales of x, which the layer before takes over.
+its columns are to one size, the less is lost. Likewise ``(x K1 - c) K2 + (b + c K2)``, whose latent
+is smaller where c is its mean. Both are chosen layer by layer, by what the layer's outputs lose in
+simulated integers; so are scales of x, which the layer before takes over.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,7 +19,9 @@ from exporter.formats.base import Granularity, Signature
 from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.equalization import free_scales, scale, sources
+from exporter.lowrank.factorizers.base import Replacement, input_shape, rebuild
 from exporter.lowrank.moments import Array
+from exporter.lowrank.rewrite import walk
 from exporter.lowrank.simulation import (
     Scheme,
     Simulation,
@@ -38,6 +42,9 @@ AS_CUT = "as cut"
 ATTEMPTS = 3
 """How often the layers are gone through, each time with other rotations."""
 
+_LEAST_GAIN = 0.5
+"""Decibels that taking off a mean has to gain: the bias makes the artifact larger."""
+
 _MOST_ROWS = 4096
 """Of latents that ranges are predicted from."""
 
@@ -54,8 +61,9 @@ class LayerGauge:
         gauge: ``"as cut"``; ``"balanced"``, where both factors have the singular values of their
             product to the power of a half; ``"whitened"``, likewise of the product as the data see
             it. These two may be followed by ``", rotated"``; each by ``", equalized"``, where the
-            layer before took scales of channels over, and by ``", refined"``: moved on to where the
-            least noise is predicted.
+            layer before took scales of channels over, by ``", centred"``, where a bias takes off
+            the mean of the latent, and by ``", refined"``: moved on to where the least noise is
+            predicted.
         snr_before: Signal to noise ratio of the layer's outputs in simulated integers as cut, in
             decibels.
         snr_after: Likewise in the gauge.
@@ -109,8 +117,7 @@ def regauge(
 ) -> Gauged:
     """Chooses the gauge of each layer whose factors meet in a latent that nothing else sees.
 
-    The others stay as they are: layers with groups, or recurrent, or of U, S and V. Means of
-    latents are not taken off by biases: once factors are refined, that gains less than a decibel.
+    The others stay as they are: layers with groups, or recurrent, or of U, S and V.
 
     Args:
         compressed: The model; it is not changed.
@@ -132,8 +139,13 @@ def regauge(
     def attempt(seed: int) -> Gauged:
         copy, generator = compressed.copy(), np.random.default_rng(seed)
         junctions = _junctions(copy, calibration)
-        layers = tuple(each.choose(scheme, granularity, generator) for each in junctions)
-        return Gauged(copy, GaugeReport(scheme, layers, before, simulation.snr(copy.model)))
+        layers, means = [], {}
+        for junction in junctions:
+            layers.append(junction.choose(scheme, granularity, generator))
+            means.update(junction.mean_by_layer)
+        copy = _centred(copy, means)
+        report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.model))
+        return Gauged(copy, report)
 
     tried = map(attempt, range(seed, seed + attempts))
     best = max(tried, key=lambda gauged: gauged.report.snr_after)
@@ -150,6 +162,7 @@ class _Trial(NamedTuple):
     gauge: str
     pair: tuple[Array, Array]
     scales: Array | None
+    mean: Array | None
 
 
 class _Junction:
@@ -181,6 +194,7 @@ class _Junction:
         self._second_shape = second.shape
         self._rank = len(second)
         self._cut = first.reshape(-1, self._rank), second.reshape(self._rank, -1)
+        self.mean_by_layer: dict[int, Array] = {}
         self._expected = self._outputs(layers[0](inputs))
 
     def choose(
@@ -188,9 +202,14 @@ class _Junction:
     ) -> LayerGauge:
         """Sets the factors to the best pair that is found, and scales the source to suit them."""
 
-        def tried(gauge: str, pair: tuple[Array, Array], scales: Array | None = None) -> _Trial:
-            snr = self._snr(scheme, granularity, pair, self._scaled(scales))
-            return _Trial(snr, gauge, pair, scales)
+        def tried(
+            gauge: str,
+            pair: tuple[Array, Array],
+            scales: Array | None = None,
+            mean: Array | None = None,
+        ) -> _Trial:
+            snr = self._snr(scheme, granularity, pair, self._scaled(scales), mean)
+            return _Trial(snr, gauge, pair, scales, mean)
 
         def better(*trials: _Trial) -> _Trial:
             return max(trials, key=lambda trial: trial.snr)
@@ -206,9 +225,19 @@ class _Junction:
         if chosen.scales is not None:
             scale(self._source, chosen.scales)
             self._inputs = self._scaled(chosen.scales)
-        pair = self._refined(chosen.pair, self._steps(scheme, granularity))
-        chosen = better(chosen, tried(f"{chosen.gauge}, refined", pair))
+        start, steps = chosen, self._steps(scheme, granularity)
+        pair = self._refined(start.pair, steps)
+        chosen = better(start, tried(f"{start.gauge}, refined", pair))
+        if self._can_be_centred:
+            pair = self._refined(start.pair, steps, centred=True)
+            mean = self._latents(*pair).mean(axis=0)
+            centred = tried(f"{start.gauge}, centred, refined", pair, mean=mean)
+            if centred.snr >= chosen.snr + _LEAST_GAIN:
+                chosen = centred
         self._assign(*chosen.pair)
+        if chosen.mean is not None:
+            self._bias.assign(self._bias.numpy() + self._effect(chosen.mean, chosen.pair[1]))
+            self.mean_by_layer[id(self._layers[0])] = chosen.mean
         return LayerGauge(self._name, chosen.gauge, cut.snr, chosen.snr)
 
     def _pairs(self, generator: np.random.Generator) -> Iterator[tuple[str, tuple[Array, Array]]]:
@@ -220,10 +249,14 @@ class _Junction:
             yield gauge, (first, second)
             yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
-    def _refined(self, pair: tuple[Array, Array], steps: Steps) -> tuple[Array, Array]:
+    def _refined(
+        self, pair: tuple[Array, Array], steps: Steps, *, centred: bool = False
+    ) -> tuple[Array, Array]:
         import tensorflow as tf
 
         latents = self._latents(*pair)
+        if centred:
+            latents = latents - latents.mean(axis=0)
         every = -(-len(latents) // _MOST_ROWS)
         # Of any window of a convolution, as if there were no padding.
         energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
@@ -248,14 +281,44 @@ class _Junction:
         return self._inputs * channels.astype(self._inputs.dtype.as_numpy_dtype)
 
     def _snr(
-        self, scheme: Scheme, granularity: Granularity, pair: tuple[Array, Array], inputs: Any
+        self,
+        scheme: Scheme,
+        granularity: Granularity,
+        pair: tuple[Array, Array],
+        inputs: Any,
+        mean: Array | None,
     ) -> float:
         self._assign(*pair)
         for layer in self._layers:
             round_kernels(layer, scheme, granularity)
         first, last = self._layers
         latent = first(round_inputs(first, inputs, scheme))
-        return snr_db(self._outputs(round_inputs(last, latent, scheme)), self._expected)
+        if mean is None:
+            return snr_db(self._outputs(round_inputs(last, latent, scheme)), self._expected)
+        latent -= mean.astype(latent.dtype.as_numpy_dtype)
+        outputs = self._outputs(round_inputs(last, latent, scheme))
+        return snr_db(outputs + self._effect(mean, pair[1]), self._expected)
+
+    @property
+    def _bias(self) -> Any:
+        return self._layers[1].bias
+
+    @property
+    def _can_be_centred(self) -> bool:
+        """Tells whether the bias of the second factor can make good for any mean of the latent."""
+        _, last = self._layers
+        if self._bias is None:
+            return False
+        window = math.prod(getattr(last, "kernel_size", ()))
+        # Zeros that a convolution pads the latent with have no mean.
+        padded = window > 1 and last.padding != "valid"
+        size = window * math.prod(self._bias.shape)
+        return not padded and math.prod(self._second_shape[1:]) == size
+
+    def _effect(self, mean: Array, second: Array) -> Array:
+        """Returns what a mean of the latent adds to all outputs."""
+        effect: Array = (mean @ second).reshape(-1, *self._bias.shape).sum(axis=0)
+        return effect
 
     def _outputs(self, latent: Any) -> Array:
         """Returns the outputs before the activation."""
@@ -297,6 +360,24 @@ def _meetings(
             first, last = (owners[id(weight)] for weight in weights)
             if _is_plain(first) and _is_plain(last) and _gives_latent(first):
                 yield name if len(factors.weights) == 2 else first.name, weights, (first, last)
+
+
+def _centred(compressed: Compressed, means: Mapping[int, Array]) -> Compressed:
+    """Copies a model, with biases in some layers that take means off their outputs.
+
+    Args:
+        compressed: The model.
+        means: By identity of the layer.
+    """
+    replacements = {}
+    for path, layer in walk(compressed.model):
+        if id(layer) in means:
+            _, _, output = getattr(layer, "equation", "").partition("->")
+            change = {"bias_axes": output[-1]} if output else {"use_bias": True}
+            weights = [layer.kernel.numpy(), -means[id(layer)]]
+            twin = rebuild(layer, input_shape(layer), weights, **change)
+            replacements[path] = Replacement((twin,), {})
+    return compressed.copy(replacements)
 
 
 def _is_plain(layer: Any) -> bool:

@@ -94,6 +94,21 @@ def tokens():
     return keras.Model(sequence, layers.Dense(8, name="scores")(merged))
 
 
+def valid():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((7, 7, 6), name="image"),
+            layers.Conv2D(12, 3, activation="relu", name="conv"),
+            layers.Conv2D(10, (3, 2), name="again"),
+        ]
+    )
+
+
+def far_from_zero(model, samples, count, seed=0):
+    return {name: array + 10 for name, array in samples(model, count, seed=seed).items()}
+
+
 def weights_of(model):
     return [weight.numpy() for weight in model.weights]
 
@@ -251,6 +266,40 @@ def test_an_uneven_latent_gains_much(samples):
     gauged = once(compressed, drawn(compressed.model, samples), "static")
     assert gauged.report.layers[0].gauge != AS_CUT
     assert gauged.report.snr_after > gauged.report.snr_before + 10
+
+
+@pytest.mark.parametrize(
+    ("compressed", "scheme", "name"),
+    [
+        (lambda: cut(mlp((60, 80, 40), 0), 20), "dynamic", "h80_0"),
+        (lambda: cut(mlp((60, 80, 40), 0), 3), "static", "h80_0"),
+        (lambda: cut(tokens(), 3), "static", "heads"),
+        (lambda: cut(padded(), 3), "static", "conv"),
+        (lambda: cut(valid(), 3, convolution="spatial"), "static", "conv"),
+        (lambda: cut(valid(), 3, convolution="tucker2"), "static", "conv_s"),
+    ],
+)
+def test_biases_take_off_a_large_mean_of_a_latent(compressed, scheme, name, samples, predict):
+    compressed = compressed()
+    calibration = Calibration(far_from_zero(compressed.model, samples, 96), 32)
+    gauged = once(compressed, calibration, scheme)
+    layer = next(layer for layer in gauged.report.layers if layer.name == name)
+    assert "centred" in layer.gauge
+    assert layer.snr_after > layer.snr_before + 1
+    simulation = Simulation(compressed.model, calibration, scheme, "tensor")
+    actual = simulation.snr(gauged.compressed.model)
+    assert actual == pytest.approx(gauged.report.snr_after, abs=1e-3)
+    assert actual > gauged.report.snr_before
+    fresh = far_from_zero(compressed.model, samples, 20, seed=1)
+    assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
+
+
+def test_zeros_that_pad_a_latent_keep_it_from_being_centred(samples):
+    compressed = cut(padded(), 3, convolution="spatial")
+    calibration = Calibration(far_from_zero(compressed.model, samples, 96), 32)
+    gauged = once(compressed, calibration, "static")
+    assert [layer.name for layer in gauged.report.layers] == ["conv", "again"]
+    assert not any("centred" in layer.gauge for layer in gauged.report.layers)
 
 
 def test_three_factors_stay_as_they_are(samples):
