@@ -48,8 +48,8 @@ class Factors:
         matrices: Rows and columns of each of them, whatever its layout.
         replaced: Rows and columns of the kernel.
         rank: The rank r.
-        discarded_energy: The part of the squared error norm that is left out, 0 to 1: of the
-            kernel, or of its outputs if it was cut by calibration data.
+        discarded_energy: The part of the squared norm that is left out, 0 to 1: of the kernel, or
+            of its outputs if it was cut by calibration data, with what earlier layers have lost.
         relative_error: Its square root.
         data_aware: Whether it was cut by calibration data.
     """

@@ -68,8 +68,19 @@ class Moments:
     cross: Array | None = None
     folds: "tuple[Moments, Moments] | None" = None
 
+    def energy(self, group: int) -> float:
+        """Returns the (weighted) squared deviation of ``y`` from its mean.
+
+        Args:
+            group: Which one of g.
+        """
+        scatter = self.scatter[group]
+        if self.fisher is None:
+            return float(np.trace(scatter))
+        return float(np.vdot(self.fisher.ridged[group], scatter))
+
     def error(self, p: Array, q: Array, group: int) -> float:
-        """Returns the (weighted) squared error of ``q pt z`` for ``y``, up to a constant.
+        """Returns the (weighted) squared error of ``q pt z`` for ``y``, where a bias adds the mean.
 
         Args:
             p: n x r.
@@ -80,7 +91,8 @@ class Moments:
         cross = self.scatter if self.cross is None else self.cross
         weighted = q if self.fisher is None else self.fisher.ridged[group] @ q
         agreement = np.vdot(weighted, cross[group].T @ p)
-        return float(np.vdot(p.T @ scatter[group] @ p, q.T @ weighted) - 2 * agreement)
+        given = np.vdot(p.T @ scatter[group] @ p, q.T @ weighted)
+        return float(self.energy(group) + given - 2 * agreement)
 
 
 class Accumulator:

@@ -39,8 +39,9 @@ class Truncation:
     Attributes:
         matrices: Its factors, to be multiplied from the left: (US, Vt), or (U, S, Vt); g x a x b.
         bias_shift: What to add to the bias, g x n; None if there is nothing to add.
-        discarded_energy: The part of the squared error norm that is left out, 0 to 1: of the
-            kernel's elements, or of the outputs' (weighted) variance where moments were given.
+        discarded_energy: The part of the squared norm that is left out, 0 to 1: of the kernel's
+            elements, or of the outputs' (weighted) variance where moments were given. What the
+            layers before it have lost for good is part of it.
     """
 
     matrices: tuple[Array, ...]
@@ -77,12 +78,12 @@ def truncate(
         gram = matrix.T @ matrix
         ridge = _best_ridge(gram, moments, group, rank)
         regression = _Regression(gram, moments, group, ridge)
-        p, q, kept = regression.solve(rank)
+        p, q = regression.solve(rank)
         thin.append(matrix @ p)
         wide.append(q.T)
         shift[group] = regression.bias_shift(p, q)
-        left_out += max(0.0, regression.total - kept)
-        total += regression.total
+        left_out += moments.error(p, q, group)
+        total += moments.energy(group)
     u, s, vt = _split(np.stack(thin), np.stack(wide))
     return Truncation(
         (u * s[:, np.newaxis], vt) if merge else (u, _diagonal(s), vt),
@@ -138,8 +139,7 @@ def _best_ridge(gram: Array, moments: Moments, group: int, rank: int) -> float:
     fitted, held_out = moments.folds
     best, least = INPUT_RIDGES[0], np.inf
     for ridge in INPUT_RIDGES:
-        p, q, _ = _Regression(gram, fitted, group, ridge).solve(rank)
-        error = held_out.error(p, q, group)
+        error = held_out.error(*_Regression(gram, fitted, group, ridge).solve(rank), group)
         if error >= least:
             break
         best, least = ridge, error
@@ -168,13 +168,11 @@ class _Regression:
             target = (moments.cross[group] + ridge) @ self._weight
             self._predictor = np.linalg.solve(scatter + jitter, target)
         self.metric = self._predictor.T @ scatter @ self._predictor
-        self.total = float(np.trace(self.metric))
 
-    def solve(self, rank: int) -> tuple[Array, Array, float]:
-        """Returns P and Q, n x r each, and the energy that they keep."""
-        values, vectors = leading_eigenpairs(self.metric, rank)
-        q = np.linalg.solve(self._weight.T, vectors)
-        return self._predictor @ vectors, q, float(values.sum())
+    def solve(self, rank: int) -> tuple[Array, Array]:
+        """Returns P and Q, n x r each."""
+        _, vectors = leading_eigenpairs(self.metric, rank)
+        return self._predictor @ vectors, np.linalg.solve(self._weight.T, vectors)
 
     def bias_shift(self, p: Array, q: Array) -> Array:
         moments, group = self._moments, self._group
