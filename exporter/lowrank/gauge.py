@@ -138,10 +138,10 @@ def regauge(
 
     def attempt(seed: int) -> Gauged:
         copy, generator = compressed.copy(), np.random.default_rng(seed)
-        junctions = _junctions(copy, calibration)
+        junctions = _junctions(copy, calibration, scheme, granularity)
         layers, means = [], {}
         for junction in junctions:
-            layers.append(junction.choose(scheme, granularity, generator))
+            layers.append(junction.choose(generator))
             means.update(junction.mean_by_layer)
         copy = _centred(copy, means)
         report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.model))
@@ -173,8 +173,11 @@ class _Junction:
         name: str,
         weights: tuple[Any, Any],
         layers: tuple[Any, Any],
+        *,
         inputs: Any,
-        source: Any = None,
+        source: Any,
+        scheme: Scheme,
+        granularity: Granularity,
     ) -> None:
         """Takes the factors as they were cut.
 
@@ -183,10 +186,13 @@ class _Junction:
             weights: The weights that hold the factors.
             layers: The Keras layers that multiply by them.
             inputs: What goes into the first of them on calibration data.
-            source: The layer whose channels these are, if it can make them larger.
+            source: The layer whose channels these are, if it can make them larger; or None.
+            scheme: Of the integers.
+            granularity: Of the scales of kernels.
         """
         self._name, self._weights, self._layers = name, weights, layers
         self._inputs, self._source = inputs, source
+        self._scheme, self._granularity = scheme, granularity
         # Kernels of convolutions have the axes of their window first.
         self._axis = -2 if hasattr(layers[1], "kernel_size") else 0
         first, second = (weight.numpy().astype(np.float64) for weight in weights)
@@ -197,9 +203,7 @@ class _Junction:
         self.mean_by_layer: dict[int, Array] = {}
         self._expected = self._outputs(layers[0](inputs))
 
-    def choose(
-        self, scheme: Scheme, granularity: Granularity, generator: np.random.Generator
-    ) -> LayerGauge:
+    def choose(self, generator: np.random.Generator) -> LayerGauge:
         """Sets the factors to the best pair that is found, and scales the source to suit them."""
 
         def tried(
@@ -208,7 +212,7 @@ class _Junction:
             scales: Array | None = None,
             mean: Array | None = None,
         ) -> _Trial:
-            snr = self._snr(scheme, granularity, pair, self._scaled(scales), mean)
+            snr = self._snr(pair, self._scaled(scales), mean)
             return _Trial(snr, gauge, pair, scales, mean)
 
         def better(*trials: _Trial) -> _Trial:
@@ -225,11 +229,10 @@ class _Junction:
         if chosen.scales is not None:
             scale(self._source, chosen.scales)
             self._inputs = self._scaled(chosen.scales)
-        start, steps = chosen, self._steps(scheme, granularity)
-        pair = self._refined(start.pair, steps)
-        chosen = better(start, tried(f"{start.gauge}, refined", pair))
+        start = chosen
+        chosen = better(start, tried(f"{start.gauge}, refined", self._refined(start.pair)))
         if self._can_be_centred:
-            pair = self._refined(start.pair, steps, centred=True)
+            pair = self._refined(start.pair, centred=True)
             mean = self._latents(*pair).mean(axis=0)
             centred = tried(f"{start.gauge}, centred, refined", pair, mean=mean)
             if centred.snr >= chosen.snr + _LEAST_GAIN:
@@ -249,9 +252,7 @@ class _Junction:
             yield gauge, (first, second)
             yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
-    def _refined(
-        self, pair: tuple[Array, Array], steps: Steps, *, centred: bool = False
-    ) -> tuple[Array, Array]:
+    def _refined(self, pair: tuple[Array, Array], *, centred: bool = False) -> tuple[Array, Array]:
         import tensorflow as tf
 
         latents = self._latents(*pair)
@@ -260,14 +261,11 @@ class _Junction:
         every = -(-len(latents) // _MOST_ROWS)
         # Of any window of a convolution, as if there were no padding.
         energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
-        return refined(*pair, latents[::every], float(energy), steps)
-
-    def _steps(self, scheme: Scheme, granularity: Granularity) -> Steps:
         _, last = self._layers
-        rows = scheme == "dynamic" and not hasattr(last, "kernel_size")
-        return Steps(
-            kernel_granularity(last, scheme, granularity), of_latents="row" if rows else "tensor"
-        )
+        rows = self._scheme == "dynamic" and not hasattr(last, "kernel_size")
+        of_kernels = kernel_granularity(last, self._scheme, self._granularity)
+        steps = Steps(of_kernels, of_latents="row" if rows else "tensor")
+        return refined(*pair, latents[::every], float(energy), steps)
 
     def _latents(self, *pair: Array) -> Array:
         self._assign(*pair)
@@ -280,24 +278,18 @@ class _Junction:
         channels = np.resize(scales, self._inputs.shape[-1])
         return self._inputs * channels.astype(self._inputs.dtype.as_numpy_dtype)
 
-    def _snr(
-        self,
-        scheme: Scheme,
-        granularity: Granularity,
-        pair: tuple[Array, Array],
-        inputs: Any,
-        mean: Array | None,
-    ) -> float:
+    def _snr(self, pair: tuple[Array, Array], inputs: Any, mean: Array | None) -> float:
         self._assign(*pair)
         for layer in self._layers:
-            round_kernels(layer, scheme, granularity)
+            round_kernels(layer, self._scheme, self._granularity)
         first, last = self._layers
-        latent = first(round_inputs(first, inputs, scheme))
-        if mean is None:
-            return snr_db(self._outputs(round_inputs(last, latent, scheme)), self._expected)
-        latent -= mean.astype(latent.dtype.as_numpy_dtype)
-        outputs = self._outputs(round_inputs(last, latent, scheme))
-        return snr_db(outputs + self._effect(mean, pair[1]), self._expected)
+        latent = first(round_inputs(first, inputs, self._scheme))
+        effect: Array | float = 0.0
+        if mean is not None:
+            latent -= mean.astype(latent.dtype.as_numpy_dtype)
+            effect = self._effect(mean, pair[1])
+        outputs = self._outputs(round_inputs(last, latent, self._scheme))
+        return snr_db(outputs + effect, self._expected)
 
     @property
     def _bias(self) -> Any:
@@ -332,14 +324,22 @@ class _Junction:
         tail.assign(np.moveaxis(second.reshape(self._second_shape), 0, self._axis))
 
 
-def _junctions(compressed: Compressed, calibration: Calibration) -> Iterator[_Junction]:
+def _junctions(
+    compressed: Compressed, calibration: Calibration, scheme: Scheme, granularity: Granularity
+) -> Iterator[_Junction]:
     """Yields the factors whose second one is given just what the first one makes."""
     meetings = list(_meetings(compressed))
     pairs = [layers for _, _, layers in meetings]
     inputs, before = _inputs_of(compressed.model, pairs, calibration), sources(compressed.model)
     for meeting, (first, _), given in zip(meetings, pairs, inputs, strict=True):
         if given is not None:
-            yield _Junction(*meeting, given, before.get(id(first)))
+            yield _Junction(
+                *meeting,
+                inputs=given,
+                source=before.get(id(first)),
+                scheme=scheme,
+                granularity=granularity,
+            )
 
 
 def _meetings(
