@@ -236,8 +236,8 @@ def _add_cutting(parser: argparse.ArgumentParser) -> None:
 TUNING: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("epochs at the most, of each phase", {"type": int, "metavar": "N"}),
     "train": (
-        "factored: the factors; projected: full weights at their truncation; or one after the "
-        "other",
+        "factored: the factors; adaptive: likewise, at ranks divided anew by what trials leave of "
+        "each loss; projected: full weights at their truncation; or one after the other",
         {"choices": TRAININGS},
     ),
     "export_from": ("what projected training hands on", {"choices": EXPORTS_FROM}),

@@ -48,9 +48,8 @@ from exporter.report.results import (
     Report,
     Totals,
 )
-from exporter.training.course import training_part
 from exporter.training.distribution import is_chief, strategy_for
-from exporter.training.finetune import FineTuned, FineTuner
+from exporter.training.finetune import FineTuned, FineTuner, check_training
 
 ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"
@@ -255,7 +254,7 @@ def _prepare(
     check_budget(recipe, dataset)
     samples = quantization_samples(recipe, model, dataset)
     if recipe.finetune:
-        training_part(dataset)
+        check_training(recipe, dataset, model)
     card = make_card(
         dataset.normalization,
         Signature(model).outputs,
@@ -335,7 +334,7 @@ def _save_tuned(tuned: FineTuned, staging: Path) -> FineTuningReport:
     for model, name in ((tuned.truncated, TRUNCATED_FILE), (tuned.updated, UPDATED_FILE)):
         if model is not None:
             model.save(staging / name)
-    report = FineTuningReport(tuned.histories, tuned.at_full_rank)
+    report = FineTuningReport(tuned.histories, tuned.at_full_rank, tuned.adaptation)
     draw_curves(report.phases, staging / CURVES_FILE)
     return report
 

@@ -28,7 +28,7 @@ CONVOLUTIONS = ("channel", "spatial", "tucker2")
 GOALS = ("rank", "energy", "max_params", "max_macs", "max_size", "max_latency", "max_drop")
 """The fields that say what ranks are chosen by; one of them is given."""
 
-TRAININGS = ("factored", "projected", "projected+factored")
+TRAININGS = ("factored", "adaptive", "projected", "projected+factored")
 EXPORTS_FROM = ("truncated", "updated")
 DISTRIBUTIONS = ("none", "mirrored", "multiworker")
 
@@ -120,8 +120,9 @@ class Recipe:
         merge: Whether S is merged into U. False gives the three-layer U, S, V graph.
         finetune: Epochs of training after the cut, at the most; of each phase, where there are two.
             0 does not train.
-        train: ``"factored"`` trains the factors, ``"projected"`` the full weights at their
-            truncation, ``"projected+factored"`` the one after the other.
+        train: ``"factored"`` trains the factors, ``"adaptive"`` as well, after it has divided what
+            the ranks take anew, by short trainings; ``"projected"`` trains the full weights at
+            their truncation, ``"projected+factored"`` the one after the other.
         export_from: What the projected training hands on: the ``"truncated"`` model that it trained
             at, or the ``"updated"`` full weights, cut anew by the data.
         batch_size: Samples in a training step, of all devices together.
@@ -290,6 +291,11 @@ class Recipe:
                     f"{name} must be one of {', '.join(filter(None, known))}. "
                     f"Received: {getattr(self, name)!r}."
                 )
+        if self.train == "adaptive" and self.rank == "full":
+            raise RecipeError(
+                "train 'adaptive' divides what low ranks take. Received: rank 'full', which takes "
+                "more than the layers themselves. Give another rank, or a budget."
+            )
         for name in ("gauge", "cascade", "fold", "merge", "resume", "force"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(

@@ -67,8 +67,16 @@ CHOICES = st.fixed_dictionaries(
         "distribute": st.sampled_from(DISTRIBUTIONS),
     }
 )
+
+
+def made(goal, choices, **others):
+    if goal.get("rank") == "full":  # What adaptive training refuses.
+        choices = {**choices, "train": "factored"}
+    return Recipe(**goal, **choices, **others)
+
+
 RECIPES = st.builds(
-    lambda goal, choices, **others: Recipe(**goal, **choices, **others),
+    made,
     goal=GOALS,
     choices=CHOICES,
     model=PATHS,
@@ -115,7 +123,14 @@ def test_json_names_every_option():
         ({"max_size": 2.5}, "Received: 2.5."),
         ({"finetune": -1}, "finetune must be a number of epochs >= 0. Received: -1."),
         ({"batch_size": 0}, "batch_size must be a number of samples >= 1. Received: 0."),
-        ({"train": "both"}, "train must be one of factored, projected, projected+factored."),
+        (
+            {"train": "both"},
+            "train must be one of factored, adaptive, projected, projected+factored.",
+        ),
+        (
+            {"train": "adaptive", "rank": "full"},
+            "train 'adaptive' divides what low ranks take. Received: rank 'full', which takes",
+        ),
         ({"distill": 1.5}, "distill must be a number of at least 0 and at most 1. Received: 1.5."),
         ({"temperature": 0.5}, "temperature must be a number of at least 1. Received: 0.5."),
         ({"learning_rate": math.nan}, "learning_rate must be a number of at least 1e-12."),

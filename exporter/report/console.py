@@ -16,6 +16,7 @@ from exporter.inspection import ENERGIES, SPECTRUM_POINTS, Inspection, KernelIns
 from exporter.lowrank.gauge import GaugeReport
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
+from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict, OutputCompression
 from exporter.verification.parity import Comparison, Parity
@@ -89,6 +90,8 @@ def print_report(report: Report, console: Console) -> None:
     if any(a.conversion and a.conversion.quality for a in report.artifacts):
         console.print(_quality_table(report.artifacts))
     if report.finetuning is not None:
+        if report.finetuning.adaptation is not None:
+            console.print(Text(_adaptation_line(report.finetuning.adaptation)), soft_wrap=True)
         for phase in report.finetuning.phases:
             console.print(Text(_phase_line(phase)), soft_wrap=True)
     if report.budget is not None:
@@ -228,6 +231,18 @@ def _artifact_table(report: Report) -> Table:
             *_latency_cells(item.latency),
         )
     return table
+
+
+def _adaptation_line(adaptation: Adaptation) -> str:
+    unit = "parameters" if adaptation.unit == "params" else "MACs"
+    moves = ", ".join(
+        f"{name} {rank} -> {adaptation.adapted[name] or 'whole'}"
+        for name, rank in adaptation.planned.items()
+    )
+    losses = f"{adaptation.planned_loss:.4g} -> {adaptation.adapted_loss:.4g}"
+    text = f"{moves} for the same {adaptation.limit:,} {unit}, validation loss {losses}"
+    kept = "" if adaptation.taken else "; NOT better, the planned ranks were kept"
+    return f"Ranks        {text} in {len(adaptation.trials) + 2} trials{kept}"
 
 
 def _phase_line(history: History) -> str:

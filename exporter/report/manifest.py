@@ -14,7 +14,7 @@ from typing import Any
 
 from exporter.formats.base import measure
 from exporter.output import MANIFEST, REJECTED
-from exporter.report.results import ArtifactReport, Report
+from exporter.report.results import ArtifactReport, FineTuningReport, Report
 
 SCHEMA_VERSION = 1
 
@@ -53,7 +53,7 @@ def report_dict(report: Report) -> dict[str, Any]:
         "card": _plain(report.card),
         "data": {"notes": list(report.data_notes), "samples": dict(report.samples)},
         "training": _plain(report.training),
-        "finetuning": _plain(report.finetuning),
+        "finetuning": report.finetuning and _finetuning(report.finetuning),
         "layers": [
             {
                 **_plain(layer.plan),
@@ -69,6 +69,14 @@ def report_dict(report: Report) -> dict[str, Any]:
         "artifacts": [_artifact(artifact, report.output) for artifact in report.artifacts],
         "versions": dict(report.versions),
         "seconds": report.seconds,
+    }
+
+
+def _finetuning(report: FineTuningReport) -> dict[str, Any]:
+    adaptation = report.adaptation
+    return {
+        **_plain(report),
+        "adaptation": adaptation and {"taken": adaptation.taken, **_plain(adaptation)},
     }
 
 

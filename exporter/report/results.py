@@ -14,6 +14,7 @@ from exporter.lowrank.gauge import GaugeReport
 from exporter.lowrank.ranks import LayerPlan
 from exporter.quantization.granularity import Trial
 from exporter.recipe import Recipe
+from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict
 from exporter.verification.verifier import ConversionVerdict
@@ -97,10 +98,12 @@ class FineTuningReport:
     Attributes:
         phases: In order.
         at_full_rank: Kernels that the projected training did not truncate, but were cut afterwards.
+        adaptation: How ranks were chosen anew by trials; None if they were not.
     """
 
     phases: tuple[History, ...]
     at_full_rank: tuple[str, ...]
+    adaptation: Adaptation | None
 
 
 @dataclass(frozen=True)

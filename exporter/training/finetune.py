@@ -1,5 +1,6 @@
-"""Fine-tuning: a compressed model goes in, a better one of the same ranks comes out."""
+"""Fine-tuning: a compressed model goes in, a better one that is no larger comes out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from exporter.baseline import fitted
 from exporter.data import Dataset
 from exporter.distributions import output_families
+from exporter.errors import DataError
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks import RankPlan
@@ -16,6 +18,7 @@ from exporter.lowrank.statistics import calibration_from
 from exporter.metrics import is_classes
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
+from exporter.training.adaptive import Adaptation, Trials, tried_out
 from exporter.training.course import Course, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
@@ -35,6 +38,7 @@ class FineTuned:
         truncated: The model that the projected training trained at; None if there was none.
         updated: Its full weights; None likewise.
         at_full_rank: Kernels that the projected training did not truncate.
+        adaptation: How ranks were chosen anew; None if they were not.
     """
 
     compressed: Compressed
@@ -42,6 +46,7 @@ class FineTuned:
     truncated: Any = None
     updated: Any = None
     at_full_rank: tuple[str, ...] = ()
+    adaptation: Adaptation | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -78,11 +83,13 @@ class FineTuner:
             on_step: Is called after every step with the phase and the number of steps so far.
 
         Raises:
-            DataError: If there is nothing to train on.
+            DataError: If there is nothing to train on, or nothing to try out ranks by.
             RecipeError: If the loss is none.
         """
+        check_training(recipe, dataset, engine.model)
         self._engine, self._recipe, self._strategy = engine, recipe, strategy
         self._progress, self._checkpoints, self._on_step = progress, checkpoints, on_step
+        self._dataset = dataset
         train = dataset.train
         labels = {} if train is None else train.labels
         classes = {name for name, array in labels.items() if is_classes(array)}
@@ -109,23 +116,89 @@ class FineTuner:
             return self._run(compressed)
 
     def _run(self, compressed: Compressed) -> FineTuned:
-        if self._recipe.train == "factored":
+        if self._recipe.train == "factored" or (
+            self._recipe.train == "adaptive" and not compressed.factors
+        ):
             model, history = self._factored(compressed)
             return FineTuned(model, (history,))
+        if self._recipe.train == "adaptive":
+            return self._adaptive(compressed)
         projected = self._projected(compressed.plan)
         if self._recipe.train == "projected":
             return projected
         model, history = self._factored(projected.compressed)
         return replace(projected, compressed=model, histories=(*projected.histories, history))
 
-    def _factored(self, compressed: Compressed) -> tuple[Compressed, History]:
+    def _factored(
+        self, compressed: Compressed, *, epochs: int | None = None
+    ) -> tuple[Compressed, History]:
         with self._strategy.scope():
             copy = compressed.copy()
             phase = Factored(copy.model, copy.factors, self._recipe.decay)
-        history = self._train(phase, compressed.plan)
+        history = self._train(phase, compressed.plan, epochs=epochs)
         # Variables of a strategy are bound to its devices; those of the model are not.
         _copy_weights(copy.model, compressed.model)
         return compressed, history
+
+    def _adaptive(self, compressed: Compressed) -> FineTuned:
+        recipe, engine = self._recipe, self._engine
+        trials = Trials(
+            engine,
+            compressed.plan,
+            "macs" if recipe.goal in ("max_macs", "max_latency") else "params",
+            self._short_training(1 + len(tried_out(compressed.plan)) + 2),
+            strategy=self._strategy,
+            progress=self._progress,
+            file=self._checkpoints and self._checkpoints / "trials.npz",
+        )
+        try:
+            plan, adaptation = trials.run()
+        except KeyboardInterrupt:
+            # Other workers would wait for this one for ever.
+            if self._strategy.num_replicas_in_sync > 1:
+                raise
+            self._progress.note(
+                "Interrupted while ranks were tried out: goes on with those of the cut, without "
+                "training; Ctrl-C once more stops all"
+            )
+            model, history = self._factored(compressed, epochs=0)
+            return FineTuned(model, (replace(history, ending="interrupted"),))
+        if adaptation.taken:
+            compressed = engine.carry_out(plan)
+        model, history = self._factored(compressed)
+        return FineTuned(model, (history,), adaptation=adaptation)
+
+    def _short_training(self, trials: int) -> Callable[[Compressed], float]:
+        """Returns what trains so shortly that all trials together are as long as the training."""
+        recipe, course = self._recipe, self._course
+        epochs, rest = divmod(recipe.finetune, trials)
+        if not epochs:
+            _, whole = training_part(self._dataset)
+            batch = course.fixed_batch or recipe.batch_size
+            samples = max(batch, len(whole) * rest // trials // batch * batch)
+            thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
+            course = Course(thinned, self._engine.model, self._objective, recipe.batch_size)
+        settings = replace(self._settings, epochs=max(1, epochs), patience=0)
+
+        def loss_after(compressed: Compressed) -> float:
+            with self._strategy.scope():
+                copy = compressed.copy()
+                phase = Factored(copy.model, copy.factors, recipe.decay)
+            loop = Loop(
+                phase,
+                self._objective,
+                course,
+                settings,
+                strategy=self._strategy,
+                progress=Silent(),
+            )
+            history = loop.run()
+            if history.ending == "interrupted":
+                raise KeyboardInterrupt
+            loss = history.epochs[-1].validation_loss
+            return math.nan if loss is None else loss
+
+        return loss_after
 
     def _projected(self, plan: RankPlan) -> FineTuned:
         recipe, engine = self._recipe, self._engine
@@ -147,14 +220,10 @@ class FineTuner:
             compressed = anew.carry_out(plan)
         return FineTuned(compressed, (history,), truncated.model, updated, phase.left_out)
 
-    def _train(self, phase: Phase, plan: RankPlan) -> History:
-        recipe = self._recipe
-        settings = Settings(
-            epochs=recipe.finetune,
-            learning_rate=recipe.learning_rate,
-            patience=recipe.patience,
-            seed=recipe.seed,
-        )
+    def _train(self, phase: Phase, plan: RankPlan, *, epochs: int | None = None) -> History:
+        settings = self._settings
+        if epochs is not None:
+            settings = replace(settings, epochs=epochs)
         file = self._checkpoints and self._checkpoints / f"{phase.name}.npz"
         loop = Loop(
             phase,
@@ -168,6 +237,31 @@ class FineTuner:
             on_step=self._on_step,
         )
         return loop.run()
+
+    @property
+    def _settings(self) -> Settings:
+        recipe = self._recipe
+        return Settings(
+            epochs=recipe.finetune,
+            learning_rate=recipe.learning_rate,
+            patience=recipe.patience,
+            seed=recipe.seed,
+        )
+
+
+def check_training(recipe: Recipe, dataset: Dataset, model: Any) -> None:
+    """Finds out, without computing, whether the data are enough to train by a recipe.
+
+    Raises:
+        DataError: If there is nothing to train on, or nothing to try out ranks by.
+    """
+    training_part(dataset)
+    batch, validation = model.inputs[0].shape[0] or 1, dataset.validation
+    if recipe.train == "adaptive" and (validation is None or len(validation) < batch):
+        raise DataError(
+            f"Adaptive training compares ranks on validation data, {batch} samples at least. "
+            f"Received: data {dataset.name!r} with {len(validation) if validation else 0}."
+        )
 
 
 def finetune(
@@ -184,7 +278,8 @@ def finetune(
     """Trains a compressed model under the current ``tf.distribute`` strategy.
 
     Args:
-        compressed: What ``compress`` returned; its model gets the trained weights.
+        compressed: What ``compress`` returned; its model gets the trained weights, unless
+            ``train`` makes a model of other ranks or of full weights: see ``FineTuned``.
         baseline: The model that was compressed; it is the teacher, and not changed.
         data: What ``load_dataset`` returned. Its validation part picks the weights that are kept.
         epochs: At the most, of each phase.
@@ -206,7 +301,7 @@ def finetune(
 
     recipe = Recipe(finetune=epochs, **choices)
     dataset = fitted(data, baseline)
-    training_part(dataset)
+    check_training(recipe, dataset, baseline)
     calibration = calibration_from(baseline, dataset, recipe.calibration)
     tuner = FineTuner(
         Engine(baseline, calibration, options_for(recipe), progress),

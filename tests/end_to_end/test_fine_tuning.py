@@ -63,6 +63,10 @@ PROJECTED = [
     "--format=onnx", "--output=projected",
 ]  # fmt: skip
 
+ADAPTED = [
+    *OPTIONS, "--finetune=8", "--train=adaptive", "--format=onnx", "--output=adapted"
+]  # fmt: skip
+
 BAD_INPUT = {
     "no data": (
         ["small.keras", "--data=none", "--finetune=1"],
@@ -86,7 +90,8 @@ BAD_INPUT = {
 @pytest.fixture(scope="module")
 def outcomes(workplace, run_each):
     """What came of the runs that end by themselves, by name."""
-    runs = {"tuned": TUNED, "projected": PROJECTED} | {n: a for n, (a, _) in BAD_INPUT.items()}
+    runs = {"tuned": TUNED, "projected": PROJECTED, "adapted": ADAPTED}
+    runs |= {n: a for n, (a, _) in BAD_INPUT.items()}
     return dict(zip(runs, run_each(list(runs.values()), cwd=workplace), strict=True))
 
 
@@ -132,6 +137,24 @@ def test_projected_training_saves_both_of_its_models(workplace, outcomes):
         )
     )
     assert updated.count_params() == baseline.count_params() > truncated.count_params()
+
+
+def test_adapted_ranks_are_those_of_plan_manifest_and_file(workplace, outcomes):
+    done = outcomes["adapted"]
+    assert done.returncode == 0, done.stderr
+    assert "Trying out ranks" in done.stderr
+    assert "Ranks        hidden 3 -> " in done.stdout
+    manifest = manifest_of(workplace / "adapted")
+    adaptation = manifest["finetuning"]["adaptation"]
+    ranks = adaptation["adapted"] if adaptation["taken"] else adaptation["planned"]
+    layers = {layer["name"]: layer for layer in manifest["layers"]}
+    assert {name: layers[name]["rank"] for name in ranks} == ranks
+    total = sum(layer["params_after"] for layer in layers.values())
+    assert manifest["totals"]["after"]["params"] == total
+    (artifact,) = manifest["artifacts"]
+    assert artifact["conversion"]["structure"]["passed"]
+    # Nothing is left to go on from.
+    assert not list((workplace / "artifacts").rglob("*.npz"))
 
 
 @pytest.mark.slow

@@ -53,6 +53,14 @@ def finetuned(build, scored, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def adapted(build, scored, tmp_path_factory):
+    """Report of a run whose ranks were chosen anew."""
+    folder = tmp_path_factory.mktemp("adapted")
+    options = {"rank": 2, "finetune": 6, "train": "adaptive", "formats": ("onnx",)}
+    return _carry_out(build("tiny"), scored, folder, **options)
+
+
+@pytest.fixture(scope="session")
 def unconverted(tmp_path_factory):
     """Report of a run whose converter gives up, without data, and where no layer is factorized."""
     import keras

@@ -93,6 +93,16 @@ def test_fine_tuning_is_a_line_a_phase(finetuned):
         assert f"weights of epoch {phase.best}" in line
 
 
+def test_ranks_that_were_chosen_anew_are_told(adapted):
+    text = printed(adapted)
+    adaptation = adapted.finetuning.adaptation
+    (line,) = [line for line in text.splitlines() if line.startswith("Ranks ")]
+    for name, rank in adaptation.planned.items():
+        assert f"{name} {rank} -> {adaptation.adapted[name] or 'whole'}" in line
+    assert f"for the same {adaptation.limit:,} parameters" in line
+    assert ("NOT better" in line) != adaptation.taken
+
+
 def test_narrow_terminal_loses_no_verdict(rejected):
     text = printed(rejected, width=80)
     assert "FAILED" in text

@@ -9,7 +9,14 @@ import exporter
 from exporter.formats import FORMATS
 from exporter.report.manifest import SCHEMA_VERSION, report_dict
 
-EXIT_CODES = {"accepted": 0, "rejected": 1, "unconverted": 3, "finetuned": 0, "quantized": 0}
+EXIT_CODES = {
+    "accepted": 0,
+    "rejected": 1,
+    "unconverted": 3,
+    "finetuned": 0,
+    "adapted": 0,
+    "quantized": 0,
+}
 
 
 @pytest.fixture(scope="module")

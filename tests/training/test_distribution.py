@@ -74,7 +74,7 @@ def weights_of(file):
         return [loaded[name] for name in loaded.files if name.startswith("arr")]
 
 
-@pytest.fixture(scope="module", params=["factored", "projected"])
+@pytest.fixture(scope="module", params=["factored", "adaptive", "projected"])
 def alone(request, tmp_path_factory):
     """The weights that one process ends with, and how they were trained."""
     file = tmp_path_factory.mktemp("alone") / "weights.npz"

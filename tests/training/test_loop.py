@@ -124,7 +124,7 @@ def test_data_without_a_training_part_are_refused(tuner, classifier, blobs):
         tuner(classifier, data={"x_test": blobs["x"], "y_test": blobs["y"]})
 
 
-@pytest.mark.parametrize("train", ["factored", "projected", "projected+factored"])
+@pytest.mark.parametrize("train", ["factored", "adaptive", "projected", "projected+factored"])
 def test_same_seed_same_weights(train, tuner, classifier):
     def trained(seed):
         made, compressed = tuner(classifier, train=train, seed=seed, learning_rate=0.01)
@@ -137,7 +137,12 @@ def test_same_seed_same_weights(train, tuner, classifier):
 
 @pytest.mark.parametrize(
     ("train", "steps"),
-    [("factored", (1, 9, 18)), ("projected", (6, 12)), ("projected+factored", (17, 20))],
+    [
+        ("factored", (1, 9, 18)),
+        ("adaptive", (1, 11, 25)),
+        ("projected", (6, 12)),
+        ("projected+factored", (17, 20)),
+    ],
 )
 @pytest.mark.usefixtures("saved_often")
 def test_goes_on_to_the_same_weights_after_it_was_killed(train, steps, tuner, classifier, tmp_path):
