@@ -53,7 +53,7 @@ STRONG_EPOCHS = 15
 STRONG_BATCH = 512
 STRONG_DROPOUT = 0.3
 
-TUNING = {"batch_size": 256, "learning_rate": 2e-3, "distill": 0.5, "temperature": 2.0}
+TUNING = {"batch_size": 256, "learning_rate": 5e-4, "distill": 0.5, "temperature": 2.0}
 """How factors are trained: the defaults of the command line."""
 
 LIMITS = {("strong", 20): -0.1, ("notebook", 20): 1.0, ("strong", 8): -0.7}
