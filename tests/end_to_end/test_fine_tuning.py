@@ -57,7 +57,7 @@ def workplace(tmp_path_factory):
 OPTIONS = ("small.keras", "--data=data.npz", "--rank=3", "--method=svd", "--distill=0.1")
 
 
-TUNED = [*OPTIONS, "--finetune=6", "--format=onnx", "--output=tuned"]
+TUNED = [*OPTIONS, "--finetune=6", "--learning-rate=0.002", "--format=onnx", "--output=tuned"]
 PROJECTED = [
     *OPTIONS, "--finetune=2", "--train=projected", "--export-from=updated",
     "--format=onnx", "--output=projected",
