@@ -57,11 +57,11 @@ LIMITS = {
     "cnn": {
         ("dynamic", "bytes"): 55_000,
         ("dynamic", "snr"): 40.0,
-        ("dynamic", "agreement"): 0.994,
+        ("dynamic", "agreement"): 0.99,
         ("dynamic", "faster"): 5.0,
         ("dynamic", "faster_than_dynamic"): 1.5,
         ("int8", "bytes"): 48_000,
-        ("int8", "snr"): 33.0,
+        ("int8", "snr"): 31.5,
         ("int8", "agreement"): 0.955,
         ("int8", "drop"): 0.01,
         ("int8", "faster"): 6.0,
