@@ -63,5 +63,7 @@ def iterate(matrix: Any, basis: Any, rank: int) -> Truncated:
     # The k x k Gram matrix stands in for the SVD of k x n, which is slow, and may fail to converge.
     _, vectors = tf.linalg.eigh(tf.matmul(projected, projected, transpose_b=True))
     leading = vectors[:, -rank:]
-    space, _ = tf.linalg.qr(tf.transpose(projected))
-    return Truncated(left @ leading, tf.matmul(leading, projected, transpose_a=True), space)
+    # Rows that are orthogonal to one another: they need no second QR, only their lengths.
+    rows = tf.matmul(vectors, projected, transpose_a=True)
+    space = tf.transpose(tf.math.l2_normalize(rows, axis=1))
+    return Truncated(left @ leading, rows[-rank:], space)

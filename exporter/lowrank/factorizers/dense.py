@@ -28,7 +28,9 @@ class DenseFactorizer(Factorizer):
         def outputs(inputs: Any) -> Any:
             import tensorflow as tf
 
-            return tf.reshape(inputs, (-1, m)) @ tf.cast(layer.kernel, inputs.dtype)
+            product = tf.reshape(inputs, (-1, m)) @ tf.cast(layer.kernel, inputs.dtype)
+            # The gradient of a reshape is free, that of a new axis copies.
+            return tf.reshape(product, (-1, 1, n))
 
         return (
             Kernel(
@@ -38,7 +40,7 @@ class DenseFactorizer(Factorizer):
                 layer=layer,
                 variable=layer.kernel,
                 read=one_matrix,
-                outputs=lambda inputs: outputs(inputs)[:, None],
+                outputs=outputs,
                 positions=count_positions(output_shape(layer)[1:-1]),
                 has_bias=layer.use_bias,
                 other_params=n if layer.use_bias else 0,
