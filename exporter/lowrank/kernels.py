@@ -141,6 +141,16 @@ class Kernel:
         return error_curve(self.matrices(), moments)
 
 
+def times(inputs: Any, matrix: Any) -> Any:
+    """Multiplies the last axis of a tensor by a matrix, m x n; returns rows x 1 x n."""
+    import tensorflow as tf
+
+    m, n = matrix.shape
+    product = tf.reshape(inputs, (-1, m)) @ tf.cast(matrix, inputs.dtype)
+    # The gradient of a reshape is free, that of a new axis makes a copy.
+    return tf.reshape(product, (-1, 1, n))
+
+
 def one_matrix(array: Any) -> Any:
     """Reads a kernel whose last axis is its output, the others its inputs."""
     return array.reshape(1, -1, array.shape[-1])

@@ -16,7 +16,7 @@ from exporter.lowrank.factorizers.base import (
     linear_dense,
     shifted,
 )
-from exporter.lowrank.kernels import Kernel, count_positions
+from exporter.lowrank.kernels import Kernel, count_positions, times
 from exporter.lowrank.truncation import Truncation
 
 INPUTS = ("query", "key", "value")
@@ -134,8 +134,7 @@ def _common(layer: Any, name: str, outputs: int) -> dict[str, Any]:
     def apply(inputs: Any) -> Any:
         import tensorflow as tf
 
-        kernel = tf.cast(tf.reshape(projection.kernel, (m, n)), inputs.dtype)
-        return (tf.reshape(inputs, (-1, m)) @ kernel)[:, None]
+        return times(inputs, tf.reshape(projection.kernel, (m, n)))
 
     return {
         "name": name,

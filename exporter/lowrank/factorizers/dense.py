@@ -12,7 +12,7 @@ from exporter.lowrank.factorizers.base import (
     rebuild,
     shifted,
 )
-from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
+from exporter.lowrank.kernels import Kernel, count_positions, one_matrix, times
 from exporter.lowrank.truncation import Truncation
 
 
@@ -24,14 +24,6 @@ class DenseFactorizer(Factorizer):
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
         """See the base class."""
         m, n = layer.kernel.shape
-
-        def outputs(inputs: Any) -> Any:
-            import tensorflow as tf
-
-            product = tf.reshape(inputs, (-1, m)) @ tf.cast(layer.kernel, inputs.dtype)
-            # The gradient of a reshape is free, that of a new axis copies.
-            return tf.reshape(product, (-1, 1, n))
-
         return (
             Kernel(
                 name="",
@@ -40,7 +32,7 @@ class DenseFactorizer(Factorizer):
                 layer=layer,
                 variable=layer.kernel,
                 read=one_matrix,
-                outputs=outputs,
+                outputs=lambda inputs: times(inputs, layer.kernel),
                 positions=count_positions(output_shape(layer)[1:-1]),
                 has_bias=layer.use_bias,
                 other_params=n if layer.use_bias else 0,

@@ -30,7 +30,7 @@ class EmbeddingFactorizer(Factorizer):
             import tensorflow as tf
 
             rows = tf.gather(layer.embeddings, tf.reshape(tf.cast(indices, tf.int32), [-1]))
-            return rows[:, None]
+            return tf.reshape(rows, (-1, 1, layer.output_dim))
 
         return (
             Kernel(

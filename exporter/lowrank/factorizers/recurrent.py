@@ -12,7 +12,7 @@ from exporter.lowrank.factorizers.base import (
     other_params,
     rebuild,
 )
-from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
+from exporter.lowrank.kernels import Kernel, count_positions, one_matrix, times
 from exporter.lowrank.truncation import Truncation
 
 
@@ -30,12 +30,6 @@ class RecurrentFactorizer(Factorizer):
         """See the base class."""
         kernel = layer.cell.kernel
         m, n = kernel.shape
-
-        def outputs(inputs: Any) -> Any:
-            import tensorflow as tf
-
-            return (tf.reshape(inputs, (-1, m)) @ tf.cast(kernel, inputs.dtype))[:, None]
-
         return (
             Kernel(
                 name="",
@@ -44,7 +38,7 @@ class RecurrentFactorizer(Factorizer):
                 layer=layer,
                 variable=kernel,
                 read=one_matrix,
-                outputs=outputs,
+                outputs=lambda inputs: times(inputs, kernel),
                 positions=count_positions(input_shape(layer)[1:-1]),
                 has_bias=layer.use_bias,
                 other_params=other_params(layer, kernel),
