@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from keras import layers
 
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.gauge import AS_CUT, regauge
+from exporter.lowrank.gauge import regauge
+from exporter.lowrank.junction import AS_CUT
 from exporter.lowrank.ranks import FixedRank
 from exporter.lowrank.simulation import Simulation
 from exporter.lowrank.statistics import Calibration

@@ -1,0 +1,227 @@
+"""Where two factors meet: the pairs that are tried there for integers, and the one that is kept."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from exporter.formats.base import Granularity
+from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
+from exporter.lowrank.equalization import free_scales, scale
+from exporter.lowrank.moments import Array
+from exporter.lowrank.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
+from exporter.lowrank.taps import replaced
+from exporter.metrics import snr_db
+
+AS_CUT = "as cut"
+
+_LEAST_GAIN = 0.5
+"""Decibels that taking off a mean has to gain: the bias makes the artifact larger."""
+
+_MOST_ROWS = 4096
+"""Of latents that ranges are predicted from."""
+
+
+@dataclass(frozen=True)
+class LayerGauge:
+    """The gauge of one kernel's factors.
+
+    Attributes:
+        name: Of the kernel in the plan; of the layer of the first factor, where there are three.
+        gauge: ``"as cut"``; ``"balanced"``, where both factors have the singular values of their
+            product to the power of a half; ``"whitened"``, likewise of the product as the data see
+            it. These two may be followed by ``", rotated"``; each by ``", equalized"``, where the
+            layer before took scales of channels over, by ``", centred"``, where a bias takes off
+            the mean of the latent, and by ``", refined"``: moved on to where the least noise is
+            predicted.
+        snr_before: Signal to noise ratio of the layer's outputs in simulated integers as cut, in
+            decibels.
+        snr_after: Likewise in the gauge.
+    """
+
+    name: str
+    gauge: str
+    snr_before: float
+    snr_after: float
+
+
+class _Trial(NamedTuple):
+    """Factors that were tried with scales of what goes into them."""
+
+    snr: float
+    gauge: str
+    pair: tuple[Array, Array]
+    scales: Array | None
+    mean: Array | None
+
+
+class Junction:
+    """Where two factors meet, with nothing but a latent in between.
+
+    Attributes:
+        head: The layer of the first factor.
+        mean: Of the latent in the pair that was chosen, if ``head`` is to take it off by a bias,
+            which it does not have yet; what that does to the outputs was made good. None if not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: tuple[Any, Any],
+        layers: tuple[Any, Any],
+        *,
+        inputs: Any,
+        source: Any,
+        scheme: Scheme,
+        granularity: Granularity,
+    ) -> None:
+        """Takes the factors as they were cut.
+
+        Args:
+            name: Of the entry.
+            weights: The weights that hold the factors.
+            layers: The Keras layers that multiply by them.
+            inputs: What goes into the first of them on calibration data.
+            source: The layer whose channels these are, if it can make them larger; or None.
+            scheme: Of the integers.
+            granularity: Of the scales of kernels.
+        """
+        self._name, self._weights, self._layers = name, weights, layers
+        self._inputs, self._source = inputs, source
+        self._scheme, self._granularity = scheme, granularity
+        # Kernels of convolutions have the axes of their window first.
+        self._axis = -2 if hasattr(layers[1], "kernel_size") else 0
+        first, second = (weight.numpy().astype(np.float64) for weight in weights)
+        second = np.moveaxis(second, self._axis, 0)
+        self._second_shape = second.shape
+        self._rank = len(second)
+        self._cut = first.reshape(-1, self._rank), second.reshape(self._rank, -1)
+        self.head: Any = layers[0]
+        self.mean: Array | None = None
+        self._expected = self._outputs(layers[0](inputs))
+
+    def choose(self, generator: np.random.Generator) -> LayerGauge:
+        """Sets the factors to the best pair that is found, and scales the source to suit them."""
+
+        def tried(
+            gauge: str,
+            pair: tuple[Array, Array],
+            scales: Array | None = None,
+            mean: Array | None = None,
+        ) -> _Trial:
+            snr = self._snr(pair, self._scaled(scales), mean)
+            return _Trial(snr, gauge, pair, scales, mean)
+
+        def better(*trials: _Trial) -> _Trial:
+            return max(trials, key=lambda trial: trial.snr)
+
+        cut = chosen = tried(AS_CUT, self._cut)
+        for gauge, pair in self._pairs(generator):
+            chosen = better(chosen, tried(gauge, pair))
+        if self._source is not None:
+            gauge, (first, second) = f"{chosen.gauge}, equalized", chosen.pair
+            for scales in free_scales(self._source, self._inputs, first):
+                thin = first / np.resize(scales, len(first))[:, None]
+                chosen = better(chosen, tried(gauge, (thin, second), scales))
+        if chosen.scales is not None:
+            scale(self._source, chosen.scales)
+            self._inputs = self._scaled(chosen.scales)
+        start, latents = chosen, self._latents(*chosen.pair)
+        pair = self._refined(start.pair, latents)
+        chosen = better(start, tried(f"{start.gauge}, refined", pair))
+        if self._can_be_centred:
+            pair = self._refined(start.pair, latents - latents.mean(axis=0))
+            mean = self._latents(*pair).mean(axis=0)
+            centred = tried(f"{start.gauge}, centred, refined", pair, mean=mean)
+            if centred.snr >= chosen.snr + _LEAST_GAIN:
+                chosen = centred
+        self._assign(*chosen.pair)
+        if chosen.mean is not None:
+            self._bias.assign(self._bias.numpy() + self._effect(chosen.mean, chosen.pair[1]))
+        self.mean = chosen.mean
+        return LayerGauge(self._name, chosen.gauge, cut.snr, chosen.snr)
+
+    def _pairs(self, generator: np.random.Generator) -> Iterator[tuple[str, tuple[Array, Array]]]:
+        latents = self._latents(*self._cut)
+        moment = latents.T @ latents / len(latents)
+        bases = {"balanced": balanced(*self._cut), "whitened": whitened(*self._cut, moment)}
+        for gauge, (first, second) in bases.items():
+            rotation = random_rotation(self._rank, generator)
+            yield gauge, (first, second)
+            yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
+
+    def _refined(self, pair: tuple[Array, Array], latents: Array) -> tuple[Array, Array]:
+        """Returns the pair moved on to where the least noise is predicted.
+
+        Args:
+            pair: The factors.
+            latents: What is rounded between them, rows x r.
+        """
+        import tensorflow as tf
+
+        every = -(-len(latents) // _MOST_ROWS)
+        # Of any window of a convolution, as if there were no padding.
+        energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
+        _, last = self._layers
+        rows = self._scheme == "dynamic" and not hasattr(last, "kernel_size")
+        of_kernels = kernel_granularity(last, self._scheme, self._granularity)
+        steps = Steps(of_kernels, of_latents="row" if rows else "tensor")
+        return refined(*pair, latents[::every], float(energy), steps)
+
+    def _latents(self, *pair: Array) -> Array:
+        self._assign(*pair)
+        latents = np.asarray(self._layers[0](self._inputs), np.float64)
+        return latents.reshape(-1, self._rank)
+
+    def _scaled(self, scales: Array | None) -> Any:
+        if scales is None:
+            return self._inputs
+        channels = np.resize(scales, self._inputs.shape[-1])
+        return self._inputs * channels.astype(self._inputs.dtype.as_numpy_dtype)
+
+    def _snr(self, pair: tuple[Array, Array], inputs: Any, mean: Array | None) -> float:
+        self._assign(*pair)
+        for layer in self._layers:
+            round_kernels(layer, self._scheme, self._granularity)
+        first, last = self._layers
+        latent = first(round_inputs(first, inputs, self._scheme))
+        effect: Array | float = 0.0
+        if mean is not None:
+            latent -= mean.astype(latent.dtype.as_numpy_dtype)
+            effect = self._effect(mean, pair[1])
+        outputs = self._outputs(round_inputs(last, latent, self._scheme))
+        return snr_db(outputs + effect, self._expected)
+
+    @property
+    def _bias(self) -> Any:
+        return self._layers[1].bias
+
+    @property
+    def _can_be_centred(self) -> bool:
+        """Tells whether the bias of the second factor can make good for any mean of the latent."""
+        _, last = self._layers
+        if self._bias is None:
+            return False
+        window = math.prod(getattr(last, "kernel_size", ()))
+        # Zeros that a convolution pads the latent with have no mean.
+        padded = window > 1 and last.padding != "valid"
+        size = window * math.prod(self._bias.shape)
+        return not padded and math.prod(self._second_shape[1:]) == size
+
+    def _effect(self, mean: Array, second: Array) -> Array:
+        """Returns what a mean of the latent adds to all outputs."""
+        effect: Array = (mean @ second).reshape(-1, *self._bias.shape).sum(axis=0)
+        return effect
+
+    def _outputs(self, latent: Any) -> Array:
+        """Returns the outputs before the activation."""
+        _, last = self._layers
+        with replaced([(last, "activation", None)]):
+            return np.asarray(last(latent), np.float64)
+
+    def _assign(self, first: Array, second: Array) -> None:
+        head, tail = self._weights
+        head.assign(first.reshape(head.shape))
+        tail.assign(np.moveaxis(second.reshape(self._second_shape), 0, self._axis))
