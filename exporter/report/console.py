@@ -242,7 +242,7 @@ def _adaptation_line(adaptation: Adaptation) -> str:
     losses = f"{adaptation.planned_loss:.4g} -> {adaptation.adapted_loss:.4g}"
     text = f"{moves} for the same {adaptation.limit:,} {unit}, validation loss {losses}"
     kept = "" if adaptation.taken else "; NOT better, the planned ranks were kept"
-    return f"Ranks        {text} in {len(adaptation.trials) + 2} trials{kept}"
+    return f"Ranks        {text} in {len(adaptation.trials) + 3} trials{kept}"
 
 
 def _phase_line(history: History) -> str:

@@ -47,13 +47,13 @@ class Trial:
     """A short training.
 
     Attributes:
-        kernel: The one that was cut further than all others; empty if none was.
-        rank: Its rank; None if none was.
+        kernel: The one that was cut further than all others.
+        rank: Its rank.
         loss: On the validation data, at the end.
     """
 
     kernel: str
-    rank: int | None
+    rank: int
     loss: float
 
 
@@ -66,9 +66,11 @@ class Adaptation:
         limit: The budget, which is what the plan of the cut takes.
         planned: The rank of each kernel in that plan.
         adapted: Its rank after the trials; None is whole.
-        trials: Of single kernels, the first one of none.
-        planned_loss: On the validation data, after a training as short as the trials.
-        adapted_loss: Likewise. The ranks are kept as planned unless this is less.
+        trials: Of single kernels.
+        wider_loss: On the validation data, after a training as short as the trials, with all
+            kernels wider than planned.
+        planned_loss: Likewise, as planned.
+        adapted_loss: Likewise, at the new ranks. The ranks are kept as planned unless this is less.
     """
 
     unit: CostKind
@@ -76,6 +78,7 @@ class Adaptation:
     planned: Mapping[str, int]
     adapted: Mapping[str, int | None]
     trials: tuple[Trial, ...]
+    wider_loss: float
     planned_loss: float
     adapted_loss: float
 
@@ -88,17 +91,19 @@ class Adaptation:
 class AdaptivePolicy(RankPolicy):
     """The smallest loss that is predicted after training, for what a plan takes."""
 
-    def __init__(self, plan: RankPlan, unit: CostKind, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self, plan: RankPlan, unit: CostKind, reference: float, trials: Sequence[Trial]
+    ) -> None:
         """Takes what was measured.
 
         Args:
             plan: Sets the budget; only the kernels that it cuts may change.
             unit: What the budget counts.
-            trials: Of these kernels, the first one of none.
+            reference: The loss where no kernel is cut further than the others.
+            trials: Of these kernels.
         """
-        self._plan, self._unit = plan, unit
-        self._reference, *others = trials
-        self._tried = {name: [t for t in others if t.kernel == name] for name in plan.ranks}
+        self._plan, self._unit, self._reference = plan, unit, reference
+        self._tried = {name: [t for t in trials if t.kernel == name] for name in plan.ranks}
 
     def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
         """See the base class."""
@@ -116,11 +121,11 @@ class AdaptivePolicy(RankPolicy):
         if kernel is None:
             return []
         tried = self._tried[candidate.name]
-        scale, exponent = _power_law(tried, self._reference.loss)
+        scale, exponent = _power_law(tried, self._reference)
         # Below the lowest rank that was tried, nothing is known.
-        least = min(t.rank or 1 for t in tried)
+        least = min(t.rank for t in tried)
         limit = min(kernel.break_even_rank, kernel.full_rank + 1)
-        ranks = {*range(1, SINGLE_RANKS + 1), *rank_grid(kernel), *(t.rank or 1 for t in tried)}
+        ranks = {*range(1, SINGLE_RANKS + 1), *rank_grid(kernel), *(t.rank for t in tried)}
         losses = {r: scale * r**-exponent for r in sorted(ranks) if least <= r < limit}
         return [
             Option(self._cost(candidate, None), 0.0, None),
@@ -176,17 +181,19 @@ class Trials:
                 self._save()
                 return self._losses[-1]
 
-            trials = [Trial("", None, loss_at(wider, "all ranks wider than planned"))]
-            for name, rank in cuts:
-                loss = loss_at({**wider, name: rank}, f"{name} at rank {rank}")
-                trials.append(Trial(name, rank, loss))
-            plan = self._engine.plan(AdaptivePolicy(self._plan, self._unit, trials))
+            reference = loss_at(wider, "all ranks wider than planned")
+            trials = [
+                Trial(name, rank, loss_at({**wider, name: rank}, f"{name} at rank {rank}"))
+                for name, rank in cuts
+            ]
+            plan = self._engine.plan(AdaptivePolicy(self._plan, self._unit, reference, trials))
             adaptation = Adaptation(
                 unit=self._unit,
                 limit=budget_of(self._plan, self._unit),
                 planned=planned,
                 adapted={name: plan.ranks.get(name) for name in planned},
                 trials=tuple(trials),
+                wider_loss=reference,
                 planned_loss=loss_at(planned, "all ranks as planned"),
                 adapted_loss=loss_at(plan.ranks, "all ranks anew"),
             )
@@ -251,7 +258,7 @@ def budget_of(plan: RankPlan, unit: CostKind) -> int:
 def _power_law(trials: Sequence[Trial], reference: float) -> tuple[float, float]:
     """Fits ``scale * rank ** -exponent`` to what a kernel's cut costs after training."""
     least = max(NOISE * abs(reference), 1e-12)
-    points = [(math.log(t.rank or 1), math.log(max(least, t.loss - reference))) for t in trials]
+    points = [(math.log(t.rank), math.log(max(least, t.loss - reference))) for t in trials]
     (x, y), (last_x, last_y) = points[0], points[-1]
     exponent = (y - last_y) / (last_x - x) if x != last_x else 1.0
     exponent = float(np.clip(exponent, *EXPONENTS))

@@ -116,15 +116,14 @@ class FineTuner:
             return self._run(compressed)
 
     def _run(self, compressed: Compressed) -> FineTuned:
-        if self._recipe.train == "factored" or (
-            self._recipe.train == "adaptive" and not compressed.factors
-        ):
+        train = self._recipe.train
+        if train == "adaptive" and compressed.factors:
+            return self._adaptive(compressed)
+        if not train.startswith("projected"):
             model, history = self._factored(compressed)
             return FineTuned(model, (history,))
-        if self._recipe.train == "adaptive":
-            return self._adaptive(compressed)
         projected = self._projected(compressed.plan)
-        if self._recipe.train == "projected":
+        if train == "projected":
             return projected
         model, history = self._factored(projected.compressed)
         return replace(projected, compressed=model, histories=(*projected.histories, history))
@@ -132,13 +131,17 @@ class FineTuner:
     def _factored(
         self, compressed: Compressed, *, epochs: int | None = None
     ) -> tuple[Compressed, History]:
-        with self._strategy.scope():
-            copy = compressed.copy()
-            phase = Factored(copy.model, copy.factors, self._recipe.decay)
+        phase = self._phase_of(compressed)
         history = self._train(phase, compressed.plan, epochs=epochs)
         # Variables of a strategy are bound to its devices; those of the model are not.
-        _copy_weights(copy.model, compressed.model)
+        _copy_weights(phase.student, compressed.model)
         return compressed, history
+
+    def _phase_of(self, compressed: Compressed) -> Factored:
+        """Makes a copy, whose factors are to be trained."""
+        with self._strategy.scope():
+            copy = compressed.copy()
+            return Factored(copy.model, copy.factors, self._recipe.decay)
 
     def _adaptive(self, compressed: Compressed) -> FineTuned:
         recipe, engine = self._recipe, self._engine
@@ -181,11 +184,8 @@ class FineTuner:
         settings = replace(self._settings, epochs=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
-            with self._strategy.scope():
-                copy = compressed.copy()
-                phase = Factored(copy.model, copy.factors, recipe.decay)
             loop = Loop(
-                phase,
+                self._phase_of(compressed),
                 self._objective,
                 course,
                 settings,

@@ -10,7 +10,7 @@ from exporter.errors import DataError
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.ranks import FixedRank
 from exporter.progress import Silent
-from exporter.training.adaptive import AdaptivePolicy, Trial, Trials, budget_of, tried_out
+from exporter.training.adaptive import AdaptivePolicy, Trials, budget_of, tried_out
 from exporter.training.loop import Loop
 
 
@@ -87,8 +87,8 @@ def test_law_of_each_kernel_is_met_by_two_trials(by_losses, engine):
     weights = {"hidden": 0.3, "second": 0.1}
     plan, _, adaptation = by_losses(law(weights))
     # Three times the planned rank: more than the break-even of the first one, which is whole.
-    assert adaptation.trials[0].loss == pytest.approx(1 + 0.1 / 12**2)
-    policy = AdaptivePolicy(plan, "params", adaptation.trials)
+    assert adaptation.wider_loss == pytest.approx(1 + 0.1 / 12**2)
+    policy = AdaptivePolicy(plan, "params", adaptation.wider_loss, adaptation.trials)
     chosen = engine.plan(policy)
     limit = budget_of(plan, "params")
 
@@ -161,8 +161,7 @@ def test_model_of_new_ranks_is_trained(tuner, classifier, listener):
     adaptation = tuned.adaptation
     chosen = adaptation.adapted if adaptation.taken else adaptation.planned
     assert plan.ranks == {name: rank for name, rank in chosen.items() if rank is not None}
-    assert adaptation.trials[0] == Trial("", None, adaptation.trials[0].loss)
-    assert [(t.kernel, t.rank) for t in adaptation.trials[1:]] == tried_out(compressed.plan)
+    assert [(t.kernel, t.rank) for t in adaptation.trials] == tried_out(compressed.plan)
 
 
 def test_short_trainings_are_together_as_long_as_the_training(tuner, classifier, monkeypatch):
