@@ -48,10 +48,12 @@ class Score:
     Attributes:
         loss: Mean over the samples; None without validation data.
         accuracy: Mean over the outputs that classify, 0 to 1; None where none does.
+        samples: How many there are.
     """
 
     loss: float | None
     accuracy: float | None
+    samples: int
 
 
 def training_part(dataset: Dataset) -> tuple[BatchSource, Split]:
@@ -134,7 +136,7 @@ class Course:
         """
         lesson = self._validation
         if lesson is None:
-            return Score(None, None)
+            return Score(None, None, 0)
         outputs = self._predict(runner, lesson.inputs)
         count = len(next(iter(outputs.values())))
 
@@ -149,7 +151,7 @@ class Course:
             for name, labels in lesson.labels.items()
             if is_classes(labels) or is_one_hot(labels)
         ]
-        return Score(float(np.mean(losses)), float(np.mean(hits)) if hits else None)
+        return Score(float(np.mean(losses)), float(np.mean(hits)) if hits else None, count)
 
     def _taught(self, source: BatchSource) -> BatchSource:
         """Adds the baseline's outputs to arrays, if they are not too many."""

@@ -29,6 +29,10 @@ WARM_UP = 0.05
 FINAL_RATE = 0.01
 """Part of the learning rate that the cosine ends at."""
 
+TOLERANCE = 0.5
+"""Standard errors of the accuracy that an epoch may be below the best one, and be kept as the later
+one. Two epochs are told apart by fewer than one, for they err on much the same samples."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -232,7 +236,7 @@ class Loop:
         diverged = any(
             x is not None and not math.isfinite(x) for x in (epoch.loss, epoch.validation_loss)
         )
-        if not diverged and (not number or _is_better(epoch, at.epochs[at.best])):
+        if not diverged and (not number or _is_kept(epoch, at.epochs[:-1], score.samples)):
             at.best = number
             self._best = [variable.numpy() for variable in self._phase.state]
         if number:
@@ -245,7 +249,7 @@ class Loop:
             )
         elif number >= settings.epochs:
             at.ending = "finished"
-        elif settings.patience and number - at.best >= settings.patience:
+        elif settings.patience and number - _peak(at.epochs) >= settings.patience:
             at.ending = "no better"
         # All workers must agree, even where their processors round differently.
         (goes_on,) = from_first(self._strategy, [float(at.ending is None)])
@@ -345,13 +349,35 @@ def _assign(variables: Sequence[Any], values: Sequence[NDArray[Any]]) -> None:
         variable.assign(value)
 
 
-def _is_better(epoch: Epoch, best: Epoch) -> bool:
-    """Compares by accuracy, then by loss; without validation, the later one is better."""
-    if epoch.validation_loss is None or best.validation_loss is None:
-        return True
-    if epoch.accuracy is not None and best.accuracy is not None:
-        return (epoch.accuracy, -epoch.validation_loss) > (best.accuracy, -best.validation_loss)
-    return epoch.validation_loss < best.validation_loss
+def _is_kept(epoch: Epoch, former: Sequence[Epoch], samples: int) -> bool:
+    """Tells whether the weights of an epoch are kept in the place of former ones.
+
+    Training must have gained something since the start. Of epochs that the validation data can't
+    tell apart by accuracy, the last one is kept, whose steps were the smallest: the highest of many
+    noisy accuracies is often that of an early epoch. Values are told apart by the loss.
+
+    Args:
+        epoch: The one that ended.
+        former: All before it, the start first.
+        samples: Of the validation data; 0 if there are none.
+    """
+    known = [e.accuracy for e in former if e.accuracy is not None]
+    if epoch.accuracy is None or not known:
+        return _peak([*former, epoch]) == epoch.number
+    best = max(known)
+    tolerance = TOLERANCE * math.sqrt(best * (1 - best) / samples)
+    return _peak([former[0], epoch]) == epoch.number and epoch.accuracy >= best - tolerance
+
+
+def _peak(epochs: Sequence[Epoch]) -> int:
+    """Returns the number of the epoch of the highest accuracy, then of the least loss.
+
+    Without validation that is the last one.
+    """
+    known = [e for e in epochs if e.validation_loss is not None]
+    if not known:
+        return epochs[-1].number
+    return max(known, key=lambda e: (e.accuracy or 0.0, -(e.validation_loss or 0.0))).number
 
 
 def _line(epoch: Epoch, epochs: int) -> str:
