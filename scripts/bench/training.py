@@ -53,9 +53,6 @@ STRONG_EPOCHS = 15
 STRONG_BATCH = 512
 STRONG_DROPOUT = 0.3
 
-TUNING = {"batch_size": 256, "learning_rate": 5e-4, "distill": 0.5, "temperature": 2.0}
-"""How factors are trained: the defaults of the command line."""
-
 LIMITS = {("strong", 20): -0.1, ("notebook", 20): 1.0, ("strong", 8): -0.7}
 """Points of accuracy against the baseline that are to be reached, by its kind and the rank."""
 
@@ -86,6 +83,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="of `accuracy` and `adaptive`")
     parser.add_argument("--ranks", type=int, nargs="+", default=[20, 8], help="likewise")
     parser.add_argument("--epochs", type=int, default=40, help="of the factors, likewise")
+    defaults = Recipe()
+    parser.add_argument(
+        "--batch-size", type=int, default=defaults.batch_size, help="of the factors, likewise"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=defaults.learning_rate, help="likewise"
+    )
+    parser.add_argument(
+        "--dropout",
+        type=float,
+        default=0.0,
+        help="rate of the dropout that the baseline has, as a model of Keras may, likewise",
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -165,11 +175,7 @@ def baseline(data: str, kind: str, seed: int) -> Any:
         model.fit(*whole, epochs=EPOCHS, batch_size=BATCH, verbose=0)
     else:
         train, validation = arrays(fitted_data.train), arrays(fitted_data.validation)
-        dropped = keras.Sequential([keras.Input((28, 28))])
-        for layer in model.layers:
-            dropped.add(layer)
-            if layer.name.startswith("dense"):
-                dropped.add(keras.layers.Dropout(STRONG_DROPOUT, seed=seed))
+        dropped = with_dropout(model, STRONG_DROPOUT, seed)
         steps = STRONG_EPOCHS * -(-len(train[0]) // STRONG_BATCH)
         rate = keras.optimizers.schedules.CosineDecay(1e-3, steps, alpha=0.01)
         compile_model(dropped, keras.optimizers.Adam(rate))
@@ -191,6 +197,18 @@ def baseline(data: str, kind: str, seed: int) -> Any:
         model.set_weights(best[1])
     model.save(file)
     return model
+
+
+def with_dropout(model: Any, rate: float, seed: int) -> Any:
+    """Returns a model of the same layers and weights that drops hidden activations in training."""
+    import keras
+
+    dropped = keras.Sequential([keras.Input((28, 28), name=model.inputs[0].name)])
+    for layer in model.layers:
+        dropped.add(layer)
+        if layer.name.startswith("dense"):
+            dropped.add(keras.layers.Dropout(rate, seed=seed))
+    return dropped
 
 
 def compile_model(model: Any, optimizer: Any) -> None:
@@ -307,34 +325,29 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
     after_cut = accuracy(compressed.model, test)
     if not reached:
         # A teacher would have to predict all samples first.
-        recipe = Recipe(rank=RANK, seed=seed, finetune=4, **{**TUNING, "distill": 0.0})
+        recipe = Recipe(rank=RANK, seed=seed, finetune=4, distill=0.0)
         tuner_of(engine, fitted_data, recipe, on_step).run(compressed)
     return {"seconds": reached, "cut": cut, "after_cut": after_cut}
 
 
-def factors(data: str, kind: str, seed: int, rank: int, epochs: int) -> dict[str, Any]:
-    """Accuracy of a baseline, and of its factors after the cut and after training."""
+def factors(
+    data: str,
+    kind: str,
+    *,
+    division: str,
+    seed: int,
+    rank: int,
+    epochs: int,
+    dropout: float,
+    tuning: dict[str, Any],
+) -> dict[str, Any]:
+    """Accuracy of a baseline, and of its factors after the cut and after training.
+
+    They take as many parameters as one rank for all kernels, divided in one way.
+    """
     full = baseline(data, kind, seed)
-    fitted_data, _, test = load(data, seed)
-    before = accuracy(full, test)
-    begun = time.perf_counter()
-    engine = Engine(full, calibration_from(full, fitted_data, 4096), Options(seed=seed))
-    compressed = engine.carry_out(engine.plan(FixedRank(rank)))
-    cut = accuracy(compressed.model, test)
-    recipe = Recipe(rank=rank, seed=seed, finetune=epochs, **TUNING)
-    tuned = tuner_of(engine, fitted_data, recipe).run(compressed)
-    return {
-        "baseline": before,
-        "cut": cut,
-        "tuned": accuracy(tuned.compressed.model, test),
-        "seconds": time.perf_counter() - begun,
-        "params": tuned.compressed.model.count_params(),
-    }
-
-
-def divided(data: str, division: str, seed: int, rank: int, epochs: int) -> dict[str, Any]:
-    """Accuracy of the strong baseline, and of factors that take as much as one rank for all."""
-    full = baseline(data, "strong", seed)
+    if dropout:
+        full = with_dropout(full, dropout, seed)
     fitted_data, _, test = load(data, seed)
     engine = Engine(full, calibration_from(full, fitted_data, 4096), Options(seed=seed))
     plan = engine.plan(FixedRank(rank))
@@ -345,7 +358,7 @@ def divided(data: str, division: str, seed: int, rank: int, epochs: int) -> dict
         compressed = engine.carry_out(plan)
     cut = accuracy(compressed.model, test)
     train = "adaptive" if division == "adaptive" else "factored"
-    recipe = Recipe(rank=rank, seed=seed, finetune=epochs, train=train, **TUNING)
+    recipe = Recipe(rank=rank, seed=seed, finetune=epochs, train=train, **tuning)
     tuned = tuner_of(engine, fitted_data, recipe).run(compressed).compressed
     return {
         "baseline": accuracy(full, test),
@@ -378,7 +391,6 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
     "projected_loop": projected_loop,
     "factors_until": factors_until,
     "factors": factors,
-    "divided": divided,
 }
 
 
@@ -442,6 +454,27 @@ def reaching(options: argparse.Namespace) -> bool:
     return verdict("at least 30 times sooner (mean)", float(np.mean(ratios)) >= 30)
 
 
+def trained(
+    options: argparse.Namespace, kind: str, division: str, rank: int
+) -> list[dict[str, Any]]:
+    """Trains factors, once for each seed."""
+    tuning = {"batch_size": options.batch_size, "learning_rate": options.learning_rate}
+    return [
+        carry_out(
+            "factors",
+            data=options.data,
+            kind=kind,
+            division=division,
+            seed=seed,
+            rank=rank,
+            epochs=options.epochs,
+            dropout=options.dropout,
+            tuning=tuning,
+        )
+        for seed in range(options.seeds)
+    ]
+
+
 def ranks(options: argparse.Namespace) -> bool:
     """Accuracies of compressed models against their baselines."""
     print("| | baseline | compressed | difference, points |\n|---|---:|---:|---:|")
@@ -449,12 +482,7 @@ def ranks(options: argparse.Namespace) -> bool:
     for (kind, rank), limit in LIMITS.items():
         if rank not in options.ranks:
             continue
-        jobs = [
-            carry_out(
-                "factors", data=options.data, kind=kind, seed=seed, rank=rank, epochs=options.epochs
-            )
-            for seed in range(options.seeds)
-        ]
+        jobs = trained(options, kind, "fixed", rank)
         before, cut, tuned = (
             100 * np.array([job[name] for job in jobs]) for name in ("baseline", "cut", "tuned")
         )
@@ -478,17 +506,7 @@ def divisions(options: argparse.Namespace) -> bool:
     gains: dict[tuple[int, str], Any] = {}
     for rank in sorted(options.ranks):
         for division, label in DIVISIONS.items():
-            jobs = [
-                carry_out(
-                    "divided",
-                    data=options.data,
-                    division=division,
-                    seed=seed,
-                    rank=rank,
-                    epochs=options.epochs,
-                )
-                for seed in range(options.seeds)
-            ]
+            jobs = trained(options, "strong", division, rank)
             before, after = (
                 100 * np.array([job[n] for job in jobs]) for n in ("baseline", "tuned")
             )
