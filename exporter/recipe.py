@@ -173,7 +173,7 @@ class Recipe:
     train: str = "factored"
     export_from: str = "truncated"
     batch_size: int = 256
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     distill: float = 0.5
     temperature: float = 2.0
     decay: float = 0.0

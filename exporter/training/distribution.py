@@ -124,6 +124,28 @@ def shared_out(strategy: Any, batch: Any, samples: int) -> Any:
     return strategy.experimental_distribute_values_from_function(part)
 
 
+def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
+    """Scales one replica's gradients, so that the sum over all replicas is no longer than a norm.
+
+    Optimizers of Keras clip what each replica has, before the sum.
+
+    Args:
+        gradients: Of this replica; None where there is none.
+        norm: Of all of them together.
+
+    Returns:
+        The gradients, all times the same number, which is the same in all replicas.
+    """
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    total = [tf.convert_to_tensor(each) for each in gradients if each is not None]
+    if context.num_replicas_in_sync > 1:
+        total = context.all_reduce(tf.distribute.ReduceOp.SUM, total)
+    scaled, _ = tf.clip_by_global_norm(gradients, norm, use_norm=tf.linalg.global_norm(total))
+    return list(scaled)
+
+
 def from_first(strategy: Any, values: Sequence[Any]) -> list[NDArray[Any]]:
     """Returns the values that the first replica has, in every process.
 

@@ -17,6 +17,8 @@ class Factored(Phase):
     """
 
     name = "factored"
+    # Factors of low rank are thrown far off by single steps otherwise: each moves with the other.
+    clip = 1.0
 
     def __init__(self, model: Any, factors: Mapping[str, Factors], decay: float = 0.0) -> None:
         """Takes a model that was made under the current strategy.

@@ -14,7 +14,7 @@ from exporter.formats.base import KerasRunner
 from exporter.progress import Progress
 from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exporter.training.course import Course, Lesson
-from exporter.training.distribution import from_first, is_chief, shared_out
+from exporter.training.distribution import clipped, from_first, is_chief, shared_out
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase
 
@@ -208,6 +208,8 @@ class Loop:
 
         def replica_step(inputs: Any, labels: Any, teacher: Any, share: Any) -> Any:
             loss, gradients = phase.gradients(objective, inputs, labels, teacher, share)
+            if phase.clip is not None:
+                gradients = clipped(gradients, phase.clip)
             optimizer.apply(gradients, phase.trained)
             return loss
 

@@ -14,6 +14,7 @@ class Phase(ABC):
 
     Attributes:
         name: Of the way.
+        clip: What the norm of all gradients together is clipped to; None leaves them as they are.
         student: The model of low rank, which predicts.
         trained: The variables that the optimizer moves.
         state: All variables that make the phase what it is, those of ``trained`` among them, in an
@@ -21,6 +22,7 @@ class Phase(ABC):
     """
 
     name: ClassVar[str]
+    clip: ClassVar[float | None] = None
     student: Any
     trained: Sequence[Any]
     state: Sequence[Any]

@@ -97,6 +97,7 @@ def main() -> int:
     parser.add_argument(
         "--learning-rate", type=float, default=defaults.learning_rate, help="likewise"
     )
+    parser.add_argument("--decay", type=float, default=defaults.decay, help="likewise")
     parser.add_argument(
         "--dropout",
         type=float,
@@ -465,7 +466,7 @@ def trained(
     options: argparse.Namespace, kind: str, division: str, rank: int
 ) -> list[dict[str, Any]]:
     """Trains factors, once for each seed."""
-    tuning = {"batch_size": options.batch_size, "learning_rate": options.learning_rate}
+    tuning = {name: getattr(options, name) for name in ("batch_size", "learning_rate", "decay")}
     return [
         carry_out(
             "factors",

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from exporter.errors import RecipeError
 from exporter.training.distribution import (
+    clipped,
     from_first,
     is_chief,
     shared_out,
@@ -132,6 +133,22 @@ def test_worker_that_dies_and_comes_back_resumes_from_the_checkpoint(tmp_path):
         resumed = weights_of(tmp_path / f"cut-{index}.npz")
         for one, other in zip(weights_of(tmp_path / "whole-0.npz"), resumed, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_gradients_are_clipped_together(scale):
+    rng = np.random.default_rng(0)
+    gradients = [scale * rng.normal(size=shape) for shape in ((3, 4), (5,))]
+    rows = tf.IndexedSlices(tf.constant([[scale], [scale]], tf.float64), [0, 0], [2, 1])
+    given = [*map(tf.constant, gradients), None, rows]
+    *dense, nothing, sparse = clipped(given, 0.5)
+    # Rows of the same index are one row of their sum.
+    norm = np.sqrt(sum(np.sum(each**2) for each in gradients) + (2 * scale) ** 2)
+    factor = min(1.0, 0.5 / norm)
+    for one, other in zip(dense, gradients, strict=True):
+        np.testing.assert_allclose(one, factor * other)
+    assert nothing is None
+    np.testing.assert_allclose(tf.convert_to_tensor(sparse), [[2 * factor * scale], [0]])
 
 
 def test_one_process_is_its_own_chief_and_takes_all():

@@ -48,7 +48,8 @@ def main():
         # What a worker starts from must not matter.
         model.layers[0].kernel.assign(model.layers[0].kernel * 2)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(250, 12))
+    # Large enough for gradients to be clipped.
+    x = rng.normal(scale=5.0, size=(250, 12))
     data = fitted(load_dataset({"x": x, "y": (x[:, :3].argmax(axis=1))}), model)
     recipe = Recipe(
         rank=3,
