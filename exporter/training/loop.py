@@ -238,9 +238,12 @@ class Loop:
         diverged = any(
             x is not None and not math.isfinite(x) for x in (epoch.loss, epoch.validation_loss)
         )
-        if not diverged and (not number or _is_kept(epoch, at.epochs[:-1], score.samples)):
-            at.best = number
-            self._best = [variable.numpy() for variable in self._phase.state]
+        if not diverged:
+            if _is_better(epoch, at.epochs[at.peak]):
+                at.peak = number
+            if _is_kept(epoch, at.epochs[0], at.epochs[at.peak], score.samples):
+                at.best = number
+                self._best = [variable.numpy() for variable in self._phase.state]
         if number:
             self._progress.note(_line(epoch, settings.epochs))
         if diverged:
@@ -251,7 +254,7 @@ class Loop:
             )
         elif number >= settings.epochs:
             at.ending = "finished"
-        elif settings.patience and number - _peak(at.epochs) >= settings.patience:
+        elif settings.patience and number - at.peak >= settings.patience:
             at.ending = "no better"
         # All workers must agree, even where their processors round differently.
         (goes_on,) = from_first(self._strategy, [float(at.ending is None)])
@@ -299,8 +302,8 @@ class Loop:
                 f"Goes on from the checkpoint in epoch {self._at.epoch}, step {self._at.step}"
             )
         at = self._at
-        place = [len(at.epochs), at.epoch, at.step, at.total_steps, at.best]
-        closed, at.epoch, at.step, at.total_steps, at.best = (
+        place = [len(at.epochs), at.epoch, at.step, at.total_steps, at.peak, at.best]
+        closed, at.epoch, at.step, at.total_steps, at.peak, at.best = (
             int(value) for value in from_first(self._strategy, place)
         )
         if not chief:
@@ -315,13 +318,19 @@ class Loop:
 
 @dataclass
 class _Position:
-    """Where a training stands; becomes part of a checkpoint."""
+    """Where a training stands; becomes part of a checkpoint.
+
+    Attributes:
+        peak: Number of the epoch with the best validation.
+        best: Of the one whose weights are kept.
+    """
 
     epoch: int = 1
     step: int = 0
     total_steps: int = 0
     loss: float = 0.0
     samples: int = 0
+    peak: int = 0
     best: int = 0
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
@@ -351,7 +360,20 @@ def _assign(variables: Sequence[Any], values: Sequence[NDArray[Any]]) -> None:
         variable.assign(value)
 
 
-def _is_kept(epoch: Epoch, former: Sequence[Epoch], samples: int) -> bool:
+def _is_better(epoch: Epoch, other: Epoch) -> bool:
+    """Tells whether an epoch has a higher accuracy than a former one, or as high and less loss.
+
+    Without validation any later epoch is better.
+    """
+    if epoch.validation_loss is None:
+        return True
+    accuracies = epoch.accuracy or 0.0, other.accuracy or 0.0
+    if accuracies[0] != accuracies[1]:
+        return accuracies[0] > accuracies[1]
+    return epoch.validation_loss < (other.validation_loss or 0.0)
+
+
+def _is_kept(epoch: Epoch, start: Epoch, peak: Epoch, samples: int) -> bool:
     """Tells whether the weights of an epoch are kept in the place of former ones.
 
     Training must have gained something since the start. Of epochs that the validation data can't
@@ -360,26 +382,16 @@ def _is_kept(epoch: Epoch, former: Sequence[Epoch], samples: int) -> bool:
 
     Args:
         epoch: The one that ended.
-        former: All before it, the start first.
+        start: Before any step.
+        peak: The best one so far, which may be ``epoch``.
         samples: Of the validation data; 0 if there are none.
     """
-    known = [e.accuracy for e in former if e.accuracy is not None]
-    if epoch.accuracy is None or not known:
-        return _peak([*former, epoch]) == epoch.number
-    best = max(known)
-    tolerance = TOLERANCE * math.sqrt(best * (1 - best) / samples)
-    return _peak([former[0], epoch]) == epoch.number and epoch.accuracy >= best - tolerance
-
-
-def _peak(epochs: Sequence[Epoch]) -> int:
-    """Returns the number of the epoch of the highest accuracy, then of the least loss.
-
-    Without validation that is the last one.
-    """
-    known = [e for e in epochs if e.validation_loss is not None]
-    if not known:
-        return epochs[-1].number
-    return max(known, key=lambda e: (e.accuracy or 0.0, -(e.validation_loss or 0.0))).number
+    if epoch is peak:
+        return True
+    if epoch.accuracy is None or peak.accuracy is None or not _is_better(epoch, start):
+        return False
+    tolerance = TOLERANCE * math.sqrt(peak.accuracy * (1 - peak.accuracy) / samples)
+    return epoch.accuracy >= peak.accuracy - tolerance
 
 
 def _line(epoch: Epoch, epochs: int) -> str:
