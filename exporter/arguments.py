@@ -6,9 +6,9 @@ from typing import Any
 from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.formats import ALL, FORMAT_NAMES
+from exporter.rank import DEFAULT_RANK, RANK_NAMES
 from exporter.recipe import (
     CONVOLUTIONS,
-    DEFAULT_RANK,
     DISTRIBUTIONS,
     EXPORTS_FROM,
     GRANULARITIES,
@@ -17,7 +17,6 @@ from exporter.recipe import (
     OPSETS,
     QUANTIZATIONS,
     RANGES,
-    RANK_NAMES,
     TRAININGS,
     Recipe,
 )

@@ -17,7 +17,8 @@ from exporter.arguments import INSPECT, TUNING, inspect_parser, run_parser
 from exporter.errors import ExporterError
 from exporter.formats import ALL, FORMATS
 from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
-from exporter.recipe import Recipe, parse_rank
+from exporter.rank import parse_rank
+from exporter.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +111,7 @@ def _inspect(options: argparse.Namespace) -> int:
     recipe = Recipe(**_shared(options))
     from exporter.inspection import inspection_dict
     from exporter.pipeline import inspect_recipe
-    from exporter.report.console import print_inspection
+    from exporter.report.inspection import print_inspection
 
     with _output_for(options):
         inspection = inspect_recipe(recipe, progress=_progress(options))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +10,7 @@ from typing import Any
 from exporter.errors import RecipeError
 from exporter.formats import ALL, FORMAT_NAMES, FORMATS, VARIANT_NAMES
 from exporter.formats.variants import FLOAT32, Variant
-
-Rank = int | float | str | Mapping[str, int]
-"""One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
-automatic policy (``RANK_NAMES``), or a rank by layer name."""
-
-RANK_NAMES = ("full", "auto", "stable", "vbmf")
-"""``full`` is the notebook's Dfull; ``stable`` and ``vbmf`` read the rank off the spectrum;
-``auto`` is the better one of these."""
-
-DEFAULT_RANK = 20
+from exporter.rank import DEFAULT_RANK, Rank, checked_rank
 
 METHODS = ("svd", "whitened", "kfac")
 CONVOLUTIONS = ("channel", "spatial", "tucker2")
@@ -40,42 +30,6 @@ RANGES = ("minmax", "percentile", "mse", "entropy")
 
 OPSETS = range(13, 19)
 """ONNX operator sets that the converter can be asked for."""
-
-_RANK_HELP = (
-    "give a whole number >= 1, a part such as 0.25, 'full', 'auto', 'stable', 'vbmf', or "
-    "'layer=rank,layer=rank'"
-)
-
-
-def parse_rank(text: str) -> Rank:
-    """Reads ``20``, ``0.25``, ``full``, ``auto`` or ``dense_1=32,dense_2=16``.
-
-    Raises:
-        RecipeError: If the text is none of these.
-    """
-    text = text.strip()
-    if text in RANK_NAMES:
-        return text
-    if re.fullmatch(r"0?\.[0-9]+", text):
-        return float(text)
-    if "=" not in text:
-        return _parse_whole(text, text)
-    ranks: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (name and equals):
-            raise RecipeError(f"Rank for a layer must read 'layer=rank'. Received: {part!r}.")
-        if name in ranks:
-            raise RecipeError(f"Layer {name!r} is given two ranks in {text!r}.")
-        ranks[name] = _parse_whole(value, part)
-    return ranks
-
-
-def _parse_whole(text: str, received: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise RecipeError(f"Rank cannot be read: {_RANK_HELP}. Received: {received!r}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +145,8 @@ class Recipe:
             raise RecipeError(f"Give one of {', '.join(GOALS)}. Received: {', '.join(given)}.")
         if not given:
             object.__setattr__(self, "rank", DEFAULT_RANK)
-        self._check_rank()
+        if self.rank is not None:
+            object.__setattr__(self, "rank", checked_rank(self.rank))
         self._check_goals()
         installed = [name for name, fmt in FORMATS.items() if not fmt.extra.missing]
         formats = _checked_names("formats", self.formats, FORMAT_NAMES, installed)
@@ -204,34 +159,6 @@ class Recipe:
         self._check_variants()
         self._check_choices()
         self._check_numbers()
-
-    def _check_rank(self) -> None:
-        named: list[tuple[str, object]]
-        if isinstance(self.rank, Mapping):
-            if not self.rank:
-                raise RecipeError("rank names no layer. Give at least one 'layer=rank'.")
-            for name in self.rank:
-                if not isinstance(name, str):
-                    raise RecipeError(f"rank must name layers as text. Received: {name!r}.")
-            # A copy, so that a frozen recipe cannot change under its owner.
-            object.__setattr__(self, "rank", dict(self.rank))
-            named = [(f"rank of layer {name!r}", rank) for name, rank in self.rank.items()]
-        elif self._names_all_layers():
-            return
-        else:
-            named = [("rank", self.rank)]
-        for label, rank in named:
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise RecipeError(
-                    f"{label} must be a whole number >= 1 (for all layers also a part between 0 "
-                    f"and 1, or one of {', '.join(RANK_NAMES)}). Received: {rank!r}."
-                )
-
-    def _names_all_layers(self) -> bool:
-        """Tells whether the rank is none, a name, or a part of the parameters."""
-        if isinstance(self.rank, float):
-            return 0 < self.rank < 1
-        return self.rank is None or (isinstance(self.rank, str) and self.rank in RANK_NAMES)
 
     def _check_goals(self) -> None:
         for name in ("max_params", "max_macs", "max_size"):

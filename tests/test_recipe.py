@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from exporter.errors import RecipeError
 from exporter.extras import NO_EXTRA, Extra
 from exporter.formats import FORMAT_NAMES, FORMATS
+from exporter.rank import RANK_NAMES
 from exporter.recipe import (
     CONVOLUTIONS,
     DISTRIBUTIONS,
     EXPORTS_FROM,
     METHODS,
     OPSETS,
-    RANK_NAMES,
     TRAININGS,
     Recipe,
-    parse_rank,
 )
 
 WHOLE = st.integers(1, 10_000)
@@ -245,40 +244,6 @@ def test_goal_label(goal, label):
     assert Recipe(**goal).goal_label == label
 
 
-@pytest.mark.parametrize(
-    ("text", "rank"),
-    [
-        ("20", 20),
-        (" 20 ", 20),
-        ("full", "full"),
-        ("dense_1=32", {"dense_1": 32}),
-        (" body/a = 3 , b=4", {"body/a": 3, "b": 4}),
-        ("0", 0),  # A whole number; the recipe refuses it.
-    ],
-)
-def test_rank_is_parsed(text, rank):
-    assert parse_rank(text) == rank
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "Rank cannot be read: give a whole number >= 1, a part such as 0.25, 'full'"),
-        ("twenty", "Received: 'twenty'."),
-        ("2.5", "Received: '2.5'."),
-        ("a=", "Received: 'a='."),
-        ("a=x", "Received: 'a=x'."),
-        ("=3", "must read 'layer=rank'. Received: '=3'."),
-        ("a=1,", "must read 'layer=rank'. Received: ''."),
-        ("a=1,b", "Received: 'b'."),
-        ("a=1,a=2", "Layer 'a' is given two ranks in 'a=1,a=2'."),
-    ],
-)
-def test_ranks_that_cannot_be_parsed_are_refused(text, message):
-    with pytest.raises(RecipeError, match=re.escape(message)):
-        parse_rank(text)
-
-
 def test_all_variants_are_those_that_a_format_has():
     recipe = Recipe(formats=("saved_model", "onnx"), quantize=("all",))
     assert recipe.quantize == ("none", "float16", "dynamic", "int8")
@@ -295,12 +260,3 @@ def test_all_variants_are_those_that_a_format_has():
 def test_only_variants_that_compute_in_integers_are_calibrated():
     assert not Recipe(quantize=("none", "float16", "dynamic")).calibrates
     assert Recipe(quantize=("none", "int8")).calibrates
-
-
-@given(st.text())
-def test_any_text_is_a_rank_or_refused(text):
-    try:
-        rank = parse_rank(text)
-    except RecipeError:
-        return
-    assert rank in RANK_NAMES or isinstance(rank, (int, float, dict))

@@ -12,7 +12,8 @@ from exporter.lowrank.ranks import FixedRank, FullRank, RankByLayer, RankPolicy
 from exporter.lowrank.rewrite import candidates, check_rewritable
 from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Progress
-from exporter.recipe import Rank, Recipe
+from exporter.rank import Rank
+from exporter.recipe import Recipe
 
 _NAMED: dict[str, Callable[[], RankPolicy]] = {
     "full": FullRank,

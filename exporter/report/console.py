@@ -1,6 +1,5 @@
 """The report and the progress on a terminal."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,6 @@ from rich.text import Text
 
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
-from exporter.inspection import ENERGIES, SPECTRUM_POINTS, Inspection, KernelInspection
 from exporter.lowrank.gauge import GaugeReport
 from exporter.metrics import Metric
 from exporter.report.results import ArtifactReport, LayerReport, Report
@@ -72,6 +70,18 @@ class ConsoleProgress:
                 self._bars = None
 
 
+def open_table(title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str]) -> Table:
+    """Opens a table: columns aligned to the left, to the right, and wrapped ones."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in last:
+        table.add_column(name, overflow="fold")
+    return table
+
+
 def print_report(report: Report, console: Console) -> None:
     """Prints what a run found."""
     _print_baseline(report, console)
@@ -101,66 +111,6 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"), soft_wrap=True)
 
 
-def print_inspection(inspection: Inspection, console: Console) -> None:
-    """Prints what an inspection found."""
-    console.print(_kernel_table(inspection))
-    console.print(
-        Text(
-            f"Model {inspection.model_name}: {inspection.params:,} parameters, "
-            f"{inspection.macs:,} MACs"
-        )
-    )
-    table = _table("What each way of choosing ranks would do", ["option"], ["params"], ["ranks"])
-    for preview in inspection.policies:
-        if preview.params is None:
-            table.add_row(preview.option, "", Text(preview.error or "", "red"))
-            continue
-        ratio = inspection.params / max(1, preview.params)
-        ranks = ", ".join(f"{name} {rank}" for name, rank in preview.ranks.items())
-        table.add_row(
-            preview.option,
-            f"{preview.params:,} ({ratio:.1f}×)",
-            Text(ranks or "every layer stays as it is"),
-        )
-    console.print(table)
-
-
-def _kernel_table(inspection: Inspection) -> Table:
-    source = "of the outputs, on calibration data" if inspection.data_aware else "of the weights"
-    table = _table(
-        f"Layers, and the ranks that keep a part of the energy {source} (spectrum: 1 to 1e-4)",
-        ["layer", "kind"],
-        ["m × n", "params", "MACs", "break-even", *(f"{part:.1%}" for part in ENERGIES)],
-        [],
-    )
-    table.add_column("spectrum", min_width=SPECTRUM_POINTS, overflow="fold")
-    for kernel in inspection.kernels:
-        table.add_row(Text(kernel.name), kernel.kind, *_kernel_cells(kernel))
-    return table
-
-
-def _kernel_cells(kernel: KernelInspection) -> list[str]:
-    if kernel.shape is None or kernel.effective_ranks is None or kernel.spectrum is None:
-        return ["", f"{kernel.params:,}", "", "", *("" for _ in ENERGIES), kernel.reason]
-    return [
-        f"{kernel.shape[0]} × {kernel.shape[1]}",
-        f"{kernel.params:,}",
-        f"{kernel.macs:,}",
-        f"{kernel.break_even_rank:.1f}",
-        *map(str, kernel.effective_ranks),
-        _sparkline(kernel.spectrum),
-    ]
-
-
-def _sparkline(values: Iterable[float]) -> str:
-    """Draws values from 1e-4 to 1 on a logarithmic scale; a blank is less."""
-    levels = (1 + math.log10(max(value, 1e-9)) / 4 for value in values)
-    return "".join(_BARS[max(0, min(len(_BARS) - 1, round(v * (len(_BARS) - 1))))] for v in levels)
-
-
-_BARS = " ▁▂▃▄▅▆▇█"
-
-
 def _print_baseline(report: Report, console: Console) -> None:
     training = report.training
     if training is not None:
@@ -174,20 +124,8 @@ def _print_baseline(report: Report, console: Console) -> None:
         )
 
 
-def _table(title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str]) -> Table:
-    """Opens a table: columns aligned to the left, to the right, and wrapped ones."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in last:
-        table.add_column(name, overflow="fold")
-    return table
-
-
 def _layer_table(layers: Iterable[LayerReport]) -> Table:
-    table = _table(
+    table = open_table(
         "Layers",
         ["layer", "kind"],
         ["m × n", "rank", "params", "rel. error"],
@@ -211,7 +149,7 @@ def _layer_table(layers: Iterable[LayerReport]) -> Table:
 
 
 def _artifact_table(report: Report) -> Table:
-    table = _table(
+    table = open_table(
         "Artifacts (latency: one thread, batch 1, median)",
         ["artifact"],
         ["bytes", "ratio", "conversion", "compression", "baseline", "compressed", "speedup"],
@@ -292,7 +230,7 @@ def _latency_cells(latency: LatencyPair | None) -> tuple[str, str, str]:
 
 
 def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
-    table = _table(
+    table = open_table(
         "Conversion: artifact against the compressed Keras model, the worst of all probes",
         ["artifact", "runtime", "output"],
         ["max abs", "allowed", "max rel", "RMSE", "SNR", "top-1", "probe"],
@@ -322,7 +260,7 @@ def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
 
 
 def _quality_table(artifacts: Iterable[ArtifactReport]) -> Table:
-    table = _table(
+    table = open_table(
         "Conversion: quantized artifact against the compressed Keras model, limits in brackets",
         ["artifact", "runtime", "output"],
         ["SNR", "top-1", "loss", "samples"],

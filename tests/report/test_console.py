@@ -2,8 +2,7 @@ import io
 
 from rich.console import Console
 
-import exporter
-from exporter.report.console import WIDTH, ConsoleProgress, print_inspection, print_report
+from exporter.report.console import WIDTH, ConsoleProgress, print_report
 
 
 def printed(report, width=WIDTH):
@@ -125,27 +124,6 @@ def test_progress_is_a_bar_on_a_terminal():
         advance(1, "loss 0.5")
     assert "Training" in stream.getvalue()
     assert "━" in stream.getvalue()
-
-
-def inspected(model, width=WIDTH):
-    stream = io.StringIO()
-    print_inspection(exporter.inspect(model), Console(file=stream, width=width))
-    return stream.getvalue()
-
-
-def test_inspection_shows_layers_spectra_and_options(build):
-    text = inspected(build("sequential_mlp"))
-    layer = row(text, "hidden_1")
-    for fact in ("Dense", "36 × 40", "1,480", "18.9", "█"):
-        assert fact in layer
-    assert "of the weights" in text
-    assert "every layer stays" in row(text, "--energy")
-    assert "hidden_1" in row(text, "--max-params")
-
-
-def test_inspection_says_what_cannot_be_done(build):
-    text = inspected(build("tiny"))
-    assert "Rank must be at most 6" in text
 
 
 def test_bars_may_be_nested():
