@@ -98,12 +98,11 @@ def regauge(
 
     def attempt(seed: int) -> Gauged:
         copy, generator = compressed.copy(), np.random.default_rng(seed)
-        junctions = _junctions(copy, calibration, scheme, granularity)
         layers, means = [], {}
-        for junction in junctions:
+        # One at a time: the next one may begin with the factor that this one ends with.
+        for junction in _junctions(copy, calibration, scheme, granularity):
             layers.append(junction.choose(generator))
-            if junction.mean is not None:
-                means[id(junction.head)] = junction.mean
+            means[id(junction.layers[0])] = junction.mean
         copy = _centred(copy, means)
         report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.model))
         return Gauged(copy, report)
@@ -154,20 +153,15 @@ def _meetings(
                 yield name if len(factors.weights) == 2 else first.name, weights, (first, last)
 
 
-def _centred(compressed: Compressed, means: Mapping[int, Array]) -> Compressed:
-    """Copies a model, with biases in some layers that take means off their outputs.
-
-    Args:
-        compressed: The model.
-        means: By identity of the layer.
-    """
+def _centred(compressed: Compressed, means: Mapping[int, Array | None]) -> Compressed:
+    """Copies a model, with biases that take means off the outputs of layers, by their identity."""
     replacements = {}
     for path, layer in walk(compressed.model):
-        if id(layer) in means:
+        mean = means.get(id(layer))
+        if mean is not None:
             _, _, output = getattr(layer, "equation", "").partition("->")
             change = {"bias_axes": output[-1]} if output else {"use_bias": True}
-            weights = [layer.kernel.numpy(), -means[id(layer)]]
-            twin = rebuild(layer, input_shape(layer), weights, **change)
+            twin = rebuild(layer, input_shape(layer), [layer.kernel.numpy(), -mean], **change)
             replacements[path] = Replacement((twin,), {})
     return compressed.copy(replacements)
 

@@ -61,9 +61,10 @@ class Junction:
     """Where two factors meet, with nothing but a latent in between.
 
     Attributes:
-        head: The layer of the first factor.
-        mean: Of the latent in the pair that was chosen, if ``head`` is to take it off by a bias,
-            which it does not have yet; what that does to the outputs was made good. None if not.
+        layers: The Keras layers that multiply by the factors.
+        mean: Of the latent in the pair that was chosen, if the first layer is to take it off by a
+            bias, which it does not have yet; what that does to the outputs was made good. None if
+            not.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Junction:
             scheme: Of the integers.
             granularity: Of the scales of kernels.
         """
-        self._name, self._weights, self._layers = name, weights, layers
+        self._name, self._weights, self.layers = name, weights, layers
         self._inputs, self._source = inputs, source
         self._scheme, self._granularity = scheme, granularity
         # Kernels of convolutions have the axes of their window first.
@@ -98,7 +99,6 @@ class Junction:
         self._second_shape = second.shape
         self._rank = len(second)
         self._cut = first.reshape(-1, self._rank), second.reshape(self._rank, -1)
-        self.head: Any = layers[0]
         self.mean: Array | None = None
         self._expected = self._outputs(layers[0](inputs))
 
@@ -164,7 +164,7 @@ class Junction:
         every = -(-len(latents) // _MOST_ROWS)
         # Of any window of a convolution, as if there were no padding.
         energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
-        _, last = self._layers
+        _, last = self.layers
         rows = self._scheme == "dynamic" and not hasattr(last, "kernel_size")
         of_kernels = kernel_granularity(last, self._scheme, self._granularity)
         steps = Steps(of_kernels, of_latents="row" if rows else "tensor")
@@ -172,7 +172,7 @@ class Junction:
 
     def _latents(self, *pair: Array) -> Array:
         self._assign(*pair)
-        latents = np.asarray(self._layers[0](self._inputs), np.float64)
+        latents = np.asarray(self.layers[0](self._inputs), np.float64)
         return latents.reshape(-1, self._rank)
 
     def _scaled(self, scales: Array | None) -> Any:
@@ -183,9 +183,9 @@ class Junction:
 
     def _snr(self, pair: tuple[Array, Array], inputs: Any, mean: Array | None) -> float:
         self._assign(*pair)
-        for layer in self._layers:
+        for layer in self.layers:
             round_kernels(layer, self._scheme, self._granularity)
-        first, last = self._layers
+        first, last = self.layers
         latent = first(round_inputs(first, inputs, self._scheme))
         effect: Array | float = 0.0
         if mean is not None:
@@ -196,12 +196,12 @@ class Junction:
 
     @property
     def _bias(self) -> Any:
-        return self._layers[1].bias
+        return self.layers[1].bias
 
     @property
     def _can_be_centred(self) -> bool:
         """Tells whether the bias of the second factor can make good for any mean of the latent."""
-        _, last = self._layers
+        _, last = self.layers
         if self._bias is None:
             return False
         window = math.prod(getattr(last, "kernel_size", ()))
@@ -217,7 +217,7 @@ class Junction:
 
     def _outputs(self, latent: Any) -> Array:
         """Returns the outputs before the activation."""
-        _, last = self._layers
+        _, last = self.layers
         with replaced([(last, "activation", None)]):
             return np.asarray(last(latent), np.float64)
 

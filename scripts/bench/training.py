@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from exporter.budgets import Planner
+from exporter.errors import RecipeError
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.ranks import FixedRank
 from exporter.lowrank.statistics import calibration_from
@@ -43,6 +44,9 @@ BATCH = 5000
 EPOCHS = 10
 RANK = 20
 """The notebook's settings."""
+
+FINETUNE = 40
+"""Epochs that factors are trained for."""
 
 PROJECTED_SEEDS = 3
 
@@ -82,7 +86,6 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, default=5, help="of `accuracy` and `adaptive`")
     parser.add_argument("--ranks", type=int, nargs="+", default=[20, 8], help="likewise")
-    parser.add_argument("--epochs", type=int, default=40, help="of the factors, likewise")
     parser.add_argument(
         "--divisions",
         nargs="+",
@@ -90,14 +93,14 @@ def main() -> int:
         default=list(DIVISIONS),
         help="of `adaptive`; default: all",
     )
-    defaults = Recipe()
     parser.add_argument(
-        "--batch-size", type=int, default=defaults.batch_size, help="of the factors, likewise"
+        "--recipe",
+        nargs="+",
+        type=setting,
+        default=[],
+        metavar="FIELD=VALUE",
+        help=f"of the training of factors, likewise; default: finetune={FINETUNE}",
     )
-    parser.add_argument(
-        "--learning-rate", type=float, default=defaults.learning_rate, help="likewise"
-    )
-    parser.add_argument("--decay", type=float, default=defaults.decay, help="likewise")
     parser.add_argument(
         "--dropout",
         type=float,
@@ -106,6 +109,11 @@ def main() -> int:
     )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.recipe = {"finetune": FINETUNE, **dict(options.recipe)}
+    try:
+        Recipe.from_dict(options.recipe)
+    except RecipeError as error:
+        parser.error(str(error))
     FOLDER.mkdir(parents=True, exist_ok=True)
     if options.job:
         job = json.loads(options.job)
@@ -115,6 +123,12 @@ def main() -> int:
         return 0
     held = [PARTS[part](options) for part in options.parts]
     return 0 if all(held) else 1
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Reads ``batch_size=64``."""
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
 
 
 def carry_out(job: str, **values: Any) -> dict[str, Any]:
@@ -345,9 +359,8 @@ def factors(
     division: str,
     seed: int,
     rank: int,
-    epochs: int,
     dropout: float,
-    tuning: dict[str, Any],
+    recipe: dict[str, Any],
 ) -> dict[str, Any]:
     """Accuracy of a baseline, and of its factors after the cut and after training.
 
@@ -366,8 +379,8 @@ def factors(
         compressed = engine.carry_out(plan)
     cut = accuracy(compressed.model, test)
     train = "adaptive" if division == "adaptive" else "factored"
-    recipe = Recipe(rank=rank, seed=seed, finetune=epochs, train=train, **tuning)
-    tuned = tuner_of(engine, fitted_data, recipe).run(compressed).compressed
+    asked = Recipe(**{"rank": rank, "seed": seed, "train": train, **recipe})
+    tuned = tuner_of(engine, fitted_data, asked).run(compressed).compressed
     return {
         "baseline": accuracy(full, test),
         "cut": cut,
@@ -466,7 +479,6 @@ def trained(
     options: argparse.Namespace, kind: str, division: str, rank: int
 ) -> list[dict[str, Any]]:
     """Trains factors, once for each seed."""
-    tuning = {name: getattr(options, name) for name in ("batch_size", "learning_rate", "decay")}
     return [
         carry_out(
             "factors",
@@ -475,9 +487,8 @@ def trained(
             division=division,
             seed=seed,
             rank=rank,
-            epochs=options.epochs,
             dropout=options.dropout,
-            tuning=tuning,
+            recipe=options.recipe,
         )
         for seed in range(options.seeds)
     ]
