@@ -38,7 +38,6 @@ FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
 RANKS = {"mlp": 20, "cnn": 0.25}
 TRAINING_EPOCHS = {"mlp": 10, "cnn": 10}
 TRAINING_BATCH = {"mlp": 5000, "cnn": 128}
-FINE_TUNING_RATE = 2e-3
 VARIANTS = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")
 
 LIMITS = {
@@ -235,8 +234,7 @@ def models(network: str, options: argparse.Namespace) -> tuple[Any, Compressed, 
         baseline.fit(x, y, epochs=epochs, batch_size=batch, verbose=0)
         cut = {"rank": RANKS[network], "calibration": 2000}
         compressed = compress(baseline, data=data, **cut)
-        rate = {"learning_rate": FINE_TUNING_RATE}
-        finetune(compressed, baseline, data=data, epochs=options.epochs, **rate, **cut)
+        finetune(compressed, baseline, data=data, epochs=options.epochs, **cut)
         baseline.save(files[0])
         compressed.model.save(files[1])
     baseline, tuned = (keras.models.load_model(file, compile=False) for file in files)
