@@ -16,7 +16,7 @@ RANK_NAMES = ("full", "auto", "stable", "vbmf")
 DEFAULT_RANK = 20
 
 _RANK_HELP = (
-    "give a whole number >= 1, a part such as 0.25, 'full', 'auto', 'stable', 'vbmf', or "
+    f"give a whole number >= 1, a part such as 0.25, {', '.join(map(repr, RANK_NAMES))}, or "
     "'layer=rank,layer=rank'"
 )
 

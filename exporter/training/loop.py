@@ -238,12 +238,10 @@ class Loop:
         diverged = any(
             x is not None and not math.isfinite(x) for x in (epoch.loss, epoch.validation_loss)
         )
-        if not diverged:
-            if _is_better(epoch, at.epochs[at.peak]):
-                at.peak = number
-            if _is_kept(epoch, at.epochs[0], at.epochs[at.peak], score.samples):
-                at.best = number
-                self._best = [variable.numpy() for variable in self._phase.state]
+        peak = _best_of(at.epochs)
+        if not diverged and _is_kept(epoch, at.epochs[0], peak, score.samples):
+            at.best = number
+            self._best = [variable.numpy() for variable in self._phase.state]
         if number:
             self._progress.note(_line(epoch, settings.epochs))
         if diverged:
@@ -254,7 +252,7 @@ class Loop:
             )
         elif number >= settings.epochs:
             at.ending = "finished"
-        elif settings.patience and number - at.peak >= settings.patience:
+        elif settings.patience and number - peak.number >= settings.patience:
             at.ending = "no better"
         # All workers must agree, even where their processors round differently.
         (goes_on,) = from_first(self._strategy, [float(at.ending is None)])
@@ -302,8 +300,8 @@ class Loop:
                 f"Goes on from the checkpoint in epoch {self._at.epoch}, step {self._at.step}"
             )
         at = self._at
-        place = [len(at.epochs), at.epoch, at.step, at.total_steps, at.peak, at.best]
-        closed, at.epoch, at.step, at.total_steps, at.peak, at.best = (
+        place = [len(at.epochs), at.epoch, at.step, at.total_steps, at.best]
+        closed, at.epoch, at.step, at.total_steps, at.best = (
             int(value) for value in from_first(self._strategy, place)
         )
         if not chief:
@@ -318,19 +316,13 @@ class Loop:
 
 @dataclass
 class _Position:
-    """Where a training stands; becomes part of a checkpoint.
-
-    Attributes:
-        peak: Number of the epoch with the best validation.
-        best: Of the one whose weights are kept.
-    """
+    """Where a training stands; becomes part of a checkpoint."""
 
     epoch: int = 1
     step: int = 0
     total_steps: int = 0
     loss: float = 0.0
     samples: int = 0
-    peak: int = 0
     best: int = 0
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
@@ -360,17 +352,15 @@ def _assign(variables: Sequence[Any], values: Sequence[NDArray[Any]]) -> None:
         variable.assign(value)
 
 
-def _is_better(epoch: Epoch, other: Epoch) -> bool:
-    """Tells whether an epoch has a higher accuracy than a former one, or as high and less loss.
+def _best_of(epochs: Sequence[Epoch]) -> Epoch:
+    """Returns the epoch of the highest accuracy, of several that of the least loss, then the first.
 
-    Without validation any later epoch is better.
+    Without validation that is the last one.
     """
-    if epoch.validation_loss is None:
-        return True
-    accuracies = epoch.accuracy or 0.0, other.accuracy or 0.0
-    if accuracies[0] != accuracies[1]:
-        return accuracies[0] > accuracies[1]
-    return epoch.validation_loss < (other.validation_loss or 0.0)
+    known = [e for e in epochs if e.validation_loss is not None]
+    if not known:
+        return epochs[-1]
+    return max(known, key=lambda e: (e.accuracy or 0.0, -(e.validation_loss or 0.0)))
 
 
 def _is_kept(epoch: Epoch, start: Epoch, peak: Epoch, samples: int) -> bool:
@@ -388,7 +378,7 @@ def _is_kept(epoch: Epoch, start: Epoch, peak: Epoch, samples: int) -> bool:
     """
     if epoch is peak:
         return True
-    if epoch.accuracy is None or peak.accuracy is None or not _is_better(epoch, start):
+    if epoch.accuracy is None or peak.accuracy is None or _best_of([start, epoch]) is start:
         return False
     tolerance = TOLERANCE * math.sqrt(peak.accuracy * (1 - peak.accuracy) / samples)
     return epoch.accuracy >= peak.accuracy - tolerance
