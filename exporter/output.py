@@ -13,6 +13,14 @@ from exporter.errors import OutputError
 MANIFEST = "manifest.json"
 REJECTED = "rejected"
 
+ARTIFACTS = Path("artifacts")
+CACHE = ARTIFACTS / "cache"
+BASELINE_FILE = "baseline.keras"
+COMPRESSED_FILE = "compressed.keras"
+TRUNCATED_FILE = "truncated.keras"
+UPDATED_FILE = "updated.keras"
+CURVES_FILE = "training.png"
+
 
 @contextmanager
 def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Iterator[Path]:

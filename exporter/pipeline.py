@@ -36,7 +36,19 @@ from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.statistics import Calibration, calibration_from
-from exporter.output import MANIFEST, REJECTED, check_output, staged_output
+from exporter.output import (
+    ARTIFACTS,
+    BASELINE_FILE,
+    CACHE,
+    COMPRESSED_FILE,
+    CURVES_FILE,
+    MANIFEST,
+    REJECTED,
+    TRUNCATED_FILE,
+    UPDATED_FILE,
+    check_output,
+    staged_output,
+)
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.curves import draw_curves
@@ -50,14 +62,6 @@ from exporter.report.results import (
 )
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.training.finetune import FineTuned, FineTuner, check_training
-
-ARTIFACTS = Path("artifacts")
-CACHE = ARTIFACTS / "cache"
-BASELINE_FILE = "baseline.keras"
-COMPRESSED_FILE = "compressed.keras"
-TRUNCATED_FILE = "truncated.keras"
-UPDATED_FILE = "updated.keras"
-CURVES_FILE = "training.png"
 
 _NOT_TRAINED_BY = (
     "model",
