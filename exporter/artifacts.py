@@ -13,6 +13,7 @@ import numpy as np
 from exporter.baseline import fitted
 from exporter.card import ModelCard, check_card
 from exporter.data import Dataset, load_dataset
+from exporter.data.metrics import snr_db
 from exporter.datasets import NO_DATA
 from exporter.errors import DataError, InputError
 from exporter.formats import FORMATS
@@ -32,7 +33,6 @@ from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.simulation import Scheme
 from exporter.lowrank.statistics import Calibration, calibration_from
-from exporter.metrics import snr_db
 from exporter.output import staged_output
 from exporter.quantization.granularity import Trial, choose, to_try
 from exporter.recipe import Recipe

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from exporter.data import Dataset, Split, fit_to_model
+from exporter.data.metrics import is_classes
 from exporter.errors import DataError, ModelError, OutputError, brief
 from exporter.formats.base import Signature
 from exporter.lowrank.rewrite import check_rewritable, walk
-from exporter.metrics import is_classes
 from exporter.progress import Progress
 
 REFERENCE_NAME = "reference-mlp"

@@ -16,6 +16,7 @@ import numpy as np
 from exporter.benchmark import count_macs, measure_latency
 from exporter.card import Normalization, make_card
 from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
+from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature
@@ -25,7 +26,6 @@ from exporter.lowrank.kernels import FREE_SIZE
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
 from exporter.lowrank.truncation import Truncation
-from exporter.metrics import is_classes, is_one_hot, task_metric
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE, predict_in_batches

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from exporter.data.metrics import snr_db
 from exporter.formats.base import Granularity
 from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.lowrank.equalization import free_scales, scale
 from exporter.lowrank.moments import Array
 from exporter.lowrank.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
 from exporter.lowrank.taps import replaced
-from exporter.metrics import snr_db
 
 AS_CUT = "as cut"
 

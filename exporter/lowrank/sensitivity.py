@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.benchmark import count_macs
+from exporter.data.metrics import are_probabilities
 from exporter.formats.base import KerasRunner
 from exporter.lowrank.allocation import Sensitivity
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.ranks import Candidate
 from exporter.lowrank.statistics import Calibration
 from exporter.lowrank.taps import substituted
-from exporter.metrics import are_probabilities
 from exporter.progress import Progress, Silent
 
 MAX_MACS = 10**12

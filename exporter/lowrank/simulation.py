@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.data.metrics import decibels
 from exporter.distributions import as_logits, output_families
 from exporter.formats.base import Granularity, Signature
 from exporter.formats.variants import SMALL_KERNEL
@@ -20,7 +21,6 @@ from exporter.lowrank.fold import OUTPUT_AXES
 from exporter.lowrank.rewrite import rewrite, walk
 from exporter.lowrank.statistics import Calibration, tensors_of
 from exporter.lowrank.taps import replaced
-from exporter.metrics import decibels
 
 Scheme = Literal["dynamic", "static"]
 

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data import Dataset, Samples, held
+from exporter.data.metrics import is_classes
 from exporter.distributions import Family, as_logits, output_families
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.moments import Accumulator, Array, Fisher, Moments
 from exporter.lowrank.taps import Kernels, tapped, watched
-from exporter.metrics import is_classes
 
 MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""

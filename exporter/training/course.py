@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
+from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError
 from exporter.formats.base import KerasRunner, Signature
-from exporter.metrics import is_classes, is_one_hot, task_metric
 from exporter.training.objective import Objective
 from exporter.verification.probes import predict_in_batches
 

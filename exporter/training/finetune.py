@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.baseline import fitted
 from exporter.data import Dataset
+from exporter.data.metrics import is_classes
 from exporter.distributions import output_families
 from exporter.errors import DataError
 from exporter.lowrank.compress import options_for
@@ -15,7 +16,6 @@ from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.rewrite import rewrite
 from exporter.lowrank.statistics import calibration_from
-from exporter.metrics import is_classes
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation, Trials, tried_out

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.data import Array
-from exporter.metrics import (
+from exporter.data.metrics import (
     Metric,
     are_probabilities,
     is_better,

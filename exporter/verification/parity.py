@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from exporter.data import Array
+from exporter.data.metrics import snr_db, top1_agreement
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import call_in_child
-from exporter.metrics import snr_db, top1_agreement
 from exporter.verification.probes import Limits, Probe, predict, samples_within
 from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, View, views
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from exporter.data.metrics import loss_of, snr_db, task_metric, top1_agreement
 from exporter.formats.variants import QualityRule
-from exporter.metrics import loss_of, snr_db, task_metric, top1_agreement
 from exporter.verification.parity import Fault, Outputs
 from exporter.verification.probes import Limits, Probe, samples_within
 from exporter.verification.tolerance import Predictions

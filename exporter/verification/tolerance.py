@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.data import Array
+from exporter.data.metrics import are_probabilities
 from exporter.errors import ModelError
 from exporter.formats.keras_models import recast
 from exporter.formats.variants import ToleranceRule
 from exporter.lowrank.rewrite import walk
-from exporter.metrics import are_probabilities
 
 View = Literal["value", "log_probability"]
 

@@ -8,12 +8,12 @@ from typing import Any
 from exporter.baseline import scales_input
 from exporter.benchmark import count_macs
 from exporter.data import UINT8_MAX, Dataset
+from exporter.data.metrics import Metric, task_metric
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, Format, KerasRunner, Signature
 from exporter.formats.variants import QualityRule, ToleranceRule
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
-from exporter.metrics import Metric, task_metric
 from exporter.verification.compression import outputs_with_classes
 from exporter.verification.parity import Outputs, Parity, compare, execute, find_faults
 from exporter.verification.probes import Limits, Probe, make_probes, predict, samples_within

@@ -23,13 +23,13 @@ from exporter.baseline import fitted, reference_mlp
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
+from exporter.data.metrics import snr_db, task_metric, top1_agreement
 from exporter.formats import FORMATS
 from exporter.formats.base import KerasRunner, Signature
 from exporter.formats.keras_models import serving_module
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks import RankPlan
-from exporter.metrics import snr_db, task_metric, top1_agreement
 from exporter.recipe import Recipe
 from exporter.training.finetune import finetune
 

@@ -7,12 +7,12 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 
+from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, KerasRunner, describe
 from exporter.formats.flatbuffer import convert, list_tensors
 from exporter.formats.flatbuffer_quantization import VARIANTS, quantize
-from exporter.metrics import snr_db
 from exporter.quantization.affine import to_integers, to_reals
 
 TFLITE = FORMATS["tflite"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.metrics import Metric
+from exporter.data.metrics import Metric
 from exporter.verification.compression import (
     CompressionVerdict,
     judge_compression,

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.data.metrics import snr_db
 from exporter.formats.variants import ToleranceRule
-from exporter.metrics import snr_db
 from exporter.verification.parity import Parity, compare
 from exporter.verification.probes import Probe
 from exporter.verification.tolerance import Tolerance, derive_tolerances, given_tolerances

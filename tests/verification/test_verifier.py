@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.data.metrics import task_metric
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import ChildError
-from exporter.metrics import task_metric
 from exporter.verification.parity import execute
 from exporter.verification.verifier import Verifier
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from exporter.metrics import (
+from exporter.data.metrics import (
     Metric,
     are_probabilities,
     is_better,
