@@ -23,9 +23,9 @@ from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature
 from exporter.lowrank.allocation import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.kernels import FREE_SIZE
+from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks import RankPlan
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
-from exporter.lowrank.truncation import Truncation
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE, predict_in_batches

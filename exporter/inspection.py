@@ -14,7 +14,7 @@ from exporter.errors import RecipeError
 from exporter.lowrank.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Engine
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.ranks import FixedRank, RankPlan, RankPolicy
 from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.statistics import calibration_from

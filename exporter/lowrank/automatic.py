@@ -13,7 +13,7 @@ import numpy as np
 
 from exporter.errors import RecipeError
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.ranks import Candidate, Choice, Curves, RankPolicy, below_break_even
 
 LEAST_NOISE = 1e-12

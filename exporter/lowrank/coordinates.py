@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.formats.base import Granularity
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
 
 _RIDGE = 1e-4

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.rewrite import links
 
 _HALVINGS = 8

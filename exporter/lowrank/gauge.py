@@ -19,7 +19,7 @@ from exporter.lowrank.engine import Compressed
 from exporter.lowrank.equalization import sources
 from exporter.lowrank.factorizers.base import Replacement, input_shape, rebuild
 from exporter.lowrank.junction import AS_CUT, Junction, LayerGauge
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.rewrite import walk
 from exporter.lowrank.simulation import Scheme, Simulation, linear_layers
 from exporter.lowrank.statistics import Calibration, tensors_of

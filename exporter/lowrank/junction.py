@@ -11,7 +11,7 @@ from exporter.data.metrics import snr_db
 from exporter.formats.base import Granularity
 from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.lowrank.equalization import free_scales, scale
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
 from exporter.lowrank.taps import replaced
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from exporter.errors import ModelError
-from exporter.lowrank.moments import Array, Moments
-from exporter.lowrank.truncation import Truncation, error_curve, truncate
+from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.truncation import Truncation, error_curve, truncate
 
 FREE_SIZE = 32
 """What a free dimension other than the batch counts as, in costs and in random inputs."""

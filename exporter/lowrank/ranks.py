@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from exporter.errors import RecipeError
 from exporter.lowrank.factorizers import Factorizer
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.moments import Array
+from exporter.lowrank.linalg.moments import Array
 
 Curves = Mapping[str, Array]
 """Squared error at every rank from 0 to the full one, by the candidate's name."""

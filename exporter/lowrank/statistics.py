@@ -11,7 +11,7 @@ from exporter.data import Dataset, Samples, held
 from exporter.data.metrics import is_classes
 from exporter.distributions import Family, as_logits, output_families
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.moments import Accumulator, Array, Fisher, Moments
+from exporter.lowrank.linalg.moments import Accumulator, Array, Fisher, Moments
 from exporter.lowrank.taps import Kernels, tapped, watched
 
 MAX_OUTPUTS = 8192

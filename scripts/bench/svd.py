@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from exporter.lowrank.svd import truncated_svd
+from exporter.lowrank.linalg.svd import truncated_svd
 
 SIZES = ("1024x1024", "2048x2048", "4096x4096", "25088x4096")
 REPEATS = 5

@@ -305,7 +305,7 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
 
 def truncation_ratios(phase: Any) -> list[float]:
     """Error over optimum of the truncations that the next step will predict by."""
-    from exporter.lowrank.subspace import iterate
+    from exporter.lowrank.linalg.subspace import iterate
 
     bases = [variable for variable in phase.state if "basis" in variable.path]
     ratios = []

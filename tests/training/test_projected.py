@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 from exporter.distributions import output_families
+from exporter.lowrank.linalg.svd import truncated_svd
 from exporter.lowrank.rewrite import rewrite
-from exporter.lowrank.svd import truncated_svd
 from exporter.training.objective import Objective
 from exporter.training.projected import Projected
 

@@ -17,7 +17,7 @@ from exporter.lowrank.factorizers.base import (
     shifted,
 )
 from exporter.lowrank.kernels import Kernel, count_positions, times
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.truncation import Truncation
 
 INPUTS = ("query", "key", "value")
 OUTPUT = "output"

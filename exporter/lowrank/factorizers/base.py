@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.truncation import Truncation
 
 Convolution = Literal["channel", "spatial", "tucker2"]
 """How a convolution is cut: k x k, 1 x 1; or k x 1, 1 x k; or 1 x 1, k x k, 1 x 1."""

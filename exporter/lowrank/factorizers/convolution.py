@@ -18,8 +18,8 @@ from exporter.lowrank.factorizers.base import (
     shifted,
 )
 from exporter.lowrank.kernels import Kernel, count_positions
-from exporter.lowrank.moments import Array
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.truncation import Truncation
 
 LINEAR: dict[str, Any] = {
     "use_bias": False,

@@ -16,8 +16,8 @@ from exporter.lowrank.factorizers.base import (
     rebuild,
 )
 from exporter.lowrank.kernels import Kernel, count_positions
-from exporter.lowrank.moments import Array
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.truncation import Truncation
 
 
 class EinsumDenseFactorizer(Factorizer):

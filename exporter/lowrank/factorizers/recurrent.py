@@ -13,7 +13,7 @@ from exporter.lowrank.factorizers.base import (
     rebuild,
 )
 from exporter.lowrank.kernels import Kernel, count_positions, one_matrix, times
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.truncation import Truncation
 
 
 class RecurrentFactorizer(Factorizer):

@@ -19,7 +19,7 @@ from exporter.lowrank.factorizers.convolution import (
     pointwise,
 )
 from exporter.lowrank.kernels import Kernel, count_positions
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.truncation import Truncation
 
 
 class SpatialFactorizer(ConvolutionFactorizer):

@@ -23,9 +23,9 @@ from exporter.lowrank.factorizers.convolution import (
     spatial_sizes,
 )
 from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
-from exporter.lowrank.moments import Array, Moments
-from exporter.lowrank.svd import leading_eigenpairs
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.svd import leading_eigenpairs
+from exporter.lowrank.linalg.truncation import Truncation
 
 MAX_ITERATIONS = 10
 LEAST_GAIN = 1e-3

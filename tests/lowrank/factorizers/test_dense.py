@@ -5,7 +5,7 @@ import pytest
 from exporter.errors import ModelError
 from exporter.lowrank.factorizers import factorizer_for, reason_kept
 from exporter.lowrank.kernels import FREE_SIZE
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.truncation import Truncation
 
 
 def dense(sample_shape=(20,), **arguments):

@@ -4,7 +4,7 @@ import pytest
 
 from exporter.lowrank.factorizers import factorizer_for, reason_kept
 from exporter.lowrank.factorizers.einsum import Equation
-from exporter.lowrank.truncation import Truncation
+from exporter.lowrank.linalg.truncation import Truncation
 
 
 def einsum(equation, sample_shape, output_shape, **arguments):

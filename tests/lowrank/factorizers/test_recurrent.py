@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from exporter.lowrank.factorizers import factorizer_for
+from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.rewrite import rewrite
-from exporter.lowrank.truncation import Truncation
 
 
 def recurrent(kind, *, states=0, **arguments):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from exporter.lowrank.factorizers import factorizer_for
-from exporter.lowrank.svd import leading_eigenpairs
+from exporter.lowrank.linalg.svd import leading_eigenpairs
 
 
 def conv(sample_shape=(8, 9, 6), **arguments):

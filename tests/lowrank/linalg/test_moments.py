@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.lowrank.moments import GRADIENT_RIDGE, Accumulator, Fisher
+from exporter.lowrank.linalg.moments import GRADIENT_RIDGE, Accumulator, Fisher
 
 
 def summary(left, right):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.lowrank.moments import Array, Moments
-from exporter.lowrank.svd import (
+from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.svd import (
     leading_eigenpairs,
     singular_values,
     squared_norm,

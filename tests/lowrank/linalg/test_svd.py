@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import ModelError, RecipeError
-from exporter.lowrank import svd
-from exporter.lowrank.svd import leading_eigenpairs, singular_values, truncated_svd
+from exporter.lowrank.linalg import svd
+from exporter.lowrank.linalg.svd import leading_eigenpairs, singular_values, truncated_svd
 
 SPECTRA = {
     "exponential": lambda count: 2.0 ** -np.arange(count),

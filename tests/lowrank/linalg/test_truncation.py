@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import ModelError, RecipeError
-from exporter.lowrank import moments as moments_module
-from exporter.lowrank import truncation
-from exporter.lowrank.moments import Fisher, Moments
-from exporter.lowrank.truncation import error_curve, truncate
+from exporter.lowrank.linalg import moments as moments_module
+from exporter.lowrank.linalg import truncation
+from exporter.lowrank.linalg.moments import Fisher, Moments
+from exporter.lowrank.linalg.truncation import error_curve, truncate
 
 SAMPLES = 400
 

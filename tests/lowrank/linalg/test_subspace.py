@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from exporter.errors import ModelError, RecipeError
-from exporter.lowrank.subspace import EXTRA, iterate, starting_basis
+from exporter.lowrank.linalg.subspace import EXTRA, iterate, starting_basis
 
 
 def draw(m, n, decay, seed=0):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.lowrank.svd import truncated_svd
+from exporter.lowrank.linalg.svd import truncated_svd
 
 EXTRA = 10
 """Columns beyond the rank; they are what the leading ones may turn into."""

@@ -1,0 +1,1 @@
+"""The linear algebra of low rank: SVD, moments, truncation."""
