@@ -6,7 +6,7 @@ from typing import Any
 from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.formats import ALL, FORMAT_NAMES
-from exporter.rank import DEFAULT_RANK, RANK_NAMES
+from exporter.lowrank.ranks.rank import DEFAULT_RANK, RANK_NAMES
 from exporter.recipe import (
     CONVOLUTIONS,
     DISTRIBUTIONS,

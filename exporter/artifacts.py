@@ -29,7 +29,7 @@ from exporter.formats.variants import FLOAT32, Variant
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.gauge import Gauged, GaugeReport, regauge
-from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.simulation import Scheme
 from exporter.lowrank.statistics import Calibration, calibration_from

@@ -20,11 +20,11 @@ from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature
-from exporter.lowrank.allocation import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.kernels import FREE_SIZE
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
+from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe

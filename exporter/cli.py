@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from exporter.arguments import INSPECT, TUNING, inspect_parser, run_parser
 from exporter.errors import ExporterError
 from exporter.formats import ALL, FORMATS
+from exporter.lowrank.ranks.rank import parse_rank
 from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
-from exporter.rank import parse_rank
 from exporter.recipe import Recipe
 
 if TYPE_CHECKING:

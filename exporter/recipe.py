@@ -10,7 +10,7 @@ from typing import Any
 from exporter.errors import RecipeError
 from exporter.formats import ALL, FORMAT_NAMES, FORMATS, VARIANT_NAMES
 from exporter.formats.variants import FLOAT32, Variant
-from exporter.rank import DEFAULT_RANK, Rank, checked_rank
+from exporter.lowrank.ranks.rank import DEFAULT_RANK, Rank, checked_rank
 
 METHODS = ("svd", "whitened", "kfac")
 CONVOLUTIONS = ("channel", "spatial", "tucker2")

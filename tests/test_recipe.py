@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from exporter.errors import RecipeError
 from exporter.extras import NO_EXTRA, Extra
 from exporter.formats import FORMAT_NAMES, FORMATS
-from exporter.rank import RANK_NAMES
+from exporter.lowrank.ranks.rank import RANK_NAMES
 from exporter.recipe import (
     CONVOLUTIONS,
     DISTRIBUTIONS,

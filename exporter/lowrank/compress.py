@@ -1,40 +1,17 @@
 """``compress``: a model and a rank go in, a compressed model comes out."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporter.baseline import fitted
 from exporter.budgets import check_budget, compress_within
 from exporter.data import Dataset
-from exporter.lowrank.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.engine import Compressed, Engine, Options
-from exporter.lowrank.ranks import FixedRank, FullRank, RankByLayer, RankPolicy
+from exporter.lowrank.ranks.named import policy_for
+from exporter.lowrank.ranks.rank import Rank
 from exporter.lowrank.rewrite import candidates, check_rewritable
 from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Progress
-from exporter.rank import Rank
 from exporter.recipe import Recipe
-
-_NAMED: dict[str, Callable[[], RankPolicy]] = {
-    "full": FullRank,
-    "stable": StableRank,
-    "vbmf": VbmfRank,
-    "auto": VbmfRank,
-}
-
-
-def policy_for(recipe: Recipe) -> RankPolicy | None:
-    """Returns the policy that a recipe's rank or energy stands for; None for a budget."""
-    rank = recipe.rank
-    if recipe.energy is not None:
-        return EnergyRank(recipe.energy)
-    if rank is None:
-        return None
-    if isinstance(rank, Mapping):
-        return RankByLayer(rank)
-    if isinstance(rank, str):
-        return _NAMED[rank]()
-    return FractionRank(rank) if isinstance(rank, float) else FixedRank(rank)
 
 
 def options_for(recipe: Recipe) -> Options:

@@ -9,7 +9,7 @@ from exporter.lowrank.fold import fold_batch_norms
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Array, Moments
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks import Candidate, LayerPlan, RankPlan, RankPolicy
+from exporter.lowrank.ranks.policy import Candidate, LayerPlan, RankPlan, RankPolicy
 from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite, walk
 from exporter.lowrank.statistics import Calibration, gather, gather_fishers
 from exporter.progress import Progress, Silent

@@ -7,7 +7,7 @@ from typing import Any
 
 from exporter.errors import ModelError, brief
 from exporter.lowrank.factorizers import Replacement, factorizer_for, reason_kept
-from exporter.lowrank.ranks import Candidate
+from exporter.lowrank.ranks.policy import Candidate
 
 
 def check_rewritable(model: Any) -> None:

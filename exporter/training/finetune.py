@@ -13,7 +13,7 @@ from exporter.distributions import output_families
 from exporter.errors import DataError
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine
-from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.rewrite import rewrite
 from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Progress, Silent

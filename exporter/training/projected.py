@@ -12,7 +12,7 @@ from exporter.lowrank.factorizers import Replacement
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks import Candidate
+from exporter.lowrank.ranks.policy import Candidate
 from exporter.lowrank.rewrite import candidates, rewrite, walk
 from exporter.lowrank.taps import tapped, watched
 from exporter.training.objective import Objective

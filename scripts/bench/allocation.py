@@ -31,16 +31,16 @@ from exporter.baseline import fitted, reference_for, train_reference
 from exporter.budgets import Planner
 from exporter.data import Dataset, Split, load_dataset
 from exporter.formats.base import KerasRunner
-from exporter.lowrank.allocation import (
+from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.ranks.budgeted import (
     BudgetedPolicy,
     BudgetPolicy,
     EnergyBudgetPolicy,
     GreedyBudgetPolicy,
     UniformBudgetPolicy,
 )
-from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.knapsack import UnreachableError
-from exporter.lowrank.ranks import FixedRank, RankPlan
+from exporter.lowrank.ranks.knapsack import UnreachableError
+from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
 from exporter.lowrank.statistics import Calibration, calibration_from
 from exporter.progress import Silent

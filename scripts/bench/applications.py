@@ -87,7 +87,7 @@ def measure(name: str, rank: str) -> dict[str, object]:
     import numpy as np
 
     import exporter
-    from exporter.rank import parse_rank
+    from exporter.lowrank.ranks.rank import parse_rank
 
     keras.utils.set_random_seed(0)
     build = getattr(keras.applications, name)

@@ -29,7 +29,7 @@ from exporter.formats.base import KerasRunner, Signature
 from exporter.formats.keras_models import serving_module
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.ranks import RankPlan
+from exporter.lowrank.ranks.policy import RankPlan
 from exporter.recipe import Recipe
 from exporter.training.finetune import finetune
 

@@ -31,7 +31,7 @@ import numpy as np
 from exporter.budgets import Planner
 from exporter.errors import RecipeError
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.ranks import FixedRank
+from exporter.lowrank.ranks.policy import FixedRank
 from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Silent
 from exporter.recipe import Recipe

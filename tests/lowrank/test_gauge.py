@@ -12,7 +12,7 @@ from keras import layers
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.gauge import regauge
 from exporter.lowrank.junction import AS_CUT
-from exporter.lowrank.ranks import FixedRank
+from exporter.lowrank.ranks.policy import FixedRank
 from exporter.lowrank.simulation import Simulation
 from exporter.lowrank.statistics import Calibration
 

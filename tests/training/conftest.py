@@ -44,7 +44,7 @@ def tuner(blobs, listener):
 
     def make(model, rank=3, *, data=None, strategy=None, checkpoints=None, loss=None, **choices):
         from exporter.baseline import fitted
-        from exporter.lowrank.compress import policy_for
+        from exporter.lowrank.ranks.named import policy_for
 
         recipe = Recipe(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
         dataset = fitted(load_dataset(data or blobs), model)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from exporter.errors import DataError
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.ranks import FixedRank
+from exporter.lowrank.ranks.policy import FixedRank
 from exporter.progress import Silent
 from exporter.training.adaptive import AdaptivePolicy, Trials, budget_of, tried_out
 from exporter.training.loop import Loop

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.ranks import FixedRank
+from exporter.lowrank.ranks.policy import FixedRank
 from exporter.training.factored import Factored, squared_product_norm
 from exporter.training.objective import Objective
 

@@ -31,7 +31,7 @@ def main():
 
     from exporter.baseline import fitted
     from exporter.lowrank.engine import Engine, Options
-    from exporter.lowrank.ranks import FixedRank
+    from exporter.lowrank.ranks.policy import FixedRank
     from exporter.progress import Silent
     from exporter.training import loop
     from exporter.training.finetune import FineTuner

@@ -273,7 +273,7 @@ def test_bytes_may_differ_by_five_percent_and_sixteen_kibibytes(
 def test_model_that_was_not_compressed_is_held_to_its_own_weights(
     classifier: Any, export_as: Callable[..., Artifact]
 ) -> None:
-    from exporter.lowrank.ranks import RankPlan
+    from exporter.lowrank.ranks.policy import RankPlan
 
     proof = proof_of(export_as("onnx", classifier), Compressed(classifier, RankPlan(()), {}))
 
@@ -286,7 +286,7 @@ def test_graph_of_a_deep_model_may_outweigh_its_weights(
 ) -> None:
     import keras
 
-    from exporter.lowrank.ranks import RankPlan
+    from exporter.lowrank.ranks.policy import RankPlan
 
     deep = keras.Sequential(
         [keras.Input((4,)), *(keras.layers.Dense(4, activation="swish") for _ in range(60))]

@@ -13,7 +13,7 @@ from exporter.formats.base import ExportOptions, KerasRunner, Signature
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.factorizers import FACTORIZERS, factorizer_for
-from exporter.lowrank.ranks import FixedRank
+from exporter.lowrank.ranks.policy import FixedRank
 from exporter.lowrank.rewrite import rewrite
 from exporter.lowrank.statistics import Calibration, gather
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
-from exporter.lowrank.allocation import (
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.ranks.budgeted import (
     BudgetPolicy,
     EnergyBudgetPolicy,
     GreedyBudgetPolicy,
@@ -14,9 +15,8 @@ from exporter.lowrank.allocation import (
     UniformBudgetPolicy,
     rank_grid,
 )
-from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.knapsack import UnreachableError
-from exporter.lowrank.ranks import Candidate, factorizable
+from exporter.lowrank.ranks.knapsack import UnreachableError
+from exporter.lowrank.ranks.policy import Candidate, factorizable
 from exporter.lowrank.rewrite import candidates
 
 POLICIES = [BudgetPolicy, GreedyBudgetPolicy, EnergyBudgetPolicy, UniformBudgetPolicy]

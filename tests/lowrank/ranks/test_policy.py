@@ -3,7 +3,7 @@ import re
 import pytest
 
 from exporter.errors import RecipeError
-from exporter.lowrank.ranks import FixedRank, FullRank, RankByLayer
+from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer
 from exporter.lowrank.rewrite import candidates
 
 

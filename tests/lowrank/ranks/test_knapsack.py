@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.lowrank import knapsack
-from exporter.lowrank.knapsack import (
+from exporter.lowrank.ranks import knapsack
+from exporter.lowrank.ranks.knapsack import (
     Option,
     UnreachableError,
     allocate,

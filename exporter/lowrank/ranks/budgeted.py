@@ -8,14 +8,14 @@ from itertools import chain
 from typing import ClassVar, Literal
 
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.knapsack import (
+from exporter.lowrank.ranks.knapsack import (
     Option,
     UnreachableError,
     allocate,
     allocate_evenly,
     allocate_greedily,
 )
-from exporter.lowrank.ranks import (
+from exporter.lowrank.ranks.policy import (
     Candidate,
     Choice,
     Curves,

@@ -6,10 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
-from exporter.lowrank.automatic import EnergyRank, FractionRank, StableRank, VbmfRank, vbmf_rank
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.truncation import error_curve
-from exporter.lowrank.ranks import Candidate
+from exporter.lowrank.ranks.automatic import (
+    EnergyRank,
+    FractionRank,
+    StableRank,
+    VbmfRank,
+    vbmf_rank,
+)
+from exporter.lowrank.ranks.policy import Candidate
 
 POLICIES = [FractionRank(0.3), EnergyRank(0.5), StableRank(), VbmfRank()]
 
