@@ -27,12 +27,12 @@ from exporter.formats.base import (
 )
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.isolation import ChildError
+from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.gauge import Gauged, GaugeReport, regauge
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.simulation import Scheme
-from exporter.lowrank.statistics import Calibration, calibration_from
 from exporter.output import staged_output
 from exporter.quantization.granularity import Trial, choose, to_try
 from exporter.recipe import Recipe

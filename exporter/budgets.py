@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from exporter.benchmark import count_macs, measure_latency
+from exporter.benchmark import measure_latency
 from exporter.card import Normalization, make_card
 from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
 from exporter.data.metrics import is_classes, is_one_hot, task_metric
@@ -23,14 +23,11 @@ from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.kernels import FREE_SIZE
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
+from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.lowrank.sensitivity import divergence, measure_sensitivities
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE, predict_in_batches
-
-Unit = Literal["params", "macs"]
 
 SIZE_ROUNDS = 6
 SIZE_USED = 0.985
@@ -64,80 +61,6 @@ class Budget:
     def held(self) -> bool:
         """Whether the limit is kept."""
         return self.reached <= self.limit
-
-
-class Planner:
-    """Plans one model for budgets."""
-
-    def __init__(self, engine: Engine, progress: Progress | None = None) -> None:
-        self.engine = engine
-        self._progress = progress or Silent()
-        self._sensitivities: Any = None
-        kernels = [c.macs() or 0 for c in engine.candidates]
-        self._fixed_macs = max(0, count_macs(engine.model) - sum(kernels))
-        self.params = engine.model.count_params()
-        self.macs = self._fixed_macs + sum(kernels)
-
-    def within(self, unit: Unit, limit: int) -> RankPlan:
-        """Returns the plan of the least loss within a limit.
-
-        Raises:
-            RecipeError: If the limit is below the smallest reachable figure, which it names.
-        """
-        return self.engine.plan(self.policy(unit, limit))
-
-    def smallest(self, unit: Unit) -> int:
-        """Returns the least that any plan takes: rank 1 in every layer."""
-        fixed = self._fixed_macs if unit == "macs" else 0
-        total = fixed
-        for candidate in self.engine.candidates:
-            count = candidate.params if unit == "params" else candidate.macs
-            ranks = (None, 1) if candidate.kernel is not None else (None,)
-            total += min(count(rank) or 0 for rank in ranks)
-        return total
-
-    def best_within(self, unit: Unit, limit: int) -> Compressed:
-        """Factorizes within a limit by the knapsack, or at equal energies where that is better.
-
-        The knapsack adds up what each layer costs alone. Where layers spoil each other's input the
-        sum misleads, and then equal energies can be better; so both are held against the original
-        model on the calibration data.
-
-        Raises:
-            RecipeError: If the limit is below the smallest reachable figure, which it names.
-        """
-        best = self.engine.carry_out(self.within(unit, limit))
-        if self.engine.calibration is None:
-            return best
-        try:
-            plan = self.engine.plan(self.policy(unit, limit, EnergyBudgetPolicy))
-        except RecipeError:
-            return best  # The limit cannot be kept at equal energies.
-        if plan.ranks == best.plan.ranks:
-            return best
-        other = self.engine.carry_out(plan)
-        return other if self._loss(other.model) < self._loss(best.model) else best
-
-    def policy(
-        self, unit: Unit, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
-    ) -> BudgetedPolicy:
-        """Returns a policy for a limit, with what was measured of each kernel."""
-        if self._sensitivities is None:
-            self._sensitivities = measure_sensitivities(self.engine, self._progress)
-        return kind(
-            unit, limit, fixed_macs=self._fixed_macs, sensitivities=self._sensitivities or None
-        )
-
-    def _loss(self, model: Any) -> float:
-        calibration = self.engine.calibration
-        if calibration is None:
-            return 0.0
-        original, copy = KerasRunner(self.engine.model), KerasRunner(model)
-        losses = [
-            divergence(original(batch), copy(batch), calibration.logits)
-            for batch in calibration.batches()
-        ]
-        return float(np.mean(losses))
 
 
 def compress_within(

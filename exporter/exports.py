@@ -11,8 +11,8 @@ from exporter.data import Dataset
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, KerasRunner, describe
 from exporter.isolation import ChildError
+from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.statistics import Calibration
 from exporter.output import REJECTED
 from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport

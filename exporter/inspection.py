@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from exporter.baseline import fitted
-from exporter.budgets import Planner
 from exporter.data import Dataset
 from exporter.errors import RecipeError
+from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
 from exporter.lowrank.rewrite import check_rewritable
-from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Progress
 from exporter.recipe import Recipe
 

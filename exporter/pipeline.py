@@ -32,10 +32,10 @@ from exporter.exports import Exports
 from exporter.formats import FORMATS
 from exporter.formats.base import Signature
 from exporter.inspection import Inspection, inspect_engine
+from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.rewrite import check_rewritable
-from exporter.lowrank.statistics import Calibration, calibration_from
 from exporter.output import (
     ARTIFACTS,
     BASELINE_FILE,

@@ -5,12 +5,13 @@ import pytest
 
 from exporter.artifacts import export
 from exporter.baseline import fitted
-from exporter.budgets import Budget, Planner, accuracy_drop, check_budget, compress_within, skeleton
+from exporter.budgets import Budget, accuracy_drop, check_budget, compress_within, skeleton
 from exporter.data import load_dataset
 from exporter.errors import DataError, RecipeError
+from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
+from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
-from exporter.lowrank.statistics import calibration_from
 from exporter.recipe import Recipe
 
 

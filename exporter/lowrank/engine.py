@@ -4,14 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from exporter.lowrank.calibration import Calibration
+from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.factorizers import Replacement
 from exporter.lowrank.fold import fold_batch_norms
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Array, Moments
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks.policy import Candidate, LayerPlan, RankPlan, RankPolicy
-from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite, walk
-from exporter.lowrank.statistics import Calibration, gather, gather_fishers
+from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
+from exporter.lowrank.rewrite import check_rewritable, rewrite, walk
+from exporter.lowrank.statistics import gather, gather_fishers
 from exporter.progress import Progress, Silent
 
 MAX_STAGES = 8

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from exporter.formats.base import Granularity, Signature
+from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.equalization import sources
 from exporter.lowrank.factorizers.base import Replacement, input_shape, rebuild
@@ -22,7 +23,7 @@ from exporter.lowrank.junction import AS_CUT, Junction, LayerGauge
 from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.rewrite import walk
 from exporter.lowrank.simulation import Scheme, Simulation, linear_layers
-from exporter.lowrank.statistics import Calibration, tensors_of
+from exporter.lowrank.statistics import tensors_of
 from exporter.lowrank.taps import called
 
 GAUGE_SAMPLES = 500

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from exporter.errors import ModelError, brief
-from exporter.lowrank.factorizers import Replacement, factorizer_for, reason_kept
-from exporter.lowrank.ranks.policy import Candidate
+from exporter.lowrank.factorizers import Replacement
 
 
 def check_rewritable(model: Any) -> None:
@@ -95,30 +94,6 @@ def _graphs(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _nodes(graph: Any) -> list[Any]:
     """Returns the calls that belong to a graph; its layers may have been called in others too."""
     return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
-
-
-def candidates(model: Any, *, merge: bool = True, convolution: str = "channel") -> list[Candidate]:
-    """Lists the kernels, and the layers with weights that have none, in the order of the model.
-
-    Args:
-        model: The model.
-        merge: Whether S would be merged into U.
-        convolution: How a convolution would be cut.
-    """
-    found = []
-    for path, layer in walk(model):
-        if not layer.weights:
-            continue
-        kind = type(layer).__name__
-        factorizer = factorizer_for(layer, convolution=convolution)
-        if factorizer is None:
-            note = reason_kept(layer)
-            found.append(Candidate(path, path, kind, layer, None, None, merge, note))
-            continue
-        for kernel in factorizer.kernels(layer):
-            name = f"{path}/{kernel.name}" if kernel.name else path
-            found.append(Candidate(name, path, kind, layer, factorizer, kernel, merge))
-    return found
 
 
 def rewrite(

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from exporter.benchmark import count_macs
 from exporter.data.metrics import are_probabilities
 from exporter.formats.base import KerasRunner
+from exporter.lowrank.calibration import Calibration
+from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.ranks.budgeted import Sensitivity
-from exporter.lowrank.ranks.policy import Candidate
-from exporter.lowrank.statistics import Calibration
 from exporter.lowrank.taps import substituted
 from exporter.progress import Progress, Silent
 

@@ -17,9 +17,10 @@ from exporter.data.metrics import decibels
 from exporter.distributions import as_logits, output_families
 from exporter.formats.base import Granularity, Signature
 from exporter.formats.variants import SMALL_KERNEL
+from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.fold import OUTPUT_AXES
 from exporter.lowrank.rewrite import rewrite, walk
-from exporter.lowrank.statistics import Calibration, tensors_of
+from exporter.lowrank.statistics import tensors_of
 from exporter.lowrank.taps import replaced
 
 Scheme = Literal["dynamic", "static"]

@@ -1,101 +1,19 @@
 """Gathers the moments of kernels from calibration data, in batches: constant memory, any size."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from exporter.data import Dataset, Samples, held
-from exporter.data.metrics import is_classes
 from exporter.distributions import Family, as_logits, output_families
+from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Accumulator, Array, Fisher, Moments
 from exporter.lowrank.taps import Kernels, tapped, watched
 
 MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
-
-MAX_BATCH = 512
-
-HELD_OUT_EVERY = 4
-"""One batch of this many is held out to judge by."""
-
-_BATCH_BYTES = 2**29
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Inputs that show what flows through a model; labels are not needed.
-
-    Attributes:
-        inputs: Arrays by input name, samples along the first axis; lazy if they are too large.
-        batch_size: How many samples are predicted at once.
-        logits: Outputs that classify. Unless they are a softmax or sigmoid, they are taken for
-            unnormalised log-probabilities.
-    """
-
-    inputs: Mapping[str, Samples]
-    batch_size: int
-    logits: frozenset[str] = frozenset()
-
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
-
-    @property
-    def batch_count(self) -> int:
-        """How many batches there are."""
-        return -(-len(self) // self.batch_size)
-
-    def head(self, samples: int) -> "Calibration":
-        """Returns the first samples alone, at least one batch of them."""
-        count = max(self.batch_size, samples // self.batch_size * self.batch_size)
-        return replace(self, inputs={name: a[:count] for name, a in self.inputs.items()})
-
-    def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yields the samples in whole batches; the last one may be smaller."""
-        for start in range(0, len(self), self.batch_size):
-            stop = start + self.batch_size
-            yield {name: array[start:stop] for name, array in self.inputs.items()}
-
-
-def calibration_from(model: Any, dataset: Dataset, samples: int) -> Calibration | None:
-    """Takes calibration data from the training part of a data set.
-
-    Args:
-        model: The model.
-        dataset: Fitted to the model.
-        samples: The most that are taken, from the front: splits are shuffled.
-
-    Returns:
-        None where the data set has no training part, or too few samples for a model whose batch
-        size is fixed.
-    """
-    train = dataset.train
-    if train is None:
-        return None
-    fixed = model.inputs[0].shape[0]
-    count = min(samples, len(train))
-    # Small batches, if need be, for some to be held out.
-    batch = int(fixed) if fixed else min(_affordable_batch(model), -(-count // HELD_OUT_EVERY))
-    if fixed:
-        count = count // batch * batch
-    if not count:
-        return None
-    logits = {name for name, labels in train.labels.items() if is_classes(labels)}
-    return Calibration(held(train.take(slice(count)).inputs), batch, frozenset(logits))
-
-
-def _affordable_batch(model: Any) -> int:
-    """Returns a batch size whose activations fit into memory, forward and backward."""
-    elements = sum(
-        int(np.prod([size or 1 for size in tensor.shape[1:]]))
-        for layer in model.layers
-        for node in layer._inbound_nodes[:1]
-        for tensor in node.outputs
-    )
-    return max(1, min(MAX_BATCH, _BATCH_BYTES // (4 * max(1, elements))))
 
 
 def gather(

@@ -14,18 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.budgeted import CostKind, rank_grid
 from exporter.lowrank.ranks.knapsack import Option, allocate
-from exporter.lowrank.ranks.policy import (
-    Candidate,
-    Choice,
-    Curves,
-    RankByLayer,
-    RankPlan,
-    RankPolicy,
-)
+from exporter.lowrank.ranks.policy import Choice, Curves, RankByLayer, RankPlan, RankPolicy
 from exporter.progress import Progress
 from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exporter.training.distribution import from_first, is_chief

@@ -11,11 +11,11 @@ from exporter.data import Dataset
 from exporter.data.metrics import is_classes
 from exporter.distributions import output_families
 from exporter.errors import DataError
+from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.rewrite import rewrite
-from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation, Trials, tried_out

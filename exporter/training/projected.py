@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from exporter.formats.base import Signature
+from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import build_replacements
 from exporter.lowrank.factorizers import Replacement
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks.policy import Candidate
-from exporter.lowrank.rewrite import candidates, rewrite, walk
+from exporter.lowrank.rewrite import rewrite, walk
 from exporter.lowrank.taps import tapped, watched
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase, Tensors, penalties

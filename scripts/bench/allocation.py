@@ -28,10 +28,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from exporter.baseline import fitted, reference_for, train_reference
-from exporter.budgets import Planner
 from exporter.data import Dataset, Split, load_dataset
 from exporter.formats.base import KerasRunner
+from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import (
     BudgetedPolicy,
     BudgetPolicy,
@@ -42,7 +43,6 @@ from exporter.lowrank.ranks.budgeted import (
 from exporter.lowrank.ranks.knapsack import UnreachableError
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
-from exporter.lowrank.statistics import Calibration, calibration_from
 from exporter.progress import Silent
 from exporter.recipe import Recipe
 

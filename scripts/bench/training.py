@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.budgets import Planner
 from exporter.errors import RecipeError
+from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import FixedRank
-from exporter.lowrank.statistics import calibration_from
 from exporter.progress import Silent
 from exporter.recipe import Recipe
 from exporter.training.distribution import strategy_for

@@ -5,8 +5,9 @@ import pytest
 from exporter.data import load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
 from exporter.formats.base import Signature
+from exporter.lowrank.candidates import candidates
 from exporter.lowrank.compress import check_rank, compress
-from exporter.lowrank.rewrite import candidates, walk
+from exporter.lowrank.rewrite import walk
 from exporter.recipe import Recipe
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.gauge import regauge
 from exporter.lowrank.junction import AS_CUT
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.lowrank.simulation import Simulation
-from exporter.lowrank.statistics import Calibration
 
 SCHEMES = ("dynamic", "static")
 

@@ -4,8 +4,9 @@ import pytest
 from keras import layers
 
 from exporter.errors import ModelError
+from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import build_replacements
-from exporter.lowrank.rewrite import candidates, check_rewritable, rewrite, walk
+from exporter.lowrank.rewrite import check_rewritable, rewrite, walk
 
 
 def full_rank_chains(model):

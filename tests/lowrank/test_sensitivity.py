@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
-from exporter.lowrank.statistics import Calibration
 
 
 def softmax(values):

@@ -6,8 +6,10 @@ import pytest
 from keras import layers
 
 from exporter.lowrank import statistics
-from exporter.lowrank.rewrite import candidates, rewrite, walk
-from exporter.lowrank.statistics import Calibration, gather, gather_fishers
+from exporter.lowrank.calibration import Calibration
+from exporter.lowrank.candidates import candidates
+from exporter.lowrank.rewrite import rewrite, walk
+from exporter.lowrank.statistics import gather, gather_fishers
 
 
 @pytest.fixture

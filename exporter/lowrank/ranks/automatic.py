@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from exporter.errors import RecipeError
+from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Array
-from exporter.lowrank.ranks.policy import Candidate, Choice, Curves, RankPolicy, below_break_even
+from exporter.lowrank.ranks.policy import Choice, Curves, RankPolicy, below_break_even
 
 LEAST_NOISE = 1e-12
 """Smallest noise that is considered, as a part of the energy per element; rounding is below it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
 
+from exporter.lowrank.candidates import Candidate, factorizable, listing
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.ranks.knapsack import (
     Option,
@@ -15,16 +16,7 @@ from exporter.lowrank.ranks.knapsack import (
     allocate_evenly,
     allocate_greedily,
 )
-from exporter.lowrank.ranks.policy import (
-    Candidate,
-    Choice,
-    Curves,
-    RankPlan,
-    RankPolicy,
-    factorizable,
-    listing,
-    plan_from,
-)
+from exporter.lowrank.ranks.policy import Choice, Curves, RankPlan, RankPolicy, plan_from
 
 CostKind = Literal["params", "macs"]
 

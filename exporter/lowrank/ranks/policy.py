@@ -3,53 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from exporter.errors import RecipeError
-from exporter.lowrank.factorizers import Factorizer
-from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.candidates import Candidate, factorizable, listing
 from exporter.lowrank.linalg.moments import Array
 
 Curves = Mapping[str, Array]
 """Squared error at every rank from 0 to the full one, by the candidate's name."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A kernel, or a layer with weights that has none, as rank policies see it.
-
-    Attributes:
-        name: Path of the layer: the names of the nested models that hold it, and its own; followed
-            by the name of the kernel where the layer has several.
-        path: Path of the layer.
-        kind: Its Keras class name.
-        layer: The layer.
-        factorizer: What can factorize it; None if nothing can.
-        kernel: The kernel; None if there is none to factorize.
-        merge: Whether S would be merged into U.
-        note: Why there is none.
-    """
-
-    name: str
-    path: str
-    kind: str
-    layer: Any
-    factorizer: Factorizer | None
-    kernel: Kernel | None
-    merge: bool = True
-    note: str = ""
-
-    def params(self, rank: int | None = None) -> int:
-        """Counts the parameters at a rank; None is the layer as it is."""
-        if self.kernel is None:
-            return int(self.layer.count_params())
-        return self.kernel.params(rank, merge=self.merge)
-
-    def macs(self, rank: int | None = None) -> int | None:
-        """Counts the multiply-accumulates at a rank; None if the layer cannot be factorized."""
-        if self.kernel is None:
-            return None
-        return self.kernel.macs(rank, merge=self.merge)
 
 
 @dataclass(frozen=True)
@@ -134,11 +95,6 @@ class RankPolicy(ABC):
     @abstractmethod
     def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
         """Returns what becomes of each candidate; all of them have a kernel."""
-
-
-def factorizable(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Returns the candidates that have a kernel."""
-    return [candidate for candidate in candidates if candidate.kernel is not None]
 
 
 def plan_from(candidates: Sequence[Candidate], choices: Mapping[str, Choice]) -> RankPlan:
@@ -242,9 +198,3 @@ def below_break_even(rank: int, candidate: Candidate, reason: str = "") -> Choic
     if rank >= limit:
         return Choice(None, f"rank {rank} reaches break-even {limit:.1f}")
     return Choice(rank, reason or f"below break-even {limit:.1f}")
-
-
-def listing(candidates: Sequence[Candidate]) -> str:
-    """Lists names and shapes of what can be factorized."""
-    shapes = [f"{c.name} ({c.kernel.m} x {c.kernel.n})" for c in candidates if c.kernel]
-    return ", ".join(shapes) or "none can be factorized"

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
+from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.truncation import error_curve
 from exporter.lowrank.ranks.automatic import (
@@ -15,7 +16,6 @@ from exporter.lowrank.ranks.automatic import (
     VbmfRank,
     vbmf_rank,
 )
-from exporter.lowrank.ranks.policy import Candidate
 
 POLICIES = [FractionRank(0.3), EnergyRank(0.5), StableRank(), VbmfRank()]
 
@@ -203,7 +203,7 @@ class TestAll:
         assert rank is None or 1 <= rank < m * n / (m + n)
 
     def test_plans_a_model(self, policy, build):
-        from exporter.lowrank.rewrite import candidates
+        from exporter.lowrank.candidates import candidates
 
         found = candidates(build("nested_sequential"))
         curves = {c.name: c.kernel.error_curve() for c in found}

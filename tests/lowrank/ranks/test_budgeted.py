@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
+from exporter.lowrank.candidates import Candidate, candidates, factorizable
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.ranks.budgeted import (
     BudgetPolicy,
@@ -16,8 +17,6 @@ from exporter.lowrank.ranks.budgeted import (
     rank_grid,
 )
 from exporter.lowrank.ranks.knapsack import UnreachableError
-from exporter.lowrank.ranks.policy import Candidate, factorizable
-from exporter.lowrank.rewrite import candidates
 
 POLICIES = [BudgetPolicy, GreedyBudgetPolicy, EnergyBudgetPolicy, UniformBudgetPolicy]
 

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from exporter.errors import RecipeError
+from exporter.lowrank.candidates import candidates
 from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer
-from exporter.lowrank.rewrite import candidates
 
 
 @pytest.fixture

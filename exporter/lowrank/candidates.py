@@ -1,0 +1,82 @@
+"""Lists the kernels of a model that can be factorized."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.lowrank.factorizers import Factorizer, factorizer_for, reason_kept
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.rewrite import walk
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel, or a layer with weights that has none, as rank policies see it.
+
+    Attributes:
+        name: Path of the layer: the names of the nested models that hold it, and its own; followed
+            by the name of the kernel where the layer has several.
+        path: Path of the layer.
+        kind: Its Keras class name.
+        layer: The layer.
+        factorizer: What can factorize it; None if nothing can.
+        kernel: The kernel; None if there is none to factorize.
+        merge: Whether S would be merged into U.
+        note: Why there is none.
+    """
+
+    name: str
+    path: str
+    kind: str
+    layer: Any
+    factorizer: Factorizer | None
+    kernel: Kernel | None
+    merge: bool = True
+    note: str = ""
+
+    def params(self, rank: int | None = None) -> int:
+        """Counts the parameters at a rank; None is the layer as it is."""
+        if self.kernel is None:
+            return int(self.layer.count_params())
+        return self.kernel.params(rank, merge=self.merge)
+
+    def macs(self, rank: int | None = None) -> int | None:
+        """Counts the multiply-accumulates at a rank; None if the layer cannot be factorized."""
+        if self.kernel is None:
+            return None
+        return self.kernel.macs(rank, merge=self.merge)
+
+
+def factorizable(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Returns the candidates that have a kernel."""
+    return [candidate for candidate in candidates if candidate.kernel is not None]
+
+
+def listing(candidates: Sequence[Candidate]) -> str:
+    """Lists names and shapes of what can be factorized."""
+    shapes = [f"{c.name} ({c.kernel.m} x {c.kernel.n})" for c in candidates if c.kernel]
+    return ", ".join(shapes) or "none can be factorized"
+
+
+def candidates(model: Any, *, merge: bool = True, convolution: str = "channel") -> list[Candidate]:
+    """Lists the kernels, and the layers with weights that have none, in the order of the model.
+
+    Args:
+        model: The model.
+        merge: Whether S would be merged into U.
+        convolution: How a convolution would be cut.
+    """
+    found = []
+    for path, layer in walk(model):
+        if not layer.weights:
+            continue
+        kind = type(layer).__name__
+        factorizer = factorizer_for(layer, convolution=convolution)
+        if factorizer is None:
+            note = reason_kept(layer)
+            found.append(Candidate(path, path, kind, layer, None, None, merge, note))
+            continue
+        for kernel in factorizer.kernels(layer):
+            name = f"{path}/{kernel.name}" if kernel.name else path
+            found.append(Candidate(name, path, kind, layer, factorizer, kernel, merge))
+    return found
