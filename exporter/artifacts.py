@@ -10,28 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from exporter.baseline import fitted
 from exporter.card import ModelCard, check_card
 from exporter.data import Dataset, load_dataset
 from exporter.data.metrics import snr_db
 from exporter.datasets import NO_DATA
 from exporter.errors import DataError, InputError
 from exporter.formats import FORMATS
-from exporter.formats.base import (
-    Artifact,
-    ExportOptions,
-    Format,
-    KerasRunner,
-    Signature,
-    describe,
-)
+from exporter.formats.base import Artifact, ExportOptions, Format, describe
 from exporter.formats.variants import FLOAT32, Variant
+from exporter.graph.fitting import fitted
+from exporter.graph.runner import KerasRunner
+from exporter.graph.signature import Signature
+from exporter.graph.walk import check_rewritable
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.gauge import Gauged, GaugeReport, regauge
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.lowrank.rewrite import check_rewritable
 from exporter.lowrank.simulation import Scheme
 from exporter.output import staged_output
 from exporter.quantization.granularity import Trial, choose, to_try

@@ -19,15 +19,16 @@ from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
 from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, Format, KerasRunner, Signature
+from exporter.formats.base import ExportOptions, Format
+from exporter.graph.runner import KerasRunner, predict_in_batches
+from exporter.graph.signature import FREE_SIZE, Signature
 from exporter.lowrank.engine import Compressed, Engine
-from exporter.lowrank.kernels import FREE_SIZE
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
-from exporter.verification.probes import BATCH_SIZE, predict_in_batches
+from exporter.verification.probes import BATCH_SIZE
 
 SIZE_ROUNDS = 6
 SIZE_USED = 0.985

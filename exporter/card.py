@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from exporter.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
-    from exporter.formats.base import TensorInfo
+    from exporter.graph.signature import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from exporter.benchmark import LatencyPair, measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset
 from exporter.errors import ConversionError
-from exporter.formats.base import ExportOptions, Format, KerasRunner, describe
+from exporter.formats.base import ExportOptions, Format, describe
+from exporter.graph.runner import KerasRunner
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed

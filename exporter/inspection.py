@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.baseline import fitted
 from exporter.data import Dataset
 from exporter.errors import RecipeError
+from exporter.graph.fitting import fitted
+from exporter.graph.walk import check_rewritable
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Engine
@@ -17,7 +18,6 @@ from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
-from exporter.lowrank.rewrite import check_rewritable
 from exporter.progress import Progress
 from exporter.recipe import Recipe
 

@@ -14,28 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import artifact_name, quantization_samples
-from exporter.baseline import (
-    REFERENCE_NAME,
-    Training,
-    fitted,
-    load_model,
-    loss_in_file,
-    reference_for,
-    train_reference,
-)
-from exporter.benchmark import count_macs
+from exporter.baseline import REFERENCE_NAME, Training, reference_for, train_reference
 from exporter.budgets import Budget, accuracy_drop, check_budget
 from exporter.card import ModelCard, make_card
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.exports import Exports
 from exporter.formats import FORMATS
-from exporter.formats.base import Signature
+from exporter.graph.fitting import fitted
+from exporter.graph.loading import load_model, loss_in_file
+from exporter.graph.macs import count_macs
+from exporter.graph.signature import Signature
+from exporter.graph.walk import check_rewritable
 from exporter.inspection import Inspection, inspect_engine
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.compress import carry_out, check_rank, options_for
 from exporter.lowrank.engine import Compressed, Engine
-from exporter.lowrank.rewrite import check_rewritable
 from exporter.output import (
     ARTIFACTS,
     BASELINE_FILE,

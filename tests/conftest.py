@@ -319,7 +319,7 @@ def installed() -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def samples() -> Callable[..., dict[str, Any]]:
     """Random inputs of a model by the names in its signature: ``samples(model, count)``."""
-    from exporter.formats.base import Signature
+    from exporter.graph.signature import Signature
 
     def draw(model: Any, count: int, seed: int = 0) -> dict[str, Any]:
         generator = np.random.default_rng(seed)
@@ -334,7 +334,7 @@ def samples() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def predict() -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
     """Predictions of a Keras model by the names in its signature."""
-    from exporter.formats.base import KerasRunner
+    from exporter.graph.runner import KerasRunner
 
     # Eagerly: to trace a graph takes longer than the few layers.
     return lambda model, inputs: KerasRunner(model, eager=True)(inputs)

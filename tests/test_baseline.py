@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from exporter import baseline
-from exporter.baseline import load_model, reference_for, scales_input, train_reference
+from exporter.baseline import reference_for, train_reference
 from exporter.data import files, fit_to_model, load_dataset, loading
 from exporter.errors import DataError, ModelError, OutputError
-from exporter.formats.base import Signature
+from exporter.graph.fitting import scales_input
+from exporter.graph.loading import load_model
+from exporter.graph.signature import Signature
 from exporter.progress import Silent
 
 SUFFIXES = ["keras", "h5"]

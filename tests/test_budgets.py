@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import export
-from exporter.baseline import fitted
 from exporter.budgets import Budget, accuracy_drop, check_budget, compress_within, skeleton
 from exporter.data import load_dataset
 from exporter.errors import DataError, RecipeError
+from exporter.graph.fitting import fitted
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner

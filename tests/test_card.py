@@ -5,7 +5,7 @@ import pytest
 
 from exporter.card import ModelCard, Normalization, check_card, make_card, read_labels
 from exporter.errors import InputError, RecipeError
-from exporter.formats.base import TensorInfo
+from exporter.graph.signature import TensorInfo
 
 INPUTS = (TensorInfo("image", (None, 28, 28), "float32"),)
 OUTPUTS = (

@@ -6,7 +6,6 @@ between formats is an attribute or a method here.
 """
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,58 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from exporter.card import ModelCard
-from exporter.errors import DataError, ModelError
+from exporter.errors import DataError
 from exporter.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
+from exporter.graph.signature import Interface, Signature, TensorInfo, Tensors
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    Tensors = Mapping[str, NDArray[np.generic]]
-else:
-    Tensors = Mapping
-
 Granularity = Literal["tensor", "channel"]
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What the integers of a tensor stand for: ``real = scale * (integer - zero_point)``.
-
-    Attributes:
-        scale: Real value of one step.
-        zero_point: The integer that stands for zero.
-    """
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output.
-
-    Attributes:
-        name: The name in every artifact: the Keras name, made an identifier.
-        shape: Sizes with the batch axis first; None where a size is not fixed.
-        dtype: NumPy's name of the element type.
-        quantization: What its integers stand for; None if it is not quantized.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    quantization: Quantization | None = None
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The batch size that the model insists on; None if any will do."""
-        return self.shape[0] if self.shape else None
-
-
-Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
-"""Inputs and outputs."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +110,6 @@ class ExportOptions:
                 f"Variant {self.variant!r} needs samples to calibrate the ranges of activations "
                 "on. Received: none. Name data with --data, and let --calibration be 1 or more."
             )
-
-
-def split(inputs: Tensors, size: int) -> list[Tensors]:
-    """Cuts a batch of named arrays into smaller ones, the last of which may be smaller still."""
-    count = len(next(iter(inputs.values())))
-    return [
-        {name: array[start : start + size] for name, array in inputs.items()}
-        for start in range(0, count, size)
-    ]
 
 
 class Runner(Protocol):
@@ -257,119 +204,6 @@ class Format(ABC):
     @abstractmethod
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Parses an artifact and lists every constant that is stored in it."""
-
-
-class Signature:
-    """The inputs and outputs of a Keras model, under names that every format accepts.
-
-    The names are those of the input layers and of the layers that give the outputs (or the keys,
-    where the model returns a dictionary), with characters that no identifier has replaced by ``_``.
-
-    Attributes:
-        inputs: In the order of ``model.inputs``.
-        outputs: In the order of the flattened output structure.
-
-    Raises:
-        ModelError: If the model has an input that is not dense.
-    """
-
-    def __init__(self, model: Any, *, training: bool = False, batch: int | None = None) -> None:
-        """Reads the names.
-
-        Args:
-            model: The model.
-            training: Whether dropout and the like are active when the signature is called.
-            batch: The batch size, where that of the model is free; None leaves it so.
-        """
-        import keras
-
-        if any(tensor.sparse for tensor in model.inputs):
-            raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
-        input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
-        self.inputs = _infos(input_names, model.inputs, batch)
-        structure = getattr(model, "output", None)
-        if isinstance(structure, dict):
-            tensors = keras.tree.flatten(structure)
-            # Keras flattens dictionaries in the order of their sorted keys.
-            output_names = [".".join(map(str, path)) for path, _ in _flat_paths(structure)]
-        else:
-            tensors = model.outputs
-            output_names = [tensor._keras_history.operation.name for tensor in tensors]
-        self.outputs = _infos(output_names, tensors, batch)
-        self._names_by_layer: dict[str, str] = dict(
-            zip(input_names, (info.name for info in self.inputs), strict=True)
-        )
-        self._call = model
-        self._training = training
-        self._structure = getattr(model, "_inputs_struct", None)
-
-    def input_name(self, name: str) -> str:
-        """Translates the name of a Keras input layer; other names are returned as they are."""
-        return self._names_by_layer.get(name, name)
-
-    def __call__(self, **inputs: Any) -> dict[str, Any]:
-        """Calls the model on tensors by name, and names what it returns."""
-        import keras
-
-        flat = [inputs[info.name] for info in self.inputs]
-        structure = flat[0] if len(flat) == 1 else flat
-        if isinstance(self._structure, (dict, list, tuple)):
-            structure = keras.tree.pack_sequence_as(self._structure, flat)
-        flat_outputs = keras.tree.flatten(self._call(structure, training=self._training))
-        names = (info.name for info in self.outputs)
-        return dict(zip(names, flat_outputs, strict=True))
-
-
-def _flat_paths(structure: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    import keras
-
-    return list(keras.tree.flatten_with_path(structure))
-
-
-def _infos(
-    names: Sequence[str], tensors: Sequence[Any], batch: int | None
-) -> tuple[TensorInfo, ...]:
-    taken: set[str] = set()
-    infos = []
-    for name, tensor in zip(names, tensors, strict=True):
-        identifier = re.sub(r"\W", "_", name, flags=re.ASCII)
-        if not identifier[:1].isalpha():
-            identifier = f"t{identifier}"
-        unique, count = identifier, 1
-        while unique in taken:
-            unique, count = f"{identifier}_{count}", count + 1
-        taken.add(unique)
-        shape = (*(size or batch for size in tensor.shape[:1]), *tensor.shape[1:])
-        infos.append(TensorInfo(unique, shape, str(tensor.dtype)))
-    return tuple(infos)
-
-
-class KerasRunner:
-    """A Keras model under the same contract as an artifact."""
-
-    def __init__(self, model: Any, *, eager: bool = False) -> None:
-        """Wraps a model.
-
-        Args:
-            model: The model.
-            eager: Whether layers are called one by one. As a graph, which takes time to trace, the
-                model does not hold all activations at once.
-        """
-        import tensorflow as tf
-
-        self._signature = Signature(model)
-        call = self._signature.__call__
-        self._call = call if eager else tf.function(call, autograph=False, reduce_retracing=True)
-
-    def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
-        """Predicts a batch."""
-        import tensorflow as tf
-
-        tensors = {
-            info.name: tf.convert_to_tensor(inputs[info.name], dtype=info.dtype)
-            for info in self._signature.inputs
-        }
-        return {name: value.numpy() for name, value in self._call(**tensors).items()}
 
 
 def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:

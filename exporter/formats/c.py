@@ -9,15 +9,7 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.extras import Extra
-from exporter.formats.base import (
-    ExportOptions,
-    Format,
-    Interface,
-    Runner,
-    Signature,
-    StoredTensor,
-    TensorInfo,
-)
+from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.flatbuffer import (
     REFERENCE,
     LiteRTRunner,
@@ -36,6 +28,7 @@ from exporter.formats.micro import (
     measure_arena,
 )
 from exporter.formats.variants import FLOAT32, INT8
+from exporter.graph.signature import Interface, Signature, TensorInfo
 
 HEADER = "model_data.h"
 SOURCE = "model_data.cc"

@@ -13,7 +13,7 @@ from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
-from exporter.formats.base import ExportOptions, Tensors, split
+from exporter.formats.base import ExportOptions
 from exporter.formats.flatbuffer_packing import pack, unpack
 from exporter.formats.variants import (
     DYNAMIC,
@@ -26,6 +26,7 @@ from exporter.formats.variants import (
     QualityRule,
     Variant,
 )
+from exporter.graph.signature import Tensors, split
 
 if TYPE_CHECKING:
     from exporter.quantization.ranges import Observer

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError
-from exporter.formats.base import Runner, TensorInfo, Tensors, split
+from exporter.formats.base import Runner
 from exporter.formats.flatbuffer import read_interface
 from exporter.formats.flatbuffer_packing import pack, unpack
+from exporter.graph.signature import TensorInfo, Tensors, split
 from exporter.isolation import ChildError, call_in_child
 
 ALIGNMENT = 16

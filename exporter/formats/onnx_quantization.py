@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, DataError, ExporterError, brief
-from exporter.formats.base import ExportOptions, Tensors
+from exporter.formats.base import ExportOptions
 from exporter.formats.onnx_integers import DEQUANTIZE, conversion, make_interface_integer
 from exporter.formats.variants import (
     DYNAMIC,
@@ -25,6 +25,7 @@ from exporter.formats.variants import (
     QualityRule,
     Variant,
 )
+from exporter.graph.signature import Tensors
 
 # Measured on ten trained models (dense layers and their rank-20 factors, two convolutional nets, an
 # embedding, attention, an LSTM, two inputs and outputs, regression) with either granularity, every

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import (
-    ExportOptions,
-    Format,
-    Runner,
-    StoredTensor,
-    Tensors,
-)
-from exporter.formats.keras_models import serving_module
+from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.graph.conversion import serving_module
+from exporter.graph.signature import Tensors
 
 
 class SavedModel(Format):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from exporter.formats.base import ExportOptions, Format, Interface, Runner, StoredTensor
+from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.flatbuffer import (
     REFERENCE,
     XNNPACK,
@@ -14,6 +14,7 @@ from exporter.formats.flatbuffer import (
 )
 from exporter.formats.flatbuffer_quantization import VARIANTS
 from exporter.formats.tflite_metadata import add_metadata
+from exporter.graph.signature import Interface
 
 
 class TFLite(Format):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.graph.walk import walk
 from exporter.lowrank.factorizers import Factorizer, factorizer_for, reason_kept
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.rewrite import walk
 
 
 @dataclass(frozen=True)

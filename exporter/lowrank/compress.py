@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from exporter.baseline import fitted
 from exporter.budgets import check_budget, compress_within
 from exporter.data import Dataset
+from exporter.graph.fitting import fitted
+from exporter.graph.walk import check_rewritable
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Compressed, Engine, Options
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.rank import Rank
-from exporter.lowrank.rewrite import check_rewritable
 from exporter.progress import Progress
 from exporter.recipe import Recipe
 

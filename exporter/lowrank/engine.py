@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from exporter.graph.fold import fold_batch_norms
+from exporter.graph.rewrite import Replacement, rewrite
+from exporter.graph.walk import check_rewritable, walk
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate, candidates
-from exporter.lowrank.factorizers import Replacement
-from exporter.lowrank.fold import fold_batch_norms
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Array, Moments
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
-from exporter.lowrank.rewrite import check_rewritable, rewrite, walk
 from exporter.lowrank.statistics import gather, gather_fishers
 from exporter.progress import Progress, Silent
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from exporter.graph.walk import links
 from exporter.lowrank.linalg.moments import Array
-from exporter.lowrank.rewrite import links
 
 _HALVINGS = 8
 """How often the largest rows of a kernel are lowered by half."""

@@ -14,17 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from exporter.formats.base import Granularity, Signature
+from exporter.formats.base import Granularity
+from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.rewrite import Replacement
+from exporter.graph.runner import tensors_of
+from exporter.graph.signature import Signature
+from exporter.graph.taps import called
+from exporter.graph.walk import walk
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.equalization import sources
-from exporter.lowrank.factorizers.base import Replacement, input_shape, rebuild
 from exporter.lowrank.junction import AS_CUT, Junction, LayerGauge
 from exporter.lowrank.linalg.moments import Array
-from exporter.lowrank.rewrite import walk
 from exporter.lowrank.simulation import Scheme, Simulation, linear_layers
-from exporter.lowrank.statistics import tensors_of
-from exporter.lowrank.taps import called
 
 GAUGE_SAMPLES = 500
 """Calibration samples that a gauge is chosen on."""

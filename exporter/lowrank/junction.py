@@ -9,11 +9,11 @@ import numpy as np
 
 from exporter.data.metrics import snr_db
 from exporter.formats.base import Granularity
+from exporter.graph.taps import replaced
 from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.lowrank.equalization import free_scales, scale
 from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
-from exporter.lowrank.taps import replaced
 
 AS_CUT = "as cut"
 

@@ -8,11 +8,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from exporter.errors import ModelError
+from exporter.graph.signature import FREE_SIZE
 from exporter.lowrank.linalg.moments import Array, Moments
 from exporter.lowrank.linalg.truncation import Truncation, error_curve, truncate
-
-FREE_SIZE = 32
-"""What a free dimension other than the batch counts as, in costs and in random inputs."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.benchmark import count_macs
 from exporter.errors import RecipeError
-from exporter.formats.base import KerasRunner
+from exporter.graph.macs import count_macs
+from exporter.graph.runner import KerasRunner
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.ranks.policy import RankPlan

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.benchmark import count_macs
 from exporter.data.metrics import are_probabilities
-from exporter.formats.base import KerasRunner
+from exporter.graph.macs import count_macs
+from exporter.graph.runner import KerasRunner
+from exporter.graph.taps import substituted
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.ranks.budgeted import Sensitivity
-from exporter.lowrank.taps import substituted
 from exporter.progress import Progress, Silent
 
 MAX_MACS = 10**12

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
-from exporter.distributions import as_logits, output_families
-from exporter.formats.base import Granularity, Signature
+from exporter.formats.base import Granularity
 from exporter.formats.variants import SMALL_KERNEL
+from exporter.graph.fold import OUTPUT_AXES
+from exporter.graph.outputs import as_logits, output_families
+from exporter.graph.rewrite import rewrite
+from exporter.graph.runner import tensors_of
+from exporter.graph.signature import Signature
+from exporter.graph.taps import replaced
+from exporter.graph.walk import walk
 from exporter.lowrank.calibration import Calibration
-from exporter.lowrank.fold import OUTPUT_AXES
-from exporter.lowrank.rewrite import rewrite, walk
-from exporter.lowrank.statistics import tensors_of
-from exporter.lowrank.taps import replaced
 
 Scheme = Literal["dynamic", "static"]
 

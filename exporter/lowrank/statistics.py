@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.distributions import Family, as_logits, output_families
+from exporter.graph.outputs import Family, as_logits, output_families
+from exporter.graph.runner import tensors_of
 from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Accumulator, Array, Fisher, Moments
@@ -42,7 +43,7 @@ def gather(
     """
     import tensorflow as tf
 
-    from exporter.formats.base import Signature
+    from exporter.graph.signature import Signature
 
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
     signature = Signature(model)
@@ -105,7 +106,7 @@ def gather_fishers(
     """
     import tensorflow as tf
 
-    from exporter.formats.base import Signature
+    from exporter.graph.signature import Signature
 
     signature = Signature(model)
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
@@ -133,15 +134,6 @@ def gather_fishers(
             sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
         advance()
     return {name: Fisher(value / samples) for name, value in sums.items()}
-
-
-def tensors_of(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a batch as the tensors that a signature takes, by name."""
-    import tensorflow as tf
-
-    return {
-        info.name: tf.convert_to_tensor(batch[info.name], info.dtype) for info in signature.inputs
-    }
 
 
 def _traced_outputs(signature: Any, inputs: Any, kernels: Kernels) -> dict[str, Any]:

@@ -4,10 +4,11 @@ Layers of nested models, and those inside other layers, have no tensor of the ou
 be asked for; so methods of theirs are stood in for while the model is called or traced.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from exporter.graph.taps import replaced
 from exporter.lowrank.kernels import Kernel
 
 Kernels = Mapping[str, Kernel]
@@ -30,25 +31,6 @@ def tapped(kernels: Kernels) -> Iterator[dict[int, list[Any]]]:
     layers = {id(kernel.layer): kernel.layer for kernel in kernels.values()}.values()
     with replaced([(layer, "call", tap(layer)) for layer in layers]):
         yield seen
-
-
-@contextmanager
-def called(layers: Iterable[Any]) -> Iterator[dict[int, list[tuple[Any, Any]]]]:
-    """Notes inputs and results of layers while the block runs, by the identity of the layer."""
-    calls: dict[int, list[tuple[Any, Any]]] = {}
-
-    def note(layer: Any) -> tuple[Any, str, Callable[..., Any]]:
-        call, noted = layer.call, calls.setdefault(id(layer), [])
-
-        def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            result = call(inputs, *args, **kwargs)
-            noted.append((inputs, result))
-            return result
-
-        return layer, "call", noting
-
-    with replaced([note(layer) for layer in layers]):
-        yield calls
 
 
 @contextmanager
@@ -77,27 +59,3 @@ def watched(kernels: Kernels, tape: Any) -> Iterator[dict[int, list[Any]]]:
             patches.append((layer, "call", watch(layer, layer.call, before=False)))
     with replaced(patches):
         yield seen
-
-
-@contextmanager
-def substituted(layer: Any, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Has a model call something else in place of a layer while the block runs, eagerly."""
-    with replaced([(layer, "call", replacement)]):
-        yield
-
-
-@contextmanager
-def replaced(patches: Sequence[tuple[Any, str, Callable[..., Any] | None]]) -> Iterator[None]:
-    """Sets attributes of layers for the time of the block."""
-    missing = object()
-    former = [(layer, name, vars(layer).get(name, missing)) for layer, name, _ in patches]
-    try:
-        for layer, name, value in patches:
-            object.__setattr__(layer, name, value)
-        yield
-    finally:
-        for layer, name, value in former:
-            if value is missing:
-                object.__delattr__(layer, name)
-            else:
-                object.__setattr__(layer, name, value)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from exporter.data import Array
-from exporter.formats.base import Quantization
+from exporter.graph.signature import Quantization
 
 
 def spread(low: float, high: float, dtype: DTypeLike) -> Quantization:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
 from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError
-from exporter.formats.base import KerasRunner, Signature
+from exporter.graph.runner import KerasRunner, predict_in_batches
+from exporter.graph.signature import Signature
 from exporter.training.objective import Objective
-from exporter.verification.probes import predict_in_batches
 
 PREDICTION_BATCH = 500
 

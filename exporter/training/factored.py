@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter.formats.base import Signature
+from exporter.graph.signature import Signature
 from exporter.lowrank.engine import Factors
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase, Tensors, penalties

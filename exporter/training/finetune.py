@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.baseline import fitted
 from exporter.data import Dataset
 from exporter.data.metrics import is_classes
-from exporter.distributions import output_families
 from exporter.errors import DataError
+from exporter.graph.fitting import fitted
+from exporter.graph.outputs import output_families
+from exporter.graph.rewrite import rewrite
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.lowrank.rewrite import rewrite
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation, Trials, tried_out

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from exporter.formats.base import KerasRunner
+from exporter.graph.runner import KerasRunner
 from exporter.progress import Progress
 from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exporter.training.course import Course, Lesson

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.distributions import Family, as_logits
 from exporter.errors import RecipeError, brief
-from exporter.formats.base import Signature
+from exporter.graph.outputs import Family, as_logits
+from exporter.graph.signature import Signature
 
 Tensors = Mapping[str, Any]
 

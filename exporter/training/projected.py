@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from exporter.formats.base import Signature
+from exporter.graph.rewrite import Replacement, rewrite
+from exporter.graph.signature import Signature
+from exporter.graph.walk import walk
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import build_replacements
-from exporter.lowrank.factorizers import Replacement
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.rewrite import rewrite, walk
 from exporter.lowrank.taps import tapped, watched
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase, Tensors, penalties

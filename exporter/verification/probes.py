@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from exporter.data import Array, Dataset, Samples, in_memory
-from exporter.formats.base import TensorInfo
-from exporter.lowrank.kernels import FREE_SIZE
+from exporter.graph.runner import predict_in_batches
+from exporter.graph.signature import FREE_SIZE, TensorInfo
 
 BATCH_SIZE = 64
 LEAST_BATCH = 8
@@ -155,24 +155,3 @@ def predict(
     """
     count = samples_within(probe, limit)
     return predict_in_batches(runner, probe.inputs, probe.batch_size, count)
-
-
-def predict_in_batches(
-    runner: Callable[[Mapping[str, Array]], dict[str, Array]],
-    inputs: Mapping[str, Samples],
-    batch_size: int,
-    count: int,
-) -> dict[str, Array]:
-    """Predicts samples batch by batch; lazy ones are read batch by batch.
-
-    Args:
-        runner: Named arrays in, named arrays out.
-        inputs: Arrays by input name.
-        batch_size: How many samples are predicted at once.
-        count: How many are predicted.
-    """
-    chunks = [
-        runner({name: array[start : start + batch_size] for name, array in inputs.items()})
-        for start in range(0, count, batch_size)
-    ]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -14,8 +14,8 @@ import numpy as np
 
 from exporter.formats.base import StoredTensor
 from exporter.formats.variants import SMALL_KERNEL
+from exporter.graph.walk import walk
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.rewrite import walk
 
 WEIGHT_SLACK = 0.05
 WEIGHT_ALLOWANCE = 16 * 1024

@@ -19,9 +19,9 @@ import numpy as np
 from exporter.data import Array
 from exporter.data.metrics import are_probabilities
 from exporter.errors import ModelError
-from exporter.formats.keras_models import recast
 from exporter.formats.variants import ToleranceRule
-from exporter.lowrank.rewrite import walk
+from exporter.graph.conversion import recast
+from exporter.graph.walk import walk
 
 View = Literal["value", "log_probability"]
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.baseline import scales_input
-from exporter.benchmark import count_macs
 from exporter.data import UINT8_MAX, Dataset
 from exporter.data.metrics import Metric, task_metric
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, Format, KerasRunner, Signature
+from exporter.formats.base import Artifact, Format
 from exporter.formats.variants import QualityRule, ToleranceRule
+from exporter.graph.fitting import scales_input
+from exporter.graph.macs import count_macs
+from exporter.graph.runner import KerasRunner
+from exporter.graph.signature import Signature
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.verification.compression import outputs_with_classes

@@ -27,9 +27,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from exporter.baseline import fitted, reference_for, train_reference
+from exporter.baseline import reference_for, train_reference
 from exporter.data import Dataset, Split, load_dataset
-from exporter.formats.base import KerasRunner
+from exporter.graph.fitting import fitted
+from exporter.graph.runner import KerasRunner
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.planner import Planner

@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import Gauges, export_options, quantization_samples, write_artifact
-from exporter.baseline import fitted, reference_mlp
+from exporter.baseline import reference_mlp
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
 from exporter.data.metrics import snr_db, task_metric, top1_agreement
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner, Signature
-from exporter.formats.keras_models import serving_module
+from exporter.graph.conversion import serving_module
+from exporter.graph.fitting import fitted
+from exporter.graph.runner import KerasRunner
+from exporter.graph.signature import Signature
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan

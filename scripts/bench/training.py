@@ -149,8 +149,9 @@ def load(data: str, seed: int) -> tuple[Any, Any, Any]:
     """Returns the fitted data, the training part with validation as in the notebook, the test."""
     import keras
 
-    from exporter.baseline import fitted, reference_mlp
+    from exporter.baseline import reference_mlp
     from exporter.data import load_dataset
+    from exporter.graph.fitting import fitted
 
     keras.utils.set_random_seed(seed)
     dataset = load_dataset(data)

@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from exporter.formats.base import Signature, StoredTensor, measure
+from exporter.formats.base import StoredTensor, measure
+from exporter.graph.signature import Signature
 
 
 def names(infos):

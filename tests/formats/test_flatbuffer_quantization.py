@@ -10,9 +10,10 @@ from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, KerasRunner, describe
+from exporter.formats.base import ExportOptions, describe
 from exporter.formats.flatbuffer import convert, list_tensors
 from exporter.formats.flatbuffer_quantization import VARIANTS, quantize
+from exporter.graph.runner import KerasRunner
 from exporter.quantization.affine import to_integers, to_reals
 
 TFLITE = FORMATS["tflite"]

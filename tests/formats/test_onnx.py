@@ -8,7 +8,7 @@ import pytest
 
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner
+from exporter.graph.runner import KerasRunner
 from exporter.recipe import OPSETS
 
 

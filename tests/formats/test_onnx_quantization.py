@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.baseline import fitted
 from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.formats import FORMATS, onnx_graph
-from exporter.formats.base import ExportOptions, KerasRunner, describe
-from exporter.formats.keras_models import recast
+from exporter.formats.base import ExportOptions, describe
 from exporter.formats.onnx_quantization import VARIANTS, as_variant
+from exporter.graph.conversion import recast
+from exporter.graph.fitting import fitted
+from exporter.graph.runner import KerasRunner
 from exporter.lowrank.compress import compress
 from exporter.quantization.affine import to_integers, to_reals
 from exporter.verification.verifier import Verifier

@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner, Signature
+from exporter.graph.runner import KerasRunner
+from exporter.graph.signature import Signature
 
 
 @pytest.mark.parametrize("key", ["serving_default", "serve"])

@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
-from exporter.formats.base import KerasRunner
+from exporter.graph.runner import KerasRunner
 
 TFLITE = FORMATS["tflite"]
 

@@ -4,10 +4,10 @@ import pytest
 
 from exporter.data import load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
-from exporter.formats.base import Signature
+from exporter.graph.signature import Signature
+from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.compress import check_rank, compress
-from exporter.lowrank.rewrite import walk
 from exporter.recipe import Recipe
 
 

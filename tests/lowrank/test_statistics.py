@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from keras import layers
 
+from exporter.graph.rewrite import rewrite
+from exporter.graph.walk import walk
 from exporter.lowrank import statistics
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import candidates
-from exporter.lowrank.rewrite import rewrite, walk
 from exporter.lowrank.statistics import gather, gather_fishers
 
 

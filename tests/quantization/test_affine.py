@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.formats.base import Quantization
+from exporter.graph.signature import Quantization
 from exporter.quantization.affine import spread, to_integers, to_reals
 
 ENDS = st.tuples(st.floats(-1e6, 0, width=32), st.floats(0, 1e6, width=32))

@@ -43,7 +43,7 @@ def tuner(blobs, listener):
     """Makes a fine-tuner: ``tuner(model, rank, ...)`` returns it, and what was cut."""
 
     def make(model, rank=3, *, data=None, strategy=None, checkpoints=None, loss=None, **choices):
-        from exporter.baseline import fitted
+        from exporter.graph.fitting import fitted
         from exporter.lowrank.ranks.named import policy_for
 
         recipe = Recipe(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from exporter.distributions import output_families
+from exporter.graph.outputs import output_families
+from exporter.graph.rewrite import rewrite
 from exporter.lowrank.linalg.svd import truncated_svd
-from exporter.lowrank.rewrite import rewrite
 from exporter.training.objective import Objective
 from exporter.training.projected import Projected
 

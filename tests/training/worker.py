@@ -29,7 +29,7 @@ def main():
     import keras
     from keras import layers
 
-    from exporter.baseline import fitted
+    from exporter.graph.fitting import fitted
     from exporter.lowrank.engine import Engine, Options
     from exporter.lowrank.ranks.policy import FixedRank
     from exporter.progress import Silent

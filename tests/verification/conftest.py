@@ -66,7 +66,7 @@ def compressed(classifier: Any) -> Any:
 @pytest.fixture(scope="session")
 def data(blobs: Any, classifier: Any) -> Any:
     """The clouds, fitted to the classifier."""
-    from exporter.baseline import fitted
+    from exporter.graph.fitting import fitted
 
     return fitted(blobs, classifier)
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from exporter.data import Dataset, Split, load_dataset
-from exporter.formats.base import TensorInfo
-from exporter.lowrank.kernels import FREE_SIZE
+from exporter.graph.signature import FREE_SIZE, TensorInfo
 from exporter.verification.probes import Probe, make_probes, predict, samples_within
 
 FEATURES = TensorInfo("features", (None, 5), "float32")

@@ -225,7 +225,7 @@ def test_fails_a_saved_model_with_a_variable_that_nobody_needs(
     import tensorflow as tf
 
     from exporter.formats.base import describe
-    from exporter.formats.keras_models import serving_module
+    from exporter.graph.conversion import serving_module
 
     module, function = serving_module(compressed.model)
     module.padding = tf.Variable(np.arange(PADDING, dtype="uint8"))

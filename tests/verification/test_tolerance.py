@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from exporter.errors import ModelError
-from exporter.formats.base import KerasRunner
 from exporter.formats.variants import ToleranceRule
+from exporter.graph.runner import KerasRunner
 from exporter.verification.tolerance import (
     UNIT_ROUNDOFF,
     Tolerance,

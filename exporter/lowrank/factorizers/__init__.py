@@ -3,7 +3,7 @@
 from typing import Any
 
 from exporter.lowrank.factorizers.attention import AttentionFactorizer
-from exporter.lowrank.factorizers.base import Convolution, Factorizer, Replacement
+from exporter.lowrank.factorizers.base import Convolution, Factorizer
 from exporter.lowrank.factorizers.convolution import (
     ConvolutionFactorizer,
     SeparableFactorizer,
@@ -20,7 +20,6 @@ __all__ = [
     "FACTORIZERS",
     "Convolution",
     "Factorizer",
-    "Replacement",
     "factorizer_for",
     "reason_kept",
 ]

@@ -8,14 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.lowrank.factorizers.base import (
-    Factorizer,
-    Replacement,
-    called_with,
-    head_names,
-    linear_dense,
-    shifted,
-)
+from exporter.graph.layers import called_with
+from exporter.graph.rewrite import Replacement
+from exporter.lowrank.factorizers.base import Factorizer, head_names, linear_dense, shifted
 from exporter.lowrank.kernels import Kernel, count_positions, times
 from exporter.lowrank.linalg.truncation import Truncation
 

@@ -1,39 +1,18 @@
 """The contract of a layer kind."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from exporter.graph.layers import addition
+from exporter.graph.rewrite import Replacement
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.truncation import Truncation
 
 Convolution = Literal["channel", "spatial", "tucker2"]
 """How a convolution is cut: k x k, 1 x 1; or k x 1, 1 x k; or 1 x 1, k x k, 1 x 1."""
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """The layers that stand in for one.
-
-    Attributes:
-        layers: Built Keras layers, in the order in which they are called. The last one bears the
-            name of the original, so that output names and ``get_layer`` keep their meaning.
-        factors: The weights that stand in for each kernel, by its name.
-    """
-
-    layers: tuple[Any, ...]
-    factors: Mapping[str, tuple[Any, ...]]
-
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls one layer after the other; what is not the input goes to the last one."""
-        *heads, last = self.layers
-        for head in heads:
-            inputs = head(inputs)
-        return last(inputs, *args, **kwargs)
 
 
 class Factorizer(ABC):
@@ -78,50 +57,9 @@ class Factorizer(ABC):
         """
 
 
-def addition(layer: Any) -> str:
-    """Says what a layer holds beside a plain kernel; empty if nothing."""
-    if getattr(layer, "quantization_mode", None) is not None:
-        return "is quantized already"
-    if getattr(layer, "lora_enabled", False):
-        return "has a LoRA adapter beside its kernel"
-    return ""
-
-
-def called_with(layer: Any) -> dict[str, Any]:
-    """Returns what the layer is called with, by argument name, the first time in its graph."""
-    arguments = layer._inbound_nodes[0].arguments
-    bound = inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs)
-    return dict(bound.arguments)
-
-
-def output_shape(layer: Any) -> tuple[int | None, ...]:
-    """Returns the shape of the layer's first output, the first time in its graph."""
-    return tuple(layer._inbound_nodes[0].outputs[0].shape)
-
-
-def input_shape(layer: Any) -> tuple[int | None, ...]:
-    """Returns the shape of the layer's first input, the first time in its graph."""
-    return tuple(layer._inbound_nodes[0].input_tensors[0].shape)
-
-
 def other_params(layer: Any, variable: Any) -> int:
     """Counts the parameters of a layer that are not in one of its weights."""
     return int(layer.count_params() - np.prod(variable.shape))
-
-
-def rebuild(original: Any, input_shape: Any, weights: list[Any], **changes: Any) -> Any:
-    """Builds a layer from the original's configuration, with changes, and sets its weights.
-
-    Args:
-        original: The layer that is copied.
-        input_shape: With the batch axis.
-        weights: Arrays in the order of ``layer.weights``.
-        changes: Entries of the configuration.
-    """
-    layer = type(original).from_config({**original.get_config(), **changes})
-    layer.build(input_shape)
-    layer.set_weights(weights)
-    return layer
 
 
 def linear_dense(original: Any, name: str, kernel: Any, bias: Any = None, **options: Any) -> Any:

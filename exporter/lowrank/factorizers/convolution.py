@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from exporter.graph.layers import input_shape, output_shape, rebuild
+from exporter.graph.rewrite import Replacement
 from exporter.lowrank.factorizers.base import (
     Convolution,
     Factorizer,
-    Replacement,
     head_names,
-    input_shape,
     other_params,
-    output_shape,
-    rebuild,
     shifted,
 )
 from exporter.lowrank.kernels import Kernel, count_positions

@@ -7,14 +7,9 @@ from math import prod
 from string import ascii_letters
 from typing import Any
 
-from exporter.lowrank.factorizers.base import (
-    Factorizer,
-    Replacement,
-    head_names,
-    input_shape,
-    other_params,
-    rebuild,
-)
+from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.rewrite import Replacement
+from exporter.lowrank.factorizers.base import Factorizer, head_names, other_params
 from exporter.lowrank.kernels import Kernel, count_positions
 from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.linalg.truncation import Truncation

@@ -3,14 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.lowrank.factorizers.base import (
-    Factorizer,
-    Replacement,
-    head_names,
-    linear_dense,
-    output_shape,
-    rebuild,
-)
+from exporter.graph.layers import output_shape, rebuild
+from exporter.graph.rewrite import Replacement
+from exporter.lowrank.factorizers.base import Factorizer, head_names, linear_dense
 from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
 from exporter.lowrank.linalg.truncation import Truncation
 

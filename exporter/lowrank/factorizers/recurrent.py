@@ -3,15 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.lowrank.factorizers.base import (
-    Factorizer,
-    Replacement,
-    head_names,
-    input_shape,
-    linear_dense,
-    other_params,
-    rebuild,
-)
+from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.rewrite import Replacement
+from exporter.lowrank.factorizers.base import Factorizer, head_names, linear_dense, other_params
 from exporter.lowrank.kernels import Kernel, count_positions, one_matrix, times
 from exporter.lowrank.linalg.truncation import Truncation
 

@@ -5,13 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from exporter.lowrank.factorizers.base import (
-    Replacement,
-    head_names,
-    input_shape,
-    rebuild,
-    shifted,
-)
+from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.rewrite import Replacement
+from exporter.lowrank.factorizers.base import head_names, shifted
 from exporter.lowrank.factorizers.convolution import (
     LINEAR,
     ConvolutionFactorizer,

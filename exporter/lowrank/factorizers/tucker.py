@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from exporter.errors import RecipeError
-from exporter.lowrank.factorizers.base import Replacement, head_names, input_shape, rebuild
+from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.rewrite import Replacement
+from exporter.lowrank.factorizers.base import head_names
 from exporter.lowrank.factorizers.convolution import (
     LINEAR,
     ConvolutionFactorizer,

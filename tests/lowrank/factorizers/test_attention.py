@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.graph.rewrite import rewrite
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.factorizers import factorizer_for, reason_kept
-from exporter.lowrank.rewrite import rewrite
 
 NAMES = ("query", "key", "value", "output")
 

@@ -9,13 +9,15 @@ import pytest
 
 from exporter.errors import ModelError, RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, KerasRunner, Signature
+from exporter.formats.base import ExportOptions
+from exporter.graph.rewrite import rewrite
+from exporter.graph.runner import KerasRunner
+from exporter.graph.signature import Signature
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.factorizers import FACTORIZERS, factorizer_for
 from exporter.lowrank.ranks.policy import FixedRank
-from exporter.lowrank.rewrite import rewrite
 from exporter.lowrank.statistics import gather
 
 VOCABULARY = 12

@@ -2,8 +2,8 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.graph.signature import FREE_SIZE
 from exporter.lowrank.factorizers import factorizer_for, reason_kept
-from exporter.lowrank.kernels import FREE_SIZE
 
 REGULARIZERS = {
     "bias_regularizer": keras.regularizers.L1(0.5),

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from exporter.errors import ModelError
+from exporter.graph.signature import FREE_SIZE
 from exporter.lowrank.factorizers import factorizer_for, reason_kept
-from exporter.lowrank.kernels import FREE_SIZE
 from exporter.lowrank.linalg.truncation import Truncation
 
 

@@ -1,8 +1,8 @@
 import keras
 import numpy as np
 
+from exporter.graph.rewrite import rewrite
 from exporter.lowrank.factorizers import factorizer_for
-from exporter.lowrank.rewrite import rewrite
 
 
 def embedding(**arguments):

@@ -2,9 +2,9 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.graph.rewrite import rewrite
 from exporter.lowrank.factorizers import factorizer_for
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.rewrite import rewrite
 
 
 def recurrent(kind, *, states=0, **arguments):

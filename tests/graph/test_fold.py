@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from exporter.lowrank.fold import fold_batch_norms
-from exporter.lowrank.rewrite import walk
+from exporter.graph.fold import fold_batch_norms
+from exporter.graph.walk import walk
 
 
 def batch_norms(model):

@@ -4,9 +4,10 @@ import pytest
 from keras import layers
 
 from exporter.errors import ModelError
+from exporter.graph.rewrite import rewrite
+from exporter.graph.walk import check_rewritable, walk
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import build_replacements
-from exporter.lowrank.rewrite import check_rewritable, rewrite, walk
 
 
 def full_rank_chains(model):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.lowrank.factorizers import Replacement
-from exporter.lowrank.factorizers.base import addition, input_shape, rebuild
-from exporter.lowrank.rewrite import links, rewrite
+from exporter.graph.layers import addition, input_shape, rebuild
+from exporter.graph.rewrite import Replacement, rewrite
+from exporter.graph.walk import links
 
 OUTPUT_AXES: dict[str, tuple[int, ...]] = {
     "Dense": (-1,),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from exporter.errors import ModelError, brief
-from exporter.formats.base import Signature
+from exporter.graph.signature import Signature
 
 
 def serving_module(model: Any, *, batch: int | None = None) -> tuple[Any, Any]:

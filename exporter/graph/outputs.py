@@ -3,7 +3,7 @@
 from collections.abc import Set
 from typing import Any, Literal
 
-from exporter.formats.base import Signature
+from exporter.graph.signature import Signature
 
 Family = Literal["categorical", "categorical_logits", "bernoulli", "gaussian"]
 """Probabilities of classes, their unnormalised logarithms, probabilities of yes, or values."""

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from exporter.formats.keras_models import recast
+from exporter.graph.conversion import recast
 
 
 def test_recast_has_every_layer_compute_in_the_new_type(zoo_model, samples, predict):

@@ -1,0 +1,1 @@
+"""All that this package knows of Keras models."""

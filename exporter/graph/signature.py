@@ -1,0 +1,150 @@
+"""Names the inputs and outputs of a Keras model."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Tensors = Mapping[str, "NDArray[np.generic]"]
+
+FREE_SIZE = 32
+"""What a free dimension other than the batch counts as, in costs and in random inputs."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What the integers of a tensor stand for: ``real = scale * (integer - zero_point)``.
+
+    Attributes:
+        scale: Real value of one step.
+        zero_point: The integer that stands for zero.
+    """
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output.
+
+    Attributes:
+        name: The name in every artifact: the Keras name, made an identifier.
+        shape: Sizes with the batch axis first; None where a size is not fixed.
+        dtype: NumPy's name of the element type.
+        quantization: What its integers stand for; None if it is not quantized.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    quantization: Quantization | None = None
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model insists on; None if any will do."""
+        return self.shape[0] if self.shape else None
+
+
+Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
+"""Inputs and outputs."""
+
+
+def split(inputs: Tensors, size: int) -> list[Tensors]:
+    """Cuts a batch of named arrays into smaller ones, the last of which may be smaller still."""
+    count = len(next(iter(inputs.values())))
+    return [
+        {name: array[start : start + size] for name, array in inputs.items()}
+        for start in range(0, count, size)
+    ]
+
+
+class Signature:
+    """The inputs and outputs of a Keras model, under names that every format accepts.
+
+    The names are those of the input layers and of the layers that give the outputs (or the keys,
+    where the model returns a dictionary), with characters that no identifier has replaced by ``_``.
+
+    Attributes:
+        inputs: In the order of ``model.inputs``.
+        outputs: In the order of the flattened output structure.
+
+    Raises:
+        ModelError: If the model has an input that is not dense.
+    """
+
+    def __init__(self, model: Any, *, training: bool = False, batch: int | None = None) -> None:
+        """Reads the names.
+
+        Args:
+            model: The model.
+            training: Whether dropout and the like are active when the signature is called.
+            batch: The batch size, where that of the model is free; None leaves it so.
+        """
+        import keras
+
+        if any(tensor.sparse for tensor in model.inputs):
+            raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
+        input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
+        self.inputs = _infos(input_names, model.inputs, batch)
+        structure = getattr(model, "output", None)
+        if isinstance(structure, dict):
+            tensors = keras.tree.flatten(structure)
+            # Keras flattens dictionaries in the order of their sorted keys.
+            output_names = [".".join(map(str, path)) for path, _ in _flat_paths(structure)]
+        else:
+            tensors = model.outputs
+            output_names = [tensor._keras_history.operation.name for tensor in tensors]
+        self.outputs = _infos(output_names, tensors, batch)
+        self._names_by_layer: dict[str, str] = dict(
+            zip(input_names, (info.name for info in self.inputs), strict=True)
+        )
+        self._call = model
+        self._training = training
+        self._structure = getattr(model, "_inputs_struct", None)
+
+    def input_name(self, name: str) -> str:
+        """Translates the name of a Keras input layer; other names are returned as they are."""
+        return self._names_by_layer.get(name, name)
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        """Calls the model on tensors by name, and names what it returns."""
+        import keras
+
+        flat = [inputs[info.name] for info in self.inputs]
+        structure = flat[0] if len(flat) == 1 else flat
+        if isinstance(self._structure, (dict, list, tuple)):
+            structure = keras.tree.pack_sequence_as(self._structure, flat)
+        flat_outputs = keras.tree.flatten(self._call(structure, training=self._training))
+        names = (info.name for info in self.outputs)
+        return dict(zip(names, flat_outputs, strict=True))
+
+
+def _flat_paths(structure: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    import keras
+
+    return list(keras.tree.flatten_with_path(structure))
+
+
+def _infos(
+    names: Sequence[str], tensors: Sequence[Any], batch: int | None
+) -> tuple[TensorInfo, ...]:
+    taken: set[str] = set()
+    infos = []
+    for name, tensor in zip(names, tensors, strict=True):
+        identifier = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if not identifier[:1].isalpha():
+            identifier = f"t{identifier}"
+        unique, count = identifier, 1
+        while unique in taken:
+            unique, count = f"{identifier}_{count}", count + 1
+        taken.add(unique)
+        shape = (*(size or batch for size in tensor.shape[:1]), *tensor.shape[1:])
+        infos.append(TensorInfo(unique, shape, str(tensor.dtype)))
+    return tuple(infos)
