@@ -25,11 +25,11 @@ from exporter.graph.walk import check_rewritable
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.gauge import Gauged, GaugeReport, regauge
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.lowrank.simulation import Scheme
 from exporter.output import staged_output
+from exporter.quantization.gauge import Gauged, GaugeReport, regauge
 from exporter.quantization.granularity import Trial, choose, to_try
+from exporter.quantization.simulation import Scheme
 from exporter.recipe import Recipe
 from exporter.verification.parity import execute
 from exporter.verification.probes import Probe, predict

@@ -10,18 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from exporter.card import ModelCard
 from exporter.errors import DataError
 from exporter.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.graph.signature import Interface, Signature, TensorInfo, Tensors
+from exporter.quantization.granularity import Granularity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Granularity = Literal["tensor", "channel"]
 
 
 @dataclass(frozen=True)

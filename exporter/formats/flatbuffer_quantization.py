@@ -22,11 +22,11 @@ from exporter.formats.variants import (
     INT4,
     INT8,
     INT16X8,
-    SMALL_KERNEL,
     QualityRule,
     Variant,
 )
 from exporter.graph.signature import Tensors, split
+from exporter.quantization.granularity import SMALL_KERNEL
 
 if TYPE_CHECKING:
     from exporter.quantization.ranges import Observer

@@ -16,16 +16,9 @@ from typing import Any
 from exporter.errors import ConversionError, DataError, ExporterError, brief
 from exporter.formats.base import ExportOptions
 from exporter.formats.onnx_integers import DEQUANTIZE, conversion, make_interface_integer
-from exporter.formats.variants import (
-    DYNAMIC,
-    FLOAT16,
-    FLOAT32,
-    INT8,
-    SMALL_KERNEL,
-    QualityRule,
-    Variant,
-)
+from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT8, QualityRule, Variant
 from exporter.graph.signature import Tensors
+from exporter.quantization.granularity import SMALL_KERNEL
 
 # Measured on ten trained models (dense layers and their rank-20 factors, two convolutional nets, an
 # embedding, attention, an LSTM, two inputs and outputs, regression) with either granularity, every

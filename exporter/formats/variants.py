@@ -9,9 +9,6 @@ INT8 = "int8"
 INT16X8 = "int16x8"
 INT4 = "int4"
 
-SMALL_KERNEL = 1024
-"""Elements below which quantizers may leave a kernel in float32: there is nothing to gain."""
-
 _INTEGER_BITS = 8
 
 

@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from exporter.formats.base import Granularity
+if TYPE_CHECKING:
+    pass
+
 
 WORTHWHILE_DB = 3.0
 """What a channel's own scale must gain, for it takes more bytes: the error in half its power."""
+
+Granularity = Literal["tensor", "channel"]
+
+SMALL_KERNEL = 1024
+"""Elements below which quantizers may leave a kernel in float32: there is nothing to gain."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 from exporter.benchmark import LatencyPair
 from exporter.budgets import Budget
 from exporter.data.metrics import Metric
-from exporter.lowrank.gauge import GaugeReport
+from exporter.quantization.gauge import GaugeReport
 from exporter.report.results import ArtifactReport, LayerReport, Report
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History

@@ -10,8 +10,8 @@ from exporter.budgets import Budget
 from exporter.card import ModelCard
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
-from exporter.lowrank.gauge import GaugeReport
 from exporter.lowrank.ranks.policy import LayerPlan
+from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import Trial
 from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from exporter.formats.base import StoredTensor
-from exporter.formats.variants import SMALL_KERNEL
 from exporter.graph.walk import walk
 from exporter.lowrank.engine import Compressed
+from exporter.quantization.granularity import SMALL_KERNEL
 
 WEIGHT_SLACK = 0.05
 WEIGHT_ALLOWANCE = 16 * 1024

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.formats.base import Granularity
 from exporter.lowrank.linalg.moments import Array
-from exporter.lowrank.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
+from exporter.quantization.granularity import Granularity
+from exporter.quantization.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
 
 _RIDGE = 1e-4
 """Part of the mean variance of a latent that is added to each direction, for data may miss some."""

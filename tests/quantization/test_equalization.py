@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
-from exporter.lowrank.equalization import free_scales, scale, sources
+from exporter.quantization.equalization import free_scales, scale, sources
 
 
 def network(*between, activation="relu"):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.lowrank.coordinates import (
+from exporter.quantization.coordinates import (
     Steps,
     balanced,
     hadamard_matrix,

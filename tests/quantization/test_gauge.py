@@ -11,10 +11,10 @@ from keras import layers
 
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine, Options
-from exporter.lowrank.gauge import regauge
-from exporter.lowrank.junction import AS_CUT
 from exporter.lowrank.ranks.policy import FixedRank
-from exporter.lowrank.simulation import Simulation
+from exporter.quantization.gauge import regauge
+from exporter.quantization.junction import AS_CUT
+from exporter.quantization.simulation import Simulation
 
 SCHEMES = ("dynamic", "static")
 

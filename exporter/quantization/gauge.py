@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from exporter.formats.base import Granularity
 from exporter.graph.layers import input_shape, rebuild
 from exporter.graph.rewrite import Replacement
 from exporter.graph.runner import tensors_of
@@ -23,10 +22,11 @@ from exporter.graph.taps import called
 from exporter.graph.walk import walk
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.equalization import sources
-from exporter.lowrank.junction import AS_CUT, Junction, LayerGauge
 from exporter.lowrank.linalg.moments import Array
-from exporter.lowrank.simulation import Scheme, Simulation, linear_layers
+from exporter.quantization.equalization import sources
+from exporter.quantization.granularity import Granularity
+from exporter.quantization.junction import AS_CUT, Junction, LayerGauge
+from exporter.quantization.simulation import Scheme, Simulation, linear_layers
 
 GAUGE_SAMPLES = 500
 """Calibration samples that a gauge is chosen on."""

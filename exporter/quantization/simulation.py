@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
-from exporter.formats.base import Granularity
-from exporter.formats.variants import SMALL_KERNEL
 from exporter.graph.fold import OUTPUT_AXES
 from exporter.graph.outputs import as_logits, output_families
 from exporter.graph.rewrite import rewrite
@@ -24,6 +22,7 @@ from exporter.graph.signature import Signature
 from exporter.graph.taps import replaced
 from exporter.graph.walk import walk
 from exporter.lowrank.calibration import Calibration
+from exporter.quantization.granularity import SMALL_KERNEL, Granularity
 
 Scheme = Literal["dynamic", "static"]
 

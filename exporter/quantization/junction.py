@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from exporter.data.metrics import snr_db
-from exporter.formats.base import Granularity
 from exporter.graph.taps import replaced
-from exporter.lowrank.coordinates import Steps, balanced, random_rotation, refined, whitened
-from exporter.lowrank.equalization import free_scales, scale
 from exporter.lowrank.linalg.moments import Array
-from exporter.lowrank.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
+from exporter.quantization.coordinates import Steps, balanced, random_rotation, refined, whitened
+from exporter.quantization.equalization import free_scales, scale
+from exporter.quantization.granularity import Granularity
+from exporter.quantization.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
 
 AS_CUT = "as cut"
 
