@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from exporter.lowrank.compress import compress
     from exporter.lowrank.engine import Compressed
     from exporter.pipeline import run, run_worker
-    from exporter.recipe import Recipe
+    from exporter.recipe.recipe import Recipe
     from exporter.report.results import Report
     from exporter.training.finetune import FineTuned, finetune
     from exporter.verification.verifier import ConversionVerdict

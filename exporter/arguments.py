@@ -7,7 +7,7 @@ from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.formats import ALL, FORMAT_NAMES
 from exporter.lowrank.ranks.rank import DEFAULT_RANK, RANK_NAMES
-from exporter.recipe import (
+from exporter.recipe.recipe import (
     CONVOLUTIONS,
     DISTRIBUTIONS,
     EXPORTS_FROM,

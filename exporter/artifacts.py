@@ -30,7 +30,7 @@ from exporter.output import staged_output
 from exporter.quantization.gauge import Gauged, GaugeReport, regauge
 from exporter.quantization.granularity import Trial, choose, to_try
 from exporter.quantization.simulation import Scheme
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.verification.parity import execute
 from exporter.verification.probes import Probe, predict
 from exporter.verification.verifier import ConversionVerdict, Verifier

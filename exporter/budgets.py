@@ -27,7 +27,7 @@ from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE
 
 SIZE_ROUNDS = 6

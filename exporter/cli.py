@@ -17,8 +17,8 @@ from exporter.arguments import INSPECT, TUNING, inspect_parser, run_parser
 from exporter.errors import ExporterError
 from exporter.formats import ALL, FORMATS
 from exporter.lowrank.ranks.rank import parse_rank
-from exporter.quantities import parse_bytes, parse_count, parse_part, parse_seconds
-from exporter.recipe import Recipe
+from exporter.recipe.quantities import parse_bytes, parse_count, parse_part, parse_seconds
+from exporter.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console

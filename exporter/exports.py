@@ -15,7 +15,7 @@ from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.probes import predict

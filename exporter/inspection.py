@@ -12,14 +12,14 @@ from exporter.errors import RecipeError
 from exporter.graph.fitting import fitted
 from exporter.graph.walk import check_rewritable
 from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
 from exporter.progress import Progress
-from exporter.recipe import Recipe
+from exporter.recipe.cutting import options_for
+from exporter.recipe.recipe import Recipe
 
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
 """Parts of the energy whose ranks are shown."""

@@ -28,7 +28,7 @@ from exporter.graph.signature import Signature
 from exporter.graph.walk import check_rewritable
 from exporter.inspection import Inspection, inspect_engine
 from exporter.lowrank.calibration import Calibration, calibration_from
-from exporter.lowrank.compress import carry_out, check_rank, options_for
+from exporter.lowrank.compress import carry_out, check_rank
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.output import (
     ARTIFACTS,
@@ -44,7 +44,8 @@ from exporter.output import (
     staged_output,
 )
 from exporter.progress import Progress, Silent
-from exporter.recipe import Recipe
+from exporter.recipe.cutting import options_for
+from exporter.recipe.recipe import Recipe
 from exporter.report.curves import draw_curves
 from exporter.report.manifest import write_manifest
 from exporter.report.results import (

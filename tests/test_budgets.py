@@ -12,7 +12,7 @@ from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

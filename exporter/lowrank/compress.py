@@ -8,23 +8,12 @@ from exporter.graph.fitting import fitted
 from exporter.graph.walk import check_rewritable
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.candidates import candidates
-from exporter.lowrank.engine import Compressed, Engine, Options
+from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.rank import Rank
 from exporter.progress import Progress
-from exporter.recipe import Recipe
-
-
-def options_for(recipe: Recipe) -> Options:
-    """Returns how a recipe has kernels cut."""
-    return Options(
-        method=recipe.method or "kfac",
-        cascade=recipe.cascade,
-        convolution=recipe.convolution,
-        fold=recipe.fold,
-        merge=recipe.merge,
-        seed=recipe.seed,
-    )
+from exporter.recipe.cutting import options_for
+from exporter.recipe.recipe import Recipe
 
 
 def check_rank(model: Any, recipe: Recipe) -> None:

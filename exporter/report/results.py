@@ -13,7 +13,7 @@ from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
 from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import Trial
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict

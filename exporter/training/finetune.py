@@ -13,11 +13,11 @@ from exporter.graph.fitting import fitted
 from exporter.graph.outputs import output_families
 from exporter.graph.rewrite import rewrite
 from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.compress import options_for
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
-from exporter.recipe import Recipe
+from exporter.recipe.cutting import options_for
+from exporter.recipe.recipe import Recipe
 from exporter.training.adaptive import Adaptation, Trials, tried_out
 from exporter.training.course import Course, training_part
 from exporter.training.distribution import losses_explained

@@ -45,7 +45,7 @@ from exporter.lowrank.ranks.knapsack import UnreachableError
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
 from exporter.progress import Silent
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
 

@@ -32,7 +32,7 @@ from exporter.graph.signature import Signature
 from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.training.finetune import finetune
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"

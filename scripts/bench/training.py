@@ -34,7 +34,7 @@ from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.progress import Silent
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.training.distribution import strategy_for
 from exporter.training.finetune import FineTuner
 

@@ -8,7 +8,7 @@ from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.compress import check_rank, compress
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 
 
 def assert_same_predictions(actual, expected, model):

@@ -6,7 +6,7 @@ from keras import layers
 
 from exporter.data import load_dataset
 from exporter.lowrank.engine import Engine, Options
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.training.finetune import FineTuner
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.data import load_dataset
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 from exporter.training.distribution import is_chief, strategy_for
 
 

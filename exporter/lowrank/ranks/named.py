@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer, RankPolicy
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 
 _NAMED: dict[str, Callable[[], RankPolicy]] = {
     "full": FullRank,

@@ -11,7 +11,7 @@ from exporter.errors import RecipeError
 from exporter.extras import NO_EXTRA, Extra
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.lowrank.ranks.rank import RANK_NAMES
-from exporter.recipe import (
+from exporter.recipe.recipe import (
     CONVOLUTIONS,
     DISTRIBUTIONS,
     EXPORTS_FROM,
