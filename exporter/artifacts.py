@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from exporter.card import ModelCard, check_card
+from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
 from exporter.data.metrics import snr_db
 from exporter.datasets import NO_DATA
 from exporter.errors import DataError, InputError
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, ExportOptions, Format, describe
+from exporter.formats.cards import check_card
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.graph.fitting import fitted
 from exporter.graph.runner import KerasRunner

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from exporter.benchmark import measure_latency
-from exporter.card import Normalization, make_card
+from exporter.card import Normalization
 from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
 from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format
+from exporter.formats.cards import make_card
 from exporter.graph.runner import KerasRunner, predict_in_batches
 from exporter.graph.signature import FREE_SIZE, Signature
 from exporter.lowrank.engine import Compressed, Engine

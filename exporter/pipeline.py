@@ -16,11 +16,12 @@ from typing import Any
 from exporter.artifacts import artifact_name, quantization_samples
 from exporter.baseline import REFERENCE_NAME, Training, reference_for, train_reference
 from exporter.budgets import Budget, accuracy_drop, check_budget
-from exporter.card import ModelCard, make_card
+from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.exports import Exports
 from exporter.formats import FORMATS
+from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
 from exporter.graph.loading import load_model, loss_in_file
 from exporter.graph.macs import count_macs

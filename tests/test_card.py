@@ -3,8 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from exporter.card import ModelCard, Normalization, check_card, make_card, read_labels
+from exporter.card import ModelCard, Normalization
 from exporter.errors import InputError, RecipeError
+from exporter.formats.cards import check_card, make_card, read_labels
 from exporter.graph.signature import TensorInfo
 
 INPUTS = (TensorInfo("image", (None, 28, 28), "float32"),)

@@ -10,8 +10,8 @@ import pytest
 import exporter
 from exporter.data import files, lazy
 from exporter.errors import DataError
-from exporter.extras import Extra
 from exporter.formats import FORMATS
+from exporter.formats.extras import Extra
 
 
 @pytest.fixture(scope="module")

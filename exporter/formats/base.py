@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from exporter.card import ModelCard
 from exporter.errors import DataError
-from exporter.extras import NO_EXTRA, Extra
+from exporter.formats.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.graph.signature import Interface, Signature, TensorInfo, Tensors
 from exporter.quantization.granularity import Granularity

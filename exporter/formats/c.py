@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError
-from exporter.extras import Extra
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.extras import Extra
 from exporter.formats.flatbuffer import (
     REFERENCE,
     LiteRTRunner,

@@ -9,10 +9,10 @@ import pytest
 
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, DataError, RecipeError
-from exporter.extras import Extra
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
 from exporter.formats.c import HEADER, SOURCE, identifier
+from exporter.formats.extras import Extra
 from exporter.formats.flatbuffer import convert, list_operators, read_interface
 from exporter.formats.flatbuffer_packing import unpack
 from exporter.formats.micro import MicroRunner, adapted, measure_arena

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
-from exporter.extras import NO_EXTRA, Extra
 from exporter.formats import FORMAT_NAMES, FORMATS
+from exporter.formats.extras import NO_EXTRA, Extra
 from exporter.lowrank.ranks.rank import RANK_NAMES
 from exporter.recipe.recipe import (
     CONVOLUTIONS,

@@ -1,7 +1,7 @@
 import pytest
 
 from exporter.errors import RecipeError
-from exporter.extras import NO_EXTRA, Extra
+from exporter.formats.extras import NO_EXTRA, Extra
 
 
 def test_names_what_is_missing_and_how_to_install_it():

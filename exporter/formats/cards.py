@@ -1,0 +1,92 @@
+"""Makes model cards, and checks them against a model's inputs and outputs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.card import ModelCard, Normalization
+from exporter.errors import InputError, RecipeError
+
+if TYPE_CHECKING:
+    from exporter.graph.signature import TensorInfo
+
+
+def make_card(
+    normalization: Mapping[str, Normalization],
+    outputs: Sequence["TensorInfo"],
+    *,
+    labels: str | None = None,
+    description: str | None = None,
+) -> ModelCard:
+    """Makes the card of a model.
+
+    Args:
+        normalization: By input.
+        outputs: Of the model.
+        labels: A file of labels, for the output that has as many classes.
+        description: What the model does.
+
+    Raises:
+        RecipeError: If the file cannot be read, or fits no output or several.
+    """
+    if labels is None:
+        return ModelCard(description, normalization)
+    names = read_labels(labels)
+    fitting = [output.name for output in outputs if _classes(output) == len(names)]
+    if len(fitting) != 1:
+        sizes = ", ".join(f"{output.name} has {_classes(output)}" for output in outputs)
+        raise RecipeError(
+            f"labels must be as many as the classes of one output ({sizes}). "
+            f"Received: {len(names)} labels in {labels!r}, which fit {len(fitting)} outputs."
+        )
+    return ModelCard(description, normalization, {fitting[0]: names})
+
+
+def read_labels(path: str) -> tuple[str, ...]:
+    """Reads a text file of one label a line.
+
+    Raises:
+        RecipeError: If it cannot be read, is empty, or has a line without a label.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"labels must be a text file in UTF-8, one label a line. Received: {path!r}: {error}."
+        ) from error
+    labels = tuple(line.strip() for line in text.rstrip().split("\n"))
+    if "" in labels:
+        raise RecipeError(
+            "labels must be a text file with a label in each line. "
+            f"Received: {path!r}, whose line {labels.index('') + 1} is empty."
+        )
+    return labels
+
+
+def check_card(
+    card: ModelCard, inputs: Sequence["TensorInfo"], outputs: Sequence["TensorInfo"]
+) -> None:
+    """Checks that a card is one of a model with these inputs and outputs.
+
+    Raises:
+        InputError: If it tells of others, or of another number of classes.
+    """
+    known = [info.name for info in inputs]
+    unknown = sorted(set(card.normalization) - set(known))
+    if unknown:
+        raise InputError(
+            f"The card's normalization must be by input, {', '.join(known)}. "
+            f"Received: {', '.join(unknown)}."
+        )
+    classes = {info.name: _classes(info) for info in outputs}
+    for name, labels in card.labels.items():
+        if classes.get(name) != len(labels):
+            sizes = ", ".join(f"{output} has {size}" for output, size in classes.items())
+            raise InputError(
+                f"The card's labels must be as many as the classes of their output ({sizes}). "
+                f"Received: {len(labels)} for {name!r}."
+            )
+
+
+def _classes(output: "TensorInfo") -> int | None:
+    return output.shape[-1] if len(output.shape) > 1 else None
