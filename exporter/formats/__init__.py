@@ -2,8 +2,8 @@
 
 from exporter.formats.base import Format
 from exporter.formats.c import CSource
-from exporter.formats.onnx import Onnx
-from exporter.formats.ort import Ort
+from exporter.formats.onnx.onnx import Onnx
+from exporter.formats.onnx.ort import Ort
 from exporter.formats.saved_model import SavedModel
 from exporter.formats.tflite import TFLite
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.onnx_graph import OnnxRuntimeFormat, convert, list_tensors
+from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert, list_tensors
 
 
 class Onnx(OnnxRuntimeFormat):

@@ -13,8 +13,8 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
-from exporter.formats.onnx_integers import interface_quantization, with_integers
-from exporter.formats.onnx_quantization import VARIANTS, as_variant, check
+from exporter.formats.onnx.integers import interface_quantization, with_integers
+from exporter.formats.onnx.quantization import VARIANTS, as_variant, check
 from exporter.formats.variants import FLOAT32
 from exporter.graph.conversion import recast
 from exporter.graph.signature import Interface, Signature, Tensors

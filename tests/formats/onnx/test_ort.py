@@ -10,7 +10,7 @@ from exporter.card import ModelCard, Normalization
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
-from exporter.formats.ort_flatbuffer import canonical
+from exporter.formats.onnx.ort_flatbuffer import canonical
 from exporter.graph.runner import KerasRunner
 from exporter.lowrank.compress import compress
 from exporter.verification.structure import prove_structure

@@ -12,9 +12,10 @@ import pytest
 
 from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError, RecipeError
-from exporter.formats import FORMATS, onnx_graph
+from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
-from exporter.formats.onnx_quantization import VARIANTS, as_variant
+from exporter.formats.onnx import graph as onnx_graph
+from exporter.formats.onnx.quantization import VARIANTS, as_variant
 from exporter.graph.conversion import recast
 from exporter.graph.fitting import fitted
 from exporter.graph.runner import KerasRunner

@@ -5,8 +5,8 @@ from typing import Any
 
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.onnx_graph import OnnxRuntimeFormat, convert
-from exporter.formats.ort_flatbuffer import canonical, list_tensors
+from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert
+from exporter.formats.onnx.ort_flatbuffer import canonical, list_tensors
 
 
 class Ort(OnnxRuntimeFormat):

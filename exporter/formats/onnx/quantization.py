@@ -15,7 +15,7 @@ from typing import Any
 
 from exporter.errors import ConversionError, DataError, ExporterError, brief
 from exporter.formats.base import ExportOptions
-from exporter.formats.onnx_integers import DEQUANTIZE, conversion, make_interface_integer
+from exporter.formats.onnx.integers import DEQUANTIZE, conversion, make_interface_integer
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT8, QualityRule, Variant
 from exporter.graph.signature import Tensors
 from exporter.quantization.granularity import SMALL_KERNEL

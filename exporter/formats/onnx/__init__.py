@@ -1,0 +1,1 @@
+"""ONNX models, and the ORT format that ONNX Runtime derives from them."""
