@@ -1,11 +1,11 @@
 """What can be exported to: one file a format, one row each in the table below."""
 
 from exporter.formats.base import Format
-from exporter.formats.c import CSource
 from exporter.formats.onnx.onnx import Onnx
 from exporter.formats.onnx.ort import Ort
 from exporter.formats.saved_model import SavedModel
-from exporter.formats.tflite import TFLite
+from exporter.formats.tflite.c_source import CSource
+from exporter.formats.tflite.tflite import TFLite
 
 ALL = "all"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import StoredTensor
-from exporter.formats.flatbuffer_packing import write_offsets
+from exporter.formats.tflite.packing import write_offsets
 
 _ALIGNMENT = 16
 

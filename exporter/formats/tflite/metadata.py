@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
-from exporter.formats.flatbuffer_packing import pack, unpack, write_offsets
+from exporter.formats.tflite.packing import pack, unpack, write_offsets
 
 _METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"

@@ -10,7 +10,7 @@ from typing import Any
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.extras import Extra
-from exporter.formats.flatbuffer import (
+from exporter.formats.tflite.flatbuffer import (
     REFERENCE,
     LiteRTRunner,
     convert,
@@ -19,14 +19,14 @@ from exporter.formats.flatbuffer import (
     list_tensors,
     read_interface,
 )
-from exporter.formats.flatbuffer_quantization import VARIANTS
-from exporter.formats.micro import (
+from exporter.formats.tflite.micro import (
     ALIGNMENT,
     BatchByBatch,
     MicroRunner,
     adapted,
     measure_arena,
 )
+from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.signature import Interface, Signature, TensorInfo
 

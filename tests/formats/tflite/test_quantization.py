@@ -11,8 +11,8 @@ from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
-from exporter.formats.flatbuffer import convert, list_tensors
-from exporter.formats.flatbuffer_quantization import VARIANTS, quantize
+from exporter.formats.tflite.flatbuffer import convert, list_tensors
+from exporter.formats.tflite.quantization import VARIANTS, quantize
 from exporter.graph.runner import KerasRunner
 from exporter.quantization.affine import to_integers, to_reals
 

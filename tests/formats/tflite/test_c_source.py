@@ -11,11 +11,11 @@ from exporter.card import ModelCard
 from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
-from exporter.formats.c import HEADER, SOURCE, identifier
 from exporter.formats.extras import Extra
-from exporter.formats.flatbuffer import convert, list_operators, read_interface
-from exporter.formats.flatbuffer_packing import unpack
-from exporter.formats.micro import MicroRunner, adapted, measure_arena
+from exporter.formats.tflite.c_source import HEADER, SOURCE, identifier
+from exporter.formats.tflite.flatbuffer import convert, list_operators, read_interface
+from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
+from exporter.formats.tflite.packing import unpack
 from exporter.graph.runner import KerasRunner
 
 C = FORMATS["c"]

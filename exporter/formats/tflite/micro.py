@@ -11,8 +11,8 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import Runner
-from exporter.formats.flatbuffer import read_interface
-from exporter.formats.flatbuffer_packing import pack, unpack
+from exporter.formats.tflite.flatbuffer import read_interface
+from exporter.formats.tflite.packing import pack, unpack
 from exporter.graph.signature import TensorInfo, Tensors, split
 from exporter.isolation import ChildError, call_in_child
 

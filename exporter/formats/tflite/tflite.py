@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
-from exporter.formats.flatbuffer import (
+from exporter.formats.tflite.flatbuffer import (
     REFERENCE,
     XNNPACK,
     LiteRTRunner,
@@ -12,8 +12,8 @@ from exporter.formats.flatbuffer import (
     interface,
     list_tensors,
 )
-from exporter.formats.flatbuffer_quantization import VARIANTS
-from exporter.formats.tflite_metadata import add_metadata
+from exporter.formats.tflite.metadata import add_metadata
+from exporter.formats.tflite.quantization import VARIANTS
 from exporter.graph.signature import Interface
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
-from exporter.formats.flatbuffer_packing import pack, unpack
+from exporter.formats.tflite.packing import pack, unpack
 from exporter.formats.variants import (
     DYNAMIC,
     FLOAT16,

@@ -7,7 +7,7 @@ from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.flatbuffer_quantization import check, is_quantized, quantize
+from exporter.formats.tflite.quantization import check, is_quantized, quantize
 from exporter.formats.variants import FLOAT16
 from exporter.graph.conversion import recast, serving_module
 from exporter.graph.signature import Interface, Quantization, Signature, TensorInfo, Tensors

@@ -17,8 +17,8 @@ from ai_edge_litert.interpreter import Interpreter
 from exporter.card import ModelCard, Normalization
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
-from exporter.formats.flatbuffer import convert
-from exporter.formats.tflite_metadata import add_metadata
+from exporter.formats.tflite.flatbuffer import convert
+from exporter.formats.tflite.metadata import add_metadata
 
 LABELS = ("élan", "moose", "Rentier", "deer", "elk")
 CARD = ModelCard(

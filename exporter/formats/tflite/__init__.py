@@ -1,0 +1,1 @@
+"""LiteRT flatbuffers, and the C source that holds one for microcontrollers."""
