@@ -22,12 +22,12 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from exporter.formats.base import Artifact
-    from exporter.inspection import Inspection, inspect
+    from exporter.inspection import inspect
     from exporter.lowrank.compress import compress
     from exporter.lowrank.engine import Compressed
     from exporter.pipeline import run, run_worker
     from exporter.recipe.recipe import Recipe
-    from exporter.report.results import Report
+    from exporter.report.results import Inspection, Report
     from exporter.training.finetune import FineTuned, finetune
     from exporter.verification.verifier import ConversionVerdict
 

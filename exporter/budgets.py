@@ -7,7 +7,6 @@ validation data.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +41,6 @@ LATENCY_MARGIN = 0.95
 """What the search allows itself of a latency: timings vary from run to run."""
 
 _BYTES = 4
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit, and what came of it.
-
-    Attributes:
-        goal: The field of the recipe: ``max_params``, ``max_macs``, ``max_size`` (bytes),
-            ``max_latency`` (seconds) or ``max_drop`` (accuracy, 0 to 1).
-        limit: What was asked for.
-        reached: What the compressed model, or the worst of the artifacts, takes.
-    """
-
-    goal: str
-    limit: float
-    reached: float
-
-    @property
-    def held(self) -> bool:
-        """Whether the limit is kept."""
-        return self.reached <= self.limit
 
 
 def compress_within(

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,81 +19,16 @@ from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
 from exporter.progress import Progress
 from exporter.recipe.cutting import options_for
 from exporter.recipe.recipe import Recipe
-
-ENERGIES = (0.9, 0.95, 0.99, 0.999)
-"""Parts of the energy whose ranks are shown."""
-
-SPECTRUM_POINTS = 16
+from exporter.report.results import (
+    ENERGIES,
+    SPECTRUM_POINTS,
+    Inspection,
+    KernelInspection,
+    PolicyPreview,
+)
 
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""
-
-
-@dataclass(frozen=True)
-class KernelInspection:
-    """One kernel, or a layer that has none to factorize.
-
-    Attributes:
-        name: As in a rank plan.
-        kind: The layer's Keras class name.
-        shape: (m, n) of the matrix; None if the layer cannot be factorized.
-        params: Parameters, biases included.
-        macs: Multiply-accumulates of one call on one sample; None if the layer cannot be
-            factorized.
-        break_even_rank: From which on factors are no smaller; None likewise.
-        effective_ranks: The rank that keeps each of ``ENERGIES``; None likewise.
-        spectrum: Singular values over the largest one, at ``SPECTRUM_POINTS`` evenly spaced ranks;
-            of the outputs where calibration data were given. None likewise.
-        reason: Why it cannot be factorized; empty if it can.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, int] | None
-    params: int
-    macs: int | None
-    break_even_rank: float | None
-    effective_ranks: tuple[int, ...] | None
-    spectrum: tuple[float, ...] | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class PolicyPreview:
-    """What one way of choosing ranks would do.
-
-    Attributes:
-        option: As on the command line.
-        params: Parameters of the model.
-        ranks: The rank of each kernel that would be factorized, by name.
-        error: Why it cannot be done; None if it can.
-    """
-
-    option: str
-    params: int | None
-    ranks: dict[str, int]
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """All that was found.
-
-    Attributes:
-        model_name: Name of the Keras model.
-        data_aware: Whether spectra are those of outputs on calibration data, or of weights.
-        params: Parameters of the model.
-        macs: Its multiply-accumulates for one sample.
-        kernels: In the order of the model.
-        policies: Ways of choosing ranks.
-    """
-
-    model_name: str
-    data_aware: bool
-    params: int
-    macs: int
-    kernels: tuple[KernelInspection, ...]
-    policies: tuple[PolicyPreview, ...]
 
 
 def inspect(

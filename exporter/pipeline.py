@@ -15,7 +15,7 @@ from typing import Any
 
 from exporter.artifacts import artifact_name, quantization_samples
 from exporter.baseline import REFERENCE_NAME, Training, reference_for, train_reference
-from exporter.budgets import Budget, accuracy_drop, check_budget
+from exporter.budgets import accuracy_drop, check_budget
 from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
@@ -27,7 +27,7 @@ from exporter.graph.loading import load_model, loss_in_file
 from exporter.graph.macs import count_macs
 from exporter.graph.signature import Signature
 from exporter.graph.walk import check_rewritable
-from exporter.inspection import Inspection, inspect_engine
+from exporter.inspection import inspect_engine
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.compress import carry_out, check_rank
 from exporter.lowrank.engine import Compressed, Engine
@@ -51,7 +51,9 @@ from exporter.report.curves import draw_curves
 from exporter.report.manifest import write_manifest
 from exporter.report.results import (
     ArtifactReport,
+    Budget,
     FineTuningReport,
+    Inspection,
     LayerReport,
     Report,
     Totals,

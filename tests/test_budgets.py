@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import export
-from exporter.budgets import Budget, accuracy_drop, check_budget, compress_within, skeleton
+from exporter.budgets import accuracy_drop, check_budget, compress_within, skeleton
 from exporter.data import load_dataset
 from exporter.errors import DataError, RecipeError
 from exporter.graph.fitting import fitted
@@ -13,6 +13,7 @@ from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
 from exporter.recipe.recipe import Recipe
+from exporter.report.results import Budget
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import exporter
-from exporter.inspection import SPECTRUM_POINTS, effective_ranks, inspection_dict
+from exporter.inspection import effective_ranks, inspection_dict
+from exporter.report.results import SPECTRUM_POINTS
 
 
 def test_effective_ranks_keep_their_part_of_the_energy():

@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.benchmark import LatencyPair
-from exporter.budgets import Budget
 from exporter.data.metrics import Metric
 from exporter.quantization.gauge import GaugeReport
-from exporter.report.results import ArtifactReport, LayerReport, Report
+from exporter.report.results import ArtifactReport, Budget, LayerReport, Report
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict, OutputCompression

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
-from exporter.budgets import Budget
 from exporter.card import ModelCard
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
@@ -22,6 +21,11 @@ from exporter.verification.verifier import ConversionVerdict
 EXIT_PASSED = 0
 EXIT_REJECTED = 1
 EXIT_NOT_CONVERTED = 3
+
+ENERGIES = (0.9, 0.95, 0.99, 0.999)
+"""Parts of the energy whose ranks are shown."""
+
+SPECTRUM_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,94 @@ class Totals:
 
     params: int
     macs: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit, and what came of it.
+
+    Attributes:
+        goal: The field of the recipe: ``max_params``, ``max_macs``, ``max_size`` (bytes),
+            ``max_latency`` (seconds) or ``max_drop`` (accuracy, 0 to 1).
+        limit: What was asked for.
+        reached: What the compressed model, or the worst of the artifacts, takes.
+    """
+
+    goal: str
+    limit: float
+    reached: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the limit is kept."""
+        return self.reached <= self.limit
+
+
+@dataclass(frozen=True)
+class KernelInspection:
+    """One kernel, or a layer that has none to factorize.
+
+    Attributes:
+        name: As in a rank plan.
+        kind: The layer's Keras class name.
+        shape: (m, n) of the matrix; None if the layer cannot be factorized.
+        params: Parameters, biases included.
+        macs: Multiply-accumulates of one call on one sample; None if the layer cannot be
+            factorized.
+        break_even_rank: From which on factors are no smaller; None likewise.
+        effective_ranks: The rank that keeps each of ``ENERGIES``; None likewise.
+        spectrum: Singular values over the largest one, at ``SPECTRUM_POINTS`` evenly spaced ranks;
+            of the outputs where calibration data were given. None likewise.
+        reason: Why it cannot be factorized; empty if it can.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int] | None
+    params: int
+    macs: int | None
+    break_even_rank: float | None
+    effective_ranks: tuple[int, ...] | None
+    spectrum: tuple[float, ...] | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class PolicyPreview:
+    """What one way of choosing ranks would do.
+
+    Attributes:
+        option: As on the command line.
+        params: Parameters of the model.
+        ranks: The rank of each kernel that would be factorized, by name.
+        error: Why it cannot be done; None if it can.
+    """
+
+    option: str
+    params: int | None
+    ranks: dict[str, int]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that was found.
+
+    Attributes:
+        model_name: Name of the Keras model.
+        data_aware: Whether spectra are those of outputs on calibration data, or of weights.
+        params: Parameters of the model.
+        macs: Its multiply-accumulates for one sample.
+        kernels: In the order of the model.
+        policies: Ways of choosing ranks.
+    """
+
+    model_name: str
+    data_aware: bool
+    params: int
+    macs: int
+    kernels: tuple[KernelInspection, ...]
+    policies: tuple[PolicyPreview, ...]
 
 
 @dataclass(frozen=True)
