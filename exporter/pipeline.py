@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import artifact_name, quantization_samples
-from exporter.baseline import REFERENCE_NAME, Training, reference_for, train_reference
 from exporter.budgets import accuracy_drop, check_budget
 from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
@@ -60,6 +59,7 @@ from exporter.report.results import (
 )
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.training.finetune import FineTuned, FineTuner, check_training
+from exporter.training.reference import REFERENCE_NAME, Training, reference_for, train_reference
 
 _NOT_TRAINED_BY = (
     "model",

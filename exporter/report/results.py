@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.baseline import Training
 from exporter.benchmark import LatencyPair
 from exporter.card import ModelCard
 from exporter.formats.base import Artifact
@@ -15,6 +14,7 @@ from exporter.quantization.granularity import Trial
 from exporter.recipe.recipe import Recipe
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
+from exporter.training.reference import Training
 from exporter.verification.compression import CompressionVerdict
 from exporter.verification.verifier import ConversionVerdict
 

@@ -27,7 +27,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from exporter.baseline import reference_for, train_reference
 from exporter.data import Dataset, Split, load_dataset
 from exporter.graph.fitting import fitted
 from exporter.graph.runner import KerasRunner
@@ -46,6 +45,7 @@ from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
 from exporter.progress import Silent
 from exporter.recipe.recipe import Recipe
+from exporter.training.reference import reference_for, train_reference
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
 

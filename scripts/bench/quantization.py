@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import Gauges, export_options, quantization_samples, write_artifact
-from exporter.baseline import reference_mlp
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
 from exporter.data import Dataset, load_dataset
@@ -34,6 +33,7 @@ from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.recipe.recipe import Recipe
 from exporter.training.finetune import finetune
+from exporter.training.reference import reference_mlp
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
 

@@ -149,9 +149,9 @@ def load(data: str, seed: int) -> tuple[Any, Any, Any]:
     """Returns the fitted data, the training part with validation as in the notebook, the test."""
     import keras
 
-    from exporter.baseline import reference_mlp
     from exporter.data import load_dataset
     from exporter.graph.fitting import fitted
+    from exporter.training.reference import reference_mlp
 
     keras.utils.set_random_seed(seed)
     dataset = load_dataset(data)
@@ -179,7 +179,7 @@ def baseline(data: str, kind: str, seed: int) -> Any:
     """
     import keras
 
-    from exporter.baseline import reference_mlp
+    from exporter.training.reference import reference_mlp
 
     key = hashlib.sha256(
         f"{data} {kind} {seed} {STRONG_EPOCHS} {STRONG_BATCH} {STRONG_DROPOUT}".encode()
@@ -242,7 +242,7 @@ def notebook_loop(data: str, seed: int, epochs: int) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
-    from exporter.baseline import reference_mlp
+    from exporter.training.reference import reference_mlp
 
     full = baseline(data, "notebook", seed)
     (images, labels), test = load(data, seed)[1:]

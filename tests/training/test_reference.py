@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import pytest
 
-from exporter import baseline
-from exporter.baseline import reference_for, train_reference
 from exporter.data import files, fit_to_model, load_dataset, loading
 from exporter.errors import DataError, ModelError, OutputError
 from exporter.graph.fitting import scales_input
 from exporter.graph.loading import load_model
 from exporter.graph.signature import Signature
 from exporter.progress import Silent
+from exporter.training import reference as baseline
+from exporter.training.reference import reference_for, train_reference
 
 SUFFIXES = ["keras", "h5"]
 
