@@ -8,8 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporter.artifacts import export, verify
     from exporter.card import ModelCard, Normalization
+    from exporter.commands.compress import compress
+    from exporter.commands.export import export
+    from exporter.commands.finetune import finetune
+    from exporter.commands.inspect import inspect
+    from exporter.commands.run import run, run_worker
+    from exporter.commands.verify import verify
     from exporter.data import Dataset, load_dataset
     from exporter.errors import (
         ClusterError,
@@ -22,13 +27,10 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from exporter.formats.base import Artifact
-    from exporter.inspection import inspect
-    from exporter.lowrank.compress import compress
     from exporter.lowrank.engine import Compressed
-    from exporter.pipeline import run, run_worker
     from exporter.recipe.recipe import Recipe
     from exporter.report.results import Inspection, Report
-    from exporter.training.finetune import FineTuned, finetune
+    from exporter.training.finetune import FineTuned
     from exporter.verification.verifier import ConversionVerdict
 
 __version__ = "0.1.0"

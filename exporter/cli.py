@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
         **_shared(options),
     )
     # Imported late: --help and usage errors need none of it.
-    from exporter.pipeline import run, run_worker
+    from exporter.commands.run import run, run_worker
     from exporter.report.console import print_report
     from exporter.report.manifest import report_dict
     from exporter.training.distribution import worker_index
@@ -109,8 +109,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     recipe = Recipe(**_shared(options))
-    from exporter.inspection import inspection_dict
-    from exporter.pipeline import inspect_recipe
+    from exporter.commands.inspect import inspect_recipe, inspection_dict
     from exporter.report.inspection import print_inspection
 
     with _output_for(options):

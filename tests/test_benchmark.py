@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from exporter.benchmark import measure_latency
+from exporter.commands.compress import compress
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 from exporter.graph.macs import count_macs
 from exporter.isolation import ChildError
-from exporter.lowrank.compress import compress
 
 
 def _dense(layers):

@@ -9,10 +9,8 @@ from typing import Any
 from exporter.data import Dataset
 from exporter.data.metrics import is_classes
 from exporter.errors import DataError
-from exporter.graph.fitting import fitted
 from exporter.graph.outputs import output_families
 from exporter.graph.rewrite import rewrite
-from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
@@ -262,57 +260,6 @@ def check_training(recipe: Recipe, dataset: Dataset, model: Any) -> None:
             f"Adaptive training compares ranks on validation data, {batch} samples at least. "
             f"Received: data {dataset.name!r} with {len(validation) if validation else 0}."
         )
-
-
-def finetune(
-    compressed: Compressed,
-    baseline: Any,
-    *,
-    data: Dataset,
-    epochs: int,
-    loss: Any = None,
-    checkpoints: str | Path | None = None,
-    progress: Progress | None = None,
-    **choices: Any,
-) -> FineTuned:
-    """Trains a compressed model under the current ``tf.distribute`` strategy.
-
-    Args:
-        compressed: What ``compress`` returned; its model gets the trained weights, unless
-            ``train`` makes a model of other ranks or of full weights: see ``FineTuned``.
-        baseline: The model that was compressed; it is the teacher, and not changed.
-        data: What ``load_dataset`` returned. Its validation part picks the weights that are kept.
-        epochs: At the most, of each phase.
-        loss: As for ``keras.Model.compile``; by default what the baseline was compiled with, or
-            what suits its outputs.
-        checkpoints: Folder of checkpoints, from which training goes on if it was cut off; None
-            writes none.
-        progress: Is told of steps and epochs; silent by default.
-        choices: Other fields of ``Recipe``: ``train``, ``export_from``, ``batch_size``,
-            ``learning_rate``, ``distill``, ``temperature``, ``decay``, ``patience``,
-            ``seed``; and those that the model was compressed by.
-
-    Raises:
-        DataError: If the data do not fit the model, or have no training part.
-        RecipeError: If a choice or the loss is none.
-        ClusterError: If a worker was lost.
-    """
-    import tensorflow as tf
-
-    recipe = Recipe(finetune=epochs, **choices)
-    dataset = fitted(data, baseline)
-    check_training(recipe, dataset, baseline)
-    calibration = calibration_from(baseline, dataset, recipe.calibration)
-    tuner = FineTuner(
-        Engine(baseline, calibration, options_for(recipe), progress),
-        dataset,
-        recipe,
-        strategy=tf.distribute.get_strategy(),
-        progress=progress or Silent(),
-        loss=loss if loss is not None else getattr(baseline, "loss", None),
-        checkpoints=None if checkpoints is None else Path(checkpoints),
-    )
-    return tuner.run(compressed)
 
 
 def _ranks(plan: RankPlan) -> str:

@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from exporter.artifacts import Gauges, export_options, quantization_samples, write_artifact
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
+from exporter.commands.artifact import export_options, write_artifact
+from exporter.commands.compress import compress
+from exporter.commands.finetune import finetune
+from exporter.commands.gauges import Gauges, quantization_samples
 from exporter.data import Dataset, load_dataset
 from exporter.data.metrics import snr_db, task_metric, top1_agreement
 from exporter.formats import FORMATS
@@ -28,11 +31,9 @@ from exporter.graph.conversion import serving_module
 from exporter.graph.fitting import fitted
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature
-from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.recipe.recipe import Recipe
-from exporter.training.finetune import finetune
 from exporter.training.reference import reference_mlp
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"

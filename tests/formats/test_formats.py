@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from exporter.commands.compress import compress
 from exporter.errors import ModelError
 from exporter.formats import ALL, FORMAT_NAMES, FORMATS
 from exporter.formats.base import ExportOptions, StoredTensor, describe, measure
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
-from exporter.lowrank.compress import compress
 
 
 # C source is a flatbuffer like TFLite's, and takes longest; test_c.py has what is its own.

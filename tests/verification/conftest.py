@@ -58,7 +58,7 @@ def classifier(blobs: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def compressed(classifier: Any) -> Any:
-    from exporter.lowrank.compress import compress
+    from exporter.commands.compress import compress
 
     return compress(classifier, RANKS)
 

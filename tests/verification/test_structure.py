@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.commands.compress import compress
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.base import Artifact, StoredTensor
-from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Compressed
 from exporter.verification.structure import StructureProof, prove_structure
 from exporter.verification.verifier import Verifier

@@ -7,12 +7,12 @@ import onnxruntime
 import pytest
 
 from exporter.card import ModelCard, Normalization
+from exporter.commands.compress import compress
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 from exporter.formats.onnx.ort_flatbuffer import canonical
 from exporter.graph.runner import KerasRunner
-from exporter.lowrank.compress import compress
 from exporter.verification.structure import prove_structure
 
 ORT = FORMATS["ort"]

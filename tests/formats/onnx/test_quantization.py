@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from exporter.commands.compress import compress
 from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.formats import FORMATS
@@ -19,7 +20,6 @@ from exporter.formats.onnx.quantization import VARIANTS, as_variant
 from exporter.graph.conversion import recast
 from exporter.graph.fitting import fitted
 from exporter.graph.runner import KerasRunner
-from exporter.lowrank.compress import compress
 from exporter.quantization.affine import to_integers, to_reals
 from exporter.verification.verifier import Verifier
 

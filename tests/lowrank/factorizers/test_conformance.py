@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.commands.compress import compress
 from exporter.errors import ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
@@ -14,7 +15,6 @@ from exporter.graph.rewrite import rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature
 from exporter.lowrank.calibration import Calibration
-from exporter.lowrank.compress import compress
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.factorizers import FACTORIZERS, factorizer_for
 from exporter.lowrank.ranks.policy import FixedRank

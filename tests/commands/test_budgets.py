@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from exporter.artifacts import export
-from exporter.budgets import accuracy_drop, check_budget, compress_within, skeleton
+from exporter.commands.budgets import accuracy_drop, check_budget
+from exporter.commands.export import export
+from exporter.commands.search import compress_within, skeleton
 from exporter.data import load_dataset
 from exporter.errors import DataError, RecipeError
 from exporter.graph.fitting import fitted

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from exporter.budgets import check_budget, compress_within
+from exporter.commands.budgets import check_budget
+from exporter.commands.search import compress_within
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
 from exporter.graph.walk import check_rewritable

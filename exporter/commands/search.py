@@ -1,12 +1,7 @@
-"""Ranks for what the user can afford: parameters, MACs, bytes, latency, accuracy.
-
-Parameters and MACs are allocated directly, by the knapsack. The others are searched for: bytes and
-latency by exporting models of the planned shapes and measuring them, accuracy by evaluating on the
-validation data.
-"""
+"""Searches for the ranks that use a budget, by exporting and measuring models."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +9,12 @@ import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
-from exporter.data import UINT8_MAX, Dataset, Split, held, in_memory
-from exporter.data.metrics import is_classes, is_one_hot, task_metric
-from exporter.errors import DataError, RecipeError
+from exporter.commands.budgets import _accuracy, _labelled
+from exporter.data import UINT8_MAX, Dataset, Split, held
+from exporter.errors import RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format
 from exporter.formats.cards import make_card
-from exporter.graph.runner import KerasRunner, predict_in_batches
 from exporter.graph.signature import FREE_SIZE, Signature
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
@@ -28,7 +22,6 @@ from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
 from exporter.recipe.recipe import Recipe
-from exporter.verification.probes import BATCH_SIZE
 
 SIZE_ROUNDS = 6
 SIZE_USED = 0.985
@@ -167,25 +160,6 @@ def _compress_for_drop(
     return found[min(found)]
 
 
-def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
-    """Finds out, without computing, whether the data can tell if a recipe's budget is held.
-
-    Raises:
-        DataError: If ``max_drop`` is asked for without labelled validation data.
-    """
-    if recipe.max_drop is not None:
-        _labelled(dataset.validation if dataset else None, recipe)
-
-
-def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
-    """Returns how much accuracy is lost on the validation part, 0 to 1, of the worst output."""
-    validation = dataset.validation
-    if validation is None:
-        return 0.0
-    inputs, labels = held(validation.inputs), _classes(validation)
-    return _accuracy(baseline, inputs, labels) - _accuracy(compressed, inputs, labels)
-
-
 def _largest(least: int, most: int, fits: Callable[[int, int], bool]) -> int:
     """Bisects on a logarithmic scale for the largest budget that fits; ``least`` does."""
     low, high = np.log(max(1, least)), np.log(max(1, most))
@@ -198,31 +172,6 @@ def _largest(least: int, most: int, fits: Callable[[int, int], bool]) -> int:
         else:
             high = middle
     return best
-
-
-def _labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[str, Any]]:
-    labels = _classes(validation) if validation else {}
-    if validation is None or not labels:
-        raise DataError(
-            f"max_drop is held against the accuracy on validation data. Received: data "
-            f"{recipe.data!r} without a labelled training part. Give x_train and y_train, with "
-            "classes as labels."
-        )
-    return validation.inputs, labels
-
-
-def _classes(split: Split) -> dict[str, Any]:
-    labels = in_memory(split.labels)
-    return {n: a for n, a in labels.items() if is_classes(a) or is_one_hot(a)}
-
-
-def _accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
-    """Returns the accuracy of the worst output."""
-    fixed = Signature(model).inputs[0].fixed_batch
-    count = len(next(iter(inputs.values())))
-    kept = count // fixed * fixed if fixed else count
-    predictions = predict_in_batches(KerasRunner(model), inputs, fixed or BATCH_SIZE, kept)
-    return min(task_metric(predictions[n], array[:kept]).value for n, array in labels.items())
 
 
 def skeleton(engine: Engine, plan: RankPlan) -> Compressed:

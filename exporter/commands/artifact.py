@@ -1,24 +1,32 @@
 """The artifacts of one run: exported, verified, measured, and rejected if they do not pass."""
 
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import Gauges, artifact_name, export_options, write_artifact
+import numpy as np
+
 from exporter.benchmark import LatencyPair, measure_latency
 from exporter.card import ModelCard
+from exporter.commands.gauges import Gauges
 from exporter.data import Dataset
+from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, describe
+from exporter.formats.variants import FLOAT32
 from exporter.graph.runner import KerasRunner
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
+from exporter.quantization.granularity import Trial, choose, to_try
 from exporter.recipe.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
-from exporter.verification.probes import predict
+from exporter.verification.parity import execute
+from exporter.verification.probes import Probe, predict
 from exporter.verification.verifier import Verifier
 
 
@@ -122,3 +130,88 @@ class Exports:
         single = next(probe for probe in self.verifier.probes if probe.name == "single")
         batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
         return measure_latency(fmt, baseline, compressed, batch, self._scratch)
+
+
+def export_options(
+    recipe: Recipe, fmt: Format, variant: str, samples: Calibration | None, card: ModelCard
+) -> ExportOptions:
+    """Returns how a recipe has a variant exported."""
+    observed = samples if fmt.variant(variant).calibrated else None
+    return ExportOptions(
+        variant=variant,
+        opset=recipe.opset,
+        io_type=recipe.io_type,
+        ranges=recipe.ranges,
+        calibration=list(observed.batches()) if observed else (),
+        card=card,
+    )
+
+
+def write_artifact(
+    fmt: Format,
+    model: Any,
+    path: Path,
+    options: ExportOptions,
+    *,
+    granularity: str,
+    samples: Calibration | None,
+    scratch: Path,
+) -> tuple[Trial, ...]:
+    """Exports a model at a granularity, or at the better one of both.
+
+    Args:
+        fmt: The format.
+        model: The Keras model.
+        path: What is written; must not exist.
+        options: All but the granularity.
+        granularity: ``"tensor"``, ``"channel"``, or ``"auto"``; see ``Recipe``.
+        samples: What ``quantization_samples`` returned; its first batch measures the error, and
+            never what is reported on.
+        scratch: Folder for what is not kept.
+
+    Returns:
+        What was tried, the one that was written first; nothing where weights are no integers.
+
+    Raises:
+        ConversionError: If the converter fails.
+    """
+    if not fmt.variant(options.variant).has_integers:
+        fmt.export(model, path, options)
+        return ()
+    judge = None if samples is None else _Judge(fmt, options.variant, model, samples)
+    trials: dict[Trial, Path] = {}
+    for each in to_try(granularity):
+        file = scratch / f"{each}-{path.name}"
+        fmt.export(model, file, replace(options, granularity=each))
+        ratio = None if judge is None else judge.snr(file)
+        trials[Trial(each, fmt.size(file), ratio)] = file
+    chosen = choose(list(trials))
+    shutil.move(trials[chosen], path)
+    return (chosen, *(trial for trial in trials if trial is not chosen))
+
+
+class _Judge:
+    """Measures artifacts of one model on the first batch of calibration data."""
+
+    def __init__(self, fmt: Format, variant: str, model: Any, samples: Calibration) -> None:
+        arrays = {name: np.asarray(array) for name, array in next(samples.batches()).items()}
+        self._fmt, self._variant, self._model = fmt, variant, model
+        self._probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
+        self._expected = predict(KerasRunner(model), self._probe)
+
+    def snr(self, path: Path) -> float:
+        """Returns that of the worst output, in decibels; minus infinity if it cannot be run."""
+        artifact = describe(self._fmt, self._variant, path, self._model)
+        try:
+            limits = dict.fromkeys(self._fmt.backends)
+            outputs = execute(artifact, [self._probe], path.parent, limits)
+        except ChildError:  # The verdict will tell of it, if this one is chosen.
+            return -math.inf
+        actual = outputs[self._fmt.backends[0]][self._probe.name]
+        return min(snr_db(actual[name], values) for name, values in self._expected.items())
+
+
+def artifact_name(fmt: Format, variant: str = FLOAT32) -> str:
+    """Returns the name of an artifact in the output folder."""
+    marker = "" if variant == FLOAT32 else f"-{variant}"
+    return f"model{marker}{fmt.suffix}" if fmt.suffix else f"{fmt.name}{marker}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.commands.prepare import _load
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.graph.fitting import fitted
@@ -16,7 +17,10 @@ from exporter.lowrank.linalg.moments import Array
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
-from exporter.progress import Progress
+from exporter.output import (
+    CACHE,
+)
+from exporter.progress import Progress, Silent
 from exporter.recipe.cutting import options_for
 from exporter.recipe.recipe import Recipe
 from exporter.report.results import (
@@ -26,6 +30,7 @@ from exporter.report.results import (
     KernelInspection,
     PolicyPreview,
 )
+from exporter.training.reference import train_reference
 
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""
@@ -143,3 +148,19 @@ def _previews(engine: Engine, planner: Planner) -> list[PolicyPreview]:
 def _preview(option: str, plan: RankPlan) -> PolicyPreview:
     params = sum(layer.params_after for layer in plan.layers)
     return PolicyPreview(option, params, plan.ranks)
+
+
+def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspection:
+    """Inspects the model of a recipe, without exporting; its ranks do not matter.
+
+    Raises:
+        InputError: If the model or the data cannot be used.
+    """
+    progress = progress or Silent()
+    model, dataset = _load(recipe, None, None)
+    for note in dataset.notes:
+        progress.note(note)
+    if recipe.model is None:
+        model, _ = train_reference(model, dataset, seed=recipe.seed, cache=CACHE, progress=progress)
+    calibration = calibration_from(model, dataset, recipe.calibration)
+    return inspect_engine(Engine(model, calibration, options_for(recipe), progress), progress)

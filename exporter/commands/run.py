@@ -13,34 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import artifact_name, quantization_samples
-from exporter.budgets import accuracy_drop, check_budget
-from exporter.card import ModelCard
-from exporter.data import Dataset, load_dataset
+from exporter.commands.artifact import Exports
+from exporter.commands.budgets import accuracy_drop
+from exporter.commands.compress import carry_out
+from exporter.commands.prepare import _Job, _prepare
+from exporter.data import Dataset
 from exporter.errors import RecipeError
-from exporter.exports import Exports
 from exporter.formats import FORMATS
-from exporter.formats.cards import make_card
-from exporter.graph.fitting import fitted
-from exporter.graph.loading import load_model, loss_in_file
 from exporter.graph.macs import count_macs
-from exporter.graph.signature import Signature
-from exporter.graph.walk import check_rewritable
-from exporter.inspection import inspect_engine
-from exporter.lowrank.calibration import Calibration, calibration_from
-from exporter.lowrank.compress import carry_out, check_rank
+from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.output import (
-    ARTIFACTS,
     BASELINE_FILE,
     CACHE,
     COMPRESSED_FILE,
     CURVES_FILE,
-    MANIFEST,
-    REJECTED,
     TRUNCATED_FILE,
     UPDATED_FILE,
-    check_output,
     staged_output,
 )
 from exporter.progress import Progress, Silent
@@ -52,14 +41,13 @@ from exporter.report.results import (
     ArtifactReport,
     Budget,
     FineTuningReport,
-    Inspection,
     LayerReport,
     Report,
     Totals,
 )
 from exporter.training.distribution import is_chief, strategy_for
-from exporter.training.finetune import FineTuned, FineTuner, check_training
-from exporter.training.reference import REFERENCE_NAME, Training, reference_for, train_reference
+from exporter.training.finetune import FineTuned, FineTuner
+from exporter.training.reference import Training, train_reference
 
 _NOT_TRAINED_BY = (
     "model",
@@ -191,37 +179,6 @@ def run_worker(
     _train(_prepare(recipe, model, dataset, loss, writes=False), strategy, progress or Silent())
 
 
-def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspection:
-    """Inspects the model of a recipe, without exporting; its ranks do not matter.
-
-    Raises:
-        InputError: If the model or the data cannot be used.
-    """
-    progress = progress or Silent()
-    model, dataset = _load(recipe, None, None)
-    for note in dataset.notes:
-        progress.note(note)
-    if recipe.model is None:
-        model, _ = train_reference(model, dataset, seed=recipe.seed, cache=CACHE, progress=progress)
-    calibration = calibration_from(model, dataset, recipe.calibration)
-    return inspect_engine(Engine(model, calibration, options_for(recipe), progress), progress)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a run works on, checked."""
-
-    recipe: Recipe
-    model: Any
-    trained_here: bool
-    dataset: Dataset
-    samples: Calibration | None
-    card: ModelCard
-    loss: Any
-    output: Path
-    entries: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class _Trained:
     """All that has weights, and where the checkpoints of their training are."""
@@ -231,64 +188,6 @@ class _Trained:
     compressed: Compressed
     tuned: FineTuned | None = None
     checkpoints: Path | None = None
-
-
-def _prepare(
-    recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
-) -> _Job:
-    """Loads and checks everything that can be wrong, before any work."""
-    for format_name in recipe.formats if writes else ():
-        FORMATS[format_name].require_extra()
-    if model is not None and recipe.model is not None:
-        raise RecipeError("Give a model either by recipe.model or as an object, not both.")
-    trained_here = model is None and recipe.model is None
-    if recipe.model is not None:
-        name = Path(recipe.model).stem
-    else:
-        name = REFERENCE_NAME if trained_here else model.name
-    output = Path(recipe.output) if recipe.output else ARTIFACTS / f"{name}-{recipe.goal_label}"
-    entries = _entries(recipe, trained_here)
-    if writes:
-        check_output(output, entries, force=recipe.force)
-    given = model
-    model, dataset = _load(recipe, model, dataset)
-    check_rank(model, recipe)
-    check_budget(recipe, dataset)
-    samples = quantization_samples(recipe, model, dataset)
-    if recipe.finetune:
-        check_training(recipe, dataset, model)
-    card = make_card(
-        dataset.normalization,
-        Signature(model).outputs,
-        labels=recipe.labels,
-        description=recipe.description,
-    )
-    if loss is None and recipe.finetune:
-        loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
-    return _Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
-
-
-def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
-    """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
-    if recipe.model is not None:
-        model = load_model(recipe.model)
-    dataset = dataset or load_dataset(recipe.data)
-    if model is None:
-        model = reference_for(dataset, recipe.seed)
-    check_rewritable(model)
-    return model, fitted(dataset, model)
-
-
-def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
-    names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
-    own = [COMPRESSED_FILE, MANIFEST, REJECTED]
-    if trained_here:
-        own.append(BASELINE_FILE)
-    if recipe.finetune:
-        own.append(CURVES_FILE)
-    if recipe.projects:
-        own += [TRUNCATED_FILE, UPDATED_FILE]
-    return (*names, *own)
 
 
 def _train(job: _Job, strategy: Any, progress: Progress) -> _Trained:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import exporter
-from exporter.inspection import effective_ranks, inspection_dict
+from exporter.commands.inspect import effective_ranks, inspection_dict
 from exporter.report.results import SPECTRUM_POINTS
 
 

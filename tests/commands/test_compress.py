@@ -2,12 +2,12 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.commands.compress import check_rank, compress
 from exporter.data import load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
 from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
-from exporter.lowrank.compress import check_rank, compress
 from exporter.recipe.recipe import Recipe
 
 

@@ -1,0 +1,61 @@
+"""Ranks for what the user can afford: parameters, MACs, bytes, latency, accuracy.
+
+Parameters and MACs are allocated directly, by the knapsack. The others are searched for: bytes and
+latency by exporting models of the planned shapes and measuring them, accuracy by evaluating on the
+validation data.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.data import Dataset, Split, held, in_memory
+from exporter.data.metrics import is_classes, is_one_hot, task_metric
+from exporter.errors import DataError
+from exporter.graph.runner import KerasRunner, predict_in_batches
+from exporter.graph.signature import Signature
+from exporter.recipe.recipe import Recipe
+from exporter.verification.probes import BATCH_SIZE
+
+
+def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
+    """Finds out, without computing, whether the data can tell if a recipe's budget is held.
+
+    Raises:
+        DataError: If ``max_drop`` is asked for without labelled validation data.
+    """
+    if recipe.max_drop is not None:
+        _labelled(dataset.validation if dataset else None, recipe)
+
+
+def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
+    """Returns how much accuracy is lost on the validation part, 0 to 1, of the worst output."""
+    validation = dataset.validation
+    if validation is None:
+        return 0.0
+    inputs, labels = held(validation.inputs), _classes(validation)
+    return _accuracy(baseline, inputs, labels) - _accuracy(compressed, inputs, labels)
+
+
+def _labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[str, Any]]:
+    labels = _classes(validation) if validation else {}
+    if validation is None or not labels:
+        raise DataError(
+            f"max_drop is held against the accuracy on validation data. Received: data "
+            f"{recipe.data!r} without a labelled training part. Give x_train and y_train, with "
+            "classes as labels."
+        )
+    return validation.inputs, labels
+
+
+def _classes(split: Split) -> dict[str, Any]:
+    labels = in_memory(split.labels)
+    return {n: a for n, a in labels.items() if is_classes(a) or is_one_hot(a)}
+
+
+def _accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
+    """Returns the accuracy of the worst output."""
+    fixed = Signature(model).inputs[0].fixed_batch
+    count = len(next(iter(inputs.values())))
+    kept = count // fixed * fixed if fixed else count
+    predictions = predict_in_batches(KerasRunner(model), inputs, fixed or BATCH_SIZE, kept)
+    return min(task_metric(predictions[n], array[:kept]).value for n, array in labels.items())

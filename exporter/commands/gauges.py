@@ -1,0 +1,82 @@
+"""Chooses the factor pairs that variants with integer weights are made of."""
+
+from typing import Any
+
+from exporter.data import Dataset
+from exporter.errors import DataError
+from exporter.formats.variants import Variant
+from exporter.lowrank.calibration import Calibration, calibration_from
+from exporter.lowrank.engine import Compressed
+from exporter.quantization.gauge import Gauged, GaugeReport, regauge
+from exporter.quantization.simulation import Scheme
+from exporter.recipe.recipe import Recipe
+
+RANGE_SAMPLES = 2000
+"""Of the calibration samples, how many ranges of activations are observed on at the most."""
+
+
+class Gauges:
+    """The factors that variants with integer weights are made of; made when first asked for."""
+
+    def __init__(
+        self, recipe: Recipe, compressed: Compressed, calibration: Calibration | None
+    ) -> None:
+        """Takes what they are made of.
+
+        Args:
+            recipe: Says whether, and for what.
+            compressed: The model.
+            calibration: What ``quantization_samples`` returned; without it there are none.
+        """
+        self._recipe, self._compressed, self._calibration = recipe, compressed, calibration
+        self._made: dict[Scheme, Gauged | None] = {}
+
+    def model(self, variant: Variant) -> Any:
+        """Returns the Keras model that a variant is made of."""
+        gauged = self._of(variant)
+        return (gauged.compressed if gauged else self._compressed).model
+
+    def report(self, variant: Variant) -> GaugeReport | None:
+        """Returns what was chosen for a variant; None if it is made of the factors as cut."""
+        gauged = self._of(variant)
+        return gauged.report if gauged else None
+
+    def _of(self, variant: Variant) -> Gauged | None:
+        if not self._recipe.gauge or not variant.has_integers:
+            return None
+        scheme: Scheme = "static" if variant.calibrated else "dynamic"
+        if scheme not in self._made:
+            self._made[scheme] = self._make(scheme)
+        return self._made[scheme]
+
+    def _make(self, scheme: Scheme) -> Gauged | None:
+        recipe, compressed = self._recipe, self._compressed
+        if self._calibration is None or not compressed.factors:
+            return None
+        gauged = regauge(
+            compressed,
+            self._calibration,
+            scheme,
+            granularity="channel" if recipe.granularity == "channel" else "tensor",
+            seed=recipe.seed,
+        )
+        return gauged if gauged.report.layers else None
+
+
+def quantization_samples(recipe: Recipe, model: Any, dataset: Dataset) -> Calibration | None:
+    """Returns the samples that artifacts are quantized by: of the training part, if there is one.
+
+    None where no variant has integers, which nothing is read for.
+
+    Raises:
+        DataError: If a variant is calibrated, and there is no training part.
+    """
+    if not recipe.has_integers:
+        return None
+    calibration = calibration_from(model, dataset, min(recipe.calibration, RANGE_SAMPLES))
+    if calibration is None and recipe.calibrates:
+        raise DataError(
+            f"quantize {', '.join(recipe.quantize)} calibrates ranges of activations on a training "
+            f"part. Received: data {dataset.name!r} without one. Name data that have x_train, or x."
+        )
+    return calibration

@@ -1,0 +1,107 @@
+"""Loads and checks all that a command works on, before any work starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.card import ModelCard
+from exporter.commands.artifact import artifact_name
+from exporter.commands.budgets import check_budget
+from exporter.commands.compress import check_rank
+from exporter.commands.gauges import quantization_samples
+from exporter.data import Dataset, load_dataset
+from exporter.errors import RecipeError
+from exporter.formats import FORMATS
+from exporter.formats.cards import make_card
+from exporter.graph.fitting import fitted
+from exporter.graph.loading import load_model, loss_in_file
+from exporter.graph.signature import Signature
+from exporter.graph.walk import check_rewritable
+from exporter.lowrank.calibration import Calibration
+from exporter.output import (
+    ARTIFACTS,
+    BASELINE_FILE,
+    COMPRESSED_FILE,
+    CURVES_FILE,
+    MANIFEST,
+    REJECTED,
+    TRUNCATED_FILE,
+    UPDATED_FILE,
+    check_output,
+)
+from exporter.recipe.recipe import Recipe
+from exporter.training.finetune import check_training
+from exporter.training.reference import REFERENCE_NAME, reference_for
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run works on, checked."""
+
+    recipe: Recipe
+    model: Any
+    trained_here: bool
+    dataset: Dataset
+    samples: Calibration | None
+    card: ModelCard
+    loss: Any
+    output: Path
+    entries: tuple[str, ...]
+
+
+def _prepare(
+    recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
+) -> _Job:
+    """Loads and checks everything that can be wrong, before any work."""
+    for format_name in recipe.formats if writes else ():
+        FORMATS[format_name].require_extra()
+    if model is not None and recipe.model is not None:
+        raise RecipeError("Give a model either by recipe.model or as an object, not both.")
+    trained_here = model is None and recipe.model is None
+    if recipe.model is not None:
+        name = Path(recipe.model).stem
+    else:
+        name = REFERENCE_NAME if trained_here else model.name
+    output = Path(recipe.output) if recipe.output else ARTIFACTS / f"{name}-{recipe.goal_label}"
+    entries = _entries(recipe, trained_here)
+    if writes:
+        check_output(output, entries, force=recipe.force)
+    given = model
+    model, dataset = _load(recipe, model, dataset)
+    check_rank(model, recipe)
+    check_budget(recipe, dataset)
+    samples = quantization_samples(recipe, model, dataset)
+    if recipe.finetune:
+        check_training(recipe, dataset, model)
+    card = make_card(
+        dataset.normalization,
+        Signature(model).outputs,
+        labels=recipe.labels,
+        description=recipe.description,
+    )
+    if loss is None and recipe.finetune:
+        loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
+    return _Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
+
+
+def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
+    """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
+    if recipe.model is not None:
+        model = load_model(recipe.model)
+    dataset = dataset or load_dataset(recipe.data)
+    if model is None:
+        model = reference_for(dataset, recipe.seed)
+    check_rewritable(model)
+    return model, fitted(dataset, model)
+
+
+def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
+    names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
+    own = [COMPRESSED_FILE, MANIFEST, REJECTED]
+    if trained_here:
+        own.append(BASELINE_FILE)
+    if recipe.finetune:
+        own.append(CURVES_FILE)
+    if recipe.projects:
+        own += [TRUNCATED_FILE, UPDATED_FILE]
+    return (*names, *own)

@@ -1,0 +1,77 @@
+"""``verify``: holds an artifact against the model that it was made from."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from exporter.data import Dataset, load_dataset
+from exporter.datasets import NO_DATA
+from exporter.errors import InputError
+from exporter.formats import FORMATS
+from exporter.formats.base import Artifact, describe
+from exporter.formats.variants import FLOAT32
+from exporter.graph.fitting import fitted
+from exporter.graph.walk import check_rewritable
+from exporter.lowrank.engine import Compressed
+from exporter.lowrank.ranks.policy import RankPlan
+from exporter.recipe.recipe import Recipe
+from exporter.verification.verifier import ConversionVerdict, Verifier
+
+
+def verify(
+    artifact: Artifact | str | Path,
+    model: Any,
+    *,
+    data: Dataset | str = NO_DATA,
+    atol: float | None = None,
+    rtol: float | None = None,
+    seed: int = 0,
+) -> ConversionVerdict:
+    """Holds an artifact against the model that it was made from, in the artifact's own runtime.
+
+    Args:
+        artifact: What ``export`` returned, or the path of an artifact of the same model.
+        model: The Keras model, or what ``compress`` returned: its plan is proven as well.
+        data: What ``load_dataset`` returned or takes; ``"none"`` compares on random inputs.
+        atol: Absolute tolerance; with ``rtol`` None as well, both are derived.
+        rtol: Relative tolerance.
+        seed: Of the random inputs.
+
+    Raises:
+        InputError: If the model, the data or the artifact's name cannot be used.
+    """
+    recipe = Recipe(atol=atol, rtol=rtol, seed=seed)
+    compressed = _as_compressed(model)
+    if not isinstance(artifact, Artifact):
+        artifact = _described(Path(artifact), compressed.model)
+    FORMATS[artifact.format].require_extra()
+    dataset = load_dataset(data) if isinstance(data, str) else data
+    with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
+        verifier = Verifier(
+            compressed,
+            fitted(dataset, compressed.model),
+            folder=Path(scratch),
+            atol=recipe.atol,
+            rtol=recipe.rtol,
+            seed=recipe.seed,
+        )
+        return verifier.verify(artifact)
+
+
+def _as_compressed(model: Any) -> Compressed:
+    if isinstance(model, Compressed):
+        return model
+    check_rewritable(model)
+    return Compressed(model, RankPlan(()), {})
+
+
+def _described(path: Path, model: Any) -> Artifact:
+    fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
+    if fmt is None:
+        raise InputError(
+            f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
+            f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."
+        )
+    names = [variant.name for variant in fmt.variants]
+    marker = path.stem.rpartition("-")[2]
+    return describe(fmt, marker if marker in names else FLOAT32, path, model)
