@@ -7,91 +7,66 @@ The names below are the public API. They are imported when they are first used, 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from exporter.card import ModelCard, Normalization
-    from exporter.commands.compress import compress
-    from exporter.commands.export import export
-    from exporter.commands.finetune import finetune
-    from exporter.commands.inspect import inspect
-    from exporter.commands.run import run, run_worker
-    from exporter.commands.verify import verify
-    from exporter.data import Dataset, load_dataset
-    from exporter.errors import (
-        ClusterError,
-        ConversionError,
-        DataError,
-        ExporterError,
-        InputError,
-        ModelError,
-        OutputError,
-        RecipeError,
-    )
-    from exporter.formats.base import Artifact
-    from exporter.lowrank.engine import Compressed
-    from exporter.recipe.recipe import Recipe
-    from exporter.report.results import Inspection, Report
-    from exporter.training.finetune import FineTuned
-    from exporter.verification.verifier import ConversionVerdict
+from exporter.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
+    from exporter.card import ModelCard as ModelCard
+    from exporter.card import Normalization as Normalization
+    from exporter.commands.compress import compress as compress
+    from exporter.commands.export import export as export
+    from exporter.commands.finetune import finetune as finetune
+    from exporter.commands.inspect import inspect as inspect
+    from exporter.commands.run import run as run
+    from exporter.commands.run import run_worker as run_worker
+    from exporter.commands.verify import verify as verify
+    from exporter.data import Dataset as Dataset
+    from exporter.data import load_dataset as load_dataset
+    from exporter.errors import ClusterError as ClusterError
+    from exporter.errors import ConversionError as ConversionError
+    from exporter.errors import DataError as DataError
+    from exporter.errors import ExporterError as ExporterError
+    from exporter.errors import InputError as InputError
+    from exporter.errors import ModelError as ModelError
+    from exporter.errors import OutputError as OutputError
+    from exporter.errors import RecipeError as RecipeError
+    from exporter.formats.base import Artifact as Artifact
+    from exporter.lowrank.engine import Compressed as Compressed
+    from exporter.recipe.recipe import Recipe as Recipe
+    from exporter.report.results import Inspection as Inspection
+    from exporter.report.results import Report as Report
+    from exporter.training.finetune import FineTuned as FineTuned
+    from exporter.verification.verifier import ConversionVerdict as ConversionVerdict
 
-_MODULES = {
-    "Artifact": "formats.base",
-    "ClusterError": "errors",
-    "Compressed": "lowrank.engine",
-    "ConversionError": "errors",
-    "ConversionVerdict": "verification.verifier",
-    "DataError": "errors",
-    "Dataset": "data",
-    "ExporterError": "errors",
-    "FineTuned": "training.finetune",
-    "InputError": "errors",
-    "Inspection": "inspection",
-    "ModelCard": "card",
-    "ModelError": "errors",
-    "Normalization": "card",
-    "OutputError": "errors",
-    "Recipe": "recipe",
-    "RecipeError": "errors",
-    "Report": "report.results",
-    "compress": "lowrank.compress",
-    "export": "artifacts",
-    "finetune": "training.finetune",
-    "inspect": "inspection",
-    "load_dataset": "data",
-    "run": "pipeline",
-    "run_worker": "pipeline",
-    "verify": "artifacts",
+_PUBLIC = {
+    "card": ["ModelCard", "Normalization"],
+    "commands.compress": ["compress"],
+    "commands.export": ["export"],
+    "commands.finetune": ["finetune"],
+    "commands.inspect": ["inspect"],
+    "commands.run": ["run", "run_worker"],
+    "commands.verify": ["verify"],
+    "data": ["Dataset", "load_dataset"],
+    "errors": [
+        "ClusterError",
+        "ConversionError",
+        "DataError",
+        "ExporterError",
+        "InputError",
+        "ModelError",
+        "OutputError",
+        "RecipeError",
+    ],
+    "formats.base": ["Artifact"],
+    "lowrank.engine": ["Compressed"],
+    "recipe.recipe": ["Recipe"],
+    "report.results": ["Inspection", "Report"],
+    "training.finetune": ["FineTuned"],
+    "verification.verifier": ["ConversionVerdict"],
 }
 
-__all__ = [
-    "Artifact",
-    "ClusterError",
-    "Compressed",
-    "ConversionError",
-    "ConversionVerdict",
-    "DataError",
-    "Dataset",
-    "ExporterError",
-    "FineTuned",
-    "InputError",
-    "Inspection",
-    "ModelCard",
-    "ModelError",
-    "Normalization",
-    "OutputError",
-    "Recipe",
-    "RecipeError",
-    "Report",
-    "compress",
-    "export",
-    "finetune",
-    "inspect",
-    "load_dataset",
-    "run",
-    "run_worker",
-    "verify",
-]
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_MODULES)  # noqa: PLE0605 - ruff takes it for no list
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from exporter import __version__
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.formats import ALL, FORMAT_NAMES
 from exporter.lowrank.ranks.rank import DEFAULT_RANK, RANK_NAMES
@@ -20,6 +19,7 @@ from exporter.recipe.recipe import (
     TRAININGS,
     Recipe,
 )
+from exporter.version import __version__
 
 INSPECT = "inspect"
 

@@ -24,7 +24,7 @@ def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
         DataError: If ``max_drop`` is asked for without labelled validation data.
     """
     if recipe.max_drop is not None:
-        _labelled(dataset.validation if dataset else None, recipe)
+        labelled(dataset.validation if dataset else None, recipe)
 
 
 def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
@@ -33,10 +33,15 @@ def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
     if validation is None:
         return 0.0
     inputs, labels = held(validation.inputs), _classes(validation)
-    return _accuracy(baseline, inputs, labels) - _accuracy(compressed, inputs, labels)
+    return accuracy(baseline, inputs, labels) - accuracy(compressed, inputs, labels)
 
 
-def _labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[str, Any]]:
+def labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[str, Any]]:
+    """Returns the inputs and the classes that ``max_drop`` is held against.
+
+    Raises:
+        DataError: If there are no labelled validation data.
+    """
     labels = _classes(validation) if validation else {}
     if validation is None or not labels:
         raise DataError(
@@ -52,7 +57,7 @@ def _classes(split: Split) -> dict[str, Any]:
     return {n: a for n, a in labels.items() if is_classes(a) or is_one_hot(a)}
 
 
-def _accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
+def accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
     """Returns the accuracy of the worst output."""
     fixed = Signature(model).inputs[0].fixed_batch
     count = len(next(iter(inputs.values())))

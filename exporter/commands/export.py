@@ -9,7 +9,7 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.commands.artifact import artifact_name, export_options, write_artifact
 from exporter.commands.gauges import Gauges, quantization_samples
-from exporter.commands.verify import _as_compressed
+from exporter.commands.verify import as_compressed
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
@@ -56,7 +56,7 @@ def export(
     chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     for fmt, _ in chosen:
         fmt.require_extra()
-    compressed = _as_compressed(model)
+    compressed = as_compressed(model)
     keras_model = compressed.model
     signature = Signature(keras_model)
     card = card or ModelCard()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.commands.prepare import _load
+from exporter.commands.prepare import load
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.graph.fitting import fitted
@@ -157,7 +157,7 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
         InputError: If the model or the data cannot be used.
     """
     progress = progress or Silent()
-    model, dataset = _load(recipe, None, None)
+    model, dataset = load(recipe, None, None)
     for note in dataset.notes:
         progress.note(note)
     if recipe.model is None:

@@ -35,7 +35,7 @@ from exporter.training.reference import REFERENCE_NAME, reference_for
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a run works on, checked."""
 
     recipe: Recipe
@@ -49,9 +49,9 @@ class _Job:
     entries: tuple[str, ...]
 
 
-def _prepare(
+def prepare(
     recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
-) -> _Job:
+) -> Job:
     """Loads and checks everything that can be wrong, before any work."""
     for format_name in recipe.formats if writes else ():
         FORMATS[format_name].require_extra()
@@ -67,7 +67,7 @@ def _prepare(
     if writes:
         check_output(output, entries, force=recipe.force)
     given = model
-    model, dataset = _load(recipe, model, dataset)
+    model, dataset = load(recipe, model, dataset)
     check_rank(model, recipe)
     check_budget(recipe, dataset)
     samples = quantization_samples(recipe, model, dataset)
@@ -81,10 +81,10 @@ def _prepare(
     )
     if loss is None and recipe.finetune:
         loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
-    return _Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
+    return Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
 
 
-def _load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
+def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
     """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
     if recipe.model is not None:
         model = load_model(recipe.model)

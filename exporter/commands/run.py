@@ -16,7 +16,7 @@ from typing import Any
 from exporter.commands.artifact import Exports
 from exporter.commands.budgets import accuracy_drop
 from exporter.commands.compress import carry_out
-from exporter.commands.prepare import _Job, _prepare
+from exporter.commands.prepare import Job, prepare
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
@@ -102,7 +102,7 @@ def run(
     strategy = strategy_for(recipe.distribute)
     if not is_chief(strategy):
         raise RecipeError("Only the first worker of a cluster writes; the others call run_worker.")
-    job = _prepare(recipe, model, dataset, loss)
+    job = prepare(recipe, model, dataset, loss)
     with (
         staged_output(job.output, job.entries, force=recipe.force) as staging,
         tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
@@ -176,7 +176,7 @@ def run_worker(
         InputError: If the recipe, the model or the data cannot be used.
     """
     strategy = strategy_for(recipe.distribute)
-    _train(_prepare(recipe, model, dataset, loss, writes=False), strategy, progress or Silent())
+    _train(prepare(recipe, model, dataset, loss, writes=False), strategy, progress or Silent())
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class _Trained:
     checkpoints: Path | None = None
 
 
-def _train(job: _Job, strategy: Any, progress: Progress) -> _Trained:
+def _train(job: Job, strategy: Any, progress: Progress) -> _Trained:
     """Does all that computes weights: baseline, cut, fine-tuning."""
     recipe = job.recipe
     for note in job.dataset.notes:
@@ -219,7 +219,7 @@ def _train(job: _Job, strategy: Any, progress: Progress) -> _Trained:
     return _Trained(baseline, training, tuned.compressed, tuned, checkpoints)
 
 
-def _checkpoints(job: _Job, baseline: Any) -> Path:
+def _checkpoints(job: Job, baseline: Any) -> Path:
     """Names the folder after all that makes the result, so that no other run goes on from it."""
     options = job.recipe.to_dict()
     for name in _NOT_TRAINED_BY:
@@ -240,7 +240,7 @@ def _save_tuned(tuned: FineTuned, staging: Path) -> FineTuningReport:
     return report
 
 
-def _compress(job: _Job, baseline: Any, progress: Progress) -> tuple[Engine, Compressed]:
+def _compress(job: Job, baseline: Any, progress: Progress) -> tuple[Engine, Compressed]:
     recipe, dataset = job.recipe, job.dataset
     calibration = calibration_from(baseline, dataset, recipe.calibration)
     if calibration is None and recipe.method != "svd":
@@ -253,7 +253,7 @@ def _compress(job: _Job, baseline: Any, progress: Progress) -> tuple[Engine, Com
 
 
 def _budget(
-    job: _Job, baseline: Any, compressed: Any, after: Totals, artifacts: Sequence[ArtifactReport]
+    job: Job, baseline: Any, compressed: Any, after: Totals, artifacts: Sequence[ArtifactReport]
 ) -> Budget | None:
     """Holds what came out against the recipe's budget."""
     recipe, goal = job.recipe, job.recipe.goal
@@ -291,7 +291,7 @@ def _sample_counts(dataset: Dataset) -> dict[str, int]:
 
 
 def _versions(formats: Sequence[str] = ()) -> dict[str, str]:
-    from exporter import __version__
+    from exporter.version import __version__
 
     packages = [package for name in formats for package in FORMATS[name].extra.packages]
     libraries = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *packages)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
-from exporter.commands.budgets import _accuracy, _labelled
+from exporter.commands.budgets import accuracy, labelled
 from exporter.data import UINT8_MAX, Dataset, Split, held
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
@@ -137,18 +137,18 @@ def _compress_for_drop(
 ) -> Compressed:
     """Finds the fewest parameters whose accuracy on the validation data is high enough."""
     limit = float(recipe.max_drop or 0)
-    inputs, labels = _labelled(validation, recipe)
+    inputs, labels = labelled(validation, recipe)
     inputs = held(inputs)
-    baseline = _accuracy(planner.engine.model, inputs, labels)
+    baseline = accuracy(planner.engine.model, inputs, labels)
     found: dict[int, Compressed] = {}
     least, most = planner.smallest("params"), planner.params
     with progress.track("Searching for the accuracy", SEARCH_ROUNDS) as advance:
 
         def spoils(budget: int, number: int) -> bool:
             compressed = planner.engine.carry_out(planner.within("params", budget))
-            accuracy = _accuracy(compressed.model, inputs, labels)
-            advance(number + 1, f"{budget:,} parameters: {accuracy:.2%}")
-            good_enough = accuracy >= baseline - limit
+            reached = accuracy(compressed.model, inputs, labels)
+            advance(number + 1, f"{budget:,} parameters: {reached:.2%}")
+            good_enough = reached >= baseline - limit
             if good_enough:
                 found[budget] = compressed
             return not good_enough

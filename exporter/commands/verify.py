@@ -41,7 +41,7 @@ def verify(
         InputError: If the model, the data or the artifact's name cannot be used.
     """
     recipe = Recipe(atol=atol, rtol=rtol, seed=seed)
-    compressed = _as_compressed(model)
+    compressed = as_compressed(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.model)
     FORMATS[artifact.format].require_extra()
@@ -58,7 +58,12 @@ def verify(
         return verifier.verify(artifact)
 
 
-def _as_compressed(model: Any) -> Compressed:
+def as_compressed(model: Any) -> Compressed:
+    """Returns a Keras model as one in which nothing is factorized.
+
+    Raises:
+        ModelError: If its graph cannot be rewritten.
+    """
     if isinstance(model, Compressed):
         return model
     check_rewritable(model)

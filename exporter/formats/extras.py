@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 
 from exporter.errors import RecipeError
 
@@ -44,6 +43,9 @@ NO_EXTRA = Extra("none", ())
 
 
 def _is_installed(package: str) -> bool:
+    # Takes a quarter of the time that --help takes.
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         distribution(package)
     except PackageNotFoundError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import ModelError, brief
-from exporter.graph.walk import _is_graph, walk
+from exporter.graph.walk import is_graph, walk
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _Copier:
         import keras
 
         for original, copy in self._copies.values():
-            if not _is_graph(original) and getattr(original, "weights", None):
+            if not is_graph(original) and getattr(original, "weights", None):
                 copy.set_weights(original.get_weights())
                 if isinstance(copy, keras.layers.Normalization):
                     copy.finalize_state()  # It computes with what it derives from its weights.
@@ -122,7 +122,7 @@ class _Copier:
         if key in self._replacements:
             return self._replacements[key].layers[-1]
         if key not in self._copies:
-            if _is_graph(operation):
+            if is_graph(operation):
                 copy = self.copy_model(operation)
             else:
                 copy = type(operation).from_config(operation.get_config())

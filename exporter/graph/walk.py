@@ -17,7 +17,7 @@ def check_rewritable(model: Any) -> None:
 
     if not isinstance(model, keras.Model):
         raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
-    if not _is_graph(model):
+    if not is_graph(model):
         raise ModelError(
             f"A Sequential or Functional model is required, whose graph can be rewritten. "
             f"Received: the subclassed model {type(model).__name__}. Rebuild it as "
@@ -49,7 +49,7 @@ def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        if _is_graph(layer):
+        if is_graph(layer):
             yield from _walk(layer, f"{prefix}{layer.name}/", seen)
         else:
             yield f"{prefix}{layer.name}", layer
@@ -94,7 +94,8 @@ def _nodes(graph: Any) -> list[Any]:
     return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
 
 
-def _is_graph(layer: Any) -> bool:
+def is_graph(layer: Any) -> bool:
+    """Tells whether a layer is a Sequential or Functional model."""
     import keras
 
     # Keras has no public name for the class of functional models; they alone list operations.

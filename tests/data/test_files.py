@@ -240,7 +240,7 @@ def test_memory_stays_constant(tmp_path, suffix):
     walk = """
         import resource, sys
         import keras, numpy as np, tensorflow
-        from exporter.baseline import fitted
+        from exporter.graph.fitting import fitted
         from exporter.data import load_dataset
         from exporter.lowrank.statistics import calibration_from
 

@@ -225,7 +225,7 @@ def test_extra_that_is_not_installed_is_named_before_any_work(workplace, name, w
     code = (
         "import sys\n"
         "from exporter.cli import main\n"
-        "from exporter.extras import Extra\n"
+        "from exporter.formats.extras import Extra\n"
         "from exporter.formats import FORMATS\n"
         "FORMATS['c'].extra = Extra('micro', ('no-such-package',))\n"
         "sys.exit(main())"

@@ -65,7 +65,7 @@ def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
 _EXPORT = """
 import sys
 from pathlib import Path
-from exporter.baseline import load_model
+from exporter.graph.loading import load_model
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 model, name, path = sys.argv[1:]

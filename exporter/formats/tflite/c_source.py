@@ -137,7 +137,7 @@ const size_t {name}_data_size = sizeof {name}_data;
 
 
 def _header(name: str, content: bytes, arena_bytes: int) -> str:
-    from exporter import __version__
+    from exporter.version import __version__
 
     prefix = name.upper()
     operators = list_operators(content)

@@ -1,8 +1,7 @@
 """First and second moments of what flows through a kernel, and the merging of batches.
 
 All moments live at the *outputs* of a kernel, n x n, never at its inputs, m x m: the best low-rank
-kernel K P Qt needs no others (see ``exporter.lowrank.truncation``), and a convolution needs no
-patches.
+kernel K P Qt needs no others (see ``truncation``), and a convolution needs no patches.
 """
 
 from dataclasses import dataclass
