@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.errors import RecipeError as RecipeError
     from exporter.formats.base import Artifact as Artifact
     from exporter.lowrank.engine import Compressed as Compressed
-    from exporter.recipe.recipe import Recipe as Recipe
+    from exporter.recipe import Recipe as Recipe
     from exporter.report.results import Inspection as Inspection
     from exporter.report.results import Report as Report
     from exporter.training.finetune import FineTuned as FineTuned
@@ -58,7 +58,7 @@ _PUBLIC = {
     ],
     "formats.base": ["Artifact"],
     "lowrank.engine": ["Compressed"],
-    "recipe.recipe": ["Recipe"],
+    "recipe": ["Recipe"],
     "report.results": ["Inspection", "Report"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],

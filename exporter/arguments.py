@@ -1,27 +1,16 @@
 """The arguments of the command line, and their help."""
 
 import argparse
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
-from exporter.formats import ALL, FORMAT_NAMES
-from exporter.lowrank.ranks.rank import DEFAULT_RANK, RANK_NAMES
-from exporter.recipe.recipe import (
-    CONVOLUTIONS,
-    DISTRIBUTIONS,
-    EXPORTS_FROM,
-    GRANULARITIES,
-    IO_TYPES,
-    METHODS,
-    OPSETS,
-    QUANTIZATIONS,
-    RANGES,
-    TRAININGS,
-    Recipe,
-)
+from exporter.datasets import NO_DATA
+from exporter.formats import FORMATS
+from exporter.options.groups import Option, Source
+from exporter.recipe import GROUPS, quantizations
 from exporter.version import __version__
-
-INSPECT = "inspect"
 
 _EXIT_CODES = """\
 exit codes:
@@ -34,246 +23,180 @@ exit codes:
 """
 
 
-def run_parser() -> argparse.ArgumentParser:
-    """Returns what parses the arguments of a run."""
-    parser = argparse.ArgumentParser(
-        prog="exporter",
-        description=(
-            "Compresses a trained Keras model by low-rank factorization, exports it, and checks "
-            "that every artifact predicts what TensorFlow predicts. 'exporter inspect MODEL' shows "
-            "what there is to gain, without exporting."
-        ),
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    _add_model(parser)
-    ranks = parser.add_argument_group("ranks, chosen by one of these")
-    ranks.add_argument(
-        "--rank",
-        help=(
-            "one rank for all layers, a part of each layer's parameters such as 0.25, "
-            f"{', '.join(RANK_NAMES)}, or 'layer=rank,layer=rank' (default: {DEFAULT_RANK})"
-        ),
-    )
-    ranks.add_argument("--energy", metavar="PART", help="energy that each layer keeps, e.g. 0.99")
-    ranks.add_argument("--max-params", metavar="N", help="parameters of the model, e.g. 200k")
-    ranks.add_argument("--max-macs", metavar="N", help="multiply-accumulates, e.g. 1.5M")
-    ranks.add_argument("--max-size", metavar="SIZE", help="bytes of each artifact, e.g. 250KB")
-    ranks.add_argument(
-        "--max-latency", metavar="TIME", help="of one call in each runtime, measured, e.g. 50us"
-    )
-    ranks.add_argument(
-        "--max-drop", metavar="PART", help="accuracy lost on validation data, e.g. 0.5%%"
-    )
-    _add_cutting(parser)
-    _add_tuning(parser)
-    _add_quantization(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--format",
-        action="extend",
-        type=_names,
-        metavar="FORMAT",
-        help=(
-            f"{', '.join(FORMAT_NAMES)} or {ALL} that are installed; may be repeated, or separated "
-            "by commas (default: tflite)"
-        ),
-    )
-    output.add_argument(
-        "--output",
-        metavar="DIR",
-        help="folder to write to (default: artifacts/<model>-rank<rank>)",
-    )
-    output.add_argument("--force", action="store_true", help="replace a former run in the output")
-    output.add_argument(
-        "--opset",
-        type=int,
-        default=Recipe.opset,
-        help=f"ONNX operator set, {OPSETS.start} to {OPSETS.stop - 1} (default: {Recipe.opset})",
-    )
-    output.add_argument(
-        "--labels", metavar="FILE", help="names of the classes, one a line, for artifacts to tell"
-    )
-    output.add_argument(
-        "--description", metavar="TEXT", help="what the model does, for artifacts to tell"
-    )
-    output.add_argument(
-        "--atol",
-        type=float,
-        help="absolute tolerance (default: derived from the model's own rounding error)",
-    )
-    output.add_argument("--rtol", type=float, help="relative tolerance, likewise")
-    _add_printing(parser)
-    return parser
+@dataclass(frozen=True)
+class Verb:
+    """What the program is asked to do.
+
+    Attributes:
+        description: Heads its help.
+        uses: Names of the groups, and of single options, that it reads.
+        positionals: Its arguments without a flag, with their help; the model is always one.
+        defaults: Its own defaults, where they are not those of the options.
+    """
+
+    description: str
+    uses: tuple[str, ...]
+    positionals: tuple[tuple[str, str], ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, list[Option]]:
+        """What it reads but the model, by the title of the group."""
+        found = {
+            group.title: [o for o in group.options() if {name, o.name} & set(self.uses)]
+            for name, group in GROUPS.items()
+        }
+        return {
+            title: [
+                option._replace(default=self.defaults.get(option.name, option.default))
+                for option in options
+                if option.name != "model"
+            ]
+            for title, options in found.items()
+            if options
+        }
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+_MODEL = ("model", "a .keras or .h5 file")
+_MODEL_OR_REFERENCE = ("model", next(o.help for o in Source.options() if o.name == "model"))
 
+RUN = "run"
 
-def _add_quantization(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("quantization")
-    group.add_argument(
-        "--quantize",
-        action="extend",
-        type=_names,
-        metavar="VARIANT",
-        help=(
-            f"{', '.join(QUANTIZATIONS)} or {ALL}; may be repeated, or separated by commas; each "
-            f"format exports those that it has (default: {Recipe.quantize[0]})"
-        ),
-    )
-    group.add_argument(
-        "--io-type",
-        choices=IO_TYPES,
-        default=Recipe.io_type,
-        help=f"of what int8 takes and gives (default: {Recipe.io_type})",
-    )
-    group.add_argument(
-        "--granularity",
-        choices=GRANULARITIES,
-        default=Recipe.granularity,
-        help=(
-            "scales of weights, one a tensor or one a channel; auto: measures both "
-            f"(default: {Recipe.granularity})"
-        ),
-    )
-    group.add_argument(
-        "--ranges",
-        choices=RANGES,
-        default=Recipe.ranges,
-        help=f"how ranges of activations are estimated (default: {Recipe.ranges})",
-    )
-    group.add_argument(
-        "--no-gauge",
-        dest="gauge",
-        action="store_false",
-        help="quantize the factors as they were cut, not those of the same product that lose less",
-    )
-
-
-def inspect_parser() -> argparse.ArgumentParser:
-    """Returns what parses the arguments behind ``inspect``."""
-    parser = argparse.ArgumentParser(
-        prog=f"exporter {INSPECT}",
-        description=(
-            "Shows the layers of a model, their spectra, and what each way of choosing ranks would "
-            "do. Writes nothing but the cached reference MLP, where no model is given."
-        ),
-    )
-    _add_model(parser)
-    _add_cutting(parser)
-    _add_printing(parser)
-    return parser
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a .keras or .h5 file; without it, the reference MLP is trained on the data",
-    )
-    parser.add_argument(
-        "--data",
-        default=DIGITS,
-        help=(
-            f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, a folder of images by class, "
-            f"or {', '.join(KERAS_DATASETS)} (default: {DIGITS})"
-        ),
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
-
-
-def _add_cutting(parser: argparse.ArgumentParser) -> None:
-    cutting = parser.add_argument_group("how kernels are cut")
-    cutting.add_argument(
-        "--method",
-        choices=METHODS,
-        help=(
-            "svd: by the weights; whitened: by calibration data; kfac: by these and the loss "
-            "gradient (default: kfac with training data, svd without)"
-        ),
-    )
-    cutting.add_argument(
-        "--no-cascade",
-        dest="cascade",
-        action="store_false",
-        help="do not let later layers make up for the errors of earlier ones",
-    )
-    cutting.add_argument(
-        "--calibration",
-        type=int,
-        metavar="N",
-        default=Recipe.calibration,
-        help=f"training samples that are looked at (default: {Recipe.calibration})",
-    )
-    cutting.add_argument(
-        "--convolution",
-        choices=CONVOLUTIONS,
-        default=Recipe.convolution,
-        help=(
-            "channel: k x k then 1 x 1; spatial: k x 1 then 1 x k; tucker2: 1 x 1, k x k, 1 x 1 "
-            f"(default: {Recipe.convolution})"
-        ),
-    )
-    cutting.add_argument(
-        "--no-fold",
-        dest="fold",
-        action="store_false",
-        help="leave batch normalisations as layers of their own",
-    )
-    cutting.add_argument(
-        "--no-merge",
-        dest="merge",
-        action="store_false",
-        help="keep S as a layer of its own between U and V, for study",
-    )
-
-
-TUNING: dict[str, tuple[str, dict[str, Any]]] = {
-    "finetune": ("epochs at the most, of each phase", {"type": int, "metavar": "N"}),
-    "train": (
-        "factored: the factors; adaptive: likewise, at ranks divided anew by what trials leave of "
-        "each loss; projected: full weights at their truncation; or one after the other",
-        {"choices": TRAININGS},
+VERBS = {
+    RUN: Verb(
+        "Compresses a trained Keras model by low-rank factorization, exports it, and checks that "
+        "every artifact predicts what TensorFlow predicts.",
+        tuple(GROUPS),
+        (_MODEL_OR_REFERENCE,),
     ),
-    "export_from": ("what projected training hands on", {"choices": EXPORTS_FROM}),
-    "batch_size": ("samples in a step, of all devices together", {"type": int, "metavar": "N"}),
-    "learning_rate": ("of Adam, at its peak", {"type": float, "metavar": "RATE"}),
-    "distill": (
-        "weight of the divergence from the baseline, 0 to 1",
-        {"type": float, "metavar": "W"},
+    "inspect": Verb(
+        "Shows the layers of a model, their spectra, and what each way of choosing ranks would do. "
+        "Writes nothing but the cached reference MLP, where no model is given.",
+        ("source", "cut"),
+        (_MODEL_OR_REFERENCE,),
     ),
-    "temperature": ("that predictions are compared at", {"type": float, "metavar": "T"}),
-    "decay": ("weight of the norm of each product of factors", {"type": float, "metavar": "W"}),
-    "patience": (
-        "epochs without gain after which it stops; 0: never",
-        {"type": int, "metavar": "N"},
+    "compress": Verb(
+        "Factorizes a model, fine-tunes it if asked to, and saves it as a Keras model.",
+        ("source", "goal", "cut", "tuning", "quantization", "formats", "output", "force"),
+        (_MODEL_OR_REFERENCE,),
     ),
-    "resume": ("go on from the checkpoint of a run that was killed", {"action": "store_true"}),
-    "distribute": (
-        "mirrored: on all devices here; multiworker: on those that TF_CONFIG names",
-        {"choices": DISTRIBUTIONS},
+    "export": Verb(
+        "Converts a model, compressed or not, as it is; 'verify' proves what came of it.",
+        ("source", "quantization", "export"),
+        (_MODEL,),
+        {"data": NO_DATA},
+    ),
+    "verify": Verb(
+        "Checks that an artifact predicts what the Keras model predicts that it was made from.",
+        ("source", "verification"),
+        (("artifact", "the file or folder that was exported"), _MODEL),
+        {"data": NO_DATA},
     ),
 }
-"""Fields of the recipe that fine-tuning reads: the help of each flag, and how it is parsed."""
 
 
-def _add_tuning(parser: argparse.ArgumentParser) -> None:
-    tuning = parser.add_argument_group("fine-tuning")
-    for field, (text, options) in TUNING.items():
-        default = getattr(Recipe, field)
-        shown = "" if default is False else f" (default: {default})"
-        flag = f"--{field.replace('_', '-')}"
-        tuning.add_argument(flag, default=default, help=text + shown, **options)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments of the command line; options may stand before or after the verb.
+
+    Returns:
+        The options by name, those that were not given left out; ``verb``, and what is printed.
+    """
+    words = _positionals(arguments)
+    named = bool(words) and words[0] in VERBS
+    verb = words[0] if named else RUN
+    # Positional arguments may stand anywhere among the options.
+    options = _parser(verb, named=named).parse_intermixed_args(arguments)
+    return argparse.Namespace(**{**VERBS[verb].defaults, **vars(options), "verb": verb})
+
+
+def _positionals(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments that are no option, nor the value of one, of any verb."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for group in GROUPS.values():
+        for option in group.options():
+            switch = isinstance(option.default, bool)
+            parser.add_argument(option.flag, action="store_true" if switch else "store")
+    _add_printing(parser)
+    parser.add_argument("words", nargs="*")
+    words: list[str] = parser.parse_known_intermixed_args(arguments)[0].words
+    return words
+
+
+def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
+    verb = VERBS[name]
+    others = "" if named else f" Other verbs: {', '.join(v for v in VERBS if v != RUN)}."
+    parser = argparse.ArgumentParser(
+        prog=f"exporter {name}" if named else "exporter",
+        usage=f"%(prog)s {' '.join(word.upper() for word, _ in verb.positionals)} [option ...]",
+        description=textwrap.fill(verb.description + others, 79),
+        epilog=f"{_variants()}\n{_EXIT_CODES}"
+        if {"export", "formats"} & set(verb.uses)
+        else _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    if named:
+        parser.add_argument("verb", help=argparse.SUPPRESS)
+    for word, told in verb.positionals:
+        nargs = "?" if (word, told) == _MODEL_OR_REFERENCE else None
+        parser.add_argument(
+            word, nargs=nargs, default=argparse.SUPPRESS, metavar=word.upper(), help=told
+        )
+    for title, options in verb.options.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            group.add_argument(
+                option.flag,
+                dest=option.name,
+                default=argparse.SUPPRESS,
+                help=_help(option),
+                **option.value.parser,
+            )
+    _add_printing(parser)
+    return parser
+
+
+def _help(option: Option) -> str:
+    told = f"do not {option.help}" if option.default is True else option.full_help
+    return told.replace("%", "%%")
 
 
 def _add_printing(parser: argparse.ArgumentParser) -> None:
     printing = parser.add_argument_group("printing")
-    printing.add_argument("--json", action="store_true", help="print the report as JSON")
+    printing.add_argument("--json", action="store_true", help="print the result as JSON")
     printing.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     printing.add_argument(
         "-v", "--verbose", action="store_true", help="show what TensorFlow and the runtimes log"
     )
+
+
+def _variants() -> str:
+    rows = (f"  {name:<12} {', '.join(quantizations(name))}" for name in FORMATS)
+    return "\n".join(["formats, and the variants of each:", *rows]) + "\n"
+
+
+def given(options: argparse.Namespace) -> dict[str, object]:
+    """Returns what a verb was given, by name; what the program itself reads is left out."""
+    printing = {"verb", "json", "quiet", "verbose"}
+    return {name: value for name, value in vars(options).items() if name not in printing}
+
+
+def options_table() -> str:
+    """Returns a table of all options in Markdown, for the documentation."""
+    lines: list[str] = []
+    for name, group in GROUPS.items():
+        lines += [f"### {group.title.capitalize()} (`{name}`)", ""]
+        lines += ["| option | default | what it does |", "|---|---|---|"]
+        lines += [_row(option) for option in group.options()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(option: Option) -> str:
+    shown: Iterable[object] = (
+        option.default if isinstance(option.default, tuple) else (option.default,)
+    )
+    default = "" if option.default is None else ", ".join(f"`{value}`" for value in shown)
+    told = option.help.replace("|", "\\|")
+    return f"| `{option.name}` (`{option.flag}`) | {default} | {told} |"

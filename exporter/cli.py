@@ -9,16 +9,15 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exporter.arguments import INSPECT, TUNING, inspect_parser, run_parser
+from exporter.arguments import given, parse
 from exporter.errors import ExporterError
-from exporter.formats import ALL, FORMATS
-from exporter.lowrank.ranks.rank import parse_rank
-from exporter.recipe.quantities import parse_bytes, parse_count, parse_part, parse_seconds
-from exporter.recipe.recipe import Recipe
+from exporter.formats import FORMATS
+from exporter.options.groups import ALL
+from exporter.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +26,19 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 
-T = TypeVar("T")
+
+class Outcome(NamedTuple):
+    """What a verb found.
+
+    Attributes:
+        values: What JSON tells of it.
+        show: Prints it.
+        exit_code: Of the process.
+    """
+
+    values: Any
+    show: "Callable[[Console], None]"
+    exit_code: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,120 +50,131 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    inspects = arguments[:1] == [INSPECT]
-    parser = inspect_parser() if inspects else run_parser()
-    options = parser.parse_args(arguments[1:] if inspects else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A terminal may lack a character.
+            stream.reconfigure(errors="replace")
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+    except ExporterError as error:
+        return _fail(error)
     # Whoever stops a service sends SIGTERM; it must clean up like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _library_output(shown=options.verbose):
         try:
-            return _inspect(options) if inspects else _run(options)
+            # Keras prints when it downloads; standard output is for the report.
+            with redirect_stdout(sys.stderr if options.verbose else io.StringIO()):
+                outcome = _VERBS[options.verb](given(options), _progress(options))
+            _print(outcome, options)
+            return outcome.exit_code
         except ExporterError as error:
-            print(f"exporter: error: {error}", file=sys.stderr)
-            return error.exit_code
+            return _fail(error)
         except KeyboardInterrupt:
             print("exporter: interrupted, nothing was written", file=sys.stderr)
             return EXIT_INTERRUPTED
 
 
-def _run(options: argparse.Namespace) -> int:
-    def parsed(parse: Callable[[str], T], text: str | None) -> T | None:
-        return None if text is None else parse(text)
+def _fail(error: ExporterError) -> int:
+    print(f"exporter: error: {error}", file=sys.stderr)
+    return error.exit_code
 
-    recipe = Recipe(
-        rank=parsed(parse_rank, options.rank),
-        energy=parsed(parse_part, options.energy),
-        max_params=parsed(parse_count, options.max_params),
-        max_macs=parsed(parse_count, options.max_macs),
-        max_size=parsed(parse_bytes, options.max_size),
-        max_latency=parsed(parse_seconds, options.max_latency),
-        max_drop=parsed(parse_part, options.max_drop),
-        formats=tuple(options.format or Recipe.formats),
-        quantize=tuple(options.quantize or Recipe.quantize),
-        io_type=options.io_type,
-        granularity=options.granularity,
-        ranges=options.ranges,
-        gauge=options.gauge,
-        output=options.output,
-        atol=options.atol,
-        rtol=options.rtol,
-        opset=options.opset,
-        labels=options.labels,
-        description=options.description,
-        merge=options.merge,
-        force=options.force,
-        **{name: getattr(options, name) for name in TUNING},
-        **_shared(options),
-    )
-    # Imported late: --help and usage errors need none of it.
+
+def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    recipe = Recipe.of(**choices)
+    # Imported late, here and below: --help and usage errors need none of it.
     from exporter.commands.run import run, run_worker
     from exporter.report.console import print_report
     from exporter.report.manifest import report_dict
     from exporter.training.distribution import worker_index
 
-    if recipe.distribute == "multiworker" and worker_index() > 0:
-        with _output_for(options):
-            run_worker(recipe, progress=_progress(options))
-        return 0
-    progress = _progress(options)
-    if ALL in (options.format or ()):
+    if recipe.tuning.distribute == "multiworker" and worker_index() > 0:
+        run_worker(recipe, progress=progress)
+        return Outcome(None, lambda console: None)
+    if ALL in choices.get("formats", ()):
         for fmt in FORMATS.values():
             if fmt.extra.missing:
                 extra = fmt.extra.name
                 progress.note(f"Format {fmt.name} is left out: it needs the extra {extra!r}")
-    with _output_for(options):
-        report = run(recipe, progress=progress)
-    _show(options, report, report_dict, print_report)
-    return report.exit_code
+    report = run(recipe, progress=progress)
+    return Outcome(report_dict(report), lambda c: print_report(report, c), report.exit_code)
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    recipe = Recipe(**_shared(options))
+def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    recipe = Recipe.of(**choices)
     from exporter.commands.inspect import inspect_recipe, inspection_dict
     from exporter.report.inspection import print_inspection
 
-    with _output_for(options):
-        inspection = inspect_recipe(recipe, progress=_progress(options))
-    _show(options, inspection, inspection_dict, print_inspection)
-    return 0
+    inspection = inspect_recipe(recipe, progress=progress)
+    return Outcome(inspection_dict(inspection), lambda c: print_inspection(inspection, c))
 
 
-def _shared(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the fields of the recipe that all commands know."""
-    names = ("model", "data", "seed", "method", "cascade", "calibration", "convolution", "fold")
-    return {name: getattr(options, name) for name in names}
+def _compress(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    recipe = Recipe.of(**choices)
+    from exporter.commands.compress import compress_recipe
+    from exporter.report.console import print_compression
+    from exporter.report.manifest import compression_dict
+
+    report = compress_recipe(recipe, progress=progress)
+    return Outcome(compression_dict(report), lambda c: print_compression(report, c))
+
+
+def _export(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    recipe = Recipe.of(**choices)
+    from exporter.commands.export import export_recipe
+    from exporter.report.console import print_artifacts
+    from exporter.report.manifest import plain
+
+    artifacts = export_recipe(recipe, progress=progress)
+    return Outcome(plain(artifacts), lambda c: print_artifacts(artifacts, c))
+
+
+def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    artifact = choices.pop("artifact")
+    recipe = Recipe.of(**choices)
+    from exporter.commands.verify import verify_recipe
+    from exporter.report.console import print_verdict
+    from exporter.report.manifest import verdict_dict
+
+    report = verify_recipe(artifact, recipe, progress=progress)
+    return Outcome(
+        report.conversion and verdict_dict(report.conversion),
+        lambda c: print_verdict(report, c),
+        int(not report.accepted),
+    )
+
+
+_VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
+    "run": _run,
+    "inspect": _inspect,
+    "compress": _compress,
+    "export": _export,
+    "verify": _verify,
+}
 
 
 def _progress(options: argparse.Namespace) -> "Progress":
     from rich.console import Console
 
     from exporter.progress import Silent
-    from exporter.report.console import ConsoleProgress
+    from exporter.report.progress import ConsoleProgress
 
     return Silent() if options.quiet else ConsoleProgress(Console(stderr=True, highlight=False))
 
 
-def _output_for(options: argparse.Namespace) -> AbstractContextManager[Any]:
-    # Keras prints when it downloads; standard output is for the report.
-    return redirect_stdout(sys.stderr if options.verbose else io.StringIO())
+def _print(outcome: Outcome, options: argparse.Namespace) -> None:
+    try:
+        if options.json:
+            print(json.dumps(outcome.values, indent=2))
+        elif not options.quiet:
+            from rich.console import Console
 
+            from exporter.report.console import WIDTH
 
-def _show(
-    options: argparse.Namespace,
-    result: T,
-    as_dict: Callable[[T], dict[str, Any]],
-    print_to: "Callable[[T, Console], None]",
-) -> None:
-    if options.json:
-        print(json.dumps(as_dict(result), indent=2))
-    elif not options.quiet:
-        from rich.console import Console
-
-        from exporter.report.console import WIDTH
-
-        width = None if sys.stdout.isatty() else WIDTH
-        print_to(result, Console(highlight=False, width=width))
+            width = None if sys.stdout.isatty() else WIDTH
+            outcome.show(Console(highlight=False, width=width))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads, such as head, has seen enough. Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def test_functions_are_not_shadowed_by_modules():
 @pytest.mark.parametrize(
     "statement",
     [
-        "import exporter; exporter.Recipe(rank=3)",
+        "import exporter; exporter.Recipe.of(rank=3)",
         "import sys; sys.argv = ['exporter', '--help']\n"
         "import exporter.cli\n"
         "try: exporter.cli.main()\n"
@@ -88,5 +88,5 @@ def test_start_up_loads_nothing_heavy(statement):
     code = f"{statement}\nimport sys; print('|', *sorted(set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.rpartition("|")[2].split())
-    assert "exporter.recipe.recipe" in loaded
+    assert "exporter.recipe" in loaded
     assert not loaded & HEAVY

@@ -22,7 +22,7 @@ from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
 from exporter.quantization.granularity import Trial, choose, to_try
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.parity import execute
@@ -67,14 +67,14 @@ class Exports:
         self._recipe, self._baseline, self._compressed = recipe, baseline, compressed
         self._card, self._samples = card, samples
         self._staging, self._output, self._scratch = staging, output, scratch
-        self._gauges = Gauges(recipe, compressed, samples)
+        self._gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
         self.verifier = Verifier(
             compressed,
             dataset,
             folder=scratch,
-            atol=recipe.atol,
-            rtol=recipe.rtol,
-            seed=recipe.seed,
+            atol=recipe.verification.atol,
+            rtol=recipe.verification.rtol,
+            seed=recipe.source.seed,
         )
         first = self.verifier.probes[0]
         self.compression: CompressionVerdict = judge_compression(
@@ -92,7 +92,7 @@ class Exports:
                 self._gauges.model(fmt.variant(variant)),
                 path,
                 options,
-                granularity=recipe.granularity,
+                granularity=recipe.quantization.granularity,
                 samples=self._samples,
                 scratch=self._scratch,
             )
@@ -113,7 +113,7 @@ class Exports:
             # What a user would ship otherwise is the baseline in float32.
             baseline_path = self._scratch / artifact_name(fmt)
             if not baseline_path.exists():
-                plain = ExportOptions(opset=recipe.opset, card=self._card)
+                plain = ExportOptions(opset=recipe.export.opset, card=self._card)
                 fmt.export(self._baseline, baseline_path, plain)
             report = replace(report, baseline_size=fmt.size(baseline_path))
             report = replace(report, latency=self._latency(fmt, baseline_path, path))
@@ -139,9 +139,9 @@ def export_options(
     observed = samples if fmt.variant(variant).calibrated else None
     return ExportOptions(
         variant=variant,
-        opset=recipe.opset,
-        io_type=recipe.io_type,
-        ranges=recipe.ranges,
+        opset=recipe.export.opset,
+        io_type=recipe.quantization.io_type,
+        ranges=recipe.quantization.ranges,
         calibration=list(observed.batches()) if observed else (),
         card=card,
     )

@@ -13,7 +13,7 @@ from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError
 from exporter.graph.runner import KerasRunner, predict_in_batches
 from exporter.graph.signature import Signature
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE
 
 
@@ -23,7 +23,7 @@ def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
     Raises:
         DataError: If ``max_drop`` is asked for without labelled validation data.
     """
-    if recipe.max_drop is not None:
+    if recipe.goal.max_drop is not None:
         labelled(dataset.validation if dataset else None, recipe)
 
 
@@ -45,9 +45,9 @@ def labelled(validation: Split | None, recipe: Recipe) -> tuple[Any, Mapping[str
     labels = _classes(validation) if validation else {}
     if validation is None or not labels:
         raise DataError(
-            f"max_drop is held against the accuracy on validation data. Received: data "
-            f"{recipe.data!r} without a labelled training part. Give x_train and y_train, with "
-            "classes as labels."
+            "max_drop is held against the accuracy on validation data. Received: data "
+            f"{recipe.source.data!r} without a labelled training part. Give x_train and y_train, "
+            "with classes as labels."
         )
     return validation.inputs, labels
 

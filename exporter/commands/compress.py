@@ -1,33 +1,46 @@
 """``compress``: a model and a rank go in, a compressed model comes out."""
 
+import time
 from typing import Any
 
 from exporter.commands.budgets import check_budget
-from exporter.commands.search import compress_within
+from exporter.commands.prepare import prepare
+from exporter.commands.search import check_rank, factorize
+from exporter.commands.weights import compute_weights
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
-from exporter.graph.walk import check_rewritable
 from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Compressed, Engine
-from exporter.lowrank.ranks.named import policy_for
-from exporter.lowrank.ranks.rank import Rank
-from exporter.progress import Progress
-from exporter.recipe.cutting import options_for
-from exporter.recipe.recipe import Recipe
+from exporter.options.rank import Rank
+from exporter.output import staged_output
+from exporter.progress import Progress, Silent
+from exporter.recipe import Recipe
+from exporter.report.results import CompressionReport
+from exporter.training.distribution import strategy_for
+
+USES = ("goal", "cut", "calibration", "seed")
+"""The groups and options that ``compress`` uses."""
+
+USES_FOR_ARTIFACTS = ("quantization", "formats", "opset", "labels", "description")
+"""What it uses as well where the budget is one of artifacts."""
 
 
-def check_rank(model: Any, recipe: Recipe) -> None:
-    """Finds out, without computing, whether a recipe's rank fits a model.
+def compress_recipe(recipe: Recipe, *, progress: Progress | None = None) -> CompressionReport:
+    """Compresses the model of a recipe, and writes it to the recipe's output folder.
 
     Raises:
-        ModelError: If the model's graph cannot be rewritten.
-        RecipeError: If the rank does not fit the model.
+        InputError: If the recipe, the model, the data or the output folder cannot be used; nothing
+            that was in the folder is changed.
     """
-    check_rewritable(model)
-    policy = policy_for(recipe)
-    if policy is not None:
-        policy.check(candidates(model, convolution=recipe.convolution))
+    start, progress = time.perf_counter(), progress or Silent()
+    job = prepare(recipe, None, None, None)
+    with staged_output(job.output, job.entries, force=recipe.export.force) as staging:
+        weights = compute_weights(job, strategy_for(recipe.tuning.distribute), progress)
+        weights.save(staging)
+    weights.discard_checkpoints()
+    return CompressionReport(
+        output=job.output, seconds=time.perf_counter() - start, **weights.figures()
+    )
 
 
 def compress(
@@ -50,9 +63,10 @@ def compress(
         data: What ``load_dataset`` returned. Its training part calibrates: the factors are then
             those that change the layers' outputs, and the loss, the least. Labels are not used.
         progress: Is told what goes on; silent by default.
-        choices: Other fields of ``Recipe``: ``energy`` or a budget in place of a rank (with
-            ``formats``, if it is one of artifacts), ``method``, ``cascade``, ``calibration``,
-            ``convolution``, ``fold``, ``merge``, ``seed``.
+        choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
+            ``cascade``, ``convolution``, ``fold``, ``merge``, ``calibration``, ``seed``; with
+            ``max_size`` or ``max_latency`` also those of the artifacts, such as ``formats`` and
+            ``quantize``. Others are refused.
 
     Returns:
         The compressed model with its plan.
@@ -62,33 +76,14 @@ def compress(
         DataError: If the data do not fit the model.
         RecipeError: If a choice is none, or does not fit the model.
     """
-    recipe = Recipe(rank=rank, **choices)
-    check_rank(model, recipe)
+    of_artifacts = {"max_size", "max_latency"} & set(choices)
+    uses = (*USES, *(USES_FOR_ARTIFACTS if of_artifacts else ()))
+    recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
+    check_rank(model, recipe.goal, recipe.cut)
     fitted_data = None if data is None else fitted(data, model)
     check_budget(recipe, fitted_data)
     calibration = None
     if fitted_data is not None:
-        calibration = calibration_from(model, fitted_data, recipe.calibration)
-    engine = Engine(model, calibration, options_for(recipe), progress)
-    return carry_out(engine, recipe, fitted_data, progress)
-
-
-def carry_out(
-    engine: Engine, recipe: Recipe, dataset: Dataset | None, progress: Progress | None = None
-) -> Compressed:
-    """Factorizes by a recipe: by its rank, or within its budget.
-
-    Args:
-        engine: Of the model, with the recipe's options.
-        recipe: Says which ranks.
-        dataset: Fitted to the model.
-        progress: Is told what goes on.
-
-    Raises:
-        RecipeError: If the rank does not fit the model, or the budget cannot be reached.
-        ConversionError: If the budget is one of artifacts, and the model does not convert.
-    """
-    policy = policy_for(recipe)
-    if policy is None:
-        return compress_within(engine, recipe, dataset, progress)
-    return engine.carry_out(engine.plan(policy))
+        calibration = calibration_from(model, fitted_data, recipe.source.calibration)
+    engine = Engine(model, calibration, recipe.cut, progress, seed=recipe.source.seed)
+    return factorize(engine, recipe, fitted_data, progress)

@@ -1,4 +1,4 @@
-"""Two stations of the run on their own: writing artifacts, and verifying one."""
+"""``export``: converts a model without verifying what comes of it."""
 
 import tempfile
 from collections.abc import Sequence
@@ -9,16 +9,22 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.commands.artifact import artifact_name, export_options, write_artifact
 from exporter.commands.gauges import Gauges, quantization_samples
+from exporter.commands.prepare import load
 from exporter.commands.verify import as_compressed
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
-from exporter.formats.cards import check_card
+from exporter.formats.cards import check_card, make_card
 from exporter.graph.fitting import fitted
 from exporter.graph.signature import Signature
-from exporter.output import staged_output
-from exporter.recipe.recipe import Recipe
+from exporter.lowrank.engine import Compressed
+from exporter.output import ARTIFACTS, check_output, staged_output
+from exporter.progress import Progress, Silent
+from exporter.recipe import Recipe
+
+USES = ("quantization", "formats", "output", "force", "opset", "calibration", "seed")
+"""The groups and options that ``export`` uses."""
 
 
 def export(
@@ -41,8 +47,8 @@ def export(
             training part.
         card: What the artifacts tell of the model, such as names of its classes.
         force: Whether artifacts that are there already are replaced.
-        choices: Other fields of ``Recipe``: ``opset``, ``quantize``, ``io_type``, ``granularity``,
-            ``ranges``, ``gauge``, ``calibration``, ``seed``.
+        choices: Options by name: ``opset``, ``quantize``, ``io_type``, ``granularity``,
+            ``ranges``, ``gauge``, ``calibration``, ``seed``. Others are refused.
 
     Returns:
         The artifacts, in the order of the formats and of their variants.
@@ -52,35 +58,75 @@ def export(
             artifact is there and ``force`` is False.
         ConversionError: If a converter fails; nothing is written then.
     """
-    recipe = Recipe(formats=tuple(formats), **choices)
+    chosen = {"formats": formats, "output": str(directory), "force": force, **choices}
+    recipe = Recipe.for_verb("export", USES, chosen)
+    compressed = as_compressed(model)
+    signature = Signature(compressed.model)
+    card = card or ModelCard()
+    check_card(card, signature.inputs, signature.outputs)
+    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, compressed.model)
+    return _export(recipe, compressed, dataset, card, target=Path(directory), progress=Silent())
+
+
+def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[Artifact, ...]:
+    """Converts the model of a recipe as it is; see ``export``.
+
+    Raises:
+        InputError: If the recipe, the model, the data or the output folder cannot be used.
+        ConversionError: If a converter fails; nothing is written then.
+    """
+    model, dataset = load(recipe, None, None)
+    card = make_card(
+        dataset.normalization,
+        Signature(model).outputs,
+        labels=recipe.export.labels,
+        description=recipe.export.description,
+    )
+    target = Path(recipe.export.output or ARTIFACTS / Path(recipe.source.model or model.name).stem)
+    return _export(
+        recipe,
+        as_compressed(model),
+        dataset,
+        card,
+        target=target,
+        progress=progress or Silent(),
+    )
+
+
+def _export(
+    recipe: Recipe,
+    compressed: Compressed,
+    dataset: Dataset,
+    card: ModelCard,
+    *,
+    target: Path,
+    progress: Progress,
+) -> tuple[Artifact, ...]:
     chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     for fmt, _ in chosen:
         fmt.require_extra()
-    compressed = as_compressed(model)
-    keras_model = compressed.model
-    signature = Signature(keras_model)
-    card = card or ModelCard()
-    check_card(card, signature.inputs, signature.outputs)
-    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, keras_model)
-    samples = quantization_samples(recipe, keras_model, dataset)
-    target = Path(directory)
-    gauges = Gauges(recipe, compressed, samples)
+    names, model = [artifact_name(*each) for each in chosen], compressed.model
+    check_output(target, names, force=recipe.export.force)
+    samples = quantization_samples(recipe, model, dataset)
+    gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
     artifacts = []
     with (
-        staged_output(target, [artifact_name(*each) for each in chosen], force=force) as staging,
+        staged_output(target, names, force=recipe.export.force) as staging,
         tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+        progress.track("Exporting", len(chosen)) as advance,
     ):
-        for fmt, variant in chosen:
+        for number, (fmt, variant) in enumerate(chosen):
+            advance(number, f"{fmt.name}, {variant}")
             path = staging / artifact_name(fmt, variant)
             write_artifact(
                 fmt,
                 gauges.model(fmt.variant(variant)),
                 path,
                 export_options(recipe, fmt, variant, samples, card),
-                granularity=recipe.granularity,
+                granularity=recipe.quantization.granularity,
                 samples=samples,
                 scratch=Path(scratch),
             )
-            artifact = describe(fmt, variant, path, keras_model)
+            artifact = describe(fmt, variant, path, model)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)

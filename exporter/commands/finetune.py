@@ -7,10 +7,25 @@ from exporter.data import Dataset
 from exporter.graph.fitting import fitted
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
+from exporter.lowrank.planner import Unit
 from exporter.progress import Progress, Silent
-from exporter.recipe.cutting import options_for
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.training.finetune import FineTuned, FineTuner, check_training
+
+USES = (
+    "calibration",
+    "seed",
+    "finetune",
+    "train",
+    "export_from",
+    "batch_size",
+    "learning_rate",
+    "distill",
+    "temperature",
+    "decay",
+    "patience",
+)
+"""The options that ``finetune`` uses."""
 
 
 def finetune(
@@ -22,6 +37,7 @@ def finetune(
     loss: Any = None,
     checkpoints: str | Path | None = None,
     progress: Progress | None = None,
+    unit: Unit = "params",
     **choices: Any,
 ) -> FineTuned:
     """Trains a compressed model under the current ``tf.distribute`` strategy.
@@ -37,9 +53,10 @@ def finetune(
         checkpoints: Folder of checkpoints, from which training goes on if it was cut off; None
             writes none.
         progress: Is told of steps and epochs; silent by default.
-        choices: Other fields of ``Recipe``: ``train``, ``export_from``, ``batch_size``,
-            ``learning_rate``, ``distill``, ``temperature``, ``decay``, ``patience``,
-            ``seed``; and those that the model was compressed by.
+        unit: What training with ``train="adaptive"`` keeps as it is.
+        choices: Options by name: ``train``, ``export_from``, ``batch_size``, ``learning_rate``,
+            ``distill``, ``temperature``, ``decay``, ``patience``, ``calibration``, ``seed``.
+            Others are refused.
 
     Raises:
         DataError: If the data do not fit the model, or have no training part.
@@ -48,14 +65,15 @@ def finetune(
     """
     import tensorflow as tf
 
-    recipe = Recipe(finetune=epochs, **choices)
+    recipe = Recipe.for_verb("finetune", USES, {"finetune": epochs, **choices})
     dataset = fitted(data, baseline)
-    check_training(recipe, dataset, baseline)
-    calibration = calibration_from(baseline, dataset, recipe.calibration)
+    check_training(recipe.tuning, dataset, baseline)
+    calibration = calibration_from(baseline, dataset, recipe.source.calibration)
     tuner = FineTuner(
-        Engine(baseline, calibration, options_for(recipe), progress),
+        Engine(baseline, calibration, compressed.cut, progress, seed=recipe.source.seed),
         dataset,
-        recipe,
+        recipe.tuning,
+        unit=unit,
         strategy=tf.distribute.get_strategy(),
         progress=progress or Silent(),
         loss=loss if loss is not None else getattr(baseline, "loss", None),

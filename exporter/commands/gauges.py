@@ -7,9 +7,10 @@ from exporter.errors import DataError
 from exporter.formats.variants import Variant
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
+from exporter.options.groups import Quantization
 from exporter.quantization.gauge import Gauged, GaugeReport, regauge
 from exporter.quantization.simulation import Scheme
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 
 RANGE_SAMPLES = 2000
 """Of the calibration samples, how many ranges of activations are observed on at the most."""
@@ -19,16 +20,23 @@ class Gauges:
     """The factors that variants with integer weights are made of; made when first asked for."""
 
     def __init__(
-        self, recipe: Recipe, compressed: Compressed, calibration: Calibration | None
+        self,
+        quantization: Quantization,
+        compressed: Compressed,
+        calibration: Calibration | None,
+        *,
+        seed: int,
     ) -> None:
         """Takes what they are made of.
 
         Args:
-            recipe: Says whether, and for what.
+            quantization: Says whether, and for what.
             compressed: The model.
             calibration: What ``quantization_samples`` returned; without it there are none.
+            seed: Of the rotations that are tried.
         """
-        self._recipe, self._compressed, self._calibration = recipe, compressed, calibration
+        self._quantization, self._seed = quantization, seed
+        self._compressed, self._calibration = compressed, calibration
         self._made: dict[Scheme, Gauged | None] = {}
 
     def model(self, variant: Variant) -> Any:
@@ -42,7 +50,7 @@ class Gauges:
         return gauged.report if gauged else None
 
     def _of(self, variant: Variant) -> Gauged | None:
-        if not self._recipe.gauge or not variant.has_integers:
+        if not self._quantization.gauge or not variant.has_integers:
             return None
         scheme: Scheme = "static" if variant.calibrated else "dynamic"
         if scheme not in self._made:
@@ -50,15 +58,15 @@ class Gauges:
         return self._made[scheme]
 
     def _make(self, scheme: Scheme) -> Gauged | None:
-        recipe, compressed = self._recipe, self._compressed
+        compressed = self._compressed
         if self._calibration is None or not compressed.factors:
             return None
         gauged = regauge(
             compressed,
             self._calibration,
             scheme,
-            granularity="channel" if recipe.granularity == "channel" else "tensor",
-            seed=recipe.seed,
+            granularity="channel" if self._quantization.granularity == "channel" else "tensor",
+            seed=self._seed,
         )
         return gauged if gauged.report.layers else None
 
@@ -73,10 +81,11 @@ def quantization_samples(recipe: Recipe, model: Any, dataset: Dataset) -> Calibr
     """
     if not recipe.has_integers:
         return None
-    calibration = calibration_from(model, dataset, min(recipe.calibration, RANGE_SAMPLES))
+    calibration = calibration_from(model, dataset, min(recipe.source.calibration, RANGE_SAMPLES))
     if calibration is None and recipe.calibrates:
         raise DataError(
-            f"quantize {', '.join(recipe.quantize)} calibrates ranges of activations on a training "
-            f"part. Received: data {dataset.name!r} without one. Name data that have x_train, or x."
+            f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations "
+            f"on a training part. Received: data {dataset.name!r} without one. Name data "
+            "that have x_train, or x."
         )
     return calibration

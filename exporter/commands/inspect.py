@@ -21,8 +21,7 @@ from exporter.output import (
     CACHE,
 )
 from exporter.progress import Progress, Silent
-from exporter.recipe.cutting import options_for
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.report.results import (
     ENERGIES,
     SPECTRUM_POINTS,
@@ -34,6 +33,10 @@ from exporter.training.reference import train_reference
 
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""
+
+
+USES = ("cut", "calibration", "seed")
+"""The groups and options that ``inspect`` uses."""
 
 
 def inspect(
@@ -53,12 +56,13 @@ def inspect(
         DataError: If the data do not fit the model.
         RecipeError: If a choice is none.
     """
-    recipe = Recipe(**choices)
+    recipe = Recipe.for_verb("inspect", USES, choices)
     check_rewritable(model)
     calibration = None
     if data is not None:
-        calibration = calibration_from(model, fitted(data, model), recipe.calibration)
-    return inspect_engine(Engine(model, calibration, options_for(recipe), progress), progress)
+        calibration = calibration_from(model, fitted(data, model), recipe.source.calibration)
+    engine = Engine(model, calibration, recipe.cut, progress, seed=recipe.source.seed)
+    return inspect_engine(engine, progress)
 
 
 def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspection:
@@ -160,7 +164,10 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
     model, dataset = load(recipe, None, None)
     for note in dataset.notes:
         progress.note(note)
-    if recipe.model is None:
-        model, _ = train_reference(model, dataset, seed=recipe.seed, cache=CACHE, progress=progress)
-    calibration = calibration_from(model, dataset, recipe.calibration)
-    return inspect_engine(Engine(model, calibration, options_for(recipe), progress), progress)
+    if recipe.source.model is None:
+        model, _ = train_reference(
+            model, dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
+        )
+    calibration = calibration_from(model, dataset, recipe.source.calibration)
+    engine = Engine(model, calibration, recipe.cut, progress, seed=recipe.source.seed)
+    return inspect_engine(engine, progress)

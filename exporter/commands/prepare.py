@@ -7,8 +7,8 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.commands.artifact import artifact_name
 from exporter.commands.budgets import check_budget
-from exporter.commands.compress import check_rank
 from exporter.commands.gauges import quantization_samples
+from exporter.commands.search import check_rank
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
@@ -29,7 +29,7 @@ from exporter.output import (
     UPDATED_FILE,
     check_output,
 )
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.training.finetune import check_training
 from exporter.training.reference import REFERENCE_NAME, reference_for
 
@@ -53,44 +53,45 @@ def prepare(
     recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
 ) -> Job:
     """Loads and checks everything that can be wrong, before any work."""
-    for format_name in recipe.formats if writes else ():
+    for format_name in recipe.export.formats if writes else ():
         FORMATS[format_name].require_extra()
-    if model is not None and recipe.model is not None:
-        raise RecipeError("Give a model either by recipe.model or as an object, not both.")
-    trained_here = model is None and recipe.model is None
-    if recipe.model is not None:
-        name = Path(recipe.model).stem
+    if model is not None and recipe.source.model is not None:
+        raise RecipeError("Give a model either by recipe.source.model, or as an object, not both.")
+    trained_here = model is None and recipe.source.model is None
+    if recipe.source.model is not None:
+        name = Path(recipe.source.model).stem
     else:
         name = REFERENCE_NAME if trained_here else model.name
-    output = Path(recipe.output) if recipe.output else ARTIFACTS / f"{name}-{recipe.goal_label}"
+    output = Path(recipe.export.output or ARTIFACTS / f"{name}-{recipe.goal.label}")
     entries = _entries(recipe, trained_here)
     if writes:
-        check_output(output, entries, force=recipe.force)
+        check_output(output, entries, force=recipe.export.force)
     given = model
     model, dataset = load(recipe, model, dataset)
-    check_rank(model, recipe)
+    check_rank(model, recipe.goal, recipe.cut)
     check_budget(recipe, dataset)
     samples = quantization_samples(recipe, model, dataset)
-    if recipe.finetune:
-        check_training(recipe, dataset, model)
+    if recipe.tuning.finetune:
+        check_training(recipe.tuning, dataset, model)
     card = make_card(
         dataset.normalization,
         Signature(model).outputs,
-        labels=recipe.labels,
-        description=recipe.description,
+        labels=recipe.export.labels,
+        description=recipe.export.description,
     )
-    if loss is None and recipe.finetune:
-        loss = loss_in_file(recipe.model) if recipe.model else getattr(given, "loss", None)
+    if loss is None and recipe.tuning.finetune:
+        file = recipe.source.model
+        loss = loss_in_file(file) if file else getattr(given, "loss", None)
     return Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
 
 
 def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
     """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
-    if recipe.model is not None:
-        model = load_model(recipe.model)
-    dataset = dataset or load_dataset(recipe.data)
+    if recipe.source.model is not None:
+        model = load_model(recipe.source.model)
+    dataset = dataset or load_dataset(recipe.source.data)
     if model is None:
-        model = reference_for(dataset, recipe.seed)
+        model = reference_for(dataset, recipe.source.seed)
     check_rewritable(model)
     return model, fitted(dataset, model)
 
@@ -100,8 +101,8 @@ def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
     own = [COMPRESSED_FILE, MANIFEST, REJECTED]
     if trained_here:
         own.append(BASELINE_FILE)
-    if recipe.finetune:
+    if recipe.tuning.finetune:
         own.append(CURVES_FILE)
-    if recipe.projects:
+    if recipe.tuning.projects:
         own += [TRUNCATED_FILE, UPDATED_FILE]
     return (*names, *own)

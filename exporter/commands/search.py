@@ -16,12 +16,16 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format
 from exporter.formats.cards import make_card
 from exporter.graph.signature import FREE_SIZE, Signature
+from exporter.graph.walk import check_rewritable
+from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.planner import Planner
+from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan
+from exporter.options.groups import Cut, Goal
 from exporter.progress import Progress, Silent
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 
 SIZE_ROUNDS = 6
 SIZE_USED = 0.985
@@ -34,6 +38,40 @@ LATENCY_MARGIN = 0.95
 """What the search allows itself of a latency: timings vary from run to run."""
 
 _BYTES = 4
+
+
+def check_rank(model: Any, goal: Goal, cut: Cut) -> None:
+    """Finds out, without computing, whether a rank fits a model.
+
+    Raises:
+        ModelError: If the model's graph cannot be rewritten.
+        RecipeError: If the rank does not fit the model.
+    """
+    check_rewritable(model)
+    policy = policy_for(goal)
+    if policy is not None:
+        policy.check(candidates(model, convolution=cut.convolution))
+
+
+def factorize(
+    engine: Engine, recipe: Recipe, dataset: Dataset | None, progress: Progress | None = None
+) -> Compressed:
+    """Factorizes by a recipe: by its rank, or within its budget.
+
+    Args:
+        engine: Of the model, with the recipe's options.
+        recipe: Says which ranks.
+        dataset: Fitted to the model.
+        progress: Is told what goes on.
+
+    Raises:
+        RecipeError: If the rank does not fit the model, or the budget cannot be reached.
+        ConversionError: If the budget is one of artifacts, and the model does not convert.
+    """
+    policy = policy_for(recipe.goal)
+    if policy is None:
+        return compress_within(engine, recipe, dataset, progress)
+    return engine.carry_out(engine.plan(policy))
 
 
 def compress_within(
@@ -55,13 +93,13 @@ def compress_within(
     """
     progress = progress or Silent()
     planner = Planner(engine, progress)
-    if recipe.max_params is not None:
-        return planner.best_within("params", recipe.max_params)
-    if recipe.max_macs is not None:
-        return planner.best_within("macs", recipe.max_macs)
-    if recipe.max_size is not None:
+    if recipe.goal.max_params is not None:
+        return planner.best_within("params", recipe.goal.max_params)
+    if recipe.goal.max_macs is not None:
+        return planner.best_within("macs", recipe.goal.max_macs)
+    if recipe.goal.max_size is not None:
         return planner.best_within("params", _params_for_size(planner, recipe, progress))
-    if recipe.max_latency is not None:
+    if recipe.goal.max_latency is not None:
         return planner.best_within("macs", _macs_for_latency(planner, recipe, progress))
     validation = dataset.validation if dataset else None
     return _compress_for_drop(planner, recipe, validation, progress)
@@ -69,7 +107,7 @@ def compress_within(
 
 def _params_for_size(planner: Planner, recipe: Recipe, progress: Progress) -> int:
     """Finds the most parameters whose artifacts fit, by exporting models of the planned shapes."""
-    limit = int(recipe.max_size or 0)
+    limit = int(recipe.goal.max_size or 0)
     least, most = planner.smallest("params"), planner.params
     budget, best = max(least, min(most, limit // _BYTES)), 0
     smallest_size = 0
@@ -105,7 +143,7 @@ def _params_for_size(planner: Planner, recipe: Recipe, progress: Progress) -> in
 
 def _macs_for_latency(planner: Planner, recipe: Recipe, progress: Progress) -> int:
     """Finds the most MACs whose artifacts are fast enough, measured in their runtimes."""
-    limit = float(recipe.max_latency or 0) * LATENCY_MARGIN
+    limit = float(recipe.goal.max_latency or 0) * LATENCY_MARGIN
     least, most = planner.smallest("macs"), planner.macs
     with (
         progress.track("Searching for the latency", SEARCH_ROUNDS + 1) as advance,
@@ -120,7 +158,7 @@ def _macs_for_latency(planner: Planner, recipe: Recipe, progress: Progress) -> i
         advance(1, f"{fastest * 1e6:,.0f} µs at rank 1")
         if fastest > limit:
             raise RecipeError(
-                f"max_latency of {recipe.max_latency:g} s cannot be reached by low rank alone. "
+                f"max_latency of {recipe.goal.max_latency:g} s cannot be reached by low rank. "
                 f"The smallest reachable is about {fastest / LATENCY_MARGIN:.2g} s on this machine."
             )
 
@@ -136,7 +174,7 @@ def _compress_for_drop(
     planner: Planner, recipe: Recipe, validation: Split | None, progress: Progress
 ) -> Compressed:
     """Finds the fewest parameters whose accuracy on the validation data is high enough."""
-    limit = float(recipe.max_drop or 0)
+    limit = float(recipe.goal.max_drop or 0)
     inputs, labels = labelled(validation, recipe)
     inputs = held(inputs)
     baseline = accuracy(planner.engine.model, inputs, labels)
@@ -194,7 +232,7 @@ def _sizes(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict
     """Exports a model of the planned shapes and returns the bytes in each format."""
     model = skeleton(engine, plan).model
     sizes = {}
-    for name in recipe.formats:
+    for name in recipe.export.formats:
         fmt = FORMATS[name]
         sizes[name] = fmt.size(_export(fmt, model, recipe, folder))
     return sizes
@@ -210,7 +248,7 @@ def _latencies(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> 
         for info in Signature(model).inputs
     }
     medians = {}
-    for name in recipe.formats:
+    for name in recipe.export.formats:
         path = _export(FORMATS[name], model, recipe, folder)
         medians[name] = measure_latency(FORMATS[name], path, path, inputs, folder).compressed.p50
     return medians
@@ -223,8 +261,8 @@ def _export(fmt: Format, model: Any, recipe: Recipe, folder: Path) -> Path:
         # Of every input, and the longest that there is.
         {info.name: Normalization(std=UINT8_MAX) for info in signature.inputs},
         signature.outputs,
-        labels=recipe.labels,
-        description=recipe.description,
+        labels=recipe.export.labels,
+        description=recipe.export.description,
     )
-    fmt.export(model, path, ExportOptions(opset=recipe.opset, card=card))
+    fmt.export(model, path, ExportOptions(opset=recipe.export.opset, card=card))
     return path

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from exporter.commands.prepare import load
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.errors import InputError
@@ -14,7 +15,9 @@ from exporter.graph.fitting import fitted
 from exporter.graph.walk import check_rewritable
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.recipe.recipe import Recipe
+from exporter.progress import Progress, Silent
+from exporter.recipe import Recipe
+from exporter.report.results import ArtifactReport
 from exporter.verification.verifier import ConversionVerdict, Verifier
 
 
@@ -40,7 +43,7 @@ def verify(
     Raises:
         InputError: If the model, the data or the artifact's name cannot be used.
     """
-    recipe = Recipe(atol=atol, rtol=rtol, seed=seed)
+    recipe = Recipe.of(atol=atol, rtol=rtol, seed=seed)
     compressed = as_compressed(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.model)
@@ -51,11 +54,35 @@ def verify(
             compressed,
             fitted(dataset, compressed.model),
             folder=Path(scratch),
-            atol=recipe.atol,
-            rtol=recipe.rtol,
-            seed=recipe.seed,
+            atol=recipe.verification.atol,
+            rtol=recipe.verification.rtol,
+            seed=recipe.source.seed,
         )
         return verifier.verify(artifact)
+
+
+def verify_recipe(
+    artifact: str, recipe: Recipe, *, progress: Progress | None = None
+) -> ArtifactReport:
+    """Holds an artifact against the model of a recipe; see ``verify``.
+
+    Raises:
+        InputError: If the model, the data or the artifact's name cannot be used.
+    """
+    model, dataset = load(recipe, None, None)
+    described = _described(Path(artifact), model)
+    with (progress or Silent()).track("Verifying", 1):
+        verdict = verify(
+            described,
+            model,
+            data=dataset,
+            atol=recipe.verification.atol,
+            rtol=recipe.verification.rtol,
+            seed=recipe.source.seed,
+        )
+    return ArtifactReport(
+        described.format, described.variant, described, verdict, accepted=verdict.passed
+    )
 
 
 def as_compressed(model: Any) -> Compressed:

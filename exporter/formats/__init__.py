@@ -7,8 +7,6 @@ from exporter.formats.saved_model import SavedModel
 from exporter.formats.tflite.c_source import CSource
 from exporter.formats.tflite.tflite import TFLite
 
-ALL = "all"
-
 FORMATS: dict[str, Format] = {
     fmt.name: fmt for fmt in (SavedModel(), TFLite(), Onnx(), Ort(), CSource())
 }
@@ -20,4 +18,4 @@ VARIANT_NAMES: tuple[str, ...] = tuple(
 )
 """Of all formats, the one that is not quantized first."""
 
-__all__ = ["ALL", "FORMATS", "FORMAT_NAMES", "VARIANT_NAMES", "Format"]
+__all__ = ["FORMATS", "FORMAT_NAMES", "VARIANT_NAMES", "Format"]

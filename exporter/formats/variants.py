@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-FLOAT32 = "float32"
+from exporter.options.groups import FLOAT32
+
+__all__ = ["FLOAT32"]
+
 FLOAT16 = "float16"
 DYNAMIC = "dynamic"
 INT8 = "int8"

@@ -1,7 +1,7 @@
 """Factorizes one model by any plan; what does not depend on the plan is computed once."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from exporter.graph.fold import fold_batch_norms
@@ -14,31 +14,11 @@ from exporter.lowrank.linalg.moments import Array, Moments
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
 from exporter.lowrank.statistics import gather, gather_fishers
+from exporter.options.groups import Cut
 from exporter.progress import Progress, Silent
 
 MAX_STAGES = 8
 """Passes over the data that a cascade makes; deep models have several layers in each."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How kernels are cut, whatever the ranks.
-
-    Attributes:
-        method: ``"svd"``, ``"whitened"`` or ``"kfac"``; see ``Recipe``.
-        cascade: Whether later layers make up for the errors of earlier ones.
-        convolution: How a convolution is cut: ``"channel"``, ``"spatial"`` or ``"tucker2"``.
-        fold: Whether batch normalisations are folded into the layers before them.
-        merge: Whether S is merged into U.
-        seed: Of the labels that ``"kfac"`` samples.
-    """
-
-    method: str = "kfac"
-    cascade: bool = True
-    convolution: str = "channel"
-    fold: bool = True
-    merge: bool = True
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,11 +61,13 @@ class Compressed:
         model: An ordinary Keras model; it saves, loads and trains.
         plan: What became of every layer with weights, and why.
         factors: What stands in for each factorized kernel, by its name in the plan.
+        cut: How the kernels were factorized.
     """
 
     model: Any
     plan: RankPlan
     factors: Mapping[str, Factors]
+    cut: Cut = field(default_factory=Cut)
 
     def copy(self, replacements: Mapping[str, Replacement] | None = None) -> "Compressed":
         """Returns the same with weights of its own, made under the current strategy.
@@ -105,7 +87,7 @@ class Compressed:
             name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))
             for name, each in self.factors.items()
         }
-        return Compressed(model, self.plan, factors)
+        return replace(self, model=model, factors=factors)
 
 
 class Engine:
@@ -114,33 +96,38 @@ class Engine:
     Attributes:
         model: The model that is factorized: the original, or what folding made of it.
         candidates: Its kernels and other layers with weights.
+        cut: How kernels are factorized.
+        seed: Of the labels that ``"kfac"`` samples.
     """
 
     def __init__(
         self,
         model: Any,
         calibration: Calibration | None = None,
-        options: Options | None = None,
+        cut: Cut | None = None,
         progress: Progress | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         """Folds batch normalisations; nothing else is computed before it is needed.
 
         Args:
             model: A built Sequential or Functional model; it is not changed.
             calibration: Inputs; without them kernels are cut by their weights.
-            options: How.
+            cut: How; without a method, by the weights and the loss gradient.
             progress: Is told of passes over the data and of each kernel.
+            seed: Of the labels that ``"kfac"`` samples.
 
         Raises:
             ModelError: If the model's graph cannot be rewritten.
         """
         check_rewritable(model)
-        self._options = options or Options()
+        self.cut, self.seed = cut or Cut(), seed
         self._progress = progress or Silent()
         self._original = model
-        self.model, self._folded = fold_batch_norms(model) if self._options.fold else (model, {})
+        self.model, self._folded = fold_batch_norms(model) if self.cut.fold else (model, {})
         self.candidates = self._candidates(self.model)
-        self.calibration = None if self._options.method == "svd" else calibration
+        self.calibration = None if self.cut.method == "svd" else calibration
         self._moments: dict[str, Moments] | None = None
         self._curves: dict[str, Array] | None = None
 
@@ -188,7 +175,7 @@ class Engine:
                 moments = self._moved_moments(chosen, stage, truncations)
                 for name, kernel in _kernels(stage).items():
                     truncations[name] = kernel.truncate(
-                        plan.ranks[name], moments.get(name), merge=self._options.merge
+                        plan.ranks[name], moments.get(name), merge=self.cut.merge
                     )
                     advance(len(truncations), name)
         return self.assemble(plan, truncations)
@@ -211,10 +198,10 @@ class Engine:
                     relative_error=truncations[name].relative_error,
                     data_aware=self.calibration is not None and kernel.data_aware,
                 )
-        return Compressed(rewrite(self.model, replacements), plan, factors)
+        return Compressed(rewrite(self.model, replacements), plan, factors, self.cut)
 
     def _candidates(self, model: Any) -> list[Candidate]:
-        return candidates(model, merge=self._options.merge, convolution=self._options.convolution)
+        return candidates(model, merge=self.cut.merge, convolution=self.cut.convolution)
 
     def _with_folded(self, before: Candidate, after: Mapping[str, LayerPlan]) -> LayerPlan:
         """Returns the plan of a layer of the original, which folding may have taken or changed."""
@@ -237,7 +224,7 @@ class Engine:
         if self.calibration is None:
             return {}
         kernels = _data_aware(self.candidates)
-        weighted = self._options.method == "kfac"
+        weighted = self.cut.method != "whitened"
         batches = self.calibration.batch_count
         with self._progress.track("Calibrating", batches * (1 + weighted)) as advance:
             done = 0
@@ -250,13 +237,13 @@ class Engine:
             fishers = None
             if weighted:
                 fishers = gather_fishers(
-                    self.model, kernels, self.calibration, seed=self._options.seed, advance=step
+                    self.model, kernels, self.calibration, seed=self.seed, advance=step
                 )
             return gather(self.model, kernels, self.calibration, fishers=fishers, advance=step)
 
     @property
     def _cascades(self) -> bool:
-        return self._options.cascade and self.calibration is not None
+        return self.cut.cascade and self.calibration is not None
 
     def _stages(self, chosen: Sequence[Candidate]) -> Iterator[list[Candidate]]:
         """Cuts the kernels into groups, in the order of the calls; a layer is never torn apart."""

@@ -1,18 +1,24 @@
-"""The report and the progress on a terminal."""
+"""Reports on a terminal."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from exporter.benchmark import LatencyPair
 from exporter.data.metrics import Metric
+from exporter.formats.base import Artifact
+from exporter.output import COMPRESSED_FILE
 from exporter.quantization.gauge import GaugeReport
-from exporter.report.results import ArtifactReport, Budget, LayerReport, Report
+from exporter.report.results import (
+    ArtifactReport,
+    Budget,
+    CompressionReport,
+    LayerReport,
+    Report,
+)
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict, OutputCompression
@@ -22,51 +28,6 @@ from exporter.verification.verifier import ConversionVerdict
 
 WIDTH = 120
 """Columns where the output is no terminal."""
-
-
-class ConsoleProgress:
-    """Shows a bar on a terminal, and a line a stage elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars: Progress | None = None
-
-    def note(self, text: str) -> None:
-        """Prints a line."""
-        self._console.print(Text(text), soft_wrap=True)
-
-    @contextmanager
-    def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Opens a bar, below those that are open; see the protocol."""
-        if not self._console.is_terminal:
-            self._console.print(Text(f"{label} ..."))
-            yield lambda done, status: None
-            return
-        with self._live() as bars:
-            task = bars.add_task(label, total=total, status="")
-            try:
-                yield lambda done, status: bars.update(task, completed=done, status=status)
-            finally:
-                bars.remove_task(task)
-
-    @contextmanager
-    def _live(self) -> Iterator[Progress]:
-        if self._bars is not None:
-            yield self._bars
-            return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-        )
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            self._bars = bars
-            try:
-                yield bars
-            finally:
-                self._bars = None
 
 
 def open_table(title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str]) -> Table:
@@ -83,6 +44,46 @@ def open_table(title: str, left: Iterable[str], right: Iterable[str], last: Iter
 
 def print_report(report: Report, console: Console) -> None:
     """Prints what a run found."""
+    _print_cut(report, console)
+    console.print(_artifact_table(report))
+    _print_conversions(report.artifacts, console)
+    _print_training(report, console)
+    if report.budget is not None:
+        console.print(_budget_text(report.budget))
+    for line in _findings(report):
+        console.print(Text(line), soft_wrap=True)
+    _print_written(report, console)
+
+
+def print_compression(report: CompressionReport, console: Console) -> None:
+    """Prints what compressing a model came to, and what to do next."""
+    _print_cut(report, console)
+    _print_training(report, console)
+    _print_written(report, console)
+    file = report.output / COMPRESSED_FILE
+    console.print(Text(f"Next: exporter export {file} --format tflite"), soft_wrap=True)
+
+
+def print_artifacts(artifacts: Sequence[Artifact], console: Console) -> None:
+    """Prints what an export wrote."""
+    table = open_table("Artifacts", ["artifact", "format", "variant"], ["bytes"], [])
+    for artifact in artifacts:
+        table.add_row(
+            Text(str(artifact.path)), artifact.format, artifact.variant, f"{artifact.size:,}"
+        )
+    console.print(table)
+    console.print(Text(f"Next: exporter verify {artifacts[0].path} MODEL"), soft_wrap=True)
+
+
+def print_verdict(report: ArtifactReport, console: Console) -> None:
+    """Prints whether an artifact predicts what its model predicts."""
+    _print_conversions([report], console)
+    for line in _conversion_lines(report):
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"Conversion   {report.label}: ").append_text(_verdict(report.accepted)))
+
+
+def _print_cut(report: CompressionReport, console: Console) -> None:
     _print_baseline(report, console)
     console.print(_layer_table(report.layers))
     before, after = report.before, report.after
@@ -93,24 +94,29 @@ def print_report(report: Report, console: Console) -> None:
             f"MACs ({before.macs / max(1, after.macs):.1f}×)"
         )
     )
-    console.print(_artifact_table(report))
-    if any(a.conversion and a.conversion.parity for a in report.artifacts):
-        console.print(_parity_table(report.artifacts))
-    if any(a.conversion and a.conversion.quality for a in report.artifacts):
-        console.print(_quality_table(report.artifacts))
-    if report.finetuning is not None:
-        if report.finetuning.adaptation is not None:
-            console.print(Text(_adaptation_line(report.finetuning.adaptation)), soft_wrap=True)
-        for phase in report.finetuning.phases:
-            console.print(Text(_phase_line(phase)), soft_wrap=True)
-    if report.budget is not None:
-        console.print(_budget_text(report.budget))
-    for line in _findings(report):
-        console.print(Text(line), soft_wrap=True)
+
+
+def _print_conversions(artifacts: Sequence[ArtifactReport], console: Console) -> None:
+    if any(a.conversion and a.conversion.parity for a in artifacts):
+        console.print(_parity_table(artifacts))
+    if any(a.conversion and a.conversion.quality for a in artifacts):
+        console.print(_quality_table(artifacts))
+
+
+def _print_training(report: CompressionReport, console: Console) -> None:
+    if report.finetuning is None:
+        return
+    if report.finetuning.adaptation is not None:
+        console.print(Text(_adaptation_line(report.finetuning.adaptation)), soft_wrap=True)
+    for phase in report.finetuning.phases:
+        console.print(Text(_phase_line(phase)), soft_wrap=True)
+
+
+def _print_written(report: CompressionReport, console: Console) -> None:
     console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"), soft_wrap=True)
 
 
-def _print_baseline(report: Report, console: Console) -> None:
+def _print_baseline(report: CompressionReport, console: Console) -> None:
     training = report.training
     if training is not None:
         how = "trained in an earlier run, in" if training.cached else "trained here in"
@@ -302,25 +308,29 @@ def _findings(report: Report) -> Iterator[str]:
             yield f"{name}: not compared with the baseline. {item.comparison_error}"
         if item.gauge is not None:
             yield f"Gauge        {name}: {_gauge_text(item.gauge)}"
-        conversion = item.conversion
-        if conversion is None:
-            continue
-        if conversion.error:
-            yield f"{name}: cannot be run or parsed. {conversion.error}"
-        if conversion.structure is not None:
-            yield f"Structure    {name}: {_structure_text(conversion.structure)}"
-        if item.artifact and item.artifact.figures:
-            figures = (f"{k.replace('_', ' ')} {n:,}" for k, n in item.artifact.figures.items())
-            yield f"Figures      {name}: {', '.join(figures)}"
-        if conversion.quality is not None:
-            yield from _stage_lines(name, conversion, report.compression)
-        judged = conversion.parity or conversion.quality
-        for fault in judged.faults if judged else ():
-            also = "; so is the compressed model's own output" if fault.in_reference else ""
-            yield (
-                f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
-                f"{fault.backend}{also}"
-            )
+        yield from _conversion_lines(item)
+        if item.conversion is not None and item.conversion.quality is not None:
+            yield from _stage_lines(name, item.conversion, report.compression)
+
+
+def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
+    name, conversion = item.label, item.conversion
+    if conversion is None:
+        return
+    if conversion.error:
+        yield f"{name}: cannot be run or parsed. {conversion.error}"
+    if conversion.structure is not None:
+        yield f"Structure    {name}: {_structure_text(conversion.structure)}"
+    if item.artifact and item.artifact.figures:
+        figures = (f"{k.replace('_', ' ')} {n:,}" for k, n in item.artifact.figures.items())
+        yield f"Figures      {name}: {', '.join(figures)}"
+    judged = conversion.parity or conversion.quality
+    for fault in judged.faults if judged else ():
+        also = "; so is the compressed model's own output" if fault.in_reference else ""
+        yield (
+            f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
+            f"{fault.backend}{also}"
+        )
 
 
 def _gauge_text(gauge: GaugeReport) -> str:

@@ -1,8 +1,8 @@
 """``manifest.json``: all that a run found, for machines. Other reports are drawn from it.
 
-The file follows ``manifest.schema.json`` in this folder. ``SCHEMA_VERSION`` grows when a reader of
-the old version could misread the new one. Paths are relative to the folder of the manifest; what is
-infinite or not a number is null.
+The file follows ``manifest_schema()``. ``SCHEMA_VERSION`` grows when a reader of the old version
+could misread the new one; version 1 had the options of the recipe without their groups. Paths are
+relative to the folder of the manifest; a figure that is infinite or not a number is null.
 """
 
 import dataclasses
@@ -14,9 +14,16 @@ from typing import Any
 
 from exporter.formats.base import measure
 from exporter.output import MANIFEST, REJECTED
-from exporter.report.results import ArtifactReport, FineTuningReport, Report
+from exporter.recipe import recipe_schema
+from exporter.report.results import (
+    ArtifactReport,
+    CompressionReport,
+    FineTuningReport,
+    Report,
+)
+from exporter.verification.verifier import ConversionVerdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def write_manifest(report: Report, folder: Path) -> None:
@@ -43,31 +50,46 @@ def write_manifest(report: Report, folder: Path) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def manifest_schema() -> dict[str, Any]:
+    """Returns the JSON schema of the manifest: the file in this folder, with that of a recipe."""
+    text = (Path(__file__).parent / "manifest.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    schema["$defs"]["recipe"] = recipe_schema()
+    return schema
+
+
 def report_dict(report: Report) -> dict[str, Any]:
     """Returns the report as values that JSON knows."""
     return {
         "passed": report.passed,
         "exit_code": report.exit_code,
         "recipe": report.recipe.to_dict(),
-        "model_name": report.model_name,
-        "card": _plain(report.card),
+        "card": plain(report.card),
         "data": {"notes": list(report.data_notes), "samples": dict(report.samples)},
-        "training": _plain(report.training),
+        **compression_dict(report),
+        "budget": report.budget and {"held": report.budget.held, **plain(report.budget)},
+        "compression": {"passed": report.compression.passed, **plain(report.compression)},
+        "artifacts": [_artifact(artifact, report.output) for artifact in report.artifacts],
+        "versions": dict(report.versions),
+    }
+
+
+def compression_dict(report: CompressionReport) -> dict[str, Any]:
+    """Returns what compressing a model came to, as values that JSON knows."""
+    return {
+        "model_name": report.model_name,
+        "training": plain(report.training),
         "finetuning": report.finetuning and _finetuning(report.finetuning),
         "layers": [
             {
-                **_plain(layer.plan),
+                **plain(layer.plan),
                 "discarded_energy": layer.discarded_energy,
                 "predicted_error": layer.relative_error,
                 "data_aware": layer.data_aware,
             }
             for layer in report.layers
         ],
-        "totals": {"before": _plain(report.before), "after": _plain(report.after)},
-        "budget": report.budget and {"held": report.budget.held, **_plain(report.budget)},
-        "compression": {"passed": report.compression.passed, **_plain(report.compression)},
-        "artifacts": [_artifact(artifact, report.output) for artifact in report.artifacts],
-        "versions": dict(report.versions),
+        "totals": {"before": plain(report.before), "after": plain(report.after)},
         "seconds": report.seconds,
     }
 
@@ -75,8 +97,8 @@ def report_dict(report: Report) -> dict[str, Any]:
 def _finetuning(report: FineTuningReport) -> dict[str, Any]:
     adaptation = report.adaptation
     return {
-        **_plain(report),
-        "adaptation": adaptation and {"taken": adaptation.taken, **_plain(adaptation)},
+        **plain(report),
+        "adaptation": adaptation and {"taken": adaptation.taken, **plain(adaptation)},
     }
 
 
@@ -90,40 +112,43 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
         "file": None
         if artifact is None
         else {
-            **_plain(artifact),
+            **plain(artifact),
             "path": artifact.path.relative_to(output).as_posix(),
         },
         "baseline_size": report.baseline_size,
         "ratio": report.ratio,
-        "latency": latency and {**_plain(latency), "speedup": latency.speedup},
-        "trials": _plain(report.trials),
-        "gauge": _plain(report.gauge),
+        "latency": latency and {**plain(latency), "speedup": latency.speedup},
+        "trials": plain(report.trials),
+        "gauge": plain(report.gauge),
         "comparison_error": report.comparison_error,
-        "conversion": None
-        if conversion is None
-        else {
-            "passed": conversion.passed,
-            "error": conversion.error,
-            "metrics": _plain(conversion.metrics),
-            "parity": conversion.parity
-            and {"passed": conversion.parity.passed, **_plain(conversion.parity)},
-            "quality": conversion.quality
-            and {"passed": conversion.quality.passed, **_plain(conversion.quality)},
-            "structure": conversion.structure
-            and {"passed": conversion.structure.passed, **_plain(conversion.structure)},
-        },
+        "conversion": conversion and verdict_dict(conversion),
     }
 
 
-def _plain(value: Any) -> Any:
-    """Turns dataclasses of numbers into dictionaries."""
+def verdict_dict(verdict: ConversionVerdict) -> dict[str, Any]:
+    """Returns the verdict on an artifact as values that JSON knows."""
+    parts = {
+        "parity": verdict.parity,
+        "quality": verdict.quality,
+        "structure": verdict.structure,
+    }
+    return {
+        "passed": verdict.passed,
+        "error": verdict.error,
+        "metrics": plain(verdict.metrics),
+        **{n: part and {"passed": part.passed, **plain(part)} for n, part in parts.items()},
+    }
+
+
+def plain(value: Any) -> Any:
+    """Turns dataclasses of numbers into values that JSON knows."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+        return {field.name: plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return value.as_posix()
     if isinstance(value, float) and not math.isfinite(value):

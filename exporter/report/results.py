@@ -11,7 +11,7 @@ from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
 from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import Trial
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.training.reference import Training
@@ -211,45 +211,54 @@ class Inspection:
     policies: tuple[PolicyPreview, ...]
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that a run found.
+@dataclass(frozen=True, kw_only=True)
+class CompressionReport:
+    """What compressing a model came to.
 
     Attributes:
-        recipe: What was asked for.
         model_name: Name of the Keras model.
         output: Folder that was written.
-        card: What artifacts tell of the model.
-        data_notes: Choices made in reading the data.
-        samples: How many samples each part of the data has.
         training: How the reference MLP was trained; None if a model was given.
         finetuning: How the compressed model was fine-tuned; None if it was not.
         layers: The layers with weights; their errors are those of the cut, before fine-tuning.
         before: The baseline.
         after: The compressed model.
-        budget: What was to be held, and what came of it; None if the ranks were given.
-        compression: Compressed model against baseline.
-        artifacts: One entry a format and variant asked for.
-        versions: Of Python and the libraries.
-        seconds: What the run took.
+        seconds: What it took.
     """
 
-    recipe: Recipe
     model_name: str
     output: Path
-    card: ModelCard
-    data_notes: tuple[str, ...]
-    samples: Mapping[str, int]
     training: Training | None
     finetuning: FineTuningReport | None
     layers: tuple[LayerReport, ...]
     before: Totals
     after: Totals
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(CompressionReport):
+    """All that a run found.
+
+    Attributes:
+        recipe: What was asked for.
+        card: What artifacts tell of the model.
+        data_notes: Choices made in reading the data.
+        samples: How many samples each part of the data has.
+        budget: What was to be held, and what came of it; None if the ranks were given.
+        compression: Compressed model against baseline.
+        artifacts: One entry a format and variant asked for.
+        versions: Of Python and the libraries.
+    """
+
+    recipe: Recipe
+    card: ModelCard
+    data_notes: tuple[str, ...]
+    samples: Mapping[str, int]
     budget: Budget | None
     compression: CompressionVerdict
     artifacts: tuple[ArtifactReport, ...]
     versions: Mapping[str, str]
-    seconds: float
 
     @property
     def passed(self) -> bool:

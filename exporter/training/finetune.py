@@ -12,10 +12,10 @@ from exporter.errors import DataError
 from exporter.graph.outputs import output_families
 from exporter.graph.rewrite import rewrite
 from exporter.lowrank.engine import Compressed, Engine
+from exporter.lowrank.planner import Unit
 from exporter.lowrank.ranks.policy import RankPlan
+from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
-from exporter.recipe.cutting import options_for
-from exporter.recipe.recipe import Recipe
 from exporter.training.adaptive import Adaptation, Trials, tried_out
 from exporter.training.course import Course, training_part
 from exporter.training.distribution import losses_explained
@@ -53,14 +53,15 @@ class FineTuned:
 
 
 class FineTuner:
-    """Fine-tunes one model by a recipe."""
+    """Fine-tunes one model."""
 
     def __init__(
         self,
         engine: Engine,
         dataset: Dataset,
-        recipe: Recipe,
+        tuning: Tuning,
         *,
+        unit: Unit = "params",
         strategy: Any,
         progress: Progress,
         loss: Any = None,
@@ -72,7 +73,8 @@ class FineTuner:
         Args:
             engine: Of the baseline.
             dataset: Fitted to the model.
-            recipe: Says how.
+            tuning: Says how.
+            unit: What adaptive training keeps as it is.
             strategy: Of ``tf.distribute``.
             progress: Is told of steps and epochs.
             loss: As for ``keras.Model.compile``; None is the cross-entropy of distributions and the
@@ -84,8 +86,9 @@ class FineTuner:
             DataError: If there is nothing to train on, or nothing to try out ranks by.
             RecipeError: If the loss is none.
         """
-        check_training(recipe, dataset, engine.model)
-        self._engine, self._recipe, self._strategy = engine, recipe, strategy
+        check_training(tuning, dataset, engine.model)
+        self._engine, self._tuning, self._strategy = engine, tuning, strategy
+        self._unit = unit
         self._progress, self._checkpoints, self._on_step = progress, checkpoints, on_step
         self._dataset = dataset
         train = dataset.train
@@ -94,10 +97,10 @@ class FineTuner:
         self._objective = Objective(
             output_families(engine.model, classes),
             known_losses(loss, engine.model),
-            recipe.distill,
-            recipe.temperature,
+            tuning.distill,
+            tuning.temperature,
         )
-        self._course = Course(dataset, engine.model, self._objective, recipe.batch_size)
+        self._course = Course(dataset, engine.model, self._objective, tuning.batch_size)
         if dataset.validation is None:
             progress.note("No validation data: the weights of the last epoch are kept")
 
@@ -114,7 +117,7 @@ class FineTuner:
             return self._run(compressed)
 
     def _run(self, compressed: Compressed) -> FineTuned:
-        train = self._recipe.train
+        train = self._tuning.train
         if train == "adaptive" and compressed.factors:
             return self._adaptive(compressed)
         if not train.startswith("projected"):
@@ -139,14 +142,14 @@ class FineTuner:
         """Makes a copy, whose factors are to be trained."""
         with self._strategy.scope():
             copy = compressed.copy()
-            return Factored(copy.model, copy.factors, self._recipe.decay)
+            return Factored(copy.model, copy.factors, self._tuning.decay)
 
     def _adaptive(self, compressed: Compressed) -> FineTuned:
-        recipe, engine = self._recipe, self._engine
+        engine = self._engine
         trials = Trials(
             engine,
             compressed.plan,
-            "macs" if recipe.goal in ("max_macs", "max_latency") else "params",
+            self._unit,
             self._short_training(1 + len(tried_out(compressed.plan)) + 2),
             strategy=self._strategy,
             progress=self._progress,
@@ -171,14 +174,14 @@ class FineTuner:
 
     def _short_training(self, trials: int) -> Callable[[Compressed], float]:
         """Returns what trains so shortly that all trials together are as long as the training."""
-        recipe, course = self._recipe, self._course
-        epochs, rest = divmod(recipe.finetune, trials)
+        tuning, course = self._tuning, self._course
+        epochs, rest = divmod(tuning.finetune, trials)
         if not epochs:
             _, whole = training_part(self._dataset)
-            batch = course.fixed_batch or recipe.batch_size
+            batch = course.fixed_batch or tuning.batch_size
             samples = max(batch, len(whole) * rest // trials // batch * batch)
             thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
-            course = Course(thinned, self._engine.model, self._objective, recipe.batch_size)
+            course = Course(thinned, self._engine.model, self._objective, tuning.batch_size)
         settings = replace(self._settings, epochs=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
@@ -199,7 +202,7 @@ class FineTuner:
         return loss_after
 
     def _projected(self, plan: RankPlan) -> FineTuned:
-        recipe, engine = self._recipe, self._engine
+        engine = self._engine
         with self._strategy.scope():
             phase = Projected(engine.model, plan.ranks)
         if phase.left_out:
@@ -209,12 +212,12 @@ class FineTuner:
         history = self._train(phase, plan)
         updated = rewrite(engine.model, {})
         _copy_weights(phase.finish(), updated)
-        options = replace(options_for(recipe), fold=False)
-        plainly = Engine(updated, None, replace(options, method="svd"), self._progress)
+        cut = replace(engine.cut, fold=False)
+        plainly = Engine(updated, None, replace(cut, method="svd"), self._progress)
         truncated = plainly.carry_out(plan)
         compressed = truncated
-        if recipe.export_from == "updated":
-            anew = Engine(updated, engine.calibration, options, self._progress)
+        if self._tuning.export_from == "updated":
+            anew = Engine(updated, engine.calibration, cut, self._progress, seed=engine.seed)
             compressed = anew.carry_out(plan)
         return FineTuned(compressed, (history,), truncated.model, updated, phase.left_out)
 
@@ -238,24 +241,24 @@ class FineTuner:
 
     @property
     def _settings(self) -> Settings:
-        recipe = self._recipe
+        tuning = self._tuning
         return Settings(
-            epochs=recipe.finetune,
-            learning_rate=recipe.learning_rate,
-            patience=recipe.patience,
-            seed=recipe.seed,
+            epochs=tuning.finetune,
+            learning_rate=tuning.learning_rate,
+            patience=tuning.patience,
+            seed=self._engine.seed,
         )
 
 
-def check_training(recipe: Recipe, dataset: Dataset, model: Any) -> None:
-    """Finds out, without computing, whether the data are enough to train by a recipe.
+def check_training(tuning: Tuning, dataset: Dataset, model: Any) -> None:
+    """Finds out, without computing, whether the data are enough to train on.
 
     Raises:
         DataError: If there is nothing to train on, or nothing to try out ranks by.
     """
     training_part(dataset)
     batch, validation = model.inputs[0].shape[0] or 1, dataset.validation
-    if recipe.train == "adaptive" and (validation is None or len(validation) < batch):
+    if tuning.train == "adaptive" and (validation is None or len(validation) < batch):
         raise DataError(
             f"Adaptive training compares ranks on validation data, {batch} samples at least. "
             f"Received: data {dataset.name!r} with {len(validation) if validation else 0}."

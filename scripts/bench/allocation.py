@@ -31,7 +31,7 @@ from exporter.data import Dataset, Split, load_dataset
 from exporter.graph.fitting import fitted
 from exporter.graph.runner import KerasRunner
 from exporter.lowrank.calibration import Calibration, calibration_from
-from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import (
     BudgetedPolicy,
@@ -43,8 +43,9 @@ from exporter.lowrank.ranks.budgeted import (
 from exporter.lowrank.ranks.knapsack import UnreachableError
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
+from exporter.options.groups import Cut
 from exporter.progress import Silent
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.training.reference import reference_for, train_reference
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
@@ -56,10 +57,10 @@ NETWORKS = (NOTEBOOK, "fashion-mlp", "digits-mlp", "resnet", "vgg")
 EPOCHS = {"resnet": 3, "vgg": 2}
 
 METHODS = {
-    "svd": Options(method="svd"),
-    "whitened": Options(method="whitened"),
-    "kfac alone": Options(method="kfac", cascade=False),
-    "kfac": Options(method="kfac"),
+    "svd": Cut(method="svd"),
+    "whitened": Cut(method="whitened"),
+    "kfac alone": Cut(method="kfac", cascade=False),
+    "kfac": Cut(method="kfac"),
 }
 DEFAULT = "kfac"
 

@@ -87,7 +87,7 @@ def measure(name: str, rank: str) -> dict[str, object]:
     import numpy as np
 
     import exporter
-    from exporter.lowrank.ranks.rank import parse_rank
+    from exporter.options.rank import parse_rank
 
     keras.utils.set_random_seed(0)
     build = getattr(keras.applications, name)
@@ -101,7 +101,7 @@ def measure(name: str, rank: str) -> dict[str, object]:
     model(noise.astype(np.float32), training=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = exporter.Recipe(
+        recipe = exporter.Recipe.of(
             rank=parse_rank(rank), data="none", formats=("all",), output=f"{folder}/run"
         )
         report = exporter.run(recipe, model=model)

@@ -33,7 +33,7 @@ from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.training.reference import reference_mlp
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
@@ -170,16 +170,17 @@ def centred(logits: Any) -> Any:
 
 def ours(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
     """Exports as the command line does."""
-    recipe = Recipe(quantize=("none" if variant == "float32" else variant,))
+    recipe = Recipe.of(quantize=("none" if variant == "float32" else variant,))
     fmt, samples = FORMATS["tflite"], quantization_samples(recipe, compressed.model, data)
-    model = Gauges(recipe, compressed, samples).model(fmt.variant(variant))
+    gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
+    model = gauges.model(fmt.variant(variant))
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as scratch:
         write_artifact(
             fmt,
             model,
             path,
             export_options(recipe, fmt, variant, samples, ModelCard()),
-            granularity=recipe.granularity,
+            granularity=recipe.quantization.granularity,
             samples=samples,
             scratch=Path(scratch),
         )

@@ -30,11 +30,12 @@ import numpy as np
 
 from exporter.errors import RecipeError
 from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.policy import FixedRank
+from exporter.options.groups import Cut, Tuning
 from exporter.progress import Silent
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.training.distribution import strategy_for
 from exporter.training.finetune import FineTuner
 
@@ -108,7 +109,7 @@ def main() -> int:
     options = parser.parse_args()
     options.recipe = {"finetune": FINETUNE, **dict(options.recipe)}
     try:
-        Recipe.from_dict(options.recipe)
+        Recipe.of(**options.recipe)
     except RecipeError as error:
         parser.error(str(error))
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -291,10 +292,9 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
         begun[0] = time.perf_counter()
 
     options = {"batch_size": BATCH, "learning_rate": 1e-3, "distill": 0.0, "finetune": epochs}
-    recipe = Recipe(rank=RANK, train="projected", seed=seed, **options)
-    engine = Engine(full, None, Options(method="svd"))
+    engine = Engine(full, None, Cut(method="svd"), seed=seed)
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
-    tuner = tuner_of(engine, everything, recipe, on_step)
+    tuner = tuner_of(engine, everything, Tuning(train="projected", **options), on_step)
     begun[0] = time.perf_counter()
     tuned = tuner.run(compressed)
     return {
@@ -338,15 +338,14 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
         if number % 10 == 0:
             measure(phase.student)
 
-    engine = Engine(full, calibration_from(full, fitted_data, QUICK_SAMPLES), Options())
+    engine = Engine(full, calibration_from(full, fitted_data, QUICK_SAMPLES), seed=seed)
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
     cut = time.perf_counter() - begun
     measure(compressed.model)
     after_cut = accuracy(compressed.model, test)
     if not reached:
         # A teacher would have to predict all samples first.
-        recipe = Recipe(rank=RANK, seed=seed, finetune=4, distill=0.0)
-        tuner_of(engine, fitted_data, recipe, on_step).run(compressed)
+        tuner_of(engine, fitted_data, Tuning(finetune=4, distill=0.0), on_step).run(compressed)
     return {"seconds": reached, "cut": cut, "after_cut": after_cut}
 
 
@@ -368,7 +367,7 @@ def factors(
     if dropout:
         full = with_dropout(full, dropout, seed)
     fitted_data, _, test = load(data, seed)
-    engine = Engine(full, calibration_from(full, fitted_data, 4096), Options(seed=seed))
+    engine = Engine(full, calibration_from(full, fitted_data, 4096), seed=seed)
     plan = engine.plan(FixedRank(rank))
     if division == "knapsack":
         limit = sum(layer.params_after for layer in plan.layers)
@@ -377,8 +376,8 @@ def factors(
         compressed = engine.carry_out(plan)
     cut = accuracy(compressed.model, test)
     train = "adaptive" if division == "adaptive" else "factored"
-    asked = Recipe(**{"rank": rank, "seed": seed, "train": train, **recipe})
-    tuned = tuner_of(engine, fitted_data, asked).run(compressed).compressed
+    tuning = Recipe.of(**{"train": train, **recipe}).tuning
+    tuned = tuner_of(engine, fitted_data, tuning).run(compressed).compressed
     return {
         "baseline": accuracy(full, test),
         "cut": cut,
@@ -393,9 +392,9 @@ def split_of(like: Any, pair: tuple[Any, Any]) -> Any:
     return type(like)({image: pair[0]}, {label: pair[1]})
 
 
-def tuner_of(engine: Any, data: Any, recipe: Any, on_step: Any = None) -> Any:
+def tuner_of(engine: Any, data: Any, tuning: Any, on_step: Any = None) -> Any:
     strategy = strategy_for("none")
-    return FineTuner(engine, data, recipe, strategy=strategy, progress=Silent(), on_step=on_step)
+    return FineTuner(engine, data, tuning, strategy=strategy, progress=Silent(), on_step=on_step)
 
 
 def train_baseline(data: str, kind: str, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
-from exporter.recipe.recipe import Recipe
+from exporter.recipe import Recipe
 from exporter.report.results import Budget
 
 
@@ -64,32 +64,32 @@ def test_what_is_chosen_is_no_worse_than_simpler_cuts(kind, planner):
 @pytest.mark.parametrize("formats", [("tflite",), ("tflite", "onnx")])
 def test_size_is_used_and_not_exceeded(engine, dataset, formats, tmp_path):
     limit = 120_000
-    compressed = compress_within(engine, Recipe(max_size=limit, formats=formats), dataset)
+    compressed = compress_within(engine, Recipe.of(max_size=limit, formats=formats), dataset)
     artifacts = export(compressed, tmp_path, formats=formats)
     assert 0.95 * limit <= max(artifact.size for artifact in artifacts) <= limit
 
 
 def test_size_that_cannot_be_reached_says_what_can(engine, dataset):
     with pytest.raises(RecipeError, match=r"smallest reachable is [\d,]+ bytes"):
-        compress_within(engine, Recipe(max_size=1000), dataset)
+        compress_within(engine, Recipe.of(max_size=1000), dataset)
 
 
 def test_latency_is_measured(engine, dataset):
     with pytest.raises(RecipeError, match="smallest reachable is about"):
-        compress_within(engine, Recipe(max_latency=1e-9), dataset)
-    fast_enough = compress_within(engine, Recipe(max_latency=1.0), dataset)
+        compress_within(engine, Recipe.of(max_latency=1e-9), dataset)
+    fast_enough = compress_within(engine, Recipe.of(max_latency=1.0), dataset)
     # Everything is fast enough: nothing need be given up.
     assert fast_enough.model.count_params() > 0.7 * engine.model.count_params()
 
 
 def test_drop_holds_on_the_validation_data(engine, dataset, trained_mlp):
-    compressed = compress_within(engine, Recipe(max_drop=0.02), dataset)
+    compressed = compress_within(engine, Recipe.of(max_drop=0.02), dataset)
     assert accuracy_drop(trained_mlp, compressed.model, dataset) <= 0.02
     assert compressed.model.count_params() < 0.7 * trained_mlp.count_params()
 
 
 def test_drop_needs_labels():
-    recipe = Recipe(max_drop=0.01, data="mine.npz")
+    recipe = Recipe.of(max_drop=0.01, data="mine.npz")
     unlabelled = load_dataset({"x": np.zeros((8, 3), "float32")})
     for data in (None, unlabelled):
         with pytest.raises(DataError, match=r"validation data.*'mine\.npz'"):

@@ -2,13 +2,14 @@ import keras
 import numpy as np
 import pytest
 
-from exporter.commands.compress import check_rank, compress
+from exporter.commands.compress import compress
+from exporter.commands.search import check_rank
 from exporter.data import load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
 from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
-from exporter.recipe.recipe import Recipe
+from exporter.options.groups import Cut, Goal
 
 
 def assert_same_predictions(actual, expected, model):
@@ -130,9 +131,9 @@ def test_each_factorized_layer_is_told_of_once(build, listener):
 
 def test_checking_finds_what_compressing_would(build):
     model = build("tiny")
-    check_rank(model, Recipe(rank=6))
+    check_rank(model, Goal(rank=6), Cut())
     with pytest.raises(RecipeError, match="at most 6"):
-        check_rank(model, Recipe(rank=7))
+        check_rank(model, Goal(rank=7), Cut())
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_json_is_all_of_standard_output_even_where_verbose_shows_the_libraries(w
     report = json.loads(done.stdout)
     assert done.returncode == 0
     assert any(word in done.stderr for word in CHATTER)
-    assert report["recipe"]["merge"] is False
+    assert report["recipe"]["cut"]["merge"] is False
     assert report["layers"][0]["params_after"] == 4 * (36 + 40) + 4 * 4 + 40
     (layer,) = report["artifacts"][0]["conversion"]["structure"]["layers"]
     assert layer["factors"] == [[36, 4], [4, 4], [4, 40]]

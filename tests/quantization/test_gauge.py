@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from keras import layers
 
 from exporter.lowrank.calibration import Calibration
-from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
+from exporter.options.groups import Cut
 from exporter.quantization.gauge import regauge
 from exporter.quantization.junction import AS_CUT
 from exporter.quantization.simulation import Simulation
@@ -22,7 +23,7 @@ once = functools.partial(regauge, attempts=1)
 
 
 def cut(model, rank, **options):
-    engine = Engine(model, options=Options(method="svd", **options))
+    engine = Engine(model, cut=Cut(method="svd", **options))
     return engine.carry_out(engine.plan(FixedRank(rank)))
 
 

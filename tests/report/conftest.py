@@ -13,7 +13,7 @@ def scored():
 
 
 def _carry_out(model, data, folder, **options):
-    recipe = exporter.Recipe(output=str(folder), **options)
+    recipe = exporter.Recipe.of(output=str(folder), **options)
     return exporter.run(recipe, model=model, dataset=exporter.load_dataset(data))
 
 
@@ -69,5 +69,5 @@ def unconverted(tmp_path_factory):
     hidden = keras.layers.LSTM(5, name="lstm")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(6, name="out")(hidden), name="recurrent")
     folder = tmp_path_factory.mktemp("unconverted")
-    recipe = exporter.Recipe(output=str(folder), rank={"out": 5}, data="none")
+    recipe = exporter.Recipe.of(output=str(folder), rank={"out": 5}, data="none")
     return exporter.run(recipe, model=model)

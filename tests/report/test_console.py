@@ -2,7 +2,8 @@ import io
 
 from rich.console import Console
 
-from exporter.report.console import WIDTH, ConsoleProgress, print_report
+from exporter.report.console import WIDTH, print_report
+from exporter.report.progress import ConsoleProgress
 
 
 def printed(report, width=WIDTH):

@@ -1,13 +1,12 @@
 import hashlib
 import json
-from importlib import resources
 
 import jsonschema
 import pytest
 
 import exporter
 from exporter.formats import FORMATS
-from exporter.report.manifest import SCHEMA_VERSION, report_dict
+from exporter.report.manifest import SCHEMA_VERSION, manifest_schema, report_dict
 
 EXIT_CODES = {
     "accepted": 0,
@@ -21,8 +20,7 @@ EXIT_CODES = {
 
 @pytest.fixture(scope="module")
 def schema():
-    text = resources.files("exporter.report").joinpath("manifest.schema.json").read_text()
-    schema = json.loads(text)
+    schema = manifest_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     return schema
 
@@ -62,7 +60,7 @@ def test_files_are_listed_with_size_and_hash(accepted):
         "model.onnx",
         "model.ort",
         "saved_model",
-        *(["c"] if "c" in accepted.recipe.formats else []),
+        *(["c"] if "c" in accepted.recipe.export.formats else []),
     }
     assert set(manifest["entries"]) == {*listed, "manifest.json"}
     for name in ("compressed.keras", "model.tflite", "model.onnx", "model.ort"):

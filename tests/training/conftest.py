@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -5,8 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 from exporter.data import load_dataset
-from exporter.lowrank.engine import Engine, Options
-from exporter.recipe.recipe import Recipe
+from exporter.lowrank.engine import Engine
+from exporter.recipe import Recipe
 from exporter.training.finetune import FineTuner
 
 
@@ -46,18 +48,20 @@ def tuner(blobs, listener):
         from exporter.graph.fitting import fitted
         from exporter.lowrank.ranks.named import policy_for
 
-        recipe = Recipe(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
+        recipe = Recipe.of(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
+        unit = "macs" if recipe.goal.kind == "max_macs" else "params"
         dataset = fitted(load_dataset(data or blobs), model)
-        engine = Engine(model, None, Options(method="svd"))
+        engine = Engine(model, None, replace(recipe.cut, method="svd"), seed=recipe.source.seed)
         made = FineTuner(
             engine,
             dataset,
-            recipe,
+            recipe.tuning,
+            unit=unit,
             strategy=strategy or tf.distribute.get_strategy(),
             progress=listener,
             loss=loss,
             checkpoints=checkpoints,
         )
-        return made, engine.carry_out(engine.plan(policy_for(recipe)))
+        return made, engine.carry_out(engine.plan(policy_for(recipe.goal)))
 
     return make

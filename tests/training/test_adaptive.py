@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from exporter.errors import DataError
-from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
+from exporter.options.groups import Cut
 from exporter.progress import Silent
 from exporter.training.adaptive import AdaptivePolicy, Trials, budget_of, tried_out
 from exporter.training.loop import Loop
@@ -16,7 +17,7 @@ from exporter.training.loop import Loop
 
 @pytest.fixture
 def engine(classifier):
-    return Engine(classifier, None, Options(method="svd"))
+    return Engine(classifier, None, Cut(method="svd"))
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
+from exporter.options.groups import Cut
 from exporter.training.factored import Factored, squared_product_norm
 from exporter.training.objective import Objective
 
@@ -15,7 +16,7 @@ from exporter.training.objective import Objective
 @pytest.fixture
 def cut():
     def make(model, rank=2, **options):
-        engine = Engine(model, None, Options(method="svd", **options))
+        engine = Engine(model, None, Cut(method="svd", **options))
         return engine.carry_out(engine.plan(FixedRank(rank)))
 
     return make

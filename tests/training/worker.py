@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.data import load_dataset
-from exporter.recipe.recipe import Recipe
+from exporter.options.groups import Tuning
 from exporter.training.distribution import is_chief, strategy_for
 
 
@@ -30,8 +30,9 @@ def main():
     from keras import layers
 
     from exporter.graph.fitting import fitted
-    from exporter.lowrank.engine import Engine, Options
+    from exporter.lowrank.engine import Engine
     from exporter.lowrank.ranks.policy import FixedRank
+    from exporter.options.groups import Cut
     from exporter.progress import Silent
     from exporter.training import loop
     from exporter.training.finetune import FineTuner
@@ -51,8 +52,7 @@ def main():
     # Large enough for gradients to be clipped.
     x = rng.normal(scale=5.0, size=(250, 12))
     data = fitted(load_dataset({"x": x, "y": (x[:, :3].argmax(axis=1))}), model)
-    recipe = Recipe(
-        rank=3,
+    tuning = Tuning(
         finetune=4,
         batch_size=32,
         learning_rate=0.01,
@@ -60,11 +60,11 @@ def main():
         train=options["train"],
     )
     loop.CHECKPOINT_SECONDS = -1.0
-    engine = Engine(model, None, Options(method="svd"))
+    engine = Engine(model, None, Cut(method="svd"))
     tuner = FineTuner(
         engine,
         data,
-        recipe,
+        tuning,
         strategy=strategy,
         progress=Silent(),
         checkpoints=options["checkpoints"] and Path(options["checkpoints"]),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer, RankPolicy
-from exporter.recipe.recipe import Recipe
+from exporter.options.groups import Goal
 
 _NAMED: dict[str, Callable[[], RankPolicy]] = {
     "full": FullRank,
@@ -14,11 +14,11 @@ _NAMED: dict[str, Callable[[], RankPolicy]] = {
 }
 
 
-def policy_for(recipe: Recipe) -> RankPolicy | None:
-    """Returns the policy that a recipe's rank or energy stands for; None for a budget."""
-    rank = recipe.rank
-    if recipe.energy is not None:
-        return EnergyRank(recipe.energy)
+def policy_for(goal: Goal) -> RankPolicy | None:
+    """Returns the policy that a rank or an energy stands for; None for a budget."""
+    rank = goal.rank
+    if goal.energy is not None:
+        return EnergyRank(goal.energy)
     if rank is None:
         return None
     if isinstance(rank, Mapping):

@@ -9,7 +9,7 @@ import pytest
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.graph.runner import KerasRunner
-from exporter.recipe.recipe import OPSETS
+from exporter.recipe import OPSETS
 
 
 def dims(value):

@@ -15,10 +15,11 @@ from exporter.graph.rewrite import rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature
 from exporter.lowrank.calibration import Calibration
-from exporter.lowrank.engine import Engine, Options
+from exporter.lowrank.engine import Engine
 from exporter.lowrank.factorizers import FACTORIZERS, factorizer_for
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.lowrank.statistics import gather
+from exporter.options.groups import Cut
 
 VOCABULARY = 12
 
@@ -440,7 +441,7 @@ def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
     longer = keras.Model(model.inputs, keras.layers.Dense(6, name="last")(flat[0]))
     names = [info.name for info in Signature(longer).inputs]
     calibration = Calibration(dict(zip(names, drawn(longer, count=40), strict=True)), 20)
-    engine = Engine(longer, calibration, Options(convolution=factorizer.convolution or "channel"))
+    engine = Engine(longer, calibration, Cut(convolution=factorizer.convolution or "channel"))
     compressed = engine.carry_out(engine.plan(FixedRank(2)))
     kernels = {
         f"layer/{kernel.name}" if kernel.name else "layer": kernel

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
-from exporter.recipe.quantities import parse_bytes, parse_count, parse_part, parse_seconds
+from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
-from exporter.lowrank.ranks.rank import RANK_NAMES, parse_rank
+from exporter.options.rank import RANK_NAMES, parse_rank
 
 
 @pytest.mark.parametrize(

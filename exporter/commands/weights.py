@@ -1,0 +1,168 @@
+"""Computes the weights of a run: trains the reference MLP, factorizes, fine-tunes."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.prepare import Job
+from exporter.commands.search import factorize
+from exporter.formats import FORMATS
+from exporter.graph.macs import count_macs
+from exporter.lowrank.calibration import calibration_from
+from exporter.lowrank.engine import Compressed, Engine
+from exporter.lowrank.ranks.policy import RankPlan
+from exporter.output import (
+    BASELINE_FILE,
+    CACHE,
+    COMPRESSED_FILE,
+    CURVES_FILE,
+    TRUNCATED_FILE,
+    UPDATED_FILE,
+)
+from exporter.progress import Progress
+from exporter.report.curves import draw_curves
+from exporter.report.results import FineTuningReport, LayerReport, Totals
+from exporter.training.distribution import is_chief
+from exporter.training.finetune import FineTuned, FineTuner
+from exporter.training.reference import Training, train_reference
+from exporter.version import __version__
+
+_LIBRARIES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The models of a run, with their weights.
+
+    Attributes:
+        baseline: The model that was compressed.
+        training: How it was trained, if that was done here.
+        compressed: The model to be exported.
+        tuned: What fine-tuning yielded; None if there was none.
+        checkpoints: Folder of the checkpoints of fine-tuning.
+    """
+
+    baseline: Any
+    training: Training | None
+    compressed: Compressed
+    tuned: FineTuned | None = None
+    checkpoints: Path | None = None
+
+    def save(self, staging: Path) -> None:
+        """Writes the models, and the curves of their training, to a folder."""
+        tuned = self.tuned
+        models = {
+            BASELINE_FILE: self.baseline if self.training else None,
+            COMPRESSED_FILE: self.compressed.model,
+            TRUNCATED_FILE: tuned and tuned.truncated,
+            UPDATED_FILE: tuned and tuned.updated,
+        }
+        for name, model in models.items():
+            if model is not None:
+                model.save(staging / name)
+        if tuned is not None:
+            draw_curves(tuned.histories, staging / CURVES_FILE)
+
+    def discard_checkpoints(self) -> None:
+        """Removes the checkpoints of a training that came to its end."""
+        if self.checkpoints is not None and self.tuned and not self.tuned.interrupted:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what a report tells of the weights, by the name of its field."""
+        tuned, compressed = self.tuned, self.compressed
+        return {
+            "model_name": self.baseline.name,
+            "training": self.training,
+            "finetuning": tuned
+            and FineTuningReport(tuned.histories, tuned.at_full_rank, tuned.adaptation),
+            "layers": _layer_reports(compressed),
+            "before": _totals(self.baseline),
+            "after": _totals(compressed.model),
+        }
+
+
+def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
+    """Trains the baseline if it is the reference MLP, factorizes it, and fine-tunes."""
+    recipe = job.recipe
+    for note in job.dataset.notes:
+        progress.note(note)
+    baseline, training = job.model, None
+    if job.trained_here:
+        baseline, training = train_reference(
+            job.model, job.dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
+        )
+    engine, compressed = _compress(job, baseline, progress)
+    if not recipe.tuning.finetune:
+        return Weights(baseline, training, compressed)
+    checkpoints = _checkpoints(job, baseline, compressed.plan)
+    if not recipe.tuning.resume and is_chief(strategy):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    tuner = FineTuner(
+        engine,
+        job.dataset,
+        recipe.tuning,
+        unit="macs" if recipe.goal.kind in {"max_macs", "max_latency"} else "params",
+        strategy=strategy,
+        progress=progress,
+        loss=job.loss,
+        checkpoints=checkpoints,
+    )
+    tuned = tuner.run(compressed)
+    return Weights(baseline, training, tuned.compressed, tuned, checkpoints)
+
+
+def _compress(job: Job, baseline: Any, progress: Progress) -> tuple[Engine, Compressed]:
+    recipe, dataset = job.recipe, job.dataset
+    calibration = calibration_from(baseline, dataset, recipe.source.calibration)
+    if calibration is None and recipe.cut.method != "svd":
+        progress.note("No training data to calibrate by: kernels are cut by their weights alone")
+    engine = Engine(baseline, calibration, recipe.cut, progress, seed=recipe.source.seed)
+    compressed = factorize(engine, recipe, dataset, progress)
+    if not compressed.factors:
+        progress.note("No layer is factorized at this rank; the table of layers says why")
+    return engine, compressed
+
+
+def _checkpoints(job: Job, baseline: Any, plan: RankPlan) -> Path:
+    """Names the folder after all that makes the result, so that no other run goes on from it."""
+    recipe = job.recipe
+    options = [asdict(group) for group in (recipe.goal, recipe.cut, recipe.tuning)]
+    del options[-1]["resume"]
+    source = [recipe.source.calibration, recipe.source.seed]
+    described = json.dumps([options, source, plan.ranks, versions()], sort_keys=True)
+    ingredients = hashlib.sha256(described.encode())
+    ingredients.update(job.dataset.digest.encode())
+    for weight in baseline.get_weights():
+        ingredients.update(weight.tobytes())
+    return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
+
+
+def _layer_reports(compressed: Compressed) -> tuple[LayerReport, ...]:
+    reports = []
+    for plan in compressed.plan.layers:
+        parts = compressed.factors.get(plan.name)
+        if parts is None:
+            reports.append(LayerReport(plan))
+        else:
+            reports.append(
+                LayerReport(plan, parts.discarded_energy, parts.relative_error, parts.data_aware)
+            )
+    return tuple(reports)
+
+
+def _totals(model: Any) -> Totals:
+    return Totals(model.count_params(), count_macs(model))
+
+
+def versions(formats: Sequence[str] = ()) -> dict[str, str]:
+    """Returns the versions of Python, of this package, and of the libraries that formats use."""
+    packages = [package for name in formats for package in FORMATS[name].extra.packages]
+    libraries = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *packages)}
+    return {"python": platform.python_version(), "exporter": __version__, **libraries}

@@ -1,0 +1,346 @@
+"""The options of a run, one row each: name, default, values and help, in groups by what reads them.
+
+The rows are the fields of the classes below, and nothing about an option is written anywhere else:
+the command line, the checks, the JSON schema and the table in the documentation follow from them.
+The name of a field is its name on the command line and in choices of public functions as well.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
+from exporter.errors import RecipeError
+from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
+from exporter.options.rank import DEFAULT_RANK, RANK_NAMES, Rank
+from exporter.options.values import Value, choice, flag, names, number, rank, text, whole
+
+FLOAT32 = "float32"
+NOT_QUANTIZED = "none"
+ALL = "all"
+
+_METADATA = "option"
+
+
+class Option(NamedTuple):
+    """One row.
+
+    Attributes:
+        name: Of the field.
+        default: Its value where it is not given; None is then a value as well.
+        value: What it takes.
+        help: What it does, without the default.
+        flag_name: Stands in for the name on the command line, if it has another one there.
+    """
+
+    name: str
+    default: Any
+    value: Value
+    help: str
+    flag_name: str | None
+
+    @property
+    def flag(self) -> str:
+        """The flag of the command line."""
+        switched_off = "no-" if self.default is True else ""
+        return f"--{switched_off}{(self.flag_name or self.name).replace('_', '-')}"
+
+    @property
+    def full_help(self) -> str:
+        """The help, with the default where that is a value of its own."""
+        if self.default is None or isinstance(self.default, bool):
+            return self.help
+        shown = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        return f"{self.help} (default: {shown})"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of its values."""
+        values = dict(self.value.schema)
+        if self.default is None:
+            values = {"anyOf": [values, {"type": "null"}]}
+        return {"description": self.help, **values}
+
+
+def _option(default: Any, value: Value, told: str, *, flag_name: str | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={_METADATA: (value, told, flag_name)})
+
+
+class Group:
+    """Options that are read together; checked when they are made.
+
+    Attributes:
+        title: Heads them in help and documentation.
+
+    Raises:
+        RecipeError: If a value is out of its range; the message names the option.
+    """
+
+    title: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for option in self.options():
+            value = getattr(self, option.name)
+            if value is not None or option.default is not None:
+                object.__setattr__(self, option.name, option.value.check(option.name, value))
+
+    @classmethod
+    def options(cls) -> tuple[Option, ...]:
+        """Returns the rows of the group, in order."""
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # All groups are dataclasses.
+        return tuple(Option(f.name, f.default, *f.metadata[_METADATA]) for f in fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Group):
+    """The model and the data."""
+
+    title = "model and data"
+
+    model: str | None = _option(
+        None,
+        text("a path as text", metavar="MODEL"),
+        "a .keras or .h5 file; without it, the reference MLP is trained on the data",
+    )
+    data: str = _option(
+        DIGITS,
+        text("a name or a path as text", metavar="DATA"),
+        f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, a folder of images by class, or "
+        f"{', '.join(KERAS_DATASETS)}",
+    )
+    calibration: int = _option(
+        10_000, whole(1, unit="samples"), "how many training samples calibrate, at the most"
+    )
+    seed: int = _option(0, whole(0, 2**32 - 1), "seed of all that is random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal(Group):
+    """What the ranks are chosen by: one of these; without any, ``DEFAULT_RANK``."""
+
+    title = "ranks, chosen by one of these"
+
+    rank: Rank | None = _option(
+        None,
+        rank(),
+        "one rank for all layers, a part of each layer's parameters such as 0.25, "
+        f"{', '.join(RANK_NAMES)}, or 'layer=rank,layer=rank' (default: {DEFAULT_RANK})",
+    )
+    energy: float | None = _option(
+        None,
+        number(0, 1, inside=True, read=parse_part, metavar="PART"),
+        "part of its energy that each layer keeps, e.g. 0.99",
+    )
+    max_params: int | None = _option(
+        None, whole(1, read=parse_count), "most parameters of the model, e.g. 200k"
+    )
+    max_macs: int | None = _option(
+        None, whole(1, read=parse_count), "most multiply-accumulates for one sample, e.g. 1.5M"
+    )
+    max_size: int | None = _option(
+        None, whole(1, read=parse_bytes), "most bytes of each artifact, e.g. 250KB"
+    )
+    max_latency: float | None = _option(
+        None,
+        number(0, inside=True, read=parse_seconds, metavar="TIME"),
+        "most time of one call (batch 1, one thread), measured in each runtime, e.g. 50us",
+    )
+    max_drop: float | None = _option(
+        None,
+        number(0, 1, inside=True, read=parse_part, metavar="PART"),
+        "most accuracy that may be lost on the validation data, e.g. 0.5%",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) > 1:
+            known = ", ".join(option.name for option in self.options())
+            raise RecipeError(f"Give one of {known}. Received: {', '.join(given)}.")
+        if not given:
+            object.__setattr__(self, "rank", DEFAULT_RANK)
+
+    @property
+    def kind(self) -> str:
+        """The name of the option that is given."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def label(self) -> str:
+        """The goal in the name of a folder, such as ``rank20`` or ``max-drop-0.01``."""
+        if self.kind != "rank":
+            return f"{self.kind.replace('_', '-')}-{getattr(self, self.kind)}"
+        if isinstance(self.rank, Mapping):
+            return "rank-mixed"
+        return f"rank{self.rank}" if isinstance(self.rank, (int, float)) else f"rank-{self.rank}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut(Group):
+    """How kernels are factorized, whatever the ranks."""
+
+    title = "how kernels are factorized"
+
+    method: str | None = _option(
+        None,
+        choice("svd", "whitened", "kfac"),
+        "svd: by the weights; whitened: by calibration data; kfac: by these and the loss gradient "
+        "(default: kfac with training data, svd without)",
+    )
+    cascade: bool = _option(
+        True, flag(True), "let later layers make up for the errors of earlier ones; needs data"
+    )
+    convolution: str = _option(
+        "channel",
+        choice("channel", "spatial", "tucker2"),
+        "channel: k x k, then 1 x 1; spatial: k x 1, then 1 x k; tucker2: 1 x 1, k x k, 1 x 1",
+    )
+    fold: bool = _option(True, flag(True), "fold batch normalisations into the layers before them")
+    merge: bool = _option(
+        True, flag(True), "merge S into U (unmerged, S is a layer of its own, for study)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Group):
+    """Training after the cut."""
+
+    title = "fine-tuning"
+
+    finetune: int = _option(
+        0, whole(0, unit="epochs"), "most epochs of each training phase; 0 does not train"
+    )
+    train: str = _option(
+        "factored",
+        choice("factored", "adaptive", "projected", "projected+factored"),
+        "factored: trains the factors; adaptive: first divides their parameters anew by short "
+        "trainings; projected: trains full weights at their truncation; or one after the other",
+    )
+    export_from: str = _option(
+        "truncated",
+        choice("truncated", "updated"),
+        "what projected training hands on: the truncated model that it trained at, or the updated "
+        "full weights, factorized anew by the data",
+    )
+    batch_size: int = _option(
+        256, whole(1, unit="samples"), "samples in a training step, of all devices together"
+    )
+    learning_rate: float = _option(
+        1e-3,
+        number(1e-12, metavar="RATE"),
+        "peak rate of Adam, which warms up and decays like a cosine",
+    )
+    distill: float = _option(
+        0.5,
+        number(0, 1, metavar="W"),
+        "weight of the divergence from the baseline in the loss; the task's own loss has the rest",
+    )
+    temperature: float = _option(
+        2.0,
+        number(1, metavar="T"),
+        "temperature at which the predictions of the two models are compared",
+    )
+    decay: float = _option(
+        0.0,
+        number(0, metavar="W"),
+        "weight of half the squared Frobenius norm of each product of factors",
+    )
+    patience: int = _option(
+        0,
+        whole(0, unit="epochs"),
+        "epochs without a better validation after which training stops; 0 never stops",
+    )
+    resume: bool = _option(False, flag(False), "go on from the checkpoint of a run that was killed")
+    distribute: str = _option(
+        "none",
+        choice("none", "mirrored", "multiworker"),
+        "mirrored: train on all devices of this machine; multiworker: on those that TF_CONFIG "
+        "names",
+    )
+
+    @property
+    def projects(self) -> bool:
+        """Whether full weights are trained at their truncation."""
+        return self.finetune > 0 and self.train.startswith("projected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Group):
+    """The numeric variants of the artifacts."""
+
+    title = "quantization"
+
+    quantize: tuple[str, ...] = _option(
+        (NOT_QUANTIZED,),
+        names("VARIANT"),
+        f"numeric variants, or {ALL}; may be repeated, or separated by commas; each format exports "
+        "those that it has",
+    )
+    io_type: str = _option(
+        FLOAT32, choice(FLOAT32, "int8", "uint8"), "type of the inputs and outputs of int8 variants"
+    )
+    granularity: str = _option(
+        "auto",
+        choice("auto", "tensor", "channel"),
+        "weights have one scale a tensor or one a channel; auto measures both",
+    )
+    ranges: str = _option(
+        "mse",
+        choice("minmax", "percentile", "mse", "entropy"),
+        "how the ranges of activations are estimated from calibration samples",
+    )
+    gauge: bool = _option(
+        True,
+        flag(True),
+        "choose, of the factor pairs with the same product, the one that loses least in integers; "
+        "needs data",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Group):
+    """The artifacts, and where they are written."""
+
+    title = "export"
+
+    formats: tuple[str, ...] = _option(
+        ("tflite",),
+        names("FORMAT"),
+        f"formats, or {ALL} that are installed; may be repeated, or separated by commas",
+        flag_name="format",
+    )
+    output: str | None = _option(
+        None,
+        text("a path as text", metavar="DIR"),
+        "folder to write to (default: one in artifacts/, named after model and rank)",
+    )
+    force: bool = _option(False, flag(False), "replace a former run in the output folder")
+    opset: int = _option(17, whole(13, 18), "ONNX operator set, 13 to 18")
+    labels: str | None = _option(
+        None,
+        text("a path as text"),
+        "text file with the name of a class a line, for artifacts to tell",
+    )
+    description: str | None = _option(
+        None,
+        text("text", empty=True, metavar="TEXT"),
+        "what the model does, for artifacts to tell",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Group):
+    """Tolerances of parity; without any, the model's own rounding error gives them."""
+
+    title = "verification"
+
+    atol: float | None = _option(
+        None,
+        number(0),
+        "absolute tolerance in units of the output (default: derived from the model's own "
+        "float32 rounding error)",
+    )
+    rtol: float | None = _option(
+        None, number(0), "relative tolerance, a fraction of the reference (default: derived)"
+    )

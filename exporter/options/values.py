@@ -1,0 +1,150 @@
+"""Kinds of values that options take: how they are checked, read from text, and told in a schema."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.errors import RecipeError
+from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
+
+
+@dataclass(frozen=True)
+class Value:
+    """What an option takes.
+
+    Attributes:
+        wanted: The values, in words; follows "must be" in messages.
+        takes: Tells whether the option takes a value.
+        schema: JSON schema of the values.
+        parser: Arguments of ``argparse``'s ``add_argument``.
+        keep: Turns a value that is taken into the one that is kept; may raise RecipeError.
+    """
+
+    wanted: str
+    takes: Callable[[Any], bool]
+    schema: Mapping[str, Any]
+    parser: Mapping[str, Any]
+    keep: Callable[[Any], Any] = lambda value: value
+
+    def check(self, name: str, value: Any) -> Any:
+        """Returns a value as it is kept.
+
+        Args:
+            name: Of the option; begins the message.
+            value: The value.
+
+        Raises:
+            RecipeError: If the option does not take it.
+        """
+        if not self.takes(value):
+            raise RecipeError(f"{name} must be {self.wanted}. Received: {value!r}.")
+        return self.keep(value)
+
+
+def whole(
+    least: int, most: int | None = None, *, unit: str = "", read: Callable[[str], int] = int
+) -> Value:
+    """Returns the value of an option that takes whole numbers.
+
+    Args:
+        least: The smallest.
+        most: The largest; None is any.
+        unit: What they count; empty if nothing in particular.
+        read: Turns the text of a command line into a number.
+    """
+    wanted = f"a {f'number of {unit}' if unit else 'whole number'} >= {least}"
+    schema = {"type": "integer", "minimum": least}
+    if most is not None:
+        wanted, schema = f"within {least} and {most}", {**schema, "maximum": most}
+
+    def takes(value: Any) -> bool:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        return least <= value and (most is None or value <= most)
+
+    return Value(wanted, takes, schema, {"type": read, "metavar": "N"})
+
+
+def number(
+    least: float,
+    most: float = math.inf,
+    *,
+    inside: bool = False,
+    read: Callable[[str], float] = float,
+    metavar: str = "X",
+) -> Value:
+    """Returns the value of an option that takes finite numbers.
+
+    Args:
+        least: The lower end.
+        most: The upper end; infinity is none.
+        inside: Whether the ends themselves are refused.
+        read: Turns the text of a command line into a number.
+        metavar: Stands for the number in the help.
+    """
+    above, below = ("more than", "less than") if inside else ("at least", "at most")
+    low, high = ("exclusiveMinimum", "exclusiveMaximum") if inside else ("minimum", "maximum")
+    wanted, schema = f"a number of {above} {least:g}", {"type": "number", low: least}
+    if math.isfinite(most):
+        wanted, schema = f"{wanted} and {below} {most:g}", {**schema, high: most}
+
+    def takes(value: Any) -> bool:
+        if (
+            not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
+            return False
+        return least < value < most if inside else least <= value <= most
+
+    return Value(wanted, takes, schema, {"type": read, "metavar": metavar})
+
+
+def flag(default: bool) -> Value:
+    """Returns the value of a switch; if it is on by default, its flag begins with ``--no-``."""
+    action = {"action": "store_false" if default else "store_true"}
+    return Value("True or False", lambda v: isinstance(v, bool), {"type": "boolean"}, action)
+
+
+def choice(*names: str) -> Value:
+    """Returns the value of an option that takes one of some names."""
+    listed = f"one of {', '.join(names)}"
+    return Value(listed, lambda v: v in names, {"enum": list(names)}, {"choices": names})
+
+
+def text(wanted: str, *, empty: bool = False, metavar: str = "FILE") -> Value:
+    """Returns the value of an option that takes text.
+
+    Args:
+        wanted: What it says, in words.
+        empty: Whether it may be empty.
+        metavar: Stands for it in the help.
+    """
+    schema = {"type": "string", "minLength": int(not empty)}
+    return Value(
+        wanted, lambda v: isinstance(v, str) and (empty or bool(v)), schema, {"metavar": metavar}
+    )
+
+
+def names(metavar: str) -> Value:
+    """Returns the value of an option that takes a list of names; the recipe knows which."""
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
+    parser = {"action": "extend", "type": _split, "metavar": metavar}
+    return Value("a list of names", lambda v: isinstance(v, (list, tuple)), schema, parser, tuple)
+
+
+def rank() -> Value:
+    """Returns the value of the option that takes a rank; see ``exporter.options.rank``."""
+    schemas = [
+        whole(1).schema,
+        number(0, 1, inside=True).schema,
+        choice(*RANK_NAMES).schema,
+        {"type": "object", "additionalProperties": whole(1).schema, "minProperties": 1},
+    ]
+    parser = {"type": parse_rank, "metavar": "RANK"}
+    return Value("a rank", lambda v: True, {"anyOf": schemas}, parser, checked_rank)
+
+
+def _split(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]

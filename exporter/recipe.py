@@ -1,0 +1,251 @@
+"""The recipe of a run: its options in groups, checked against each other and the formats."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from exporter.errors import RecipeError
+from exporter.formats import FORMAT_NAMES, FORMATS, VARIANT_NAMES
+from exporter.formats.variants import Variant
+from exporter.options.groups import (
+    ALL,
+    FLOAT32,
+    NOT_QUANTIZED,
+    Cut,
+    Export,
+    Goal,
+    Group,
+    Quantization,
+    Source,
+    Tuning,
+    Verification,
+)
+
+GROUPS: dict[str, type[Group]] = {
+    "source": Source,
+    "goal": Goal,
+    "cut": Cut,
+    "tuning": Tuning,
+    "quantization": Quantization,
+    "export": Export,
+    "verification": Verification,
+}
+
+GROUP_OF = {option.name: name for name, group in GROUPS.items() for option in group.options()}
+"""The group of each option, by the option's name."""
+
+QUANTIZATIONS = (NOT_QUANTIZED, *(name for name in VARIANT_NAMES if name != FLOAT32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a run is asked to do; the same after a trip through JSON.
+
+    ``Recipe.of(rank=20, formats=("onnx",))`` makes one of options by name.
+
+    Attributes:
+        source: The model and the data.
+        goal: What the ranks are chosen by.
+        cut: How kernels are factorized.
+        tuning: Training after the cut.
+        quantization: The numeric variants of the artifacts; ``"all"`` becomes those that the
+            formats have.
+        export: The artifacts, and where they are written; ``"all"`` becomes the formats whose
+            packages are installed.
+        verification: Tolerances.
+
+    Raises:
+        RecipeError: If options contradict each other, or name what no format has.
+    """
+
+    source: Source = field(default_factory=Source)
+    goal: Goal = field(default_factory=Goal)
+    cut: Cut = field(default_factory=Cut)
+    tuning: Tuning = field(default_factory=Tuning)
+    quantization: Quantization = field(default_factory=Quantization)
+    export: Export = field(default_factory=Export)
+    verification: Verification = field(default_factory=Verification)
+
+    def __post_init__(self) -> None:
+        installed = [name for name, fmt in FORMATS.items() if not fmt.extra.missing]
+        formats = _known("formats", self.export.formats, FORMAT_NAMES, installed)
+        object.__setattr__(self, "export", replace(self.export, formats=formats))
+        had = {name for fmt in formats for name in quantizations(fmt)}
+        offered = [name for name in QUANTIZATIONS if name in had]
+        chosen = _known("quantize", self.quantization.quantize, QUANTIZATIONS, offered)
+        object.__setattr__(self, "quantization", replace(self.quantization, quantize=chosen))
+        self._check_variants()
+        if self.tuning.train == "adaptive" and self.goal.rank == "full":
+            raise RecipeError(
+                "train 'adaptive' divides what low ranks take. Received: rank 'full', which takes "
+                "more than the layers themselves. Give another rank, or a budget."
+            )
+
+    def _check_variants(self) -> None:
+        """Checks that each format has one of the variants, and each variant is one of a format."""
+        formats, chosen = self.export.formats, self.quantization.quantize
+        if self.quantization.io_type != FLOAT32 and not self.calibrates:
+            raise RecipeError(
+                f"io_type {self.quantization.io_type!r} needs a variant that computes in integers. "
+                f"Received: quantize {', '.join(chosen)}."
+            )
+        for name in formats:
+            had = quantizations(name)
+            if not set(had) & set(chosen):
+                raise RecipeError(
+                    f"quantize must name a variant of each format; {name} has {', '.join(had)}. "
+                    f"Received: {', '.join(chosen)}."
+                )
+        for variant in chosen:
+            if not any(variant in quantizations(name) for name in formats):
+                having = [name for name in FORMAT_NAMES if variant in quantizations(name)]
+                raise RecipeError(
+                    f"quantize {variant!r} is a variant of the formats {', '.join(having)}. "
+                    f"Received: formats {', '.join(formats)}."
+                )
+
+    @property
+    def artifacts(self) -> tuple[tuple[str, str], ...]:
+        """Format and variant of each artifact, in order."""
+        return tuple(
+            (name, FLOAT32 if quantization == NOT_QUANTIZED else quantization)
+            for name in self.export.formats
+            for quantization in self.quantization.quantize
+            if quantization in quantizations(name)
+        )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a variant asks for ranges of activations, and so for data."""
+        return any(variant.calibrated for variant in self._variants)
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether weights of a variant are integers, whose scales are chosen by data."""
+        return any(variant.has_integers for variant in self._variants)
+
+    @property
+    def _variants(self) -> list[Variant]:
+        return [FORMATS[name].variant(variant) for name, variant in self.artifacts]
+
+    @classmethod
+    def of(cls, **choices: Any) -> "Recipe":
+        """Makes a recipe of options by name; those that are not named have their defaults.
+
+        Raises:
+            RecipeError: If a name is unknown, a value is out of its range, or options contradict
+                each other.
+        """
+        unknown = sorted(set(choices) - set(GROUP_OF))
+        if unknown:
+            raise RecipeError(f"Unknown options {unknown}. Known: {sorted(GROUP_OF)}.")
+        groups: dict[str, Any] = {}
+        for group, kind in GROUPS.items():
+            given = {name: value for name, value in choices.items() if GROUP_OF[name] == group}
+            groups[group] = kind(**given)
+        return cls(**groups)
+
+    @classmethod
+    def for_verb(cls, verb: str, used: Sequence[str], choices: Mapping[str, Any]) -> "Recipe":
+        """Makes the recipe of a public function, which refuses choices that it does not use.
+
+        Args:
+            verb: The name of the function.
+            used: Names of groups and of single options that it uses.
+            choices: Options by name.
+
+        Raises:
+            RecipeError: If the function does not use a choice, or ``Recipe.of`` refuses one.
+        """
+        idle = [n for n in choices if n in GROUP_OF and not {n, GROUP_OF[n]} & set(used)]
+        if idle:
+            raise RecipeError(
+                f"{verb} does not use {', '.join(idle)}. It uses: "
+                f"{', '.join(n for n, g in GROUP_OF.items() if {n, g} & set(used))}."
+            )
+        return cls.of(**choices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the recipe as values that JSON knows, by group and by option."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """Reads what ``to_dict`` returned, or options without groups, as manifests once had them.
+
+        Raises:
+            RecipeError: If a key is unknown or a value is out of its range.
+        """
+        flat: dict[str, Any] = {}
+        for key, value in values.items():
+            group = GROUPS.get(key)
+            if group is None:
+                flat[key] = value
+                continue
+            known = [option.name for option in group.options()]
+            if not isinstance(value, Mapping) or not set(value) <= set(known):
+                raise RecipeError(
+                    f"{key} must be an object with options of {known}. Received: {value!r}."
+                )
+            flat |= value
+        return cls.of(**flat)
+
+    def to_json(self) -> str:
+        """Returns the recipe as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Reads what ``to_json`` returned.
+
+        Raises:
+            RecipeError: If the text is no JSON object, or ``from_dict`` refuses it.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"The recipe is not JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise RecipeError(f"A recipe is a JSON object. Received: {type(values).__name__}.")
+        return cls.from_dict(values)
+
+
+def quantizations(fmt: str) -> list[str]:
+    """Returns the values of ``quantize`` that a format has variants for."""
+    names = (variant.name for variant in FORMATS[fmt].variants)
+    return [NOT_QUANTIZED if name == FLOAT32 else name for name in names]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Returns the JSON schema of a recipe."""
+
+    def strict(properties: dict[str, Any]) -> dict[str, Any]:
+        closed = {"additionalProperties": False, "required": list(properties)}
+        return {"type": "object", **closed, "properties": properties}
+
+    return strict(
+        {
+            name: {
+                "description": group.title,
+                **strict({option.name: option.schema for option in group.options()}),
+            }
+            for name, group in GROUPS.items()
+        }
+    )
+
+
+def _known(
+    option: str, names: Sequence[Any], known: Sequence[str], every: Sequence[str]
+) -> tuple[str, ...]:
+    """Checks names, of which ``all`` stands for ``every``, and drops repetitions."""
+    chosen: list[str] = []
+    for name in names:
+        if name != ALL and name not in known:
+            raise RecipeError(
+                f"Unknown name {name!r} in {option}. Known: {', '.join([*known, ALL])}."
+            )
+        chosen.extend(every if name == ALL else [name])
+    if not chosen:
+        raise RecipeError(f"{option} is empty. Known: {', '.join(known)}.")
+    return tuple(dict.fromkeys(chosen))
