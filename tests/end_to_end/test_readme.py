@@ -1,4 +1,4 @@
-"""Code of the README, run."""
+"""The documentation: its links lead somewhere, and its code runs."""
 
 import json
 import re
@@ -12,7 +12,9 @@ import pytest
 
 import exporter
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/**/*.md")]
+DEPLOYMENT = ROOT / "docs" / "deployment.md"
 ONNXRUNTIME_WEB = "onnxruntime-web@1.30.0"
 CALLER = """
 import { readFileSync } from "node:fs";
@@ -23,6 +25,28 @@ for (const pixels of JSON.parse(readFileSync("pixels.json"))) {
 }
 console.log(JSON.stringify(answers));
 """
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(document):
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+        name, _, anchor = target.partition("#")
+        file = (document.parent / name).resolve() if name else document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {_anchor(heading) for heading in headings}, target
+
+
+def test_every_page_is_linked_from_the_readme():
+    links = re.findall(r"\]\((docs/\w+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(links) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+
+
+def _anchor(heading: str) -> str:
+    """Returns the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.fixture
@@ -50,7 +74,7 @@ def test_the_browser_predicts_what_python_does(page, digits):
     ]
     model = keras.Sequential([keras.Input((28, 28), name="image"), *layers])
     exporter.export(exporter.compress(model, rank=8), page, formats=["onnx"])
-    (code,) = re.findall(r"```js\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(r"```js\n(.*?)```", DEPLOYMENT.read_text(encoding="utf-8"), re.DOTALL)
     pixels = digits.test.inputs["x"][:20]
     (page / "classify.mjs").write_text(code)
     (page / "caller.mjs").write_text(CALLER)
