@@ -6,7 +6,7 @@ from exporter.commands.budgets import check_budget
 from exporter.commands.search import compress_within
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
-from exporter.graph.walk import check_rewritable
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Compressed, Engine
@@ -17,17 +17,15 @@ from exporter.recipe.cutting import options_for
 from exporter.recipe.recipe import Recipe
 
 
-def check_rank(model: Any, recipe: Recipe) -> None:
+def check_rank(network: Network, recipe: Recipe) -> None:
     """Finds out, without computing, whether a recipe's rank fits a model.
 
     Raises:
-        ModelError: If the model's graph cannot be rewritten.
         RecipeError: If the rank does not fit the model.
     """
-    check_rewritable(model)
     policy = policy_for(recipe)
     if policy is not None:
-        policy.check(candidates(model, convolution=recipe.convolution))
+        policy.check(candidates(network, convolution=recipe.convolution))
 
 
 def compress(
@@ -63,13 +61,14 @@ def compress(
         RecipeError: If a choice is none, or does not fit the model.
     """
     recipe = Recipe(rank=rank, **choices)
-    check_rank(model, recipe)
-    fitted_data = None if data is None else fitted(data, model)
+    network = Network.of(model)
+    check_rank(network, recipe)
+    fitted_data = None if data is None else fitted(data, network)
     check_budget(recipe, fitted_data)
     calibration = None
     if fitted_data is not None:
-        calibration = calibration_from(model, fitted_data, recipe.calibration)
-    engine = Engine(model, calibration, options_for(recipe), progress)
+        calibration = calibration_from(network, fitted_data, recipe.calibration)
+    engine = Engine(network, calibration, options_for(recipe), progress)
     return carry_out(engine, recipe, fitted_data, progress)
 
 

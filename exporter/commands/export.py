@@ -16,7 +16,6 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
 from exporter.formats.cards import check_card
 from exporter.graph.fitting import fitted
-from exporter.graph.signature import Signature
 from exporter.output import staged_output
 from exporter.recipe.recipe import Recipe
 
@@ -57,12 +56,11 @@ def export(
     for fmt, _ in chosen:
         fmt.require_extra()
     compressed = as_compressed(model)
-    keras_model = compressed.model
-    signature = Signature(keras_model)
+    network = compressed.network
     card = card or ModelCard()
-    check_card(card, signature.inputs, signature.outputs)
-    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, keras_model)
-    samples = quantization_samples(recipe, keras_model, dataset)
+    check_card(card, network.inputs, network.outputs)
+    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, network)
+    samples = quantization_samples(recipe, network, dataset)
     target = Path(directory)
     gauges = Gauges(recipe, compressed, samples)
     artifacts = []
@@ -74,13 +72,13 @@ def export(
             path = staging / artifact_name(fmt, variant)
             write_artifact(
                 fmt,
-                gauges.model(fmt.variant(variant)),
+                gauges.network(fmt.variant(variant)),
                 path,
                 export_options(recipe, fmt, variant, samples, card),
                 granularity=recipe.granularity,
                 samples=samples,
                 scratch=Path(scratch),
             )
-            artifact = describe(fmt, variant, path, keras_model)
+            artifact = describe(fmt, variant, path, network)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)

@@ -5,6 +5,7 @@ from typing import Any
 
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.progress import Progress, Silent
@@ -49,11 +50,12 @@ def finetune(
     import tensorflow as tf
 
     recipe = Recipe(finetune=epochs, **choices)
-    dataset = fitted(data, baseline)
-    check_training(recipe, dataset, baseline)
-    calibration = calibration_from(baseline, dataset, recipe.calibration)
+    network = Network.of(baseline)
+    dataset = fitted(data, network)
+    check_training(recipe, dataset, network)
+    calibration = calibration_from(network, dataset, recipe.calibration)
     tuner = FineTuner(
-        Engine(baseline, calibration, options_for(recipe), progress),
+        Engine(network, calibration, options_for(recipe), progress),
         dataset,
         recipe,
         strategy=tf.distribute.get_strategy(),

@@ -20,7 +20,7 @@ from exporter.commands.prepare import Job, prepare
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
-from exporter.graph.macs import count_macs
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.output import (
@@ -111,7 +111,7 @@ def run(
         baseline, compressed, tuned = trained.baseline, trained.compressed, trained.tuned
         if job.trained_here:
             baseline.save(staging / BASELINE_FILE)
-        compressed.model.save(staging / COMPRESSED_FILE)
+        compressed.network.save(staging / COMPRESSED_FILE)
         finetuning = None if tuned is None else _save_tuned(tuned, staging)
         exports = Exports(
             recipe,
@@ -130,7 +130,7 @@ def run(
                 advance(number, f"{name}, {variant}")
                 artifacts.append(exports.carry_out(FORMATS[name], variant))
             advance(len(recipe.artifacts), "done")
-        after = Totals(compressed.model.count_params(), exports.verifier.macs)
+        after = Totals(compressed.network.params, exports.verifier.macs)
         report = Report(
             recipe=recipe,
             model_name=baseline.name,
@@ -141,9 +141,9 @@ def run(
             training=trained.training,
             finetuning=finetuning,
             layers=_layer_reports(compressed),
-            before=Totals(baseline.count_params(), count_macs(baseline)),
+            before=Totals(baseline.params, baseline.macs),
             after=after,
-            budget=_budget(job, baseline, compressed.model, after, artifacts),
+            budget=_budget(job, baseline, compressed.network, after, artifacts),
             compression=exports.compression,
             artifacts=tuple(artifacts),
             versions=_versions(recipe.formats),
@@ -183,7 +183,7 @@ def run_worker(
 class _Trained:
     """All that has weights, and where the checkpoints of their training are."""
 
-    baseline: Any
+    baseline: Network
     training: Training | None
     compressed: Compressed
     tuned: FineTuned | None = None
@@ -195,11 +195,12 @@ def _train(job: Job, strategy: Any, progress: Progress) -> _Trained:
     recipe = job.recipe
     for note in job.dataset.notes:
         progress.note(note)
-    baseline, training = job.model, None
+    baseline, training = job.network, None
     if job.trained_here:
-        baseline, training = train_reference(
-            job.model, job.dataset, seed=recipe.seed, cache=CACHE, progress=progress
+        model, training = train_reference(
+            job.network.model, job.dataset, seed=recipe.seed, cache=CACHE, progress=progress
         )
+        baseline = Network(model)
     engine, compressed = _compress(job, baseline, progress)
     if not recipe.finetune:
         return _Trained(baseline, training, compressed)
@@ -219,14 +220,14 @@ def _train(job: Job, strategy: Any, progress: Progress) -> _Trained:
     return _Trained(baseline, training, tuned.compressed, tuned, checkpoints)
 
 
-def _checkpoints(job: Job, baseline: Any) -> Path:
+def _checkpoints(job: Job, baseline: Network) -> Path:
     """Names the folder after all that makes the result, so that no other run goes on from it."""
     options = job.recipe.to_dict()
     for name in _NOT_TRAINED_BY:
         del options[name]
     ingredients = hashlib.sha256(json.dumps([options, _versions()], sort_keys=True).encode())
     ingredients.update(job.dataset.digest.encode())
-    for weight in baseline.get_weights():
+    for weight in baseline.model.get_weights():
         ingredients.update(weight.tobytes())
     return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
 
@@ -240,7 +241,7 @@ def _save_tuned(tuned: FineTuned, staging: Path) -> FineTuningReport:
     return report
 
 
-def _compress(job: Job, baseline: Any, progress: Progress) -> tuple[Engine, Compressed]:
+def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:
     recipe, dataset = job.recipe, job.dataset
     calibration = calibration_from(baseline, dataset, recipe.calibration)
     if calibration is None and recipe.method != "svd":
@@ -253,7 +254,11 @@ def _compress(job: Job, baseline: Any, progress: Progress) -> tuple[Engine, Comp
 
 
 def _budget(
-    job: Job, baseline: Any, compressed: Any, after: Totals, artifacts: Sequence[ArtifactReport]
+    job: Job,
+    baseline: Network,
+    compressed: Network,
+    after: Totals,
+    artifacts: Sequence[ArtifactReport],
 ) -> Budget | None:
     """Holds what came out against the recipe's budget."""
     recipe, goal = job.recipe, job.recipe.goal

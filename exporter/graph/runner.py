@@ -15,38 +15,24 @@ if TYPE_CHECKING:
 class KerasRunner:
     """A Keras model under the same contract as an artifact."""
 
-    def __init__(self, model: Any, *, eager: bool = False) -> None:
+    def __init__(self, signature: Signature, *, eager: bool = False) -> None:
         """Wraps a model.
 
         Args:
-            model: The model.
+            signature: Calls the model.
             eager: Whether layers are called one by one. As a graph, which takes time to trace, the
                 model does not hold all activations at once.
         """
         import tensorflow as tf
 
-        self._signature = Signature(model)
-        call = self._signature.__call__
+        self._signature = signature
+        call = signature.__call__
         self._call = call if eager else tf.function(call, autograph=False, reduce_retracing=True)
 
     def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
         """Predicts a batch."""
-        import tensorflow as tf
-
-        tensors = {
-            info.name: tf.convert_to_tensor(inputs[info.name], dtype=info.dtype)
-            for info in self._signature.inputs
-        }
-        return {name: value.numpy() for name, value in self._call(**tensors).items()}
-
-
-def tensors_of(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a batch as the tensors that a signature takes, by name."""
-    import tensorflow as tf
-
-    return {
-        info.name: tf.convert_to_tensor(batch[info.name], info.dtype) for info in signature.inputs
-    }
+        outputs = self._call(**self._signature.tensors(inputs))
+        return {name: value.numpy() for name, value in outputs.items()}
 
 
 def predict_in_batches(

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from exporter.graph.fold import fold_batch_norms
-from exporter.graph.rewrite import Replacement, rewrite
-from exporter.graph.walk import check_rewritable, walk
+from exporter.graph.network import Network
+from exporter.graph.rewrite import Replacement
+from exporter.graph.types import Model, Variable
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
 from exporter.lowrank.statistics import gather, gather_fishers
@@ -56,7 +56,7 @@ class Factors:
         data_aware: Whether it was cut by calibration data.
     """
 
-    weights: tuple[Any, ...]
+    weights: tuple[Variable, ...]
     matrices: tuple[tuple[int, int], ...]
     replaced: tuple[int, int]
     rank: int
@@ -78,14 +78,19 @@ class Compressed:
     """A model in which thin factors stand in for some layers.
 
     Attributes:
-        model: An ordinary Keras model; it saves, loads and trains.
+        network: The compressed model.
         plan: What became of every layer with weights, and why.
         factors: What stands in for each factorized kernel, by its name in the plan.
     """
 
-    model: Any
+    network: Network
     plan: RankPlan
     factors: Mapping[str, Factors]
+
+    @property
+    def model(self) -> Model:
+        """The compressed model: an ordinary Keras model, which saves, loads and trains."""
+        return self.network.model
 
     def copy(self, replacements: Mapping[str, Replacement] | None = None) -> "Compressed":
         """Returns the same with weights of its own, made under the current strategy.
@@ -94,31 +99,30 @@ class Compressed:
             replacements: What to call in place of layers, by path: one layer for each, with the
                 weights of that one first.
         """
-        model = rewrite(self.model, replacements or {})
-        layers = dict(walk(model))
+        network = self.network.rewrite(replacements or {})
         twins = {
             id(original): twin
-            for path, layer in walk(self.model)
-            for original, twin in zip(layer.weights, layers[path].weights, strict=False)
+            for path, layer in self.network.layers.items()
+            for original, twin in zip(layer.weights, network.layers[path].weights, strict=False)
         }
         factors = {
             name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))
             for name, each in self.factors.items()
         }
-        return Compressed(model, self.plan, factors)
+        return Compressed(network, self.plan, factors)
 
 
 class Engine:
     """Plans and factorizes one model.
 
     Attributes:
-        model: The model that is factorized: the original, or what folding made of it.
+        network: The model that is factorized: the original, or what folding made of it.
         candidates: Its kernels and other layers with weights.
     """
 
     def __init__(
         self,
-        model: Any,
+        network: Network,
         calibration: Calibration | None = None,
         options: Options | None = None,
         progress: Progress | None = None,
@@ -126,23 +130,24 @@ class Engine:
         """Folds batch normalisations; nothing else is computed before it is needed.
 
         Args:
-            model: A built Sequential or Functional model; it is not changed.
+            network: The original; it is not changed.
             calibration: Inputs; without them kernels are cut by their weights.
             options: How.
             progress: Is told of passes over the data and of each kernel.
 
         Raises:
-            ModelError: If the model's graph cannot be rewritten.
+            ModelError: If a layer cannot be copied from its configuration.
         """
-        check_rewritable(model)
         self._options = options or Options()
         self._progress = progress or Silent()
-        self._original = model
-        self.model, self._folded = fold_batch_norms(model) if self._options.fold else (model, {})
-        self.candidates = self._candidates(self.model)
+        self._original = self.network = network
+        self._folded: dict[str, str] = {}
+        if self._options.fold:
+            self.network, self._folded = fold_batch_norms(network)
+        self.candidates = self._candidates(self.network)
         self.calibration = None if self._options.method == "svd" else calibration
         self._moments: dict[str, Moments] | None = None
-        self._curves: dict[str, Array] | None = None
+        self._curves: dict[str, Floats] | None = None
 
     @property
     def moments(self) -> dict[str, Moments]:
@@ -152,7 +157,7 @@ class Engine:
         return self._moments
 
     @property
-    def curves(self) -> dict[str, Array]:
+    def curves(self) -> dict[str, Floats]:
         """The error curve of every kernel, by candidate name."""
         if self._curves is None:
             self._curves = {
@@ -185,7 +190,7 @@ class Engine:
         truncations: dict[str, Truncation] = {}
         with self._progress.track("Factorizing", len(chosen)) as advance:
             for stage in self._stages(chosen):
-                moments = self._moved_moments(chosen, stage, truncations)
+                moments = self._compressed_moments(chosen, stage, truncations)
                 for name, kernel in _kernels(stage).items():
                     truncations[name] = kernel.truncate(
                         plan.ranks[name], moments.get(name), merge=self._options.merge
@@ -211,10 +216,10 @@ class Engine:
                     relative_error=truncations[name].relative_error,
                     data_aware=self.calibration is not None and kernel.data_aware,
                 )
-        return Compressed(rewrite(self.model, replacements), plan, factors)
+        return Compressed(self.network.rewrite(replacements), plan, factors)
 
-    def _candidates(self, model: Any) -> list[Candidate]:
-        return candidates(model, merge=self._options.merge, convolution=self._options.convolution)
+    def _candidates(self, network: Network) -> list[Candidate]:
+        return candidates(network, merge=self._options.merge, convolution=self._options.convolution)
 
     def _with_folded(self, before: Candidate, after: Mapping[str, LayerPlan]) -> LayerPlan:
         """Returns the plan of a layer of the original, which folding may have taken or changed."""
@@ -250,9 +255,9 @@ class Engine:
             fishers = None
             if weighted:
                 fishers = gather_fishers(
-                    self.model, kernels, self.calibration, seed=self._options.seed, advance=step
+                    self.network, kernels, self.calibration, seed=self._options.seed, advance=step
                 )
-            return gather(self.model, kernels, self.calibration, fishers=fishers, advance=step)
+            return gather(self.network, kernels, self.calibration, fishers=fishers, advance=step)
 
     @property
     def _cascades(self) -> bool:
@@ -273,7 +278,7 @@ class Engine:
             start, stop = (len(layers) * k // count for k in (number, number + 1))
             yield [candidate for layer in layers[start:stop] for candidate in layer]
 
-    def _moved_moments(
+    def _compressed_moments(
         self,
         chosen: Sequence[Candidate],
         stage: Sequence[Candidate],
@@ -283,13 +288,13 @@ class Engine:
         if self.calibration is None or not self._cascades or not truncations:
             return self.moments
         done = [candidate for candidate in chosen if candidate.name in truncations]
-        moved = rewrite(self.model, build_replacements(done, truncations))
+        compressed = self.network.rewrite(build_replacements(done, truncations))
         return gather(
-            self.model,
+            self.network,
             _data_aware(stage),
             self.calibration,
-            moved=moved,
-            moved_kernels=_data_aware(self._candidates(moved)),
+            compressed=compressed,
+            compressed_kernels=_data_aware(self._candidates(compressed)),
             fishers={name: m.fisher for name, m in self.moments.items() if m.fisher is not None},
         )
 
