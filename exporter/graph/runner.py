@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from exporter.data import Array, Samples
 from exporter.graph.signature import Signature, Tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from exporter.data import Samples
 
 
 class KerasRunner:
@@ -36,11 +35,11 @@ class KerasRunner:
 
 
 def predict_in_batches(
-    runner: Callable[[Mapping[str, Array]], dict[str, Array]],
-    inputs: Mapping[str, Samples],
+    runner: Callable[[Tensors], "dict[str, NDArray[Any]]"],
+    inputs: "Mapping[str, Samples]",
     batch_size: int,
     count: int,
-) -> dict[str, Array]:
+) -> "dict[str, NDArray[Any]]":
     """Predicts samples batch by batch; lazy ones are read batch by batch.
 
     Args:
@@ -49,6 +48,8 @@ def predict_in_batches(
         batch_size: How many samples are predicted at once.
         count: How many are predicted.
     """
+    import numpy as np
+
     chunks = [
         runner({name: array[start : start + batch_size] for name, array in inputs.items()})
         for start in range(0, count, batch_size)

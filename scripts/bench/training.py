@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import RecipeError
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.planner import Planner
@@ -155,7 +156,7 @@ def load(data: str, seed: int) -> tuple[Any, Any, Any]:
 
     keras.utils.set_random_seed(seed)
     dataset = load_dataset(data)
-    fitted_data = fitted(dataset, reference_mlp((28, 28), 10))
+    fitted_data = fitted(dataset, Network(reference_mlp((28, 28), 10)))
     parts = [arrays(part) for part in (fitted_data.train, fitted_data.validation)]
     whole = tuple(np.concatenate(pair) for pair in zip(*parts, strict=True))
     return fitted_data, whole, arrays(fitted_data.test)
@@ -287,12 +288,12 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
         if checked:
             ratios.extend(truncation_ratios(phase))
         if number % steps == 0 and not checked:
-            reached.append(accuracy(phase.student, test))
+            reached.append(accuracy(phase.student.model, test))
         begun[0] = time.perf_counter()
 
     options = {"batch_size": BATCH, "learning_rate": 1e-3, "distill": 0.0, "finetune": epochs}
     recipe = Recipe(rank=RANK, train="projected", seed=seed, **options)
-    engine = Engine(full, None, Options(method="svd"))
+    engine = Engine(Network(full), None, Options(method="svd"))
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
     tuner = tuner_of(engine, everything, recipe, on_step)
     begun[0] = time.perf_counter()
@@ -336,9 +337,11 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
 
     def on_step(phase: Any, number: int) -> None:
         if number % 10 == 0:
-            measure(phase.student)
+            measure(phase.student.model)
 
-    engine = Engine(full, calibration_from(full, fitted_data, QUICK_SAMPLES), Options())
+    engine = Engine(
+        Network(full), calibration_from(Network(full), fitted_data, QUICK_SAMPLES), Options()
+    )
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
     cut = time.perf_counter() - begun
     measure(compressed.model)
@@ -368,7 +371,9 @@ def factors(
     if dropout:
         full = with_dropout(full, dropout, seed)
     fitted_data, _, test = load(data, seed)
-    engine = Engine(full, calibration_from(full, fitted_data, 4096), Options(seed=seed))
+    engine = Engine(
+        Network(full), calibration_from(Network(full), fitted_data, 4096), Options(seed=seed)
+    )
     plan = engine.plan(FixedRank(rank))
     if division == "knapsack":
         limit = sum(layer.params_after for layer in plan.layers)

@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from exporter.data import load_dataset
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine, Options
 from exporter.recipe.recipe import Recipe
 from exporter.training.finetune import FineTuner
@@ -47,8 +48,8 @@ def tuner(blobs, listener):
         from exporter.lowrank.ranks.named import policy_for
 
         recipe = Recipe(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
-        dataset = fitted(load_dataset(data or blobs), model)
-        engine = Engine(model, None, Options(method="svd"))
+        dataset = fitted(load_dataset(data or blobs), Network(model))
+        engine = Engine(Network(model), None, Options(method="svd"))
         made = FineTuner(
             engine,
             dataset,

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from exporter.errors import DataError
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.progress import Silent
@@ -16,7 +17,7 @@ from exporter.training.loop import Loop
 
 @pytest.fixture
 def engine(classifier):
-    return Engine(classifier, None, Options(method="svd"))
+    return Engine(Network(classifier), None, Options(method="svd"))
 
 
 @pytest.fixture
