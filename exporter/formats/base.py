@@ -175,7 +175,7 @@ class Format(ABC):
     def interface(self, path: Path, network: Network) -> Interface:
         """Returns the inputs and the outputs of an artifact of a network."""
         del path
-        return network.interface(self.batch)
+        return network.signature.interface(self.batch)
 
     def recognizes(self, path: Path) -> bool:
         """Tells whether a path looks like an artifact of this format."""
@@ -210,7 +210,7 @@ def describe(fmt: Format, variant: str, path: Path, network: Network) -> Artifac
     if fmt.variant(variant).calibrated:
         inputs, outputs = fmt.interface(path, network)
     else:  # Only what computes in integers may take and give them.
-        inputs, outputs = network.interface(fmt.batch)
+        inputs, outputs = network.signature.interface(fmt.batch)
     size, (_, sha256), figures = fmt.size(path), measure(path), fmt.figures(path)
     return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures)
 

@@ -1,7 +1,5 @@
 """Folds batch normalisations into the linear layers before them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,16 +25,6 @@ OUTPUT_AXES: dict[str, tuple[int, ...]] = {
 """The axes of the last kernel of a layer that make up its output channels, by Keras class name."""
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A linear layer and the normalisation that follows it at once."""
-
-    linear_path: str
-    linear: Layer
-    norm_path: str
-    norm: Layer
-
-
 def fold_batch_norms(network: Network) -> tuple[Network, dict[str, str]]:
     """Folds every batch normalisation that follows a linear layer at once.
 
@@ -58,28 +46,17 @@ def fold_batch_norms(network: Network) -> tuple[Network, dict[str, str]]:
     Raises:
         ModelError: If a layer cannot be copied from its configuration.
     """
-    pairs = list(_pairs(network))
-    if not pairs:
-        return network, {}
-    replacements = {
-        pair.linear_path: Replacement((_folded(pair.linear, pair.norm),), {}) for pair in pairs
-    }
-    copy = network.rewrite(replacements, dropped=[pair.norm_path for pair in pairs])
-    return copy, {pair.norm_path: pair.linear_path for pair in pairs}
-
-
-def _pairs(network: Network) -> Iterator[_Pair]:
-    import keras
-
     named = {id(tensor._keras_history.operation) for tensor in network.model.outputs}
+    replacements, went_into = {}, {}
     for prefix, linear, norm in network.links:
         names_output = not prefix and id(norm) in named
-        if (
-            type(norm) is keras.layers.BatchNormalization
-            and not names_output
-            and _takes(linear, norm)
-        ):
-            yield _Pair(f"{prefix}{linear.name}", linear, f"{prefix}{norm.name}", norm)
+        if not names_output and _takes(linear, norm):
+            path = f"{prefix}{linear.name}"
+            replacements[path] = Replacement((_folded(linear, norm),), {})
+            went_into[f"{prefix}{norm.name}"] = path
+    if not replacements:
+        return network, {}
+    return network.rewrite(replacements, dropped=went_into), went_into
 
 
 def _takes(linear: Layer, norm: Layer) -> bool:
@@ -87,7 +64,9 @@ def _takes(linear: Layer, norm: Layer) -> bool:
     import keras
 
     kind = type(linear).__name__
-    if kind not in OUTPUT_AXES or type(linear) is not getattr(keras.layers, kind):
+    if type(norm) is not keras.layers.BatchNormalization or kind not in OUTPUT_AXES:
+        return False
+    if type(linear) is not getattr(keras.layers, kind):
         return False
     axes = norm.axis if isinstance(norm.axis, (list, tuple)) else [norm.axis]
     rank = len(output_shape(linear))

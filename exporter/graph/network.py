@@ -11,7 +11,7 @@ from exporter.graph.macs import count_macs
 from exporter.graph.outputs import Family, output_families
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
-from exporter.graph.signature import Interface, Signature, TensorInfo
+from exporter.graph.signature import Signature, TensorInfo
 from exporter.graph.types import Layer, Model
 from exporter.graph.walk import is_graph, links, walk
 
@@ -19,8 +19,7 @@ from exporter.graph.walk import is_graph, links, walk
 class Network:
     """A Keras model, wrapped and checked once when it enters the package.
 
-    The structure is read when it is first asked for, and kept. The weights are not kept: whoever
-    trains ``model`` trains the network.
+    Its structure is read when it is first asked for, and kept; its weights are not.
 
     Attributes:
         model: The Keras model.
@@ -57,11 +56,7 @@ class Network:
 
     @classmethod
     def of(cls, model: Union["Network", Model]) -> "Network":
-        """Wraps a Keras model, unless it is wrapped already.
-
-        Raises:
-            ModelError: If it is not a built Sequential or Functional Keras model.
-        """
+        """Wraps a Keras model, unless it is wrapped already."""
         return model if isinstance(model, cls) else cls(model)
 
     @property
@@ -81,11 +76,7 @@ class Network:
 
     @cached_property
     def signature(self) -> Signature:
-        """The model as a function of named inputs.
-
-        Raises:
-            ModelError: If an input is sparse.
-        """
+        """The model as a function of named inputs; sparse ones raise a ModelError."""
         return Signature(self.model)
 
     @property
@@ -97,10 +88,6 @@ class Network:
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The outputs, in the order of the flattened output structure."""
         return self.signature.outputs
-
-    def interface(self, batch: int | None = None) -> Interface:
-        """Returns inputs and outputs, with ``batch`` as the batch size where it is free."""
-        return self.signature.interface(batch)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -136,11 +123,7 @@ class Network:
     def rewrite(
         self, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
     ) -> "Network":
-        """Copies the model with some layers replaced or left out; see ``rewrite.rewrite``.
-
-        Raises:
-            ModelError: If a layer cannot be copied from its configuration.
-        """
+        """Copies the model with some layers replaced or left out; see ``rewrite.rewrite``."""
         return Network(rewrite(self.model, replacements, dropped))
 
     def copy(self) -> "Network":
@@ -148,11 +131,7 @@ class Network:
         return self.rewrite({})
 
     def recast(self, dtype: str) -> "Network":
-        """Copies the model with every floating point dtype set to another.
-
-        Raises:
-            ModelError: If the model cannot be rebuilt from its configuration.
-        """
+        """Copies the model with every floating point dtype set to another; see ``recast``."""
         return Network(recast(self.model, dtype))
 
     def save(self, path: Path) -> None:

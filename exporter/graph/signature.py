@@ -100,7 +100,8 @@ class Signature:
         if isinstance(structure, dict):
             tensors = keras.tree.flatten(structure)
             # Keras flattens dictionaries in the order of their sorted keys.
-            output_names = [".".join(map(str, path)) for path, _ in _flat_paths(structure)]
+            paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
+            output_names = [".".join(map(str, path)) for path in paths]
         else:
             tensors = model.outputs
             output_names = [tensor._keras_history.operation.name for tensor in tensors]
@@ -153,12 +154,6 @@ class Signature:
         flat_outputs = keras.tree.flatten(self.model(structure, training=training))
         names = (info.name for info in self.outputs)
         return dict(zip(names, flat_outputs, strict=True))
-
-
-def _flat_paths(structure: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    import keras
-
-    return list(keras.tree.flatten_with_path(structure))
 
 
 def _infos(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[TensorInfo, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
@@ -146,25 +147,19 @@ class Engine:
             self.network, self._folded = fold_batch_norms(network)
         self.candidates = self._candidates(self.network)
         self.calibration = None if self._options.method == "svd" else calibration
-        self._moments: dict[str, Moments] | None = None
-        self._curves: dict[str, Floats] | None = None
 
-    @property
+    @cached_property
     def moments(self) -> dict[str, Moments]:
         """Moments of the original model, by candidate name, in the order of the calls."""
-        if self._moments is None:
-            self._moments = self._gather()
-        return self._moments
+        return self._gather()
 
-    @property
+    @cached_property
     def curves(self) -> dict[str, Floats]:
         """The error curve of every kernel, by candidate name."""
-        if self._curves is None:
-            self._curves = {
-                name: kernel.error_curve(self.moments.get(name))
-                for name, kernel in _kernels(self.candidates).items()
-            }
-        return self._curves
+        return {
+            name: kernel.error_curve(self.moments.get(name))
+            for name, kernel in _kernels(self.candidates).items()
+        }
 
     def plan(self, policy: RankPolicy) -> RankPlan:
         """Has a policy choose the ranks.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from exporter.data.metrics import are_probabilities
 from exporter.graph.hooks import substituted
 from exporter.graph.network import Network
+from exporter.graph.runner import predict_in_batches
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.engine import Engine, build_replacements
@@ -127,5 +128,4 @@ def _fit(points: list[tuple[float, float]]) -> Sensitivity:
 def _predict(network: Network, calibration: Calibration) -> dict[str, NDArray[Any]]:
     # Eagerly: each substitution would have to be traced anew.
     runner = network.runner(eager=True)
-    chunks = [runner(batch) for batch in calibration.batches()]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return predict_in_batches(runner, calibration.inputs, calibration.batch_size, len(calibration))

@@ -146,13 +146,12 @@ def _traced_outputs(
 
     with called(kernel.layer for kernel in kernels.values()) as calls:
         signature(**inputs)
-    order = {key: position for position, key in enumerate(calls)}
-    reached = [name for name, kernel in kernels.items() if id(kernel.layer) in order]
     outputs = {}
-    for name in sorted(reached, key=lambda name: order[id(kernels[name].layer)]):
-        kernel = kernels[name]
-        rows = [kernel.outputs(tensor) for tensor, _ in calls[id(kernel.layer)]]
-        outputs[name] = tf.cast(tf.concat(rows, axis=0), tf.float32)
+    for layer, of_layer in calls.items():
+        for name, kernel in kernels.items():
+            if id(kernel.layer) == layer:
+                rows = [kernel.outputs(inputs) for inputs, _ in of_layer]
+                outputs[name] = tf.cast(tf.concat(rows, axis=0), tf.float32)
     return outputs
 
 

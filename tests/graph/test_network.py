@@ -42,11 +42,11 @@ def test_a_copy_has_weights_of_its_own(network):
 
 def test_a_batch_is_given_where_it_is_free():
     free, fixed = (keras.Input(batch_shape=(size, 4)) for size in (None, 2))
-    (info,), (output,) = Network(keras.Model(free, layers.Dense(3)(free))).interface(5)
+    (info,), (output,) = Network(keras.Model(free, layers.Dense(3)(free))).signature.interface(5)
     assert (info.shape, output.shape) == ((5, 4), (5, 3))
     network = Network(keras.Model(fixed, layers.Dense(3)(fixed)))
     assert network.fixed_batch == 2
-    assert network.interface(5) == (network.inputs, network.outputs)
+    assert network.signature.interface(5) == (network.inputs, network.outputs)
 
 
 def test_sparse_inputs_have_no_signature():
