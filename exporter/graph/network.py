@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 from pathlib import Path
-from typing import Union
 
 from exporter.errors import ModelError
 from exporter.graph.conversion import recast
@@ -55,7 +54,7 @@ class Network:
                 )
 
     @classmethod
-    def of(cls, model: Union["Network", Model]) -> "Network":
+    def of(cls, model: "Network | Model") -> "Network":
         """Wraps a Keras model, unless it is wrapped already."""
         return model if isinstance(model, cls) else cls(model)
 
@@ -71,7 +70,7 @@ class Network:
 
     @cached_property
     def links(self) -> list[tuple[str, Layer, Layer]]:
-        """What ``walk.links`` finds: pairs of layers that nothing else stands between."""
+        """Pairs of layers where the first one feeds the second one alone; see ``walk.links``."""
         return list(links(self.model))
 
     @cached_property
