@@ -14,6 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+from exporter.graph.network import Network
+
 hypothesis.settings.register_profile(
     "exporter",
     deadline=None,  # The first example imports libraries.
@@ -334,10 +336,9 @@ def samples() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def predict() -> Callable[[Any, dict[str, Any]], dict[str, Any]]:
     """Predictions of a Keras model by the names in its signature."""
-    from exporter.graph.runner import KerasRunner
 
     # Eagerly: to trace a graph takes longer than the few layers.
-    return lambda model, inputs: KerasRunner(model, eager=True)(inputs)
+    return lambda model, inputs: Network(model).runner(eager=True)(inputs)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, describe
 from exporter.formats.variants import FLOAT32
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
@@ -42,7 +41,7 @@ class Exports:
         self,
         recipe: Recipe,
         dataset: Dataset,
-        baseline: Any,
+        baseline: Network,
         compressed: Compressed,
         card: ModelCard,
         *,
@@ -78,7 +77,7 @@ class Exports:
         )
         first = self.verifier.probes[0]
         self.compression: CompressionVerdict = judge_compression(
-            predict(KerasRunner(baseline), first), self.verifier.reference[first.name], first.labels
+            predict(baseline.runner(), first), self.verifier.reference[first.name], first.labels
         )
 
     def carry_out(self, fmt: Format, variant: str) -> ArtifactReport:
@@ -89,7 +88,7 @@ class Exports:
         try:
             trials = write_artifact(
                 fmt,
-                self._gauges.model(fmt.variant(variant)),
+                self._gauges.network(fmt.variant(variant)),
                 path,
                 options,
                 granularity=recipe.quantization.granularity,
@@ -98,7 +97,7 @@ class Exports:
             )
         except ConversionError as error:
             return ArtifactReport(fmt.name, variant, error=str(error))
-        artifact = describe(fmt, variant, path, self._compressed.model)
+        artifact = describe(fmt, variant, path, self._compressed.network)
         conversion = self.verifier.verify(artifact)
         report = ArtifactReport(
             fmt.name,
@@ -149,7 +148,7 @@ def export_options(
 
 def write_artifact(
     fmt: Format,
-    model: Any,
+    network: Network,
     path: Path,
     options: ExportOptions,
     *,
@@ -161,7 +160,7 @@ def write_artifact(
 
     Args:
         fmt: The format.
-        model: The Keras model.
+        network: The model.
         path: What is written; must not exist.
         options: All but the granularity.
         granularity: ``"tensor"``, ``"channel"``, or ``"auto"``; see ``Recipe``.
@@ -176,13 +175,13 @@ def write_artifact(
         ConversionError: If the converter fails.
     """
     if not fmt.variant(options.variant).has_integers:
-        fmt.export(model, path, options)
+        fmt.export(network, path, options)
         return ()
-    judge = None if samples is None else _Judge(fmt, options.variant, model, samples)
+    judge = None if samples is None else _Judge(fmt, options.variant, network, samples)
     trials: dict[Trial, Path] = {}
     for each in to_try(granularity):
         file = scratch / f"{each}-{path.name}"
-        fmt.export(model, file, replace(options, granularity=each))
+        fmt.export(network, file, replace(options, granularity=each))
         ratio = None if judge is None else judge.snr(file)
         trials[Trial(each, fmt.size(file), ratio)] = file
     chosen = choose(list(trials))
@@ -193,15 +192,15 @@ def write_artifact(
 class _Judge:
     """Measures artifacts of one model on the first batch of calibration data."""
 
-    def __init__(self, fmt: Format, variant: str, model: Any, samples: Calibration) -> None:
+    def __init__(self, fmt: Format, variant: str, network: Network, samples: Calibration) -> None:
         arrays = {name: np.asarray(array) for name, array in next(samples.batches()).items()}
-        self._fmt, self._variant, self._model = fmt, variant, model
+        self._fmt, self._variant, self._network = fmt, variant, network
         self._probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
-        self._expected = predict(KerasRunner(model), self._probe)
+        self._expected = predict(network.runner(), self._probe)
 
     def snr(self, path: Path) -> float:
         """Returns that of the worst output, in decibels; minus infinity if it cannot be run."""
-        artifact = describe(self._fmt, self._variant, path, self._model)
+        artifact = describe(self._fmt, self._variant, path, self._network)
         try:
             limits = dict.fromkeys(self._fmt.backends)
             outputs = execute(artifact, [self._probe], path.parent, limits)

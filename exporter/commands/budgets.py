@@ -8,11 +8,11 @@ validation data.
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.data import Dataset, Split, held, in_memory
+from exporter.data import Dataset, Split, in_memory, loaded_if_small
 from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError
-from exporter.graph.runner import KerasRunner, predict_in_batches
-from exporter.graph.signature import Signature
+from exporter.graph.network import Network
+from exporter.graph.runner import predict_in_batches
 from exporter.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE
 
@@ -27,12 +27,12 @@ def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
         labelled(dataset.validation if dataset else None, recipe)
 
 
-def accuracy_drop(baseline: Any, compressed: Any, dataset: Dataset) -> float:
+def accuracy_drop(baseline: Network, compressed: Network, dataset: Dataset) -> float:
     """Returns how much accuracy is lost on the validation part, 0 to 1, of the worst output."""
     validation = dataset.validation
     if validation is None:
         return 0.0
-    inputs, labels = held(validation.inputs), _classes(validation)
+    inputs, labels = loaded_if_small(validation.inputs), _classes(validation)
     return accuracy(baseline, inputs, labels) - accuracy(compressed, inputs, labels)
 
 
@@ -57,10 +57,10 @@ def _classes(split: Split) -> dict[str, Any]:
     return {n: a for n, a in labels.items() if is_classes(a) or is_one_hot(a)}
 
 
-def accuracy(model: Any, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
+def accuracy(network: Network, inputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float:
     """Returns the accuracy of the worst output."""
-    fixed = Signature(model).inputs[0].fixed_batch
+    fixed = network.fixed_batch
     count = len(next(iter(inputs.values())))
     kept = count // fixed * fixed if fixed else count
-    predictions = predict_in_batches(KerasRunner(model), inputs, fixed or BATCH_SIZE, kept)
+    predictions = predict_in_batches(network.runner(), inputs, fixed or BATCH_SIZE, kept)
     return min(task_metric(predictions[n], array[:kept]).value for n, array in labels.items())

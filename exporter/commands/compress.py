@@ -9,6 +9,7 @@ from exporter.commands.search import check_rank, factorize
 from exporter.commands.weights import compute_weights
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.options.rank import Rank
@@ -79,11 +80,12 @@ def compress(
     of_artifacts = {"max_size", "max_latency"} & set(choices)
     uses = (*USES, *(USES_FOR_ARTIFACTS if of_artifacts else ()))
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
-    check_rank(model, recipe.goal, recipe.cut)
-    fitted_data = None if data is None else fitted(data, model)
+    network = Network.of(model)
+    check_rank(network, recipe.goal, recipe.cut)
+    fitted_data = None if data is None else fitted(data, network)
     check_budget(recipe, fitted_data)
     calibration = None
     if fitted_data is not None:
-        calibration = calibration_from(model, fitted_data, recipe.source.calibration)
-    engine = Engine(model, calibration, recipe.cut, progress, seed=recipe.source.seed)
+        calibration = calibration_from(network, fitted_data, recipe.source.calibration)
+    engine = Engine(network, calibration, recipe.cut, progress, seed=recipe.source.seed)
     return factorize(engine, recipe, fitted_data, progress)

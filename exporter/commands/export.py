@@ -17,7 +17,6 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
 from exporter.formats.cards import check_card, make_card
 from exporter.graph.fitting import fitted
-from exporter.graph.signature import Signature
 from exporter.lowrank.engine import Compressed
 from exporter.output import ARTIFACTS, check_output, staged_output
 from exporter.progress import Progress, Silent
@@ -61,10 +60,9 @@ def export(
     chosen = {"formats": formats, "output": str(directory), "force": force, **choices}
     recipe = Recipe.for_verb("export", USES, chosen)
     compressed = as_compressed(model)
-    signature = Signature(compressed.model)
     card = card or ModelCard()
-    check_card(card, signature.inputs, signature.outputs)
-    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, compressed.model)
+    check_card(card, compressed.network.inputs, compressed.network.outputs)
+    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, compressed.network)
     return _export(recipe, compressed, dataset, card, target=Path(directory), progress=Silent())
 
 
@@ -75,17 +73,19 @@ def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[
         InputError: If the recipe, the model, the data or the output folder cannot be used.
         ConversionError: If a converter fails; nothing is written then.
     """
-    model, dataset = load(recipe, None, None)
+    network, dataset = load(recipe, None, None)
     card = make_card(
         dataset.normalization,
-        Signature(model).outputs,
+        network.outputs,
         labels=recipe.export.labels,
         description=recipe.export.description,
     )
-    target = Path(recipe.export.output or ARTIFACTS / Path(recipe.source.model or model.name).stem)
+    target = Path(
+        recipe.export.output or ARTIFACTS / Path(recipe.source.model or network.name).stem
+    )
     return _export(
         recipe,
-        as_compressed(model),
+        as_compressed(network),
         dataset,
         card,
         target=target,
@@ -105,9 +105,9 @@ def _export(
     chosen = [(FORMATS[name], variant) for name, variant in recipe.artifacts]
     for fmt, _ in chosen:
         fmt.require_extra()
-    names, model = [artifact_name(*each) for each in chosen], compressed.model
+    names, network = [artifact_name(*each) for each in chosen], compressed.network
     check_output(target, names, force=recipe.export.force)
-    samples = quantization_samples(recipe, model, dataset)
+    samples = quantization_samples(recipe, network, dataset)
     gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
     artifacts = []
     with (
@@ -120,13 +120,13 @@ def _export(
             path = staging / artifact_name(fmt, variant)
             write_artifact(
                 fmt,
-                gauges.model(fmt.variant(variant)),
+                gauges.network(fmt.variant(variant)),
                 path,
                 export_options(recipe, fmt, variant, samples, card),
                 granularity=recipe.quantization.granularity,
                 samples=samples,
                 scratch=Path(scratch),
             )
-            artifact = describe(fmt, variant, path, model)
+            artifact = describe(fmt, variant, path, network)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)

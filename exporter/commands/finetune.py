@@ -5,6 +5,7 @@ from typing import Any
 
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.planner import Unit
@@ -66,11 +67,12 @@ def finetune(
     import tensorflow as tf
 
     recipe = Recipe.for_verb("finetune", USES, {"finetune": epochs, **choices})
-    dataset = fitted(data, baseline)
-    check_training(recipe.tuning, dataset, baseline)
-    calibration = calibration_from(baseline, dataset, recipe.source.calibration)
+    network = Network.of(baseline)
+    dataset = fitted(data, network)
+    check_training(recipe.tuning, dataset, network)
+    calibration = calibration_from(network, dataset, recipe.source.calibration)
     tuner = FineTuner(
-        Engine(baseline, calibration, compressed.cut, progress, seed=recipe.source.seed),
+        Engine(network, calibration, compressed.cut, progress, seed=recipe.source.seed),
         dataset,
         recipe.tuning,
         unit=unit,

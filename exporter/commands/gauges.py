@@ -1,10 +1,9 @@
 """Chooses the factor pairs that variants with integer weights are made of."""
 
-from typing import Any
-
 from exporter.data import Dataset
 from exporter.errors import DataError
 from exporter.formats.variants import Variant
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
 from exporter.options.groups import Quantization
@@ -39,10 +38,10 @@ class Gauges:
         self._compressed, self._calibration = compressed, calibration
         self._made: dict[Scheme, Gauged | None] = {}
 
-    def model(self, variant: Variant) -> Any:
-        """Returns the Keras model that a variant is made of."""
+    def network(self, variant: Variant) -> Network:
+        """Returns the network that a variant is made of."""
         gauged = self._of(variant)
-        return (gauged.compressed if gauged else self._compressed).model
+        return (gauged.compressed if gauged else self._compressed).network
 
     def report(self, variant: Variant) -> GaugeReport | None:
         """Returns what was chosen for a variant; None if it is made of the factors as cut."""
@@ -71,7 +70,7 @@ class Gauges:
         return gauged if gauged.report.layers else None
 
 
-def quantization_samples(recipe: Recipe, model: Any, dataset: Dataset) -> Calibration | None:
+def quantization_samples(recipe: Recipe, network: Network, dataset: Dataset) -> Calibration | None:
     """Returns the samples that artifacts are quantized by: of the training part, if there is one.
 
     None where no variant has integers, which nothing is read for.
@@ -81,7 +80,7 @@ def quantization_samples(recipe: Recipe, model: Any, dataset: Dataset) -> Calibr
     """
     if not recipe.has_integers:
         return None
-    calibration = calibration_from(model, dataset, min(recipe.source.calibration, RANGE_SAMPLES))
+    calibration = calibration_from(network, dataset, min(recipe.source.calibration, RANGE_SAMPLES))
     if calibration is None and recipe.calibrates:
         raise DataError(
             f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations "

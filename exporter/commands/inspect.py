@@ -10,10 +10,10 @@ from exporter.commands.prepare import load
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.graph.fitting import fitted
-from exporter.graph.walk import check_rewritable
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
@@ -57,11 +57,10 @@ def inspect(
         RecipeError: If a choice is none.
     """
     recipe = Recipe.for_verb("inspect", USES, choices)
-    check_rewritable(model)
-    calibration = None
+    network, calibration = Network.of(model), None
     if data is not None:
-        calibration = calibration_from(model, fitted(data, model), recipe.source.calibration)
-    engine = Engine(model, calibration, recipe.cut, progress, seed=recipe.source.seed)
+        calibration = calibration_from(network, fitted(data, network), recipe.source.calibration)
+    engine = Engine(network, calibration, recipe.cut, progress, seed=recipe.source.seed)
     return inspect_engine(engine, progress)
 
 
@@ -94,7 +93,7 @@ def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspecti
             )
         )
     return Inspection(
-        model_name=engine.model.name,
+        model_name=engine.network.name,
         data_aware=bool(engine.moments),
         params=planner.params,
         macs=planner.macs,
@@ -103,7 +102,7 @@ def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspecti
     )
 
 
-def effective_ranks(curve: Array, energies: Sequence[float] = ENERGIES) -> tuple[int, ...]:
+def effective_ranks(curve: Floats, energies: Sequence[float] = ENERGIES) -> tuple[int, ...]:
     """Returns the smallest rank that keeps each part of the energy.
 
     Args:
@@ -121,7 +120,7 @@ def inspection_dict(inspection: Inspection) -> dict[str, Any]:
     return dataclasses.asdict(inspection)
 
 
-def _spectrum(curve: Array) -> tuple[float, ...]:
+def _spectrum(curve: Floats) -> tuple[float, ...]:
     values = np.sqrt(np.maximum(-np.diff(curve), 0.0))
     picks = np.linspace(0, len(values) - 1, SPECTRUM_POINTS).round().astype(int)
     largest = float(values.max()) or 1.0
@@ -161,13 +160,14 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
         InputError: If the model or the data cannot be used.
     """
     progress = progress or Silent()
-    model, dataset = load(recipe, None, None)
+    network, dataset = load(recipe, None, None)
     for note in dataset.notes:
         progress.note(note)
     if recipe.source.model is None:
         model, _ = train_reference(
-            model, dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
+            network.model, dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
         )
-    calibration = calibration_from(model, dataset, recipe.source.calibration)
-    engine = Engine(model, calibration, recipe.cut, progress, seed=recipe.source.seed)
+        network = Network(model)
+    calibration = calibration_from(network, dataset, recipe.source.calibration)
+    engine = Engine(network, calibration, recipe.cut, progress, seed=recipe.source.seed)
     return inspect_engine(engine, progress)

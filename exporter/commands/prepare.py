@@ -15,8 +15,7 @@ from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
 from exporter.graph.loading import load_model, loss_in_file
-from exporter.graph.signature import Signature
-from exporter.graph.walk import check_rewritable
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
 from exporter.output import (
     ARTIFACTS,
@@ -39,7 +38,7 @@ class Job:
     """What a run works on, checked."""
 
     recipe: Recipe
-    model: Any
+    network: Network
     trained_here: bool
     dataset: Dataset
     samples: Calibration | None
@@ -66,34 +65,33 @@ def prepare(
     entries = _entries(recipe, trained_here)
     if writes:
         check_output(output, entries, force=recipe.export.force)
-    given = model
-    model, dataset = load(recipe, model, dataset)
-    check_rank(model, recipe.goal, recipe.cut)
+    network, dataset = load(recipe, model, dataset)
+    check_rank(network, recipe.goal, recipe.cut)
     check_budget(recipe, dataset)
-    samples = quantization_samples(recipe, model, dataset)
+    samples = quantization_samples(recipe, network, dataset)
     if recipe.tuning.finetune:
-        check_training(recipe.tuning, dataset, model)
+        check_training(recipe.tuning, dataset, network)
     card = make_card(
         dataset.normalization,
-        Signature(model).outputs,
+        network.outputs,
         labels=recipe.export.labels,
         description=recipe.export.description,
     )
     if loss is None and recipe.tuning.finetune:
         file = recipe.source.model
-        loss = loss_in_file(file) if file else getattr(given, "loss", None)
-    return Job(recipe, model, trained_here, dataset, samples, card, loss, output, entries)
+        loss = loss_in_file(file) if file else getattr(model, "loss", None)
+    return Job(recipe, network, trained_here, dataset, samples, card, loss, output, entries)
 
 
-def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Any, Dataset]:
+def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, Dataset]:
     """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
     if recipe.source.model is not None:
         model = load_model(recipe.source.model)
     dataset = dataset or load_dataset(recipe.source.data)
     if model is None:
         model = reference_for(dataset, recipe.source.seed)
-    check_rewritable(model)
-    return model, fitted(dataset, model)
+    network = Network.of(model)
+    return network, fitted(dataset, network)
 
 
 def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:

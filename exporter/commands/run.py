@@ -14,7 +14,6 @@ from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
-from exporter.graph.macs import count_macs
 from exporter.output import (
     staged_output,
 )
@@ -129,11 +128,11 @@ def run_worker(
 
 def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> Budget | None:
     """Holds what came out against the recipe's budget."""
-    goal, after = job.recipe.goal, weights.compressed.model
+    goal, after = job.recipe.goal, weights.compressed.network
     written = [item for item in artifacts if item.artifact is not None]
     figures: dict[str, Callable[[], float]] = {
-        "max_params": after.count_params,
-        "max_macs": lambda: count_macs(after),
+        "max_params": lambda: after.params,
+        "max_macs": lambda: after.macs,
         "max_size": lambda: max((a.artifact.size for a in written if a.artifact), default=0),
         "max_latency": lambda: max(
             (a.latency.compressed.p50 for a in written if a.latency), default=math.inf

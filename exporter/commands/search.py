@@ -3,20 +3,18 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
 from exporter.commands.budgets import accuracy, labelled
-from exporter.data import UINT8_MAX, Dataset, Split, held
+from exporter.data import UINT8_MAX, Dataset, Split, loaded_if_small
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format
 from exporter.formats.cards import make_card
-from exporter.graph.signature import FREE_SIZE, Signature
-from exporter.graph.walk import check_rewritable
+from exporter.graph.network import Network
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
@@ -40,17 +38,15 @@ LATENCY_MARGIN = 0.95
 _BYTES = 4
 
 
-def check_rank(model: Any, goal: Goal, cut: Cut) -> None:
+def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
     """Finds out, without computing, whether a rank fits a model.
 
     Raises:
-        ModelError: If the model's graph cannot be rewritten.
         RecipeError: If the rank does not fit the model.
     """
-    check_rewritable(model)
     policy = policy_for(goal)
     if policy is not None:
-        policy.check(candidates(model, convolution=cut.convolution))
+        policy.check(candidates(network, convolution=cut.convolution))
 
 
 def factorize(
@@ -176,15 +172,15 @@ def _compress_for_drop(
     """Finds the fewest parameters whose accuracy on the validation data is high enough."""
     limit = float(recipe.goal.max_drop or 0)
     inputs, labels = labelled(validation, recipe)
-    inputs = held(inputs)
-    baseline = accuracy(planner.engine.model, inputs, labels)
+    inputs = loaded_if_small(inputs)
+    baseline = accuracy(planner.engine.network, inputs, labels)
     found: dict[int, Compressed] = {}
     least, most = planner.smallest("params"), planner.params
     with progress.track("Searching for the accuracy", SEARCH_ROUNDS) as advance:
 
         def spoils(budget: int, number: int) -> bool:
             compressed = planner.engine.carry_out(planner.within("params", budget))
-            reached = accuracy(compressed.model, inputs, labels)
+            reached = accuracy(compressed.network, inputs, labels)
             advance(number + 1, f"{budget:,} parameters: {reached:.2%}")
             good_enough = reached >= baseline - limit
             if good_enough:
@@ -230,39 +226,33 @@ def skeleton(engine: Engine, plan: RankPlan) -> Compressed:
 
 def _sizes(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, int]:
     """Exports a model of the planned shapes and returns the bytes in each format."""
-    model = skeleton(engine, plan).model
+    network = skeleton(engine, plan).network
     sizes = {}
     for name in recipe.export.formats:
         fmt = FORMATS[name]
-        sizes[name] = fmt.size(_export(fmt, model, recipe, folder))
+        sizes[name] = fmt.size(_export(fmt, network, recipe, folder))
     return sizes
 
 
 def _latencies(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, float]:
     """Exports a model of the planned shapes and returns the median seconds in each runtime."""
-    model = skeleton(engine, plan).model
-    inputs = {
-        info.name: np.zeros(
-            [info.fixed_batch or 1, *(size or FREE_SIZE for size in info.shape[1:])], info.dtype
-        )
-        for info in Signature(model).inputs
-    }
+    network = skeleton(engine, plan).network
+    inputs = {info.name: np.zeros(info.sample_shape, info.dtype) for info in network.inputs}
     medians = {}
     for name in recipe.export.formats:
-        path = _export(FORMATS[name], model, recipe, folder)
+        path = _export(FORMATS[name], network, recipe, folder)
         medians[name] = measure_latency(FORMATS[name], path, path, inputs, folder).compressed.p50
     return medians
 
 
-def _export(fmt: Format, model: Any, recipe: Recipe, folder: Path) -> Path:
+def _export(fmt: Format, network: Network, recipe: Recipe, folder: Path) -> Path:
     path = Path(tempfile.mkdtemp(dir=folder)) / f"model{fmt.suffix}"
-    signature = Signature(model)
     card = make_card(
         # Of every input, and the longest that there is.
-        {info.name: Normalization(std=UINT8_MAX) for info in signature.inputs},
-        signature.outputs,
+        {info.name: Normalization(std=UINT8_MAX) for info in network.inputs},
+        network.outputs,
         labels=recipe.export.labels,
         description=recipe.export.description,
     )
-    fmt.export(model, path, ExportOptions(opset=recipe.export.opset, card=card))
+    fmt.export(network, path, ExportOptions(opset=recipe.export.opset, card=card))
     return path

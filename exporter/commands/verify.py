@@ -12,7 +12,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
 from exporter.formats.variants import FLOAT32
 from exporter.graph.fitting import fitted
-from exporter.graph.walk import check_rewritable
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
@@ -46,13 +46,13 @@ def verify(
     recipe = Recipe.of(atol=atol, rtol=rtol, seed=seed)
     compressed = as_compressed(model)
     if not isinstance(artifact, Artifact):
-        artifact = _described(Path(artifact), compressed.model)
+        artifact = _described(Path(artifact), compressed.network)
     FORMATS[artifact.format].require_extra()
     dataset = load_dataset(data) if isinstance(data, str) else data
     with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
         verifier = Verifier(
             compressed,
-            fitted(dataset, compressed.model),
+            fitted(dataset, compressed.network),
             folder=Path(scratch),
             atol=recipe.verification.atol,
             rtol=recipe.verification.rtol,
@@ -69,12 +69,12 @@ def verify_recipe(
     Raises:
         InputError: If the model, the data or the artifact's name cannot be used.
     """
-    model, dataset = load(recipe, None, None)
-    described = _described(Path(artifact), model)
+    network, dataset = load(recipe, None, None)
+    described = _described(Path(artifact), network)
     with (progress or Silent()).track("Verifying", 1):
         verdict = verify(
             described,
-            model,
+            network,
             data=dataset,
             atol=recipe.verification.atol,
             rtol=recipe.verification.rtol,
@@ -93,11 +93,10 @@ def as_compressed(model: Any) -> Compressed:
     """
     if isinstance(model, Compressed):
         return model
-    check_rewritable(model)
-    return Compressed(model, RankPlan(()), {})
+    return Compressed(Network.of(model), RankPlan(()), {})
 
 
-def _described(path: Path, model: Any) -> Artifact:
+def _described(path: Path, network: Network) -> Artifact:
     fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
     if fmt is None:
         raise InputError(
@@ -106,4 +105,4 @@ def _described(path: Path, model: Any) -> Artifact:
         )
     names = [variant.name for variant in fmt.variants]
     marker = path.stem.rpartition("-")[2]
-    return describe(fmt, marker if marker in names else FLOAT32, path, model)
+    return describe(fmt, marker if marker in names else FLOAT32, path, network)

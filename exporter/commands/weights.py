@@ -13,7 +13,7 @@ from typing import Any
 from exporter.commands.prepare import Job
 from exporter.commands.search import factorize
 from exporter.formats import FORMATS
-from exporter.graph.macs import count_macs
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
@@ -48,7 +48,7 @@ class Weights:
         checkpoints: Folder of the checkpoints of fine-tuning.
     """
 
-    baseline: Any
+    baseline: Network
     training: Training | None
     compressed: Compressed
     tuned: FineTuned | None = None
@@ -58,7 +58,7 @@ class Weights:
         """Writes the models, and the curves of their training, to a folder."""
         tuned = self.tuned
         models = {
-            BASELINE_FILE: self.baseline if self.training else None,
+            BASELINE_FILE: self.baseline.model if self.training else None,
             COMPRESSED_FILE: self.compressed.model,
             TRUNCATED_FILE: tuned and tuned.truncated,
             UPDATED_FILE: tuned and tuned.updated,
@@ -84,7 +84,7 @@ class Weights:
             and FineTuningReport(tuned.histories, tuned.at_full_rank, tuned.adaptation),
             "layers": _layer_reports(compressed),
             "before": _totals(self.baseline),
-            "after": _totals(compressed.model),
+            "after": _totals(compressed.network),
         }
 
 
@@ -93,11 +93,12 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
     recipe = job.recipe
     for note in job.dataset.notes:
         progress.note(note)
-    baseline, training = job.model, None
+    baseline, training = job.network, None
     if job.trained_here:
-        baseline, training = train_reference(
-            job.model, job.dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
+        model, training = train_reference(
+            job.network.model, job.dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
         )
+        baseline = Network(model)
     engine, compressed = _compress(job, baseline, progress)
     if not recipe.tuning.finetune:
         return Weights(baseline, training, compressed)
@@ -118,7 +119,7 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
     return Weights(baseline, training, tuned.compressed, tuned, checkpoints)
 
 
-def _compress(job: Job, baseline: Any, progress: Progress) -> tuple[Engine, Compressed]:
+def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:
     recipe, dataset = job.recipe, job.dataset
     calibration = calibration_from(baseline, dataset, recipe.source.calibration)
     if calibration is None and recipe.cut.method != "svd":
@@ -130,7 +131,7 @@ def _compress(job: Job, baseline: Any, progress: Progress) -> tuple[Engine, Comp
     return engine, compressed
 
 
-def _checkpoints(job: Job, baseline: Any, plan: RankPlan) -> Path:
+def _checkpoints(job: Job, baseline: Network, plan: RankPlan) -> Path:
     """Names the folder after all that makes the result, so that no other run goes on from it."""
     recipe = job.recipe
     options = [asdict(group) for group in (recipe.goal, recipe.cut, recipe.tuning)]
@@ -139,7 +140,7 @@ def _checkpoints(job: Job, baseline: Any, plan: RankPlan) -> Path:
     described = json.dumps([options, source, plan.ranks, versions()], sort_keys=True)
     ingredients = hashlib.sha256(described.encode())
     ingredients.update(job.dataset.digest.encode())
-    for weight in baseline.get_weights():
+    for weight in baseline.model.get_weights():
         ingredients.update(weight.tobytes())
     return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
 
@@ -157,8 +158,8 @@ def _layer_reports(compressed: Compressed) -> tuple[LayerReport, ...]:
     return tuple(reports)
 
 
-def _totals(model: Any) -> Totals:
-    return Totals(model.count_params(), count_macs(model))
+def _totals(network: Network) -> Totals:
+    return Totals(network.params, network.macs)
 
 
 def versions(formats: Sequence[str] = ()) -> dict[str, str]:

@@ -7,7 +7,7 @@ read when they are asked for.
 from exporter.data.batches import ArraySource, BatchSource
 from exporter.data.dataset import Dataset
 from exporter.data.fitting import UINT8_MAX, fit_to_model
-from exporter.data.lazy import Array, LazyArray, Samples, held, in_memory
+from exporter.data.lazy import Array, LazyArray, Samples, in_memory, loaded_if_small
 from exporter.data.loading import load_dataset
 from exporter.data.pipelines import PipelineSource
 from exporter.data.split import Split
@@ -23,7 +23,7 @@ __all__ = [
     "Samples",
     "Split",
     "fit_to_model",
-    "held",
     "in_memory",
     "load_dataset",
+    "loaded_if_small",
 ]

@@ -171,7 +171,7 @@ def in_memory(arrays: Mapping[str, Samples]) -> dict[str, Array]:
     return {name: array[:] for name, array in arrays.items()}
 
 
-def held(arrays: Mapping[str, Samples]) -> Mapping[str, Samples]:
+def loaded_if_small(arrays: Mapping[str, Samples]) -> Mapping[str, Samples]:
     """Reads arrays into memory, unless they take more than ``HELD_BYTES`` there."""
     lazy = sum(array.nbytes for array in arrays.values() if isinstance(array, LazyArray))
     return in_memory(arrays) if lazy <= HELD_BYTES else arrays

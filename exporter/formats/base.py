@@ -16,7 +16,8 @@ from exporter.card import ModelCard
 from exporter.errors import DataError
 from exporter.formats.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
-from exporter.graph.signature import Interface, Signature, TensorInfo, Tensors
+from exporter.graph.network import Network
+from exporter.graph.signature import Interface, TensorInfo, Tensors
 from exporter.quantization.granularity import Granularity
 
 if TYPE_CHECKING:
@@ -164,18 +165,17 @@ class Format(ABC):
         self.extra.require(f"Format {self.name!r}")
 
     @abstractmethod
-    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+    def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the model to ``path``, which must not exist.
 
         Raises:
             ConversionError: If the converter fails, or its result cannot be opened.
         """
 
-    def interface(self, path: Path, model: Any) -> Interface:
-        """Returns the inputs and the outputs of an artifact of a model."""
+    def interface(self, path: Path, network: Network) -> Interface:
+        """Returns the inputs and the outputs of an artifact of a network."""
         del path
-        signature = Signature(model, batch=self.batch)
-        return signature.inputs, signature.outputs
+        return network.signature.interface(self.batch)
 
     def recognizes(self, path: Path) -> bool:
         """Tells whether a path looks like an artifact of this format."""
@@ -205,13 +205,12 @@ class Format(ABC):
         """Parses an artifact and lists every constant that is stored in it."""
 
 
-def describe(fmt: Format, variant: str, path: Path, model: Any) -> Artifact:
+def describe(fmt: Format, variant: str, path: Path, network: Network) -> Artifact:
     """Measures what an export wrote."""
     if fmt.variant(variant).calibrated:
-        inputs, outputs = fmt.interface(path, model)
+        inputs, outputs = fmt.interface(path, network)
     else:  # Only what computes in integers may take and give them.
-        signature = Signature(model, batch=fmt.batch)
-        inputs, outputs = signature.inputs, signature.outputs
+        inputs, outputs = network.signature.interface(fmt.batch)
     size, (_, sha256), figures = fmt.size(path), measure(path), fmt.figures(path)
     return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures)
 

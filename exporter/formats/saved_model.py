@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.graph.conversion import serving_module
+from exporter.graph.network import Network
 from exporter.graph.signature import Tensors
 
 
@@ -21,13 +22,13 @@ class SavedModel(Format):
     # TensorFlow reads its thread counts once a process, before the first operation.
     thread_environment: ClassVar = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
-    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+    def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the folder; see the base class."""
         import tensorflow as tf
 
         del options
         try:
-            module, function = serving_module(model)
+            module, function = serving_module(network.signature)
             signatures = {"serving_default": function, "serve": function}
             tf.saved_model.save(module, str(path), signatures=signatures)
         except tf.errors.ResourceExhaustedError as error:

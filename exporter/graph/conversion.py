@@ -4,35 +4,33 @@ from typing import Any
 
 from exporter.errors import ModelError, brief
 from exporter.graph.signature import Signature
+from exporter.graph.types import Model
 
 
-def serving_module(model: Any, *, batch: int | None = None) -> tuple[Any, Any]:
-    """Traces the model as one function of named inputs that returns named outputs.
+def serving_module(signature: Signature, *, batch: int | None = None) -> tuple[Any, Any]:
+    """Traces a model as one function of named inputs that returns named outputs.
 
     A plain ``tf.Module`` holds the variables: converters that are handed the Keras 3 model itself
     lose its weights without a word.
 
     Args:
-        model: The model.
+        signature: Of the model.
         batch: The batch size of the function, where that of the model is free; None leaves it so.
 
     Returns:
         The module, and the concrete function.
-
-    Raises:
-        ModelError: If ``Signature`` refuses the model.
     """
     import tensorflow as tf
 
-    signature = Signature(model, batch=batch)
+    inputs, _ = signature.interface(batch)
     module = tf.Module()
-    module.model_variables = [variable.value for variable in model.variables]
-    specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs}
+    module.model_variables = [variable.value for variable in signature.model.variables]
+    specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in inputs}
     module.serve = tf.function(signature.__call__, autograph=False)
     return module, module.serve.get_concrete_function(**specs)
 
 
-def recast(model: Any, dtype: str) -> Any:
+def recast(model: Model, dtype: str) -> Model:
     """Rebuilds a Keras model with every floating point dtype set to another, same weights.
 
     Raises:
@@ -53,7 +51,7 @@ def recast(model: Any, dtype: str) -> Any:
     return copy
 
 
-def _finalize(model: Any) -> None:
+def _finalize(model: Model) -> None:
     """Has normalisations derive what they compute with from their new weights."""
     import keras
 

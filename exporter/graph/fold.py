@@ -1,14 +1,13 @@
 """Folds batch normalisations into the linear layers before them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import addition, input_shape, rebuild
-from exporter.graph.rewrite import Replacement, rewrite
-from exporter.graph.walk import links
+from exporter.graph.layers import addition, input_shape, output_shape, rebuild
+from exporter.graph.network import Network
+from exporter.graph.rewrite import Replacement
+from exporter.graph.types import Layer
 
 OUTPUT_AXES: dict[str, tuple[int, ...]] = {
     "Dense": (-1,),
@@ -26,17 +25,7 @@ OUTPUT_AXES: dict[str, tuple[int, ...]] = {
 """The axes of the last kernel of a layer that make up its output channels, by Keras class name."""
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A linear layer and the normalisation that follows it at once."""
-
-    linear_path: str
-    linear: Any
-    norm_path: str
-    norm: Any
-
-
-def fold_batch_norms(model: Any) -> tuple[Any, dict[str, str]]:
+def fold_batch_norms(network: Network) -> tuple[Network, dict[str, str]]:
     """Folds every batch normalisation that follows a linear layer at once.
 
     With the moving mean mu and variance v, ``gamma (K x + b - mu) / sqrt(v + eps) + beta`` is the
@@ -48,48 +37,39 @@ def fold_batch_norms(model: Any) -> tuple[Any, dict[str, str]]:
     output of the model its name.
 
     Args:
-        model: A model that ``check_rewritable`` accepts.
+        network: It is not changed.
 
     Returns:
-        A copy, or the model itself if there is nothing to fold; and the path of the layer that each
-        normalisation went into, by its own path.
+        A copy, or the network itself if there is nothing to fold; and, by the path of each
+        normalisation, the path of the layer that it went into.
 
     Raises:
         ModelError: If a layer cannot be copied from its configuration.
     """
-    pairs = list(_pairs(model))
-    if not pairs:
-        return model, {}
-    replacements = {
-        pair.linear_path: Replacement((_folded(pair.linear, pair.norm),), {}) for pair in pairs
-    }
-    copy = rewrite(model, replacements, dropped=[pair.norm_path for pair in pairs])
-    return copy, {pair.norm_path: pair.linear_path for pair in pairs}
-
-
-def _pairs(model: Any) -> Iterator[_Pair]:
-    import keras
-
-    named = {id(tensor._keras_history.operation) for tensor in model.outputs}
-    for prefix, linear, norm in links(model):
+    named = {id(tensor._keras_history.operation) for tensor in network.model.outputs}
+    replacements, went_into = {}, {}
+    for prefix, linear, norm in network.links:
         names_output = not prefix and id(norm) in named
-        if (
-            type(norm) is keras.layers.BatchNormalization
-            and not names_output
-            and _takes(linear, norm)
-        ):
-            yield _Pair(f"{prefix}{linear.name}", linear, f"{prefix}{norm.name}", norm)
+        if not names_output and _takes(linear, norm):
+            path = f"{prefix}{linear.name}"
+            replacements[path] = Replacement((_folded(linear, norm),), {})
+            went_into[f"{prefix}{norm.name}"] = path
+    if not replacements:
+        return network, {}
+    return network.rewrite(replacements, dropped=went_into), went_into
 
 
-def _takes(linear: Any, norm: Any) -> bool:
+def _takes(linear: Layer, norm: Layer) -> bool:
     """Tells whether a layer can take a normalisation up."""
     import keras
 
     kind = type(linear).__name__
-    if kind not in OUTPUT_AXES or type(linear) is not getattr(keras.layers, kind):
+    if type(norm) is not keras.layers.BatchNormalization or kind not in OUTPUT_AXES:
+        return False
+    if type(linear) is not getattr(keras.layers, kind):
         return False
     axes = norm.axis if isinstance(norm.axis, (list, tuple)) else [norm.axis]
-    rank = len(linear._inbound_nodes[0].outputs[0].shape)
+    rank = len(output_shape(linear))
     first = getattr(linear, "data_format", "channels_last") == "channels_first"
     return (
         linear.activation is keras.activations.linear
@@ -98,7 +78,7 @@ def _takes(linear: Any, norm: Any) -> bool:
     )
 
 
-def _folded(linear: Any, norm: Any) -> Any:
+def _folded(linear: Layer, norm: Layer) -> Layer:
     """Builds the linear layer that computes both."""
 
     def read(name: str, default: float) -> Any:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelError, brief
-from exporter.graph.walk import check_rewritable
+from exporter.graph.network import Network
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def load_model(path: str) -> Any:
+def load_model(path: str) -> Network:
     """Loads a ``.keras`` or ``.h5`` file in safe mode and checks that its graph can be rewritten.
 
     Raises:
@@ -26,8 +26,7 @@ def load_model(path: str) -> Any:
         model = keras.models.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its deserialization runs into.
         raise ModelError(f"{path!r} cannot be loaded: {_explain(error)}") from error
-    check_rewritable(model)
-    return model
+    return Network(model)
 
 
 def loss_in_file(path: str) -> Any:

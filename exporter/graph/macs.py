@@ -4,26 +4,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from exporter.graph.signature import FREE_SIZE
+from exporter.graph.signature import Signature
 
 
-def count_macs(model: Any) -> int:
+def count_macs(signature: Signature) -> int:
     """Counts the multiply-accumulates of matrix products and convolutions, for one sample.
 
     They are read off the traced graph, so every kind of layer counts. Free sizes other than the
-    batch are taken as 32; the body of a loop (LSTM, GRU) is not counted.
+    batch are taken as ``FREE_SIZE``; the body of a loop (LSTM, GRU) is not counted.
     """
     import tensorflow as tf
 
-    from exporter.graph.signature import Signature
-
-    signature = Signature(model)
-    specs = {
-        info.name: tf.TensorSpec(
-            [info.fixed_batch or 1, *(size or FREE_SIZE for size in info.shape[1:])], info.dtype
-        )
-        for info in signature.inputs
-    }
+    specs = {i.name: tf.TensorSpec(i.sample_shape, i.dtype) for i in signature.inputs}
     function = tf.function(signature.__call__, autograph=False).get_concrete_function(**specs)
     graph = function.graph.as_graph_def(add_shapes=True)
     functions = {

@@ -1,9 +1,10 @@
 """What the outputs of a model are: distributions, which have a likelihood, or plain values."""
 
 from collections.abc import Set
-from typing import Any, Literal
+from typing import Literal
 
 from exporter.graph.signature import Signature
+from exporter.graph.types import Tensor
 
 Family = Literal["categorical", "categorical_logits", "bernoulli", "gaussian"]
 """Probabilities of classes, their unnormalised logarithms, probabilities of yes, or values."""
@@ -12,22 +13,22 @@ _TINY = 1e-30
 """Smallest probability that is told from zero: the logarithm stays finite, in float32."""
 
 
-def output_families(model: Any, logits: Set[str]) -> dict[str, Family]:
+def output_families(signature: Signature, logits: Set[str]) -> dict[str, Family]:
     """Tells by the last layer of each output what the output is.
 
     Args:
-        model: The model.
+        signature: Of the model.
         logits: Outputs that classify: unless they are a softmax or sigmoid, they are taken for
             unnormalised log-probabilities.
 
     Returns:
-        By output name, as ``Signature`` has them.
+        By output name.
     """
     import keras
 
     families: dict[str, Family] = {}
-    names = [info.name for info in Signature(model).outputs]
-    for name, tensor in zip(names, keras.tree.flatten(model.outputs), strict=True):
+    tensors = keras.tree.flatten(signature.model.outputs)
+    for name, tensor in zip((info.name for info in signature.outputs), tensors, strict=True):
         layer = tensor._keras_history.operation
         activation = getattr(getattr(layer, "activation", None), "__name__", "")
         if activation == "softmax" or isinstance(layer, keras.layers.Softmax):
@@ -41,11 +42,11 @@ def output_families(model: Any, logits: Set[str]) -> dict[str, Family]:
     return families
 
 
-def as_logits(outputs: Any, family: Family) -> Any:
+def as_logits(outputs: Tensor, family: Family) -> Tensor:
     """Returns the unnormalised log-probabilities behind the outputs of a classifier, in float32.
 
     Args:
-        outputs: A TensorFlow tensor.
+        outputs: What the model returned.
         family: Not ``gaussian``.
     """
     import tensorflow as tf

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import ModelError, brief
+from exporter.graph.types import Layer, Model, Tensor, Variable
 from exporter.graph.walk import is_graph, walk
 
 
@@ -19,10 +20,10 @@ class Replacement:
         factors: The weights that stand in for each kernel, by its name.
     """
 
-    layers: tuple[Any, ...]
-    factors: Mapping[str, tuple[Any, ...]]
+    layers: tuple[Layer, ...]
+    factors: Mapping[str, tuple[Variable, ...]]
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Calls one layer after the other; what is not the input goes to the last one."""
         *heads, last = self.layers
         for head in heads:
@@ -31,8 +32,8 @@ class Replacement:
 
 
 def rewrite(
-    model: Any, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
-) -> Any:
+    model: Model, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
+) -> Model:
     """Copies a model, with each named layer replaced by a chain of built layers.
 
     Everything else is copied with its weights, so that training the copy leaves the original as
@@ -40,7 +41,7 @@ def rewrite(
     and optimizer are not: those of the user's own cannot be copied.
 
     Args:
-        model: A model that ``check_rewritable`` accepts.
+        model: A model that ``Network`` accepts.
         replacements: What to call instead, by path of the layer. All layers of a replacement but
             the last one are renamed where the model has their name already.
         dropped: Paths of layers that are left out: what goes in comes out.
@@ -75,7 +76,7 @@ class _Copier:
         self._dropped = dropped
         self._copies: dict[int, tuple[Any, Any]] = {}
 
-    def copy_model(self, model: Any) -> Any:
+    def copy_model(self, model: Model) -> Model:
         import keras
 
         if isinstance(model, keras.Sequential):
@@ -102,7 +103,7 @@ class _Copier:
                 if isinstance(copy, keras.layers.Normalization):
                     copy.finalize_state()  # It computes with what it derives from its weights.
 
-    def _copy_sequential(self, model: Any) -> Any:
+    def _copy_sequential(self, model: Model) -> Model:
         import keras
 
         layers = [_copy_input(model.inputs[0])]
@@ -114,7 +115,7 @@ class _Copier:
             layers.extend(replacement.layers if replacement else [copy])
         return keras.Sequential(layers, name=model.name)
 
-    def _copy_operation(self, operation: Any) -> Any:
+    def _copy_operation(self, operation: Layer) -> Layer:
         """Copies a layer once, however often it is called."""
         key = id(operation)
         if key in self._dropped:
@@ -130,14 +131,14 @@ class _Copier:
             self._copies[key] = (operation, copy)
         return self._copies[key][1]
 
-    def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, operation: Layer, *args: Any, **kwargs: Any) -> Any:
         if id(operation) in self._dropped:
             return args[0] if args else kwargs["inputs"]
         replacement = self._by_last.get(id(operation))
         return (replacement or operation)(*args, **kwargs)
 
 
-def _copy_input(tensor: Any) -> Any:
+def _copy_input(tensor: Tensor) -> Tensor:
     import keras
 
     return keras.Input(
@@ -149,7 +150,7 @@ def _copy_input(tensor: Any) -> Any:
 
 
 @contextmanager
-def _not_compiled(model: Any) -> Iterator[None]:
+def _not_compiled(model: Model) -> Iterator[None]:
     """Keeps ``clone_model`` from copying loss and optimizer."""
     compiled, model.compiled = model.compiled, False
     try:
@@ -158,7 +159,7 @@ def _not_compiled(model: Any) -> Iterator[None]:
         model.compiled = compiled
 
 
-def _make_names_unique(model: Any, replacements: Iterable[Replacement]) -> None:
+def _make_names_unique(model: Model, replacements: Iterable[Replacement]) -> None:
     """Renames layers that would bear the name of another one."""
     taken = {layer.name for _, layer in walk(model)}
     for replacement in replacements:

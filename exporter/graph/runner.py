@@ -3,58 +3,43 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from exporter.data import Array, Samples
 from exporter.graph.signature import Signature, Tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from exporter.data import Samples
+
 
 class KerasRunner:
     """A Keras model under the same contract as an artifact."""
 
-    def __init__(self, model: Any, *, eager: bool = False) -> None:
+    def __init__(self, signature: Signature, *, eager: bool = False) -> None:
         """Wraps a model.
 
         Args:
-            model: The model.
+            signature: Calls the model.
             eager: Whether layers are called one by one. As a graph, which takes time to trace, the
                 model does not hold all activations at once.
         """
         import tensorflow as tf
 
-        self._signature = Signature(model)
-        call = self._signature.__call__
+        self._signature = signature
+        call = signature.__call__
         self._call = call if eager else tf.function(call, autograph=False, reduce_retracing=True)
 
     def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
         """Predicts a batch."""
-        import tensorflow as tf
-
-        tensors = {
-            info.name: tf.convert_to_tensor(inputs[info.name], dtype=info.dtype)
-            for info in self._signature.inputs
-        }
-        return {name: value.numpy() for name, value in self._call(**tensors).items()}
-
-
-def tensors_of(signature: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a batch as the tensors that a signature takes, by name."""
-    import tensorflow as tf
-
-    return {
-        info.name: tf.convert_to_tensor(batch[info.name], info.dtype) for info in signature.inputs
-    }
+        outputs = self._call(**self._signature.tensors(inputs))
+        return {name: value.numpy() for name, value in outputs.items()}
 
 
 def predict_in_batches(
-    runner: Callable[[Mapping[str, Array]], dict[str, Array]],
-    inputs: Mapping[str, Samples],
+    runner: Callable[[Tensors], "dict[str, NDArray[Any]]"],
+    inputs: "Mapping[str, Samples]",
     batch_size: int,
     count: int,
-) -> dict[str, Array]:
+) -> "dict[str, NDArray[Any]]":
     """Predicts samples batch by batch; lazy ones are read batch by batch.
 
     Args:
@@ -63,6 +48,8 @@ def predict_in_batches(
         batch_size: How many samples are predicted at once.
         count: How many are predicted.
     """
+    import numpy as np
+
     chunks = [
         runner({name: array[start : start + batch_size] for name, array in inputs.items()})
         for start in range(0, count, batch_size)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError
+from exporter.graph.types import Model, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,11 @@ class TensorInfo:
         """The batch size that the model insists on; None if any will do."""
         return self.shape[0] if self.shape else None
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of the smallest batch, ``FREE_SIZE`` where another size is not fixed."""
+        return (self.fixed_batch or 1, *(size or FREE_SIZE for size in self.shape[1:]))
+
 
 Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """Inputs and outputs."""
@@ -66,75 +72,91 @@ def split(inputs: Tensors, size: int) -> list[Tensors]:
 
 
 class Signature:
-    """The inputs and outputs of a Keras model, under names that every format accepts.
+    """A Keras model as a function of named inputs, under names that every format accepts.
 
     The names are those of the input layers and of the layers that give the outputs (or the keys,
     where the model returns a dictionary), with characters that no identifier has replaced by ``_``.
 
     Attributes:
+        model: The Keras model.
         inputs: In the order of ``model.inputs``.
         outputs: In the order of the flattened output structure.
-
-    Raises:
-        ModelError: If the model has an input that is not dense.
     """
 
-    def __init__(self, model: Any, *, training: bool = False, batch: int | None = None) -> None:
+    def __init__(self, model: Model) -> None:
         """Reads the names.
 
-        Args:
-            model: The model.
-            training: Whether dropout and the like are active when the signature is called.
-            batch: The batch size, where that of the model is free; None leaves it so.
+        Raises:
+            ModelError: If the model has an input that is not dense.
         """
         import keras
 
         if any(tensor.sparse for tensor in model.inputs):
             raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
+        self.model = model
         input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
-        self.inputs = _infos(input_names, model.inputs, batch)
+        self.inputs = _infos(input_names, model.inputs)
         structure = getattr(model, "output", None)
         if isinstance(structure, dict):
             tensors = keras.tree.flatten(structure)
             # Keras flattens dictionaries in the order of their sorted keys.
-            output_names = [".".join(map(str, path)) for path, _ in _flat_paths(structure)]
+            paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
+            output_names = [".".join(map(str, path)) for path in paths]
         else:
             tensors = model.outputs
             output_names = [tensor._keras_history.operation.name for tensor in tensors]
-        self.outputs = _infos(output_names, tensors, batch)
+        self.outputs = _infos(output_names, tensors)
         self._names_by_layer: dict[str, str] = dict(
             zip(input_names, (info.name for info in self.inputs), strict=True)
         )
-        self._call = model
-        self._training = training
         self._structure = getattr(model, "_inputs_struct", None)
+
+    def interface(self, batch: int | None) -> Interface:
+        """Returns inputs and outputs, with ``batch`` as the batch size where it is free."""
+
+        def fixed(infos: tuple[TensorInfo, ...]) -> tuple[TensorInfo, ...]:
+            # A scalar has no batch axis.
+            return tuple(
+                replace(i, shape=(*(n or batch for n in i.shape[:1]), *i.shape[1:])) for i in infos
+            )
+
+        return fixed(self.inputs), fixed(self.outputs)
 
     def input_name(self, name: str) -> str:
         """Translates the name of a Keras input layer; other names are returned as they are."""
         return self._names_by_layer.get(name, name)
 
-    def __call__(self, **inputs: Any) -> dict[str, Any]:
-        """Calls the model on tensors by name, and names what it returns."""
+    def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns the arrays of a batch as the tensors that the signature takes, by name."""
+        import tensorflow as tf
+
+        return {
+            info.name: tf.convert_to_tensor(batch[info.name], info.dtype) for info in self.inputs
+        }
+
+    def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Calls the model in inference on tensors by name, and names what it returns."""
+        return self.call(inputs)
+
+    def call(self, inputs: Mapping[str, Tensor], *, training: bool = False) -> dict[str, Tensor]:
+        """Calls the model on tensors by name, and names what it returns.
+
+        Args:
+            inputs: By input name.
+            training: Whether dropout and the like are active.
+        """
         import keras
 
         flat = [inputs[info.name] for info in self.inputs]
         structure = flat[0] if len(flat) == 1 else flat
         if isinstance(self._structure, (dict, list, tuple)):
             structure = keras.tree.pack_sequence_as(self._structure, flat)
-        flat_outputs = keras.tree.flatten(self._call(structure, training=self._training))
+        flat_outputs = keras.tree.flatten(self.model(structure, training=training))
         names = (info.name for info in self.outputs)
         return dict(zip(names, flat_outputs, strict=True))
 
 
-def _flat_paths(structure: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    import keras
-
-    return list(keras.tree.flatten_with_path(structure))
-
-
-def _infos(
-    names: Sequence[str], tensors: Sequence[Any], batch: int | None
-) -> tuple[TensorInfo, ...]:
+def _infos(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[TensorInfo, ...]:
     taken: set[str] = set()
     infos = []
     for name, tensor in zip(names, tensors, strict=True):
@@ -145,6 +167,5 @@ def _infos(
         while unique in taken:
             unique, count = f"{identifier}_{count}", count + 1
         taken.add(unique)
-        shape = (*(size or batch for size in tensor.shape[:1]), *tensor.shape[1:])
-        infos.append(TensorInfo(unique, shape, str(tensor.dtype)))
+        infos.append(TensorInfo(unique, tuple(tensor.shape), str(tensor.dtype)))
     return tuple(infos)

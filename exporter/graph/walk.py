@@ -4,39 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from exporter.errors import ModelError
+from exporter.graph.types import Layer, Model
 
 
-def check_rewritable(model: Any) -> None:
-    """Checks that the model is a graph of layers that can be walked and copied.
-
-    Raises:
-        ModelError: If it is not a built Sequential or Functional Keras model.
-    """
-    import keras
-
-    if not isinstance(model, keras.Model):
-        raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
-    if not is_graph(model):
-        raise ModelError(
-            f"A Sequential or Functional model is required, whose graph can be rewritten. "
-            f"Received: the subclassed model {type(model).__name__}. Rebuild it as "
-            "keras.Model(inputs, outputs)."
-        )
-    if not model.built or not getattr(model, "inputs", None):
-        raise ModelError(
-            f"Model {model.name!r} has not been built, so the shapes of its weights are unknown. "
-            "Give it a keras.Input, or call model.build(input_shape)."
-        )
-    for name, layer in walk(model):
-        if isinstance(layer, keras.Model):
-            raise ModelError(
-                f"The nested model {name!r} must be Sequential or Functional. "
-                f"Received: the subclassed model {type(layer).__name__}."
-            )
-
-
-def walk(model: Any) -> Iterator[tuple[str, Any]]:
+def walk(model: Model) -> Iterator[tuple[str, Layer]]:
     """Yields the path and the layer of every leaf of the graph, shared ones once.
 
     Nested Sequential and Functional models are entered; wrapper layers are leaves.
@@ -44,7 +15,7 @@ def walk(model: Any) -> Iterator[tuple[str, Any]]:
     yield from _walk(model, "", set())
 
 
-def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _walk(model: Model, prefix: str, seen: set[int]) -> Iterator[tuple[str, Layer]]:
     for layer in model.layers:
         if id(layer) in seen:
             continue
@@ -55,14 +26,14 @@ def _walk(model: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{layer.name}", layer
 
 
-def links(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yields pairs of operations of which the second one alone is given what the first one makes.
+def links(model: Model) -> Iterator[tuple[str, Layer, Layer]]:
+    """Yields pairs of layers where the output of the first one goes to the second one alone.
 
-    Both are called once, and the second one is given nothing else. Nested models are entered; what
-    crosses their bounds makes no pair.
+    Both are called once, and the second one has no other input. Nested models are entered; a pair
+    never has one layer inside a nested model and the other one outside of it.
 
-    Returns:
-        The path that the names are within, up to the last slash, and the operations.
+    Yields:
+        The path of the model that holds both, with a slash at its end, and the two layers.
     """
     graphs = list(_graphs(model, ""))
     # A layer may be called in several graphs, or several times in one.
@@ -79,7 +50,7 @@ def links(model: Any) -> Iterator[tuple[str, Any, Any]]:
                 yield prefix, source, node.operation
 
 
-def _graphs(model: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _graphs(model: Model, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yields the functional graph of a model and of those nested in it, with their path."""
     import keras
 
@@ -94,7 +65,7 @@ def _nodes(graph: Any) -> list[Any]:
     return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
 
 
-def is_graph(layer: Any) -> bool:
+def is_graph(layer: Layer) -> bool:
     """Tells whether a layer is a Sequential or Functional model."""
     import keras
 

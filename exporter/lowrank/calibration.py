@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.data import Dataset, Samples, held
+from exporter.data import Dataset, Samples, loaded_if_small
 from exporter.data.metrics import is_classes
+from exporter.graph.layers import output_tensors
+from exporter.graph.network import Network
 
 MAX_BATCH = 512
 
@@ -53,11 +55,11 @@ class Calibration:
             yield {name: array[start:stop] for name, array in self.inputs.items()}
 
 
-def calibration_from(model: Any, dataset: Dataset, samples: int) -> Calibration | None:
+def calibration_from(network: Network, dataset: Dataset, samples: int) -> Calibration | None:
     """Takes calibration data from the training part of a data set.
 
     Args:
-        model: The model.
+        network: The model.
         dataset: Fitted to the model.
         samples: The most that are taken, from the front: splits are shuffled.
 
@@ -68,24 +70,23 @@ def calibration_from(model: Any, dataset: Dataset, samples: int) -> Calibration 
     train = dataset.train
     if train is None:
         return None
-    fixed = model.inputs[0].shape[0]
+    fixed = network.fixed_batch
     count = min(samples, len(train))
     # Small batches, if need be, for some to be held out.
-    batch = int(fixed) if fixed else min(_affordable_batch(model), -(-count // HELD_OUT_EVERY))
+    batch = fixed or min(_affordable_batch(network), -(-count // HELD_OUT_EVERY))
     if fixed:
         count = count // batch * batch
     if not count:
         return None
     logits = {name for name, labels in train.labels.items() if is_classes(labels)}
-    return Calibration(held(train.take(slice(count)).inputs), batch, frozenset(logits))
+    return Calibration(loaded_if_small(train.take(slice(count)).inputs), batch, frozenset(logits))
 
 
-def _affordable_batch(model: Any) -> int:
+def _affordable_batch(network: Network) -> int:
     """Returns a batch size whose activations fit into memory, forward and backward."""
     elements = sum(
         int(np.prod([size or 1 for size in tensor.shape[1:]]))
-        for layer in model.layers
-        for node in layer._inbound_nodes[:1]
-        for tensor in node.outputs
+        for layer in network.model.layers
+        for tensor in output_tensors(layer)
     )
     return max(1, min(MAX_BATCH, _BATCH_BYTES // (4 * max(1, elements))))

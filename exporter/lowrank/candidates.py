@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from exporter.graph.walk import walk
+from exporter.graph.network import Network
+from exporter.graph.types import Layer
 from exporter.lowrank.factorizers import Factorizer, factorizer_for, reason_kept
 from exporter.lowrank.kernels import Kernel
 
@@ -28,7 +28,7 @@ class Candidate:
     name: str
     path: str
     kind: str
-    layer: Any
+    layer: Layer
     factorizer: Factorizer | None
     kernel: Kernel | None
     merge: bool = True
@@ -58,16 +58,18 @@ def listing(candidates: Sequence[Candidate]) -> str:
     return ", ".join(shapes) or "none can be factorized"
 
 
-def candidates(model: Any, *, merge: bool = True, convolution: str = "channel") -> list[Candidate]:
-    """Lists the kernels, and the layers with weights that have none, in the order of the model.
+def candidates(
+    network: Network, *, merge: bool = True, convolution: str = "channel"
+) -> list[Candidate]:
+    """Lists the kernels, and the layers with weights that have none, in the order of the layers.
 
     Args:
-        model: The model.
+        network: The model.
         merge: Whether S would be merged into U.
         convolution: How a convolution would be cut.
     """
     found = []
-    for path, layer in walk(model):
+    for path, layer in network.layers.items():
         if not layer.weights:
             continue
         kind = type(layer).__name__

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
 
 from exporter.graph.fold import fold_batch_norms
-from exporter.graph.rewrite import Replacement, rewrite
-from exporter.graph.walk import check_rewritable, walk
+from exporter.graph.network import Network
+from exporter.graph.rewrite import Replacement
+from exporter.graph.types import Model, Variable
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
 from exporter.lowrank.statistics import gather, gather_fishers
@@ -36,7 +37,7 @@ class Factors:
         data_aware: Whether it was cut by calibration data.
     """
 
-    weights: tuple[Any, ...]
+    weights: tuple[Variable, ...]
     matrices: tuple[tuple[int, int], ...]
     replaced: tuple[int, int]
     rank: int
@@ -58,16 +59,21 @@ class Compressed:
     """A model in which thin factors stand in for some layers.
 
     Attributes:
-        model: An ordinary Keras model; it saves, loads and trains.
+        network: The compressed model.
         plan: What became of every layer with weights, and why.
         factors: What stands in for each factorized kernel, by its name in the plan.
         cut: How the kernels were factorized.
     """
 
-    model: Any
+    network: Network
     plan: RankPlan
     factors: Mapping[str, Factors]
     cut: Cut = field(default_factory=Cut)
+
+    @property
+    def model(self) -> Model:
+        """The compressed model: an ordinary Keras model, which saves, loads and trains."""
+        return self.network.model
 
     def copy(self, replacements: Mapping[str, Replacement] | None = None) -> "Compressed":
         """Returns the same with weights of its own, made under the current strategy.
@@ -76,25 +82,24 @@ class Compressed:
             replacements: What to call in place of layers, by path: one layer for each, with the
                 weights of that one first.
         """
-        model = rewrite(self.model, replacements or {})
-        layers = dict(walk(model))
+        network = self.network.rewrite(replacements or {})
         twins = {
             id(original): twin
-            for path, layer in walk(self.model)
-            for original, twin in zip(layer.weights, layers[path].weights, strict=False)
+            for path, layer in self.network.layers.items()
+            for original, twin in zip(layer.weights, network.layers[path].weights, strict=False)
         }
         factors = {
             name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))
             for name, each in self.factors.items()
         }
-        return replace(self, model=model, factors=factors)
+        return replace(self, network=network, factors=factors)
 
 
 class Engine:
     """Plans and factorizes one model.
 
     Attributes:
-        model: The model that is factorized: the original, or what folding made of it.
+        network: The model that is factorized: the original, or what folding made of it.
         candidates: Its kernels and other layers with weights.
         cut: How kernels are factorized.
         seed: Of the labels that ``"kfac"`` samples.
@@ -102,7 +107,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        network: Network,
         calibration: Calibration | None = None,
         cut: Cut | None = None,
         progress: Progress | None = None,
@@ -112,41 +117,36 @@ class Engine:
         """Folds batch normalisations; nothing else is computed before it is needed.
 
         Args:
-            model: A built Sequential or Functional model; it is not changed.
+            network: The original; it is not changed.
             calibration: Inputs; without them kernels are cut by their weights.
             cut: How; without a method, by the weights and the loss gradient.
             progress: Is told of passes over the data and of each kernel.
             seed: Of the labels that ``"kfac"`` samples.
 
         Raises:
-            ModelError: If the model's graph cannot be rewritten.
+            ModelError: If a layer cannot be copied from its configuration.
         """
-        check_rewritable(model)
         self.cut, self.seed = cut or Cut(), seed
         self._progress = progress or Silent()
-        self._original = model
-        self.model, self._folded = fold_batch_norms(model) if self.cut.fold else (model, {})
-        self.candidates = self._candidates(self.model)
+        self._original = self.network = network
+        self._folded: dict[str, str] = {}
+        if self.cut.fold:
+            self.network, self._folded = fold_batch_norms(network)
+        self.candidates = self._candidates(self.network)
         self.calibration = None if self.cut.method == "svd" else calibration
-        self._moments: dict[str, Moments] | None = None
-        self._curves: dict[str, Array] | None = None
 
-    @property
+    @cached_property
     def moments(self) -> dict[str, Moments]:
         """Moments of the original model, by candidate name, in the order of the calls."""
-        if self._moments is None:
-            self._moments = self._gather()
-        return self._moments
+        return self._gather()
 
-    @property
-    def curves(self) -> dict[str, Array]:
+    @cached_property
+    def curves(self) -> dict[str, Floats]:
         """The error curve of every kernel, by candidate name."""
-        if self._curves is None:
-            self._curves = {
-                name: kernel.error_curve(self.moments.get(name))
-                for name, kernel in _kernels(self.candidates).items()
-            }
-        return self._curves
+        return {
+            name: kernel.error_curve(self.moments.get(name))
+            for name, kernel in _kernels(self.candidates).items()
+        }
 
     def plan(self, policy: RankPolicy) -> RankPlan:
         """Has a policy choose the ranks.
@@ -172,7 +172,7 @@ class Engine:
         truncations: dict[str, Truncation] = {}
         with self._progress.track("Factorizing", len(chosen)) as advance:
             for stage in self._stages(chosen):
-                moments = self._moved_moments(chosen, stage, truncations)
+                moments = self._compressed_moments(chosen, stage, truncations)
                 for name, kernel in _kernels(stage).items():
                     truncations[name] = kernel.truncate(
                         plan.ranks[name], moments.get(name), merge=self.cut.merge
@@ -198,10 +198,10 @@ class Engine:
                     relative_error=truncations[name].relative_error,
                     data_aware=self.calibration is not None and kernel.data_aware,
                 )
-        return Compressed(rewrite(self.model, replacements), plan, factors, self.cut)
+        return Compressed(self.network.rewrite(replacements), plan, factors, self.cut)
 
-    def _candidates(self, model: Any) -> list[Candidate]:
-        return candidates(model, merge=self.cut.merge, convolution=self.cut.convolution)
+    def _candidates(self, network: Network) -> list[Candidate]:
+        return candidates(network, merge=self.cut.merge, convolution=self.cut.convolution)
 
     def _with_folded(self, before: Candidate, after: Mapping[str, LayerPlan]) -> LayerPlan:
         """Returns the plan of a layer of the original, which folding may have taken or changed."""
@@ -237,9 +237,9 @@ class Engine:
             fishers = None
             if weighted:
                 fishers = gather_fishers(
-                    self.model, kernels, self.calibration, seed=self.seed, advance=step
+                    self.network, kernels, self.calibration, seed=self.seed, advance=step
                 )
-            return gather(self.model, kernels, self.calibration, fishers=fishers, advance=step)
+            return gather(self.network, kernels, self.calibration, fishers=fishers, advance=step)
 
     @property
     def _cascades(self) -> bool:
@@ -260,7 +260,7 @@ class Engine:
             start, stop = (len(layers) * k // count for k in (number, number + 1))
             yield [candidate for layer in layers[start:stop] for candidate in layer]
 
-    def _moved_moments(
+    def _compressed_moments(
         self,
         chosen: Sequence[Candidate],
         stage: Sequence[Candidate],
@@ -270,13 +270,13 @@ class Engine:
         if self.calibration is None or not self._cascades or not truncations:
             return self.moments
         done = [candidate for candidate in chosen if candidate.name in truncations]
-        moved = rewrite(self.model, build_replacements(done, truncations))
+        compressed = self.network.rewrite(build_replacements(done, truncations))
         return gather(
-            self.model,
+            self.network,
             _data_aware(stage),
             self.calibration,
-            moved=moved,
-            moved_kernels=_data_aware(self._candidates(moved)),
+            compressed=compressed,
+            compressed_kernels=_data_aware(self._candidates(compressed)),
             fishers={name: m.fisher for name, m in self.moments.items() if m.fisher is not None},
         )
 

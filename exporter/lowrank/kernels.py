@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from exporter.errors import ModelError
+from exporter.graph.hooks import Place
 from exporter.graph.signature import FREE_SIZE
-from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.graph.types import Layer, Tensor, Variable
+from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.truncation import Truncation, error_curve, truncate
 
 
@@ -44,16 +46,16 @@ class Kernel:
     name: str
     m: int
     n: int
-    layer: Any
-    variable: Any
+    layer: Layer
+    variable: Variable
     read: Callable[[Any], Any]
-    outputs: Callable[[Any], Any]
+    outputs: Callable[[Tensor], Tensor]
     positions: int
     groups: int = 1
     has_bias: bool = True
     other_params: int = 0
     looked_up: bool = False
-    gradient_at: Literal["activation", "output"] | None = "activation"
+    gradient_at: Place | None = "activation"
 
     data_aware: ClassVar[bool] = True
     """Whether ``truncate`` makes use of moments."""
@@ -89,7 +91,7 @@ class Kernel:
         g, middle = self.groups, () if merge else ((self.groups, rank, rank),)
         return (g, self.m, rank), *middle, (g, rank, self.n)
 
-    def matrices(self, *, precise: bool = True) -> Array:
+    def matrices(self, *, precise: bool = True) -> Floats:
         """Returns the map as g x m x n.
 
         Args:
@@ -109,7 +111,7 @@ class Kernel:
             )
         if precise or array.dtype != np.float32:
             array = array.astype(np.float64)
-        matrices: Array = self.read(array)
+        matrices: Floats = self.read(array)
         return matrices
 
     def truncate(
@@ -130,7 +132,7 @@ class Kernel:
         matrices = self.matrices(precise=moments is not None)
         return truncate(matrices, rank, moments, merge=merge)
 
-    def error_curve(self, moments: Moments | None = None) -> Array:
+    def error_curve(self, moments: Moments | None = None) -> Floats:
         """Returns the squared error at every rank from 0 to ``full_rank``.
 
         Args:
@@ -139,7 +141,7 @@ class Kernel:
         return error_curve(self.matrices(), moments)
 
 
-def times(inputs: Any, matrix: Any) -> Any:
+def times(inputs: Tensor, matrix: Any) -> Tensor:
     """Multiplies the last axis of a tensor by a matrix, m x n; returns rows x 1 x n."""
     import tensorflow as tf
 

@@ -5,8 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.errors import RecipeError
-from exporter.graph.macs import count_macs
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.ranks.policy import RankPlan
@@ -24,8 +23,8 @@ class Planner:
         self._progress = progress or Silent()
         self._sensitivities: Any = None
         kernels = [c.macs() or 0 for c in engine.candidates]
-        self._fixed_macs = max(0, count_macs(engine.model) - sum(kernels))
-        self.params = engine.model.count_params()
+        self._fixed_macs = max(0, engine.network.macs - sum(kernels))
+        self.params = engine.network.params
         self.macs = self._fixed_macs + sum(kernels)
 
     def within(self, unit: Unit, limit: int) -> RankPlan:
@@ -66,7 +65,7 @@ class Planner:
         if plan.ranks == best.plan.ranks:
             return best
         other = self.engine.carry_out(plan)
-        return other if self._loss(other.model) < self._loss(best.model) else best
+        return other if self._loss(other.network) < self._loss(best.network) else best
 
     def policy(
         self, unit: Unit, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
@@ -78,11 +77,11 @@ class Planner:
             unit, limit, fixed_macs=self._fixed_macs, sensitivities=self._sensitivities or None
         )
 
-    def _loss(self, model: Any) -> float:
+    def _loss(self, network: Network) -> float:
         calibration = self.engine.calibration
         if calibration is None:
             return 0.0
-        original, copy = KerasRunner(self.engine.model), KerasRunner(model)
+        original, copy = self.engine.network.runner(), network.runner()
         losses = [
             divergence(original(batch), copy(batch), calibration.logits)
             for batch in calibration.batches()

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import are_probabilities
-from exporter.graph.macs import count_macs
-from exporter.graph.runner import KerasRunner
-from exporter.graph.taps import substituted
+from exporter.graph.hooks import substituted
+from exporter.graph.network import Network
+from exporter.graph.runner import predict_in_batches
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.engine import Engine, build_replacements
@@ -49,10 +49,10 @@ def measure_sensitivities(
     if engine.calibration is None:
         return {}
     chosen = [c for c in engine.candidates if c.kernel is not None and c.kernel.break_even_rank > 1]
-    cost = count_macs(engine.model) * (1 + len(PROBE_PARTS) * len(chosen))
+    cost = engine.network.macs * (1 + len(PROBE_PARTS) * len(chosen))
     samples = max(1, min(MAX_SAMPLES, MAX_MACS // max(1, cost)))
     calibration = engine.calibration.head(samples)
-    reference = _predict(engine.model, calibration)
+    reference = _predict(engine.network, calibration)
     sensitivities = {}
     with (progress or Silent()).track("Measuring sensitivities", len(chosen)) as advance:
         for number, candidate in enumerate(chosen):
@@ -66,7 +66,7 @@ def divergence(reference: Outputs, outputs: Outputs, logits: frozenset[str]) -> 
 
     Args:
         reference: Arrays by output name.
-        outputs: Likewise.
+        outputs: Arrays by output name.
         logits: Outputs that are unnormalised log-probabilities, unless they are distributions.
 
     Returns:
@@ -107,7 +107,7 @@ def _measure(
         truncation = kernel.truncate(rank, engine.moments.get(candidate.name))
         (replacement,) = build_replacements([candidate], {candidate.name: truncation}).values()
         with substituted(candidate.layer, replacement):
-            outputs = _predict(engine.model, calibration)
+            outputs = _predict(engine.network, calibration)
         effect = divergence(reference, outputs, calibration.logits)
         if effect > 0 and math.isfinite(effect) and curve[rank] > 0:
             points.append((math.log(curve[rank] / curve[0]), math.log(effect)))
@@ -125,8 +125,7 @@ def _fit(points: list[tuple[float, float]]) -> Sensitivity:
     return Sensitivity(math.exp(float(middle)), exponent)
 
 
-def _predict(model: Any, calibration: Calibration) -> dict[str, NDArray[Any]]:
+def _predict(network: Network, calibration: Calibration) -> dict[str, NDArray[Any]]:
     # Eagerly: each substitution would have to be traced anew.
-    runner = KerasRunner(model, eager=True)
-    chunks = [runner(batch) for batch in calibration.batches()]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    runner = network.runner(eager=True)
+    return predict_in_batches(runner, calibration.inputs, calibration.batch_size, len(calibration))

@@ -6,35 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.outputs import Family, as_logits, output_families
-from exporter.graph.runner import tensors_of
+from exporter.graph.hooks import called, watched
+from exporter.graph.network import Network
+from exporter.graph.outputs import Family, as_logits
+from exporter.graph.signature import Signature
+from exporter.graph.types import Tensor
 from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.linalg.moments import Accumulator, Array, Fisher, Moments
-from exporter.lowrank.taps import Kernels, tapped, watched
+from exporter.lowrank.linalg.moments import Accumulator, Fisher, Floats, Moments
+
+Kernels = Mapping[str, Kernel]
 
 MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
 
 
 def gather(
-    model: Any,
+    network: Network,
     kernels: Kernels,
     calibration: Calibration,
     *,
-    moved: Any = None,
-    moved_kernels: Kernels | None = None,
+    compressed: Network | None = None,
+    compressed_kernels: Kernels | None = None,
     fishers: Mapping[str, Fisher] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
     """Runs a model over data and gathers the moments of its kernels' outputs.
 
     Args:
-        model: The original.
+        network: The original.
         kernels: Kernels of it by candidate name; those with more than ``MAX_OUTPUTS`` are left out.
         calibration: Is gone through once.
-        moved: A copy in which earlier layers are compressed; None gathers of the original alone.
-        moved_kernels: The same kernels in the copy.
+        compressed: A copy in which earlier layers are compressed; None gathers of the original
+            alone.
+        compressed_kernels: The same kernels in the copy.
         fishers: What ``gather_fishers`` returned.
         advance: Is called after every batch.
 
@@ -43,18 +48,16 @@ def gather(
     """
     import tensorflow as tf
 
-    from exporter.graph.signature import Signature
-
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
-    signature = Signature(model)
-    moved_signature = None if moved is None else Signature(moved)
+    signature = network.signature
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(inputs: Any) -> Any:
         y = _traced_outputs(signature, inputs, wanted)
-        if moved_signature is None or moved_kernels is None:
+        if compressed is None or compressed_kernels is None:
             return {name: {"y": _summary(rows, rows)} for name, rows in y.items()}
-        z = _traced_outputs(moved_signature, inputs, {name: moved_kernels[name] for name in wanted})
+        twins = {name: compressed_kernels[name] for name in wanted}
+        z = _traced_outputs(compressed.signature, inputs, twins)
         return {
             name: {
                 "y": _summary(rows, rows),
@@ -67,7 +70,7 @@ def gather(
     sums: dict[str, dict[str, tuple[Accumulator, Accumulator]]] = {}
     for number, batch in enumerate(calibration.batches()):
         held_out = number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        for name, parts in step(tensors_of(signature, batch)).items():
+        for name, parts in step(signature.tensors(batch)).items():
             folds = sums.setdefault(name, {part: (Accumulator(), Accumulator()) for part in parts})
             for part, summary in parts.items():
                 folds[part][held_out].add(*(value.numpy() for value in summary))
@@ -79,7 +82,7 @@ def gather(
 
 
 def gather_fishers(
-    model: Any,
+    network: Network,
     kernels: Kernels,
     calibration: Calibration,
     *,
@@ -94,7 +97,7 @@ def gather_fishers(
     squared error.
 
     Args:
-        model: The original.
+        network: The original.
         kernels: Kernels of it by candidate name.
         calibration: Is gone through once.
         seed: Of the samples.
@@ -106,15 +109,14 @@ def gather_fishers(
     """
     import tensorflow as tf
 
-    from exporter.graph.signature import Signature
-
-    signature = Signature(model)
+    signature = network.signature
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
-    families = output_families(model, calibration.logits)
+    families = network.families(calibration.logits)
+    places = [(kernel.layer, kernel.gradient_at) for kernel in wanted.values()]
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(inputs: Any, number: Any) -> Any:
-        with tf.GradientTape() as tape, watched(wanted, tape) as seen:
+        with tf.GradientTape() as tape, watched(places, tape) as seen:
             outputs = signature(**inputs)
             loss = 0.0
             for index, (name, family) in enumerate(families.items()):
@@ -130,25 +132,26 @@ def gather_fishers(
     samples = 0
     for number, batch in enumerate(calibration.batches()):
         samples += len(next(iter(batch.values())))
-        for name, value in step(tensors_of(signature, batch), tf.constant(number)).items():
+        for name, value in step(signature.tensors(batch), tf.constant(number)).items():
             sums[name] = sums.get(name, 0.0) + value.numpy().astype(np.float64)
         advance()
     return {name: Fisher(value / samples) for name, value in sums.items()}
 
 
-def _traced_outputs(signature: Any, inputs: Any, kernels: Kernels) -> dict[str, Any]:
+def _traced_outputs(
+    signature: Signature, inputs: Mapping[str, Tensor], kernels: Kernels
+) -> dict[str, Tensor]:
     """Calls a model and returns each kernel's outputs, rows x g x n, in the order of the calls."""
     import tensorflow as tf
 
-    with tapped(kernels) as seen:
+    with called(kernel.layer for kernel in kernels.values()) as calls:
         signature(**inputs)
-    order = {key: position for position, key in enumerate(seen)}
-    reached = [name for name, kernel in kernels.items() if id(kernel.layer) in order]
     outputs = {}
-    for name in sorted(reached, key=lambda name: order[id(kernels[name].layer)]):
-        kernel = kernels[name]
-        rows = [kernel.outputs(tensor) for tensor in seen[id(kernel.layer)]]
-        outputs[name] = tf.cast(tf.concat(rows, axis=0), tf.float32)
+    for layer, of_layer in calls.items():
+        for name, kernel in kernels.items():
+            if id(kernel.layer) == layer:
+                rows = [kernel.outputs(inputs) for inputs, _ in of_layer]
+                outputs[name] = tf.cast(tf.concat(rows, axis=0), tf.float32)
     return outputs
 
 
@@ -186,12 +189,12 @@ def _part_moments(
     """Covariances where a bias can put the means right, second moments about zero elsewhere."""
     y, z, cross = sums["y"], sums.get("z"), sums.get("zy")
 
-    def second(part: Accumulator | None) -> Array | None:
+    def second(part: Accumulator | None) -> Floats | None:
         if part is None:
             return None
         return part.covariance if has_bias else part.about_zero
 
-    def mean(part: Accumulator | None) -> Array | None:
+    def mean(part: Accumulator | None) -> Floats | None:
         if part is None:
             return None
         return part.mean if has_bias else np.zeros_like(part.mean)
@@ -200,8 +203,8 @@ def _part_moments(
         mean=np.asarray(mean(y)),
         scatter=np.asarray(second(y)),
         fisher=fisher,
-        moved_mean=mean(z),
-        moved_scatter=second(z),
+        compressed_mean=mean(z),
+        compressed_scatter=second(z),
         cross=second(cross),
     )
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.granularity import Granularity
 from exporter.quantization.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
 
@@ -30,7 +30,7 @@ _POWER = 16
 """Of the mean that stands for the largest step, which would be moved by one element alone."""
 
 
-def balanced(first: Array, second: Array) -> tuple[Array, Array]:
+def balanced(first: Floats, second: Floats) -> tuple[Floats, Floats]:
     """Returns factors of the same product that share its singular values, half and half.
 
     Args:
@@ -44,7 +44,7 @@ def balanced(first: Array, second: Array) -> tuple[Array, Array]:
     return left @ (u * half), half[:, None] * (vt @ right.T)
 
 
-def whitened(first: Array, second: Array, moment: Array) -> tuple[Array, Array]:
+def whitened(first: Floats, second: Floats, moment: Floats) -> tuple[Floats, Floats]:
     """Returns factors of the same product that are balanced for latents of a second moment.
 
     With ``moment = G Gt`` and ``Gt K2 = U S Vt``, they are ``K1 G^-t U S^1/2`` and ``S^1/2 Vt``:
@@ -77,8 +77,8 @@ class Steps:
 
 
 def refined(
-    first: Array, second: Array, latents: Array, energy: float, steps: Steps
-) -> tuple[Array, Array]:
+    first: Floats, second: Floats, latents: Floats, energy: float, steps: Steps
+) -> tuple[Floats, Floats]:
     """Returns factors of the same product for which less noise is predicted.
 
     The logarithm of ``predicted_noise`` is lowered over R, from the identity, along its relative
@@ -167,7 +167,7 @@ def _joint(sizes: Any, shared_by: str) -> Any:
     return top * (mean + _TINY) ** (1 / _POWER) * tf.ones_like(sizes)
 
 
-def random_rotation(size: int, generator: np.random.Generator) -> Array:
+def random_rotation(size: int, generator: np.random.Generator) -> Floats:
     """Draws an orthogonal matrix, which spreads each axis evenly over all where one is known.
 
     Where there is a Hadamard matrix it is that one with random signs, and otherwise one of any.
@@ -180,7 +180,7 @@ def random_rotation(size: int, generator: np.random.Generator) -> Array:
     return np.asarray(signs[:, None] * hadamard / math.sqrt(size))
 
 
-def hadamard_matrix(size: int) -> Array | None:
+def hadamard_matrix(size: int) -> Floats | None:
     """Returns a matrix of 1 and -1 whose rows are orthogonal; None if none is known here.
 
     Sylvester doubles a matrix; Paley makes one of size q + 1 for each prime q = 4k - 1.

@@ -5,12 +5,12 @@ large, and the next one multiply it by an s-th (Nagel et al., 2019): in float no
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from exporter.graph.walk import links
-from exporter.lowrank.linalg.moments import Array
+from exporter.graph.network import Network
+from exporter.graph.types import Layer, Tensor
+from exporter.lowrank.linalg.moments import Floats
 
 _HALVINGS = 8
 """How often the largest rows of a kernel are lowered by half."""
@@ -28,13 +28,13 @@ _PASSING = {"Flatten", "Dropout", "LeakyReLU"} | {
 """Layers that keep channels apart, in their order, and the largest values."""
 
 
-def sources(model: Any) -> dict[int, Any]:
+def sources(network: Network) -> dict[int, Layer]:
     """Finds the layers that have scales in common with the one before.
 
     Returns:
         By identity of a linear layer, the one whose outputs are its inputs, and nobody else's.
     """
-    before = {id(layer): (source, layer) for _, source, layer in links(model)}
+    before = {id(layer): (source, layer) for _, source, layer in network.links}
     found = {}
     for source, layer in before.values():
         while _passes(source) and id(source) in before:
@@ -44,7 +44,7 @@ def sources(model: Any) -> dict[int, Any]:
     return found
 
 
-def _passes(layer: Any) -> bool:
+def _passes(layer: Layer) -> bool:
     kind = type(layer).__name__
     return (
         (kind in _PASSING and _is_channels_last(layer))
@@ -53,16 +53,16 @@ def _passes(layer: Any) -> bool:
     )
 
 
-def _is_homogeneous(layer: Any) -> bool:
+def _is_homogeneous(layer: Layer) -> bool:
     name = getattr(layer.activation, "__name__", "")
     return name in _HOMOGENEOUS and _is_channels_last(layer)
 
 
-def _is_channels_last(layer: Any) -> bool:
+def _is_channels_last(layer: Layer) -> bool:
     return getattr(layer, "data_format", "channels_last") == "channels_last"
 
 
-def free_scales(source: Any, inputs: Any, first: Array) -> Iterator[Array]:
+def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats]:
     """Yields scales of channels that lower the largest rows of a kernel, and cost nothing before.
 
     No scale is below one, nor such that a channel would be the largest of the source's kernel or of
@@ -88,7 +88,7 @@ def free_scales(source: Any, inputs: Any, first: Array) -> Iterator[Array]:
         yield np.fmin(np.maximum(rows / rows.max() * 2**halving, 1.0), most)
 
 
-def scale(source: Any, scales: Array) -> None:
+def scale(source: Layer, scales: Floats) -> None:
     """Has a layer make each channel as many times as large."""
     for weight in source.weights:
         weight.assign(weight.numpy() * scales)

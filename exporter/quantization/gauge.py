@@ -10,19 +10,17 @@ simulated integers; so are scales of x, which the layer before takes over.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from exporter.graph.hooks import called
 from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
-from exporter.graph.runner import tensors_of
-from exporter.graph.signature import Signature
-from exporter.graph.taps import called
-from exporter.graph.walk import walk
+from exporter.graph.types import Layer, Tensor, Variable
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.equalization import sources
 from exporter.quantization.granularity import Granularity
 from exporter.quantization.junction import AS_CUT, Junction, LayerGauge
@@ -96,8 +94,8 @@ def regauge(
         are those that were cut.
     """
     calibration = calibration.head(GAUGE_SAMPLES)
-    simulation = Simulation(compressed.model, calibration, scheme, granularity)
-    before = simulation.snr(compressed.model)
+    simulation = Simulation(compressed.network, calibration, scheme, granularity)
+    before = simulation.snr(compressed.network)
 
     def attempt(seed: int) -> Gauged:
         copy, generator = compressed.copy(), np.random.default_rng(seed)
@@ -107,7 +105,7 @@ def regauge(
             layers.append(junction.choose(generator))
             means[id(junction.layers[0])] = junction.mean
         copy = _centred(copy, means)
-        report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.model))
+        report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.network))
         return Gauged(copy, report)
 
     tried = map(attempt, range(seed, seed + attempts))
@@ -124,7 +122,8 @@ def _junctions(
     """Yields the factors whose second one is given just what the first one makes."""
     meetings = list(_meetings(compressed))
     pairs = [layers for _, _, layers in meetings]
-    inputs, before = _inputs_of(compressed.model, pairs, calibration), sources(compressed.model)
+    network = compressed.network
+    inputs, before = _inputs_of(network, pairs, calibration), sources(network)
     for meeting, (first, _), given in zip(meetings, pairs, inputs, strict=True):
         if given is not None:
             yield Junction(
@@ -138,11 +137,11 @@ def _junctions(
 
 def _meetings(
     compressed: Compressed,
-) -> Iterator[tuple[str, tuple[Any, Any], tuple[Any, Any]]]:
+) -> Iterator[tuple[str, tuple[Variable, Variable], tuple[Layer, Layer]]]:
     """Yields names, weights and layers of factors that follow one another."""
     owners = {
         id(variable): layer
-        for layer in linear_layers(compressed.model)
+        for layer in linear_layers(compressed.network)
         for variable in layer.weights
     }
     for name, factors in compressed.factors.items():
@@ -156,10 +155,10 @@ def _meetings(
                 yield name if len(factors.weights) == 2 else first.name, weights, (first, last)
 
 
-def _centred(compressed: Compressed, means: Mapping[int, Array | None]) -> Compressed:
+def _centred(compressed: Compressed, means: Mapping[int, Floats | None]) -> Compressed:
     """Copies a model, with biases that take means off the outputs of layers, by their identity."""
     replacements = {}
-    for path, layer in walk(compressed.model):
+    for path, layer in compressed.network.layers.items():
         mean = means.get(id(layer))
         if mean is not None:
             _, _, output = getattr(layer, "equation", "").partition("->")
@@ -169,7 +168,7 @@ def _centred(compressed: Compressed, means: Mapping[int, Array | None]) -> Compr
     return compressed.copy(replacements)
 
 
-def _is_plain(layer: Any) -> bool:
+def _is_plain(layer: Layer) -> bool:
     """Tells whether a layer multiplies the last axis of its input, or windows along it."""
     return (
         type(layer).__name__ in {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"}
@@ -178,14 +177,16 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _gives_latent(layer: Any) -> bool:
+def _gives_latent(layer: Layer) -> bool:
     """Tells whether a layer gives the plain product, the columns of its kernel as the last axis."""
     operands, _, output = getattr(layer, "equation", "r->r").partition("->")
     linear = getattr(layer.activation, "__name__", "linear") == "linear"
     return layer.bias is None and linear and output.endswith(operands[-1])
 
 
-def _inputs_of(model: Any, pairs: Sequence[tuple[Any, Any]], calibration: Calibration) -> list[Any]:
+def _inputs_of(
+    network: Network, pairs: Sequence[tuple[Layer, Layer]], calibration: Calibration
+) -> list[Tensor | None]:
     """Returns what goes into the first layer of each pair.
 
     It is None where the results of that layer do not go to the other one. Of a layer that is called
@@ -193,13 +194,12 @@ def _inputs_of(model: Any, pairs: Sequence[tuple[Any, Any]], calibration: Calibr
     """
     import tensorflow as tf
 
-    layers = {id(layer): layer for pair in pairs for layer in pair}.values()
     share = _MOST_BYTES // max(1, len(pairs))
-    signature = Signature(model)
-    given: list[list[Any]] = [[] for _ in pairs]
+    signature = network.signature
+    given: list[list[Tensor]] = [[] for _ in pairs]
     for batch in calibration.batches():
-        with called(layers) as calls:
-            signature(**tensors_of(signature, batch))
+        with called(layer for pair in pairs for layer in pair) as calls:
+            signature(**signature.tensors(batch))
         for parts, (first, last) in zip(given, pairs, strict=True):
             made = {id(result) for _, result in calls[id(first)]}
             if made != {id(inputs) for inputs, _ in calls[id(last)]}:

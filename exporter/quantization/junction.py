@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from exporter.data.metrics import snr_db
-from exporter.graph.taps import replaced
-from exporter.lowrank.linalg.moments import Array
+from exporter.graph.hooks import replaced
+from exporter.graph.types import Layer, Tensor, Variable
+from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.quantization.equalization import free_scales, scale
 from exporter.quantization.granularity import Granularity
@@ -52,9 +53,9 @@ class _Trial(NamedTuple):
 
     snr: float
     gauge: str
-    pair: tuple[Array, Array]
-    scales: Array | None
-    mean: Array | None
+    pair: tuple[Floats, Floats]
+    scales: Floats | None
+    mean: Floats | None
 
 
 class Junction:
@@ -70,11 +71,11 @@ class Junction:
     def __init__(
         self,
         name: str,
-        weights: tuple[Any, Any],
-        layers: tuple[Any, Any],
+        weights: tuple[Variable, Variable],
+        layers: tuple[Layer, Layer],
         *,
-        inputs: Any,
-        source: Any,
+        inputs: Tensor,
+        source: Layer | None,
         scheme: Scheme,
         granularity: Granularity,
     ) -> None:
@@ -99,7 +100,7 @@ class Junction:
         self._second_shape = second.shape
         self._rank = len(second)
         self._cut = first.reshape(-1, self._rank), second.reshape(self._rank, -1)
-        self.mean: Array | None = None
+        self.mean: Floats | None = None
         self._expected = self._outputs(layers[0](inputs))
 
     def choose(self, generator: np.random.Generator) -> LayerGauge:
@@ -107,9 +108,9 @@ class Junction:
 
         def tried(
             gauge: str,
-            pair: tuple[Array, Array],
-            scales: Array | None = None,
-            mean: Array | None = None,
+            pair: tuple[Floats, Floats],
+            scales: Floats | None = None,
+            mean: Floats | None = None,
         ) -> _Trial:
             snr = self._snr(pair, self._scaled(scales), mean)
             return _Trial(snr, gauge, pair, scales, mean)
@@ -143,7 +144,7 @@ class Junction:
         self.mean = chosen.mean
         return LayerGauge(self._name, chosen.gauge, cut.snr, chosen.snr)
 
-    def _pairs(self, generator: np.random.Generator) -> Iterator[tuple[str, tuple[Array, Array]]]:
+    def _pairs(self, generator: np.random.Generator) -> Iterator[tuple[str, tuple[Floats, Floats]]]:
         latents = self._latents(*self._cut)
         moment = latents.T @ latents / len(latents)
         bases = {"balanced": balanced(*self._cut), "whitened": whitened(*self._cut, moment)}
@@ -152,7 +153,7 @@ class Junction:
             yield gauge, (first, second)
             yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
-    def _refined(self, pair: tuple[Array, Array], latents: Array) -> tuple[Array, Array]:
+    def _refined(self, pair: tuple[Floats, Floats], latents: Floats) -> tuple[Floats, Floats]:
         """Returns the pair moved on to where the least noise is predicted.
 
         Args:
@@ -170,24 +171,24 @@ class Junction:
         steps = Steps(of_kernels, of_latents="row" if rows else "tensor")
         return refined(*pair, latents[::every], float(energy), steps)
 
-    def _latents(self, *pair: Array) -> Array:
+    def _latents(self, *pair: Floats) -> Floats:
         self._assign(*pair)
         latents = np.asarray(self.layers[0](self._inputs), np.float64)
         return latents.reshape(-1, self._rank)
 
-    def _scaled(self, scales: Array | None) -> Any:
+    def _scaled(self, scales: Floats | None) -> Tensor:
         if scales is None:
             return self._inputs
         channels = np.resize(scales, self._inputs.shape[-1])
         return self._inputs * channels.astype(self._inputs.dtype.as_numpy_dtype)
 
-    def _snr(self, pair: tuple[Array, Array], inputs: Any, mean: Array | None) -> float:
+    def _snr(self, pair: tuple[Floats, Floats], inputs: Tensor, mean: Floats | None) -> float:
         self._assign(*pair)
         for layer in self.layers:
             round_kernels(layer, self._scheme, self._granularity)
         first, last = self.layers
         latent = first(round_inputs(first, inputs, self._scheme))
-        effect: Array | float = 0.0
+        effect: Floats | float = 0.0
         if mean is not None:
             latent -= mean.astype(latent.dtype.as_numpy_dtype)
             effect = self._effect(mean, pair[1])
@@ -195,7 +196,7 @@ class Junction:
         return snr_db(outputs + effect, self._expected)
 
     @property
-    def _bias(self) -> Any:
+    def _bias(self) -> Variable:
         return self.layers[1].bias
 
     @property
@@ -210,18 +211,18 @@ class Junction:
         size = window * math.prod(self._bias.shape)
         return not padded and math.prod(self._second_shape[1:]) == size
 
-    def _effect(self, mean: Array, second: Array) -> Array:
+    def _effect(self, mean: Floats, second: Floats) -> Floats:
         """Returns what a mean of the latent adds to all outputs."""
-        effect: Array = (mean @ second).reshape(-1, *self._bias.shape).sum(axis=0)
+        effect: Floats = (mean @ second).reshape(-1, *self._bias.shape).sum(axis=0)
         return effect
 
-    def _outputs(self, latent: Any) -> Array:
+    def _outputs(self, latent: Tensor) -> Floats:
         """Returns the outputs before the activation."""
         _, last = self.layers
         with replaced([(last, "activation", None)]):
             return np.asarray(last(latent), np.float64)
 
-    def _assign(self, first: Array, second: Array) -> None:
+    def _assign(self, first: Floats, second: Floats) -> None:
         head, tail = self._weights
         head.assign(first.reshape(head.shape))
         tail.assign(np.moveaxis(second.reshape(self._second_shape), 0, self._axis))

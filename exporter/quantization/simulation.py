@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
 from exporter.graph.fold import OUTPUT_AXES
-from exporter.graph.outputs import as_logits, output_families
-from exporter.graph.rewrite import rewrite
-from exporter.graph.runner import tensors_of
-from exporter.graph.signature import Signature
-from exporter.graph.taps import replaced
-from exporter.graph.walk import walk
+from exporter.graph.hooks import replaced
+from exporter.graph.layers import with_parts
+from exporter.graph.network import Network
+from exporter.graph.outputs import as_logits
+from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.calibration import Calibration
 from exporter.quantization.granularity import SMALL_KERNEL, Granularity
 
@@ -38,10 +37,10 @@ _JUDGED_AS_LOGITS = {"softmax", "sigmoid"}
 """Activations whose results are not rounded here: what they are made of is judged."""
 
 
-def linear_layers(model: Any) -> Iterator[Any]:
-    """Yields the layers of a model, and those within them, that multiply by a kernel at once."""
-    for _, layer in walk(model):
-        for part in layer._flatten_layers():
+def linear_layers(network: Network) -> Iterator[Layer]:
+    """Yields the layers of a network, and those within them, that multiply by a kernel at once."""
+    for layer in network.layers.values():
+        for part in with_parts(layer):
             if type(part).__name__ in _OUTPUT_AXES:
                 yield part
 
@@ -60,7 +59,7 @@ def round_weights(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[
     return rounded
 
 
-def round_activations(values: Any, low: Any, high: Any) -> Any:
+def round_activations(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Rounds a TensorFlow tensor to 256 steps between two ends, of which zero is one."""
     import tensorflow as tf
 
@@ -73,7 +72,7 @@ def round_activations(values: Any, low: Any, high: Any) -> Any:
     return tf.cast((steps - zero) * scale, values.dtype)
 
 
-def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
+def round_inputs(layer: Layer, values: Tensor, scheme: Scheme) -> Tensor:
     """Rounds what goes into a linear layer, in the ranges that the values themselves have.
 
     Where the kernel stays as it is, so do they.
@@ -97,18 +96,18 @@ def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
     return round_activations(values, low, high)
 
 
-def _is_rounded(layer: Any, scheme: Scheme) -> bool:
+def _is_rounded(layer: Layer, scheme: Scheme) -> bool:
     """Tells whether the kernel of a linear layer becomes integers."""
     largest = max(int(np.prod(variable.shape)) for variable in layer.weights)
     return scheme == "static" or largest >= SMALL_KERNEL
 
 
-def kernel_granularity(layer: Any, scheme: Scheme, granularity: Granularity) -> Granularity:
+def kernel_granularity(layer: Layer, scheme: Scheme, granularity: Granularity) -> Granularity:
     """Returns what of a kernel has a scale: the dynamic scheme has no convolutions of one scale."""
     return "channel" if scheme == "dynamic" and hasattr(layer, "kernel_size") else granularity
 
 
-def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:
+def round_kernels(layer: Layer, scheme: Scheme, granularity: Granularity) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
     if not _is_rounded(layer, scheme):
         return
@@ -125,7 +124,7 @@ class Simulation:
 
     def __init__(
         self,
-        reference: Any,
+        reference: Network,
         calibration: Calibration,
         scheme: Scheme,
         granularity: Granularity,
@@ -139,24 +138,24 @@ class Simulation:
             granularity: Whether kernels have one scale, or one an output channel.
         """
         self._calibration, self._scheme, self._granularity = calibration, scheme, granularity
-        self._families = output_families(reference, calibration.logits)
+        self._families = reference.families(calibration.logits)
         self._expected = self._outputs(reference)
 
-    def snr(self, model: Any) -> float:
-        """Returns the signal to noise ratio of a model's outputs, in decibels.
+    def snr(self, network: Network) -> float:
+        """Returns the signal to noise ratio of a network's outputs, in decibels.
 
         Those of a classifier are judged as logits, up to a constant. Of several outputs, the noise
         counts in parts of each one's signal.
         """
-        outputs = self._rounded_outputs(model)
+        outputs = self._rounded_outputs(network)
         noise = [
             float(np.sum((outputs[name] - expected) ** 2) / max(np.sum(expected**2), 1e-30))
             for name, expected in self._expected.items()
         ]
         return -decibels(sum(noise) / len(noise))
 
-    def _rounded_outputs(self, model: Any) -> dict[str, NDArray[np.float64]]:
-        copy = rewrite(model, {})
+    def _rounded_outputs(self, network: Network) -> dict[str, NDArray[np.float64]]:
+        copy = network.copy()
         for layer in linear_layers(copy):
             round_kernels(layer, self._scheme, self._granularity)
         if self._scheme == "dynamic":
@@ -169,14 +168,16 @@ class Simulation:
         with replaced(_sites(copy, ranges.rounded)):
             return self._outputs(copy, ranges.rounded)
 
-    def _outputs(self, model: Any, visit: "_Visit | None" = None) -> dict[str, NDArray[np.float64]]:
+    def _outputs(
+        self, network: Network, visit: "_Visit | None" = None
+    ) -> dict[str, NDArray[np.float64]]:
         """Predicts all batches; classifiers give logits whose mean is zero."""
         import tensorflow as tf
 
-        signature = Signature(model)
+        signature = network.signature
         parts: dict[str, list[Any]] = {name: [] for name in self._families}
         for batch in self._calibration.batches():
-            inputs = tensors_of(signature, batch)
+            inputs = signature.tensors(batch)
             if visit is not None:
                 inputs = {name: visit(name, tensor) for name, tensor in inputs.items()}
             for name, outputs in signature(**inputs).items():
@@ -188,7 +189,7 @@ class Simulation:
         return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-_Visit = Callable[[Any, Any], Any]
+_Visit = Callable[[Any, Tensor], Tensor]
 """Is given where a tensor was met, and the tensor, and returns what goes on from there."""
 
 
@@ -198,7 +199,7 @@ class _Ranges:
     def __init__(self) -> None:
         self._ends: dict[Any, tuple[Any, Any]] = {}
 
-    def observe(self, site: Any, values: Any) -> Any:
+    def observe(self, site: Any, values: Tensor) -> Tensor:
         import tensorflow as tf
 
         if values.dtype.is_floating:
@@ -209,21 +210,21 @@ class _Ranges:
             )
         return values
 
-    def rounded(self, site: Any, values: Any) -> Any:
+    def rounded(self, site: Any, values: Tensor) -> Tensor:
         ends = self._ends.get(site)
         return values if ends is None else round_activations(values, *ends)
 
 
-def _sites(model: Any, visit: _Visit) -> list[tuple[Any, str, Any]]:
+def _sites(network: Network, visit: _Visit) -> list[tuple[Layer, str, Any]]:
     """Returns what has each layer's result, and what goes into its activation, visited."""
     import keras
 
-    patches: list[tuple[Any, str, Any]] = []
-    for path, layer in walk(model):
+    patches: list[tuple[Layer, str, Any]] = []
+    for path, layer in network.layers.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
         # Recurrent layers pass on that of their cell, which is not theirs to set.
-        activation = vars(layer).get("activation")
+        activation: Any = vars(layer).get("activation")
         kind = getattr(activation, "__name__", "linear")
         if kind not in _FUSED:
             patches.append((layer, "activation", _before(activation, (path, "activation"), visit)))
@@ -246,7 +247,7 @@ def _after(function: Callable[..., Any], site: Any, visit: _Visit) -> Callable[.
     return call
 
 
-def _rounding_rows(layer: Any) -> Callable[..., Any]:
+def _rounding_rows(layer: Layer) -> Callable[..., Any]:
     """Returns the call of a linear layer whose inputs are rounded in ranges of their own."""
     call = layer.call
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
 from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError
+from exporter.graph.network import Network
 from exporter.graph.runner import KerasRunner, predict_in_batches
-from exporter.graph.signature import Signature
 from exporter.training.objective import Objective
 
 PREDICTION_BATCH = 500
@@ -79,7 +79,7 @@ class Course:
     """
 
     def __init__(
-        self, dataset: Dataset, baseline: Any, objective: Objective, batch_size: int
+        self, dataset: Dataset, baseline: Network, objective: Objective, batch_size: int
     ) -> None:
         """Has the baseline predict once what it will be asked for many times.
 
@@ -93,12 +93,11 @@ class Course:
             DataError: If there is nothing to train on.
         """
         source, train = training_part(dataset)
-        signature = Signature(baseline)
-        self.fixed_batch = signature.inputs[0].fixed_batch
-        self._dtypes = {info.name: info.dtype for info in signature.inputs}
+        self.fixed_batch = baseline.fixed_batch
+        self._dtypes = {info.name: info.dtype for info in baseline.inputs}
         self._batch_size = self.fixed_batch or batch_size
         labelled = frozenset(train.labels)
-        self._teacher = KerasRunner(baseline) if objective.needs_teacher(labelled) else None
+        self._teacher = baseline.runner() if objective.needs_teacher(labelled) else None
         self._source = self._taught(source)
         samples = source.samples
         self.steps_per_epoch: int | None = None

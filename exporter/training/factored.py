@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter.graph.signature import Signature
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Factors
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase, Tensors, penalties
@@ -20,18 +20,19 @@ class Factored(Phase):
     # Factors of low rank are thrown far off by single steps otherwise: each moves with the other.
     clip = 1.0
 
-    def __init__(self, model: Any, factors: Mapping[str, Factors], decay: float = 0.0) -> None:
-        """Takes a model that was made under the current strategy.
+    def __init__(
+        self, network: Network, factors: Mapping[str, Factors], decay: float = 0.0
+    ) -> None:
+        """Takes a network that was made under the current strategy.
 
         Args:
-            model: The compressed model; it is trained in place.
+            network: The compressed model; it is trained in place.
             factors: Its factors by kernel.
             decay: Weight of half the squared Frobenius norm of each product.
         """
-        self.student = model
-        self.trained = model.trainable_variables
-        self.state = model.variables
-        self._signature = Signature(model, training=True)
+        self.student = network
+        self.trained = network.model.trainable_variables
+        self.state = network.model.variables
         self._decay = decay
         self._products = [each for each in factors.values() if each.is_plain_pair]
 
@@ -42,7 +43,7 @@ class Factored(Phase):
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            outputs = self._signature(**inputs)
+            outputs = self.student.signature.call(inputs, training=True)
             loss = share * tf.reduce_sum(objective(outputs, labels, teacher))
             total = loss + penalties(self.student)
             if self._decay:

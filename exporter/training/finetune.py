@@ -9,8 +9,8 @@ from typing import Any
 from exporter.data import Dataset
 from exporter.data.metrics import is_classes
 from exporter.errors import DataError
-from exporter.graph.outputs import output_families
-from exporter.graph.rewrite import rewrite
+from exporter.graph.network import Network
+from exporter.graph.types import Model
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.planner import Unit
 from exporter.lowrank.ranks.policy import RankPlan
@@ -33,16 +33,16 @@ class FineTuned:
     Attributes:
         compressed: The model to be exported.
         histories: Of each phase.
-        truncated: The model that the projected training trained at; None if there was none.
-        updated: Its full weights; None likewise.
+        truncated: The Keras model that the projected training trained at; None if there was none.
+        updated: The Keras model of its full weights; None if there was none.
         at_full_rank: Kernels that the projected training did not truncate.
         adaptation: How ranks were chosen anew; None if they were not.
     """
 
     compressed: Compressed
     histories: tuple[History, ...]
-    truncated: Any = None
-    updated: Any = None
+    truncated: Model | None = None
+    updated: Model | None = None
     at_full_rank: tuple[str, ...] = ()
     adaptation: Adaptation | None = None
 
@@ -86,7 +86,7 @@ class FineTuner:
             DataError: If there is nothing to train on, or nothing to try out ranks by.
             RecipeError: If the loss is none.
         """
-        check_training(tuning, dataset, engine.model)
+        check_training(tuning, dataset, engine.network)
         self._engine, self._tuning, self._strategy = engine, tuning, strategy
         self._unit = unit
         self._progress, self._checkpoints, self._on_step = progress, checkpoints, on_step
@@ -95,12 +95,12 @@ class FineTuner:
         labels = {} if train is None else train.labels
         classes = {name for name, array in labels.items() if is_classes(array)}
         self._objective = Objective(
-            output_families(engine.model, classes),
-            known_losses(loss, engine.model),
+            engine.network.families(classes),
+            known_losses(loss, engine.network),
             tuning.distill,
             tuning.temperature,
         )
-        self._course = Course(dataset, engine.model, self._objective, tuning.batch_size)
+        self._course = Course(dataset, engine.network, self._objective, tuning.batch_size)
         if dataset.validation is None:
             progress.note("No validation data: the weights of the last epoch are kept")
 
@@ -135,14 +135,14 @@ class FineTuner:
         phase = self._phase_of(compressed)
         history = self._train(phase, compressed.plan, epochs=epochs)
         # Variables of a strategy are bound to its devices; those of the model are not.
-        _copy_weights(phase.student, compressed.model)
+        _copy_weights(phase.student, compressed.network)
         return compressed, history
 
     def _phase_of(self, compressed: Compressed) -> Factored:
         """Makes a copy, whose factors are to be trained."""
         with self._strategy.scope():
             copy = compressed.copy()
-            return Factored(copy.model, copy.factors, self._tuning.decay)
+            return Factored(copy.network, copy.factors, self._tuning.decay)
 
     def _adaptive(self, compressed: Compressed) -> FineTuned:
         engine = self._engine
@@ -181,7 +181,7 @@ class FineTuner:
             batch = course.fixed_batch or tuning.batch_size
             samples = max(batch, len(whole) * rest // trials // batch * batch)
             thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
-            course = Course(thinned, self._engine.model, self._objective, tuning.batch_size)
+            course = Course(thinned, self._engine.network, self._objective, tuning.batch_size)
         settings = replace(self._settings, epochs=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
@@ -204,13 +204,13 @@ class FineTuner:
     def _projected(self, plan: RankPlan) -> FineTuned:
         engine = self._engine
         with self._strategy.scope():
-            phase = Projected(engine.model, plan.ranks)
+            phase = Projected(engine.network, plan.ranks)
         if phase.left_out:
             self._progress.note(
                 f"Trained at full rank, and cut afterwards: {', '.join(phase.left_out)}"
             )
         history = self._train(phase, plan)
-        updated = rewrite(engine.model, {})
+        updated = engine.network.copy()
         _copy_weights(phase.finish(), updated)
         cut = replace(engine.cut, fold=False)
         plainly = Engine(updated, None, replace(cut, method="svd"), self._progress)
@@ -219,7 +219,7 @@ class FineTuner:
         if self._tuning.export_from == "updated":
             anew = Engine(updated, engine.calibration, cut, self._progress, seed=engine.seed)
             compressed = anew.carry_out(plan)
-        return FineTuned(compressed, (history,), truncated.model, updated, phase.left_out)
+        return FineTuned(compressed, (history,), truncated.model, updated.model, phase.left_out)
 
     def _train(self, phase: Phase, plan: RankPlan, *, epochs: int | None = None) -> History:
         settings = self._settings
@@ -250,14 +250,14 @@ class FineTuner:
         )
 
 
-def check_training(tuning: Tuning, dataset: Dataset, model: Any) -> None:
+def check_training(tuning: Tuning, dataset: Dataset, network: Network) -> None:
     """Finds out, without computing, whether the data are enough to train on.
 
     Raises:
         DataError: If there is nothing to train on, or nothing to try out ranks by.
     """
     training_part(dataset)
-    batch, validation = model.inputs[0].shape[0] or 1, dataset.validation
+    batch, validation = network.fixed_batch or 1, dataset.validation
     if tuning.train == "adaptive" and (validation is None or len(validation) < batch):
         raise DataError(
             f"Adaptive training compares ranks on validation data, {batch} samples at least. "
@@ -270,5 +270,5 @@ def _ranks(plan: RankPlan) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
 
 
-def _copy_weights(source: Any, target: Any) -> None:
-    target.set_weights([weight.numpy() for weight in source.weights])
+def _copy_weights(source: Network, target: Network) -> None:
+    target.model.set_weights([weight.numpy() for weight in source.model.weights])

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from exporter.graph.runner import KerasRunner
 from exporter.progress import Progress
 from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exporter.training.course import Course, Lesson
@@ -132,7 +131,7 @@ class Loop:
         with strategy.scope():
             self._optimizer = _optimizer(settings, course.steps_per_epoch)
             self._optimizer.build(phase.trained)
-        self._runner = KerasRunner(phase.student)
+        self._runner = phase.student.runner()
         self._prepare = tf.function(phase.prepare, autograph=False)
         self._step = self._compiled()
         self._at = _Position()

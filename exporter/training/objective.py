@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import RecipeError, brief
+from exporter.graph.network import Network
 from exporter.graph.outputs import Family, as_logits
-from exporter.graph.signature import Signature
 
 Tensors = Mapping[str, Any]
 
@@ -67,12 +67,12 @@ class Objective:
         return _by_sample(_task_loss(predicted, labels, self.families[name]))
 
 
-def known_losses(loss: Any, model: Any) -> dict[str, Callable[[Any, Any], Any]]:
+def known_losses(loss: Any, network: Network) -> dict[str, Callable[[Any, Any], Any]]:
     """Reads what Keras takes as the loss of a model: one for all outputs, or one for each.
 
     Args:
         loss: As for ``keras.Model.compile``; None for none.
-        model: The model.
+        network: The model.
 
     Returns:
         Functions of labels and predictions, not reduced, by output name.
@@ -82,9 +82,11 @@ def known_losses(loss: Any, model: Any) -> dict[str, Callable[[Any, Any], Any]]:
     """
     if loss is None:
         return {}
-    names = [info.name for info in Signature(model).outputs]
+    names = [info.name for info in network.outputs]
     if isinstance(loss, Mapping):
-        keys = dict(zip(model.output_names, names, strict=True)) | {name: name for name in names}
+        keys = dict(zip(network.model.output_names, names, strict=True)) | {
+            name: name for name in names
+        }
         unknown = sorted(set(loss) - set(keys))
         if unknown:
             raise RecipeError(f"A loss is given for {unknown}. The model's outputs: {names}.")

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from exporter.graph.network import Network
+from exporter.graph.types import Variable
 from exporter.training.objective import Objective
 
 Tensors = Mapping[str, Any]
@@ -23,9 +25,9 @@ class Phase(ABC):
 
     name: ClassVar[str]
     clip: ClassVar[float | None] = None
-    student: Any
-    trained: Sequence[Any]
-    state: Sequence[Any]
+    student: Network
+    trained: Sequence[Variable]
+    state: Sequence[Variable]
 
     def prepare(self) -> None:  # noqa: B027 - most prepare nothing
         """Does, once for all replicas, what comes before a step and before an evaluation."""
@@ -48,9 +50,9 @@ class Phase(ABC):
         """
 
 
-def penalties(model: Any) -> Any:
-    """Returns this replica's part of the regularization losses that a model collected."""
+def penalties(network: Network) -> Any:
+    """Returns this replica's part of the regularization losses that a network collected."""
     import tensorflow as tf
 
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    return sum(model.losses, 0.0) / replicas
+    return sum(network.model.losses, 0.0) / replicas

@@ -1,20 +1,20 @@
 """Trains full weights at their truncation: the algorithm of the notebook."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from exporter.graph.rewrite import Replacement, rewrite
-from exporter.graph.signature import Signature
-from exporter.graph.walk import walk
+from exporter.graph.hooks import called, watched
+from exporter.graph.network import Network
+from exporter.graph.rewrite import Replacement
+from exporter.graph.types import Layer, Tensor, Variable
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import build_replacements
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.taps import tapped, watched
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase, Tensors, penalties
 
@@ -32,38 +32,35 @@ class Projected(Phase):
     full rank, and cut when training has ended.
 
     Attributes:
-        updated: The model of full weights.
+        updated: The network of full weights.
         left_out: Names of kernels that are trained at full rank, though the plan cuts them.
     """
 
     name = "projected"
 
-    def __init__(self, model: Any, ranks: Mapping[str, int]) -> None:
-        """Copies the model, under the current strategy.
+    def __init__(self, network: Network, ranks: Mapping[str, int]) -> None:
+        """Copies the network, under the current strategy.
 
         Args:
-            model: Of full weights; it is not changed.
+            network: Of full weights; it is not changed.
             ranks: By candidate name.
         """
-        self.updated = rewrite(model, {})
+        self.updated = network.copy()
         found = [c for c in candidates(self.updated) if c.name in ranks]
         pieces = [_piece(candidate, ranks[candidate.name]) for candidate in found]
         self._pieces = [piece for piece in pieces if piece is not None]
         taking_part = {piece.name for piece in self._pieces}
         self.left_out = tuple(name for name in ranks if name not in taking_part)
-        self.student = rewrite(
-            self.updated, {piece.path: piece.replacement for piece in self._pieces}
-        )
+        self.student = self.updated.rewrite({p.path: p.replacement for p in self._pieces})
         thin = {id(weight) for piece in self._pieces for weight in piece.factors}
-        others = [v for v in self.student.trainable_variables if id(v) not in thin]
+        others = [v for v in self.student.model.trainable_variables if id(v) not in thin]
         self._others = others
         self.trained = [*(piece.kernel.variable for piece in self._pieces), *others]
         self.state = [
             *(piece.kernel.variable for piece in self._pieces),
             *(piece.basis for piece in self._pieces),
-            *self.student.variables,
+            *self.student.model.variables,
         ]
-        self._signature = Signature(self.student, training=True)
 
     def prepare(self) -> None:
         """Truncates the full weights."""
@@ -76,28 +73,28 @@ class Projected(Phase):
         """See the base class."""
         import tensorflow as tf
 
-        heads = {piece.name: replace(piece.kernel, layer=piece.head) for piece in self._pieces}
-        tails = {piece.name: replace(piece.kernel, layer=piece.tail) for piece in self._pieces}
-        with tf.GradientTape() as tape, watched(tails, tape) as results, tapped(heads) as given:
-            outputs = self._signature(**inputs)
+        heads = [piece.head for piece in self._pieces]
+        tails = [(piece.tail, piece.kernel.gradient_at) for piece in self._pieces]
+        with tf.GradientTape() as tape, watched(tails, tape) as results, called(heads) as calls:
+            outputs = self.student.signature.call(inputs, training=True)
             loss = share * tf.reduce_sum(objective(outputs, labels, teacher))
             total = loss + penalties(self.student)
         at_outputs = [results[id(piece.tail)] for piece in self._pieces]
         others, at_outputs = tape.gradient(total, (self._others, at_outputs))
         kernels = [
-            piece.gradient(given[id(piece.head)], gradients)
+            piece.gradient([given for given, _ in calls[id(piece.head)]], gradients)
             for piece, gradients in zip(self._pieces, at_outputs, strict=True)
         ]
         return loss, [*kernels, *others]
 
-    def finish(self) -> Any:
-        """Brings the model of full weights up to date, and returns it.
+    def finish(self) -> Network:
+        """Brings the network of full weights up to date, and returns it.
 
         Its kernels are those that were trained; all else was trained in the student.
         """
-        layers = dict(walk(self.student))
+        layers = self.student.layers
         by_path = {piece.path: piece for piece in self._pieces}
-        for path, layer in walk(self.updated):
+        for path, layer in self.updated.layers.items():
             piece = by_path.get(path)
             source = layers[path].variables if piece is None else piece.other_variables
             target = [v for v in layer.variables if piece is None or v is not piece.kernel.variable]
@@ -127,19 +124,19 @@ class _Piece:
     basis: Any
 
     @property
-    def head(self) -> Any:
+    def head(self) -> Layer:
         return self.replacement.layers[0]
 
     @property
-    def tail(self) -> Any:
+    def tail(self) -> Layer:
         return self.replacement.layers[-1]
 
     @property
-    def factors(self) -> tuple[Any, ...]:
+    def factors(self) -> tuple[Variable, ...]:
         return self.replacement.factors[self.kernel.name]
 
     @property
-    def other_variables(self) -> list[Any]:
+    def other_variables(self) -> list[Variable]:
         """What the thin layers hold beside the factors."""
         thin = {id(weight) for weight in self.factors}
         return [
@@ -154,7 +151,7 @@ class _Piece:
             factor.assign(tf.reshape(value, factor.shape))
         self.basis.assign(truncated.basis)
 
-    def gradient(self, given: Sequence[Any], at_outputs: Sequence[Any]) -> Any:
+    def gradient(self, given: Sequence[Tensor], at_outputs: Sequence[Tensor]) -> Tensor:
         """Returns the gradient at the truncation, in the shape of the full weights.
 
         Args:

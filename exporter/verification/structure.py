@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from exporter.formats.base import StoredTensor
-from exporter.graph.walk import walk
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.quantization.granularity import SMALL_KERNEL
 
@@ -96,7 +96,7 @@ def prove_structure(
         compressed: The compressed Keras model and its plan.
         weight_bits: Of an element of a kernel in the artifact; 32 if it is not quantized.
     """
-    least, predicted, most = _bytes_of_weights(compressed.model, weight_bits)
+    least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Of the factors alone: converters drop a bias that is zero.
     factors = _distinct(
@@ -112,7 +112,7 @@ def prove_structure(
             proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
     actual = sum(tensor.nbytes for tensor in _distinct(stored))
     slack = WEIGHT_SLACK * predicted + WEIGHT_ALLOWANCE
-    graph = FILE_ALLOWANCE + LAYER_ALLOWANCE * sum(1 for _ in walk(compressed.model))
+    graph = FILE_ALLOWANCE + LAYER_ALLOWANCE * len(compressed.network.layers)
     return StructureProof(
         layers=tuple(proofs),
         predicted_bytes=predicted,
@@ -123,9 +123,9 @@ def prove_structure(
     )
 
 
-def _bytes_of_weights(model: Any, weight_bits: int) -> tuple[int, int, int]:
+def _bytes_of_weights(network: Network, weight_bits: int) -> tuple[int, int, int]:
     """Returns the bytes of all weights as they are stored in an artifact: least, likely, most."""
-    layers = [layer for _, layer in walk(model)]
+    layers = network.layers.values()
     if weight_bits == FLOAT_BITS:
         # A converter may store a weight as it is cast for the computation, or half precision as
         # float32; and weights that are equal once, or each.
@@ -134,7 +134,7 @@ def _bytes_of_weights(model: Any, weight_bits: int) -> tuple[int, int, int]:
             for layer in layers
             for weight in layer.weights
         ]
-        predicted = sum(tensor.nbytes for tensor in _distinct(_described(model.weights)))
+        predicted = sum(tensor.nbytes for tensor in _distinct(_described(network.model.weights)))
         least = sum(size * min(stored, computed) for size, stored, computed in cast)
         most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
         return min(least, predicted), predicted, most

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from exporter.data import Array
 from exporter.data.metrics import are_probabilities
 from exporter.errors import ModelError
 from exporter.formats.variants import ToleranceRule
-from exporter.graph.conversion import recast
-from exporter.graph.walk import walk
+from exporter.graph.network import Network
+from exporter.graph.types import Layer, Tensor
 
 View = Literal["value", "log_probability"]
 
@@ -56,25 +56,25 @@ Tolerances = Mapping[tuple[str, str, View], Tolerance]
 """By probe, output and view."""
 
 
-def float64_copy(model: Any) -> Any:
-    """Rebuilds a Keras model with every floating point dtype raised to float64, same weights.
+def float64_copy(network: Network) -> Network:
+    """Rebuilds a network with every floating point dtype raised to float64, same weights.
 
     Raises:
         ModelError: If the model cannot be rebuilt from its configuration.
     """
     try:
-        copy = recast(model, "float64")
+        copy = network.recast("float64")
     except ModelError as error:
         raise ModelError(
             f"{error} The tolerance is derived from a float64 copy. Give atol or rtol instead."
         ) from error
-    for _, layer in walk(copy):
+    for layer in copy.layers.values():
         if _is_depthwise(layer):
             object.__setattr__(layer, "call", partial(_convolve_depthwise, layer))
     return copy
 
 
-def _is_depthwise(layer: Any) -> bool:
+def _is_depthwise(layer: Layer) -> bool:
     """Tells whether a grouped convolution takes each channel on its own, as in ConvNeXt."""
     import keras
 
@@ -86,7 +86,7 @@ def _is_depthwise(layer: Any) -> bool:
     )
 
 
-def _convolve_depthwise(layer: Any, inputs: Any) -> Any:
+def _convolve_depthwise(layer: Layer, inputs: Tensor) -> Tensor:
     """Computes the layer as a depthwise convolution.
 
     Keras has grouped ones compiled by XLA, which takes minutes for a sample in float64.

@@ -3,17 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from exporter.data import UINT8_MAX, Dataset
 from exporter.data.metrics import Metric, task_metric
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, Format
 from exporter.formats.variants import QualityRule, ToleranceRule
-from exporter.graph.fitting import scales_input
-from exporter.graph.macs import count_macs
-from exporter.graph.runner import KerasRunner
-from exporter.graph.signature import Signature
+from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.verification.compression import outputs_with_classes
@@ -99,15 +95,14 @@ class Verifier:
         self._compressed = compressed
         self._folder = folder
         self._atol, self._rtol = atol, rtol
-        model = compressed.model
-        signature = Signature(model)
-        largest = UINT8_MAX if scales_input(model) else 1
-        self.macs = count_macs(model)
+        network = compressed.network
+        largest = UINT8_MAX if network.scales_input else 1
+        self.macs = network.macs
         self.probes = make_probes(
-            signature.inputs, signature.outputs, dataset, seed, largest=largest, macs=self.macs
+            network.inputs, network.outputs, dataset, seed, largest=largest, macs=self.macs
         )
         self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, self.macs))
-        self.reference = _predict_all(model, self.probes)
+        self.reference = _predict_all(network, self.probes)
         first = self.probes[0]
         self._classes = outputs_with_classes(self.reference[first.name], first.labels)
         self._exact: Predictions | None = None
@@ -166,11 +161,13 @@ class Verifier:
         if self._atol is not None or self._rtol is not None:
             return given_tolerances(self.reference, self._atol, self._rtol)
         if self._exact is None:
-            exact_model = float64_copy(self._compressed.model)
-            self._exact = _predict_all(exact_model, self.probes, self._limit)
+            exact = float64_copy(self._compressed.network)
+            self._exact = _predict_all(exact, self.probes, self._limit)
         return derive_tolerances(self.reference, self._exact, rule)
 
 
-def _predict_all(model: Any, probes: Sequence[Probe], limit: int | None = None) -> Predictions:
-    runner = KerasRunner(model)
+def _predict_all(
+    network: Network, probes: Sequence[Probe], limit: int | None = None
+) -> Predictions:
+    runner = network.runner()
     return {probe.name: predict(runner, probe, limit) for probe in probes}

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from exporter.data import Dataset, Split, load_dataset
 from exporter.graph.fitting import fitted
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
@@ -219,7 +219,7 @@ def prepare(name: str, options: argparse.Namespace) -> Task:
         model, data = trained_as_in_notebook(data, options.seed)
     elif name.endswith("mlp"):
         untrained = reference_for(data, options.seed)
-        data = fitted(data, untrained)
+        data = fitted(data, Network(untrained))
         model, _ = train_reference(
             untrained, data, seed=options.seed, cache=FOLDER, progress=Silent()
         )
@@ -228,7 +228,7 @@ def prepare(name: str, options: argparse.Namespace) -> Task:
     if data.test is None:
         sys.exit(f"Data {data.name!r} have no test part.")
     data = replace(data, test=data.test.take(slice(0, options.test_samples)))
-    calibration = calibration_from(model, data, options.samples)
+    calibration = calibration_from(Network(model), data, options.samples)
     if calibration is None:
         sys.exit(f"Data {data.name!r} have no training part.")
     return Task(name, model, data, calibration, outputs(model, calibration), hits(model, data.test))
@@ -239,7 +239,7 @@ def trained_as_in_notebook(data: Dataset, seed: int) -> tuple[Any, Dataset]:
     import keras
 
     model = reference_for(data, seed)
-    data = fitted(data, model)
+    data = fitted(data, Network(model))
     key = hashlib.sha256(f"{data.digest} {seed} {NOTEBOOK_EPOCHS} {NOTEBOOK_BATCH}".encode())
     file = FOLDER / f"{NOTEBOOK}-{key.hexdigest()[:16]}.keras"
     if file.exists():
@@ -257,7 +257,7 @@ def trained_convolutional(name: str, data: Dataset, seed: int) -> tuple[Any, Dat
 
     keras.utils.set_random_seed(seed)
     untrained = {"resnet": small_resnet, "vgg": small_vgg}[name]()
-    data = fitted(data, untrained)
+    data = fitted(data, Network(untrained))
     ingredients = f"{untrained.to_json()} {data.digest} {seed} {EPOCHS[name]}"
     key = hashlib.sha256(ingredients.encode()).hexdigest()[:16]
     file = FOLDER / f"{name}-{key}.keras"
@@ -340,7 +340,7 @@ def hits(model: Any, split: Split | None) -> NDArray[np.bool_]:
 
 def outputs(model: Any, calibration: Calibration) -> dict[str, NDArray[Any]]:
     """Returns the outputs for the calibration samples."""
-    runner = KerasRunner(model)
+    runner = Network(model).runner()
     chunks = [runner(batch) for batch in calibration.batches()]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
@@ -350,7 +350,7 @@ def outputs(model: Any, calibration: Calibration) -> dict[str, NDArray[Any]]:
 
 def measure(task: Task, method: str, options: argparse.Namespace) -> tuple[Timing, Iterable[Cell]]:
     """Measures all policies and budgets of one network and one method, with one engine."""
-    engine = Engine(task.model, task.calibration, METHODS[method])
+    engine = Engine(Network(task.model), task.calibration, METHODS[method])
     budgets = () if task.name == NOTEBOOK else options.budgets
     statistics = clocked(lambda: engine.moments)
     planner = Planner(engine)

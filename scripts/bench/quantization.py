@@ -29,7 +29,7 @@ from exporter.data.metrics import snr_db, task_metric, top1_agreement
 from exporter.formats import FORMATS
 from exporter.graph.conversion import serving_module
 from exporter.graph.fitting import fitted
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.graph.signature import Signature
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
@@ -116,9 +116,9 @@ def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row],
     float_model = compressed.model
     samples = {info.name: data.test.inputs[info.name] for info in Signature(float_model).inputs}
     (labels,) = data.test.labels.values()
-    (expected,) = KerasRunner(float_model)(samples).values()
+    (expected,) = Network(float_model).runner()(samples).values()
     float_accuracy = task_metric(expected, labels).value
-    (before,) = KerasRunner(baseline)(samples).values()
+    (before,) = Network(baseline).runner()(samples).values()
     print(
         f"\n{network}: baseline {task_metric(before, labels).value:.2%}, rank {RANKS[network]} "
         f"fine-tuned {float_accuracy:.2%}\n"
@@ -132,7 +132,7 @@ def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row],
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as name:
         folder = Path(name)
         baselines = [folder / "baseline.tflite", folder / "baseline-dynamic.tflite"]
-        whole = Compressed(baseline, RankPlan(()), {})
+        whole = Compressed(Network(baseline), RankPlan(()), {})
         ours(whole, "float32", baselines[0], data)
         plain(whole, "dynamic", baselines[1], data)
         one = {key: array[:1] for key, array in samples.items()}
@@ -171,13 +171,13 @@ def centred(logits: Any) -> Any:
 def ours(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
     """Exports as the command line does."""
     recipe = Recipe.of(quantize=("none" if variant == "float32" else variant,))
-    fmt, samples = FORMATS["tflite"], quantization_samples(recipe, compressed.model, data)
+    fmt, samples = FORMATS["tflite"], quantization_samples(recipe, compressed.network, data)
     gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
-    model = gauges.model(fmt.variant(variant))
+    network = gauges.network(fmt.variant(variant))
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as scratch:
         write_artifact(
             fmt,
-            model,
+            network,
             path,
             export_options(recipe, fmt, variant, samples, ModelCard()),
             granularity=recipe.quantization.granularity,
@@ -190,7 +190,7 @@ def plain(compressed: Compressed, variant: str, path: Path, data: Dataset) -> No
     """Exports by TensorFlow's converter, as its documentation says."""
     import tensorflow as tf
 
-    module, function = serving_module(compressed.model)
+    module, function = serving_module(compressed.network.signature)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
     PLAIN[variant](tf, converter, data)
     path.write_bytes(converter.convert())
@@ -228,7 +228,7 @@ def models(network: str, options: argparse.Namespace) -> tuple[Any, Compressed, 
 
     keras.utils.set_random_seed(0)
     baseline = reference_mlp((28, 28), 10) if network == "mlp" else convolutional()
-    data = fitted(load_dataset(options.data), baseline)
+    data = fitted(load_dataset(options.data), Network(baseline))
     files = [FOLDER / f"quantization-{network}-{options.epochs}{s}.keras" for s in ("", "-cut")]
     if not all(file.exists() for file in files):
         (x,), (y,) = data.train.inputs.values(), data.train.labels.values()

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from exporter.errors import RecipeError
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
@@ -156,7 +157,7 @@ def load(data: str, seed: int) -> tuple[Any, Any, Any]:
 
     keras.utils.set_random_seed(seed)
     dataset = load_dataset(data)
-    fitted_data = fitted(dataset, reference_mlp((28, 28), 10))
+    fitted_data = fitted(dataset, Network(reference_mlp((28, 28), 10)))
     parts = [arrays(part) for part in (fitted_data.train, fitted_data.validation)]
     whole = tuple(np.concatenate(pair) for pair in zip(*parts, strict=True))
     return fitted_data, whole, arrays(fitted_data.test)
@@ -288,11 +289,11 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
         if checked:
             ratios.extend(truncation_ratios(phase))
         if number % steps == 0 and not checked:
-            reached.append(accuracy(phase.student, test))
+            reached.append(accuracy(phase.student.model, test))
         begun[0] = time.perf_counter()
 
     options = {"batch_size": BATCH, "learning_rate": 1e-3, "distill": 0.0, "finetune": epochs}
-    engine = Engine(full, None, Cut(method="svd"), seed=seed)
+    engine = Engine(Network(full), None, Cut(method="svd"), seed=seed)
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
     tuner = tuner_of(engine, everything, Tuning(train="projected", **options), on_step)
     begun[0] = time.perf_counter()
@@ -336,9 +337,10 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
 
     def on_step(phase: Any, number: int) -> None:
         if number % 10 == 0:
-            measure(phase.student)
+            measure(phase.student.model)
 
-    engine = Engine(full, calibration_from(full, fitted_data, QUICK_SAMPLES), seed=seed)
+    network = Network(full)
+    engine = Engine(network, calibration_from(network, fitted_data, QUICK_SAMPLES), seed=seed)
     compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
     cut = time.perf_counter() - begun
     measure(compressed.model)
@@ -367,7 +369,8 @@ def factors(
     if dropout:
         full = with_dropout(full, dropout, seed)
     fitted_data, _, test = load(data, seed)
-    engine = Engine(full, calibration_from(full, fitted_data, 4096), seed=seed)
+    network = Network(full)
+    engine = Engine(network, calibration_from(network, fitted_data, 4096), seed=seed)
     plan = engine.plan(FixedRank(rank))
     if division == "knapsack":
         limit = sum(layer.params_after for layer in plan.layers)

@@ -9,6 +9,7 @@ from exporter.commands.search import compress_within, skeleton
 from exporter.data import load_dataset
 from exporter.errors import DataError, RecipeError
 from exporter.graph.fitting import fitted
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
@@ -19,12 +20,12 @@ from exporter.report.results import Budget
 
 @pytest.fixture(scope="module")
 def dataset(trained_mlp, digits):
-    return fitted(digits, trained_mlp)
+    return fitted(digits, Network(trained_mlp))
 
 
 @pytest.fixture(scope="module")
 def engine(trained_mlp, dataset):
-    return Engine(trained_mlp, calibration_from(trained_mlp, dataset, 1024))
+    return Engine(Network(trained_mlp), calibration_from(Network(trained_mlp), dataset, 1024))
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +80,12 @@ def test_latency_is_measured(engine, dataset):
         compress_within(engine, Recipe.of(max_latency=1e-9), dataset)
     fast_enough = compress_within(engine, Recipe.of(max_latency=1.0), dataset)
     # Everything is fast enough: nothing need be given up.
-    assert fast_enough.model.count_params() > 0.7 * engine.model.count_params()
+    assert fast_enough.model.count_params() > 0.7 * engine.network.params
 
 
 def test_drop_holds_on_the_validation_data(engine, dataset, trained_mlp):
     compressed = compress_within(engine, Recipe.of(max_drop=0.02), dataset)
-    assert accuracy_drop(trained_mlp, compressed.model, dataset) <= 0.02
+    assert accuracy_drop(Network(trained_mlp), compressed.network, dataset) <= 0.02
     assert compressed.model.count_params() < 0.7 * trained_mlp.count_params()
 
 

@@ -6,6 +6,7 @@ from exporter.commands.compress import compress
 from exporter.commands.search import check_rank
 from exporter.data import load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
+from exporter.graph.network import Network
 from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
@@ -27,7 +28,7 @@ def assert_same_predictions(actual, expected, model):
 def test_full_rank_predicts_what_the_original_does(zoo_model, samples, predict, merge):
     inputs = samples(zoo_model, 5)
     compressed = compress(zoo_model, "full", merge=merge)
-    kernels = [c.name for c in candidates(zoo_model) if c.kernel is not None]
+    kernels = [c.name for c in candidates(Network(zoo_model)) if c.kernel is not None]
     assert list(compressed.factors) == list(compressed.plan.ranks) == kernels
     assert_same_predictions(
         predict(compressed.model, inputs), predict(zoo_model, inputs), zoo_model
@@ -62,7 +63,7 @@ def test_the_compressed_model_is_an_ordinary_model(
     for name, value in predict(loaded, inputs).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-6)
 
-    kernels = [c.layer.kernel for c in candidates(loaded) if c.kind == "Dense"]
+    kernels = [c.layer.kernel for c in candidates(Network(loaded)) if c.kind == "Dense"]
     before = [kernel.numpy() for kernel in kernels]
     fit_one_step(loaded, inputs)
     for kernel, old in zip(kernels, before, strict=True):
@@ -131,9 +132,9 @@ def test_each_factorized_layer_is_told_of_once(build, listener):
 
 def test_checking_finds_what_compressing_would(build):
     model = build("tiny")
-    check_rank(model, Goal(rank=6), Cut())
+    check_rank(Network(model), Goal(rank=6), Cut())
     with pytest.raises(RecipeError, match="at most 6"):
-        check_rank(model, Goal(rank=7), Cut())
+        check_rank(Network(model), Goal(rank=7), Cut())
 
 
 @pytest.mark.parametrize(

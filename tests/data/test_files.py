@@ -242,7 +242,8 @@ def test_memory_stays_constant(tmp_path, suffix):
         import keras, numpy as np, tensorflow
         from exporter.graph.fitting import fitted
         from exporter.data import load_dataset
-        from exporter.lowrank.statistics import calibration_from
+        from exporter.graph.network import Network
+        from exporter.lowrank.calibration import calibration_from
 
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -252,8 +253,9 @@ def test_memory_stays_constant(tmp_path, suffix):
             [keras.Input((128, 128, 1)), layers.GlobalAveragePooling2D(), layers.Dense(3)]
         )
         before = peak()
-        dataset = fitted(load_dataset(sys.argv[1]), model)
-        calibration = calibration_from(model, dataset, 1024)
+        network = Network(model)
+        dataset = fitted(load_dataset(sys.argv[1]), network)
+        calibration = calibration_from(network, dataset, 1024)
         samples = sum(len(batch) for batch in dataset.source.batches(256, seed=0, epoch=0))
         print(samples == len(dataset.train) > 100_000, len(calibration), peak() - before)
     """

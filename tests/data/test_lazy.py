@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.data import LazyArray, Split, held, in_memory
+from exporter.data import LazyArray, Split, in_memory, loaded_if_small
 from exporter.data import lazy as lazy_module
 from exporter.data.lazy import chunks, mapped
 
@@ -111,7 +111,7 @@ def test_chunks_are_small_and_make_up_the_whole(recorder, monkeypatch):
 
 def test_arrays_are_held_in_memory_if_they_fit(recorder, monkeypatch):
     arrays = {"a": LazyArray(recorder), "b": np.ones(20)}
-    assert all(type(array) is np.ndarray for array in held(arrays).values())
+    assert all(type(array) is np.ndarray for array in loaded_if_small(arrays).values())
     monkeypatch.setattr(lazy_module, "HELD_BYTES", recorder.array.nbytes - 1)
-    assert held(arrays) is arrays
+    assert loaded_if_small(arrays) is arrays
     assert all(type(array) is np.ndarray for array in in_memory(arrays).values())

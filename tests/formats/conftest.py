@@ -8,6 +8,7 @@ import keras
 import pytest
 
 from exporter.formats.base import ExportOptions
+from exporter.graph.network import Network
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def export(installed, tmp_path):
     def write(name, model, **options):
         fmt = installed(name)
         path = tmp_path / f"artifact{next(count)}{fmt.suffix}"
-        fmt.export(model, path, ExportOptions(**options))
+        fmt.export(Network(model), path, ExportOptions(**options))
         return path
 
     return write
@@ -40,7 +41,7 @@ def export_zoo(installed, build, tmp_path_factory):
         if (name, zoo_name) not in made:
             fmt, model = installed(name), build(zoo_name)
             path = tmp_path_factory.mktemp("exported") / f"artifact{fmt.suffix}"
-            fmt.export(model, path, ExportOptions())
+            fmt.export(Network(model), path, ExportOptions())
             made[name, zoo_name] = Exported(model, path)
         return made[name, zoo_name]
 

@@ -14,8 +14,7 @@ from exporter.commands.compress import compress
 from exporter.errors import ModelError
 from exporter.formats import ALL, FORMAT_NAMES, FORMATS
 from exporter.formats.base import ExportOptions, StoredTensor, describe, measure
-from exporter.graph.runner import KerasRunner
-from exporter.graph.signature import Signature
+from exporter.graph.network import Network
 from exporter.graph.walk import walk
 
 
@@ -58,7 +57,7 @@ def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
         for count in (1, 5, 2):
             inputs = samples(exported.model, count)
             assert_close(
-                runner(inputs), KerasRunner(exported.model, eager=True)(inputs), exported.model
+                runner(inputs), Network(exported.model).runner(eager=True)(inputs), exported.model
             )
 
 
@@ -157,7 +156,7 @@ def test_prepared_call_leaves_the_runner_usable(fmt, export_zoo, samples):
         for _ in range(3):
             run()
         inputs = samples(model, 2, seed=1)
-        assert_close(runner(inputs), KerasRunner(model, eager=True)(inputs), model)
+        assert_close(runner(inputs), Network(model).runner(eager=True)(inputs), model)
 
 
 @pytest.mark.parametrize("fmt", [name for name in FORMATS if name != "c"], indirect=True)
@@ -173,7 +172,9 @@ def test_integer_inputs_are_exported(fmt, export):
     inputs = {"tokens": np.random.default_rng(0).integers(0, 10, (5, 4), dtype="int32")}
     path = export(fmt.name, model)
     for backend in fmt.backends:
-        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model, eager=True)(inputs), model)
+        assert_close(
+            fmt.load(path, backend)(inputs), Network(model).runner(eager=True)(inputs), model
+        )
 
 
 def test_adapted_statistics_are_exported(fmt, export, samples):
@@ -185,7 +186,9 @@ def test_adapted_statistics_are_exported(fmt, export, samples):
     inputs = samples(model, 5)
     path = export(fmt.name, model)
     for backend in fmt.backends:
-        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model, eager=True)(inputs), model)
+        assert_close(
+            fmt.load(path, backend)(inputs), Network(model).runner(eager=True)(inputs), model
+        )
 
 
 def test_a_fixed_batch_stays_fixed(fmt, export, samples):
@@ -195,7 +198,9 @@ def test_a_fixed_batch_stays_fixed(fmt, export, samples):
     path = export(fmt.name, model)
     inputs = samples(model, 3)
     for backend in fmt.backends:
-        assert_close(fmt.load(path, backend)(inputs), KerasRunner(model, eager=True)(inputs), model)
+        assert_close(
+            fmt.load(path, backend)(inputs), Network(model).runner(eager=True)(inputs), model
+        )
 
 
 @pytest.mark.parametrize("fmt", [name for name in FORMATS if name != "c"], indirect=True)
@@ -213,7 +218,7 @@ def test_free_sequence_lengths_stay_free(fmt, export):
         runner = fmt.load(path, backend)
         for shape in [(1, 7, 4), (3, 2, 4)]:
             inputs = {"sequence": generator.normal(size=shape).astype("float32")}
-            assert_close(runner(inputs), KerasRunner(model, eager=True)(inputs), model)
+            assert_close(runner(inputs), Network(model).runner(eager=True)(inputs), model)
 
 
 def test_names_that_are_no_identifiers_are_translated(fmt, export):
@@ -235,17 +240,17 @@ def test_sparse_inputs_are_refused(fmt, export):
 def test_describe_measures_the_artifact(fmt, export, build):
     model = build("tiny")
     path = export(fmt.name, model)
-    described = describe(fmt, "float32", path, model)
+    described = describe(fmt, "float32", path, Network(model))
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     assert described.size == fmt.size(path) > 0
     assert described.size <= sum(file.stat().st_size for file in files)
     assert (described.format, described.variant, described.path) == (fmt.name, "float32", path)
-    assert described.inputs == Signature(model, batch=fmt.batch).inputs
-    assert described.sha256 == describe(fmt, "float32", path, model).sha256
+    assert described.inputs == Network(model).signature.interface(fmt.batch)[0]
+    assert described.sha256 == describe(fmt, "float32", path, Network(model)).sha256
 
     some = max(files, key=lambda file: file.stat().st_size)
     some.write_bytes(some.read_bytes()[:-1] + b"!")
-    changed = describe(fmt, "float32", path, model)
+    changed = describe(fmt, "float32", path, Network(model))
     assert changed.size == described.size
     assert changed.sha256 != described.sha256
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from exporter.formats import FORMATS
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.graph.signature import Signature
 
 
@@ -22,7 +22,7 @@ def test_both_signatures_serve_named_tensors(zoo_name, export_zoo, samples, key)
     }
     inputs = samples(model, 4)
     actual = signature(**{name: tf.constant(array) for name, array in inputs.items()})
-    for name, value in KerasRunner(model, eager=True)(inputs).items():
+    for name, value in Network(model).runner(eager=True)(inputs).items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
 
 

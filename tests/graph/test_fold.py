@@ -4,6 +4,7 @@ import pytest
 from keras import layers
 
 from exporter.graph.fold import fold_batch_norms
+from exporter.graph.network import Network
 from exporter.graph.walk import walk
 
 
@@ -19,7 +20,8 @@ def assert_folds(model, randomize, *, folded, sample_shape=None):
     expected = model(inputs)
     weights = [weight.copy() for weight in model.get_weights()]
     before = batch_norms(model)
-    result, went_into = fold_batch_norms(model)
+    network, went_into = fold_batch_norms(Network(model))
+    result = network.model
     assert sorted(went_into) == sorted(folded)
     assert batch_norms(result) == [path for path in before if path not in folded]
     np.testing.assert_allclose(result(inputs), expected, rtol=1e-5, atol=2e-5)

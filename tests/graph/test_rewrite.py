@@ -4,14 +4,15 @@ import pytest
 from keras import layers
 
 from exporter.errors import ModelError
+from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
-from exporter.graph.walk import check_rewritable, walk
+from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import build_replacements
 
 
 def full_rank_chains(model):
-    chosen = [candidate for candidate in candidates(model) if candidate.kernel is not None]
+    chosen = [candidate for candidate in candidates(Network(model)) if candidate.kernel is not None]
     truncations = {c.name: c.kernel.truncate(c.kernel.full_rank) for c in chosen}
     return build_replacements(chosen, truncations)
 
@@ -128,7 +129,7 @@ class TestWalk:
         assert nested.count("inner/mix") == 1
 
     def test_candidates_are_the_layers_with_weights_in_order(self, build):
-        found = candidates(build("conv_batchnorm_dropout"))
+        found = candidates(Network(build("conv_batchnorm_dropout")))
         assert [(c.name, c.kind) for c in found] == [
             ("conv", "Conv2D"),
             ("norm", "BatchNormalization"),
@@ -191,7 +192,12 @@ class TestChains:
         output = layers.Dense(6, name="a")(layers.Dense(8, name="a_u")(inputs))
         model = keras.Model(inputs, output)
         copy = rewrite(model, full_rank_chains(model))
-        assert [candidate.name for candidate in candidates(copy)] == ["a_u_u", "a_u", "a_u_1", "a"]
+        assert [candidate.name for candidate in candidates(Network(copy))] == [
+            "a_u_u",
+            "a_u",
+            "a_u_1",
+            "a",
+        ]
         batch = samples(model, 3)
         np.testing.assert_allclose(
             predict(copy, batch)["a"], predict(model, batch)["a"], rtol=1e-5, atol=1e-5
@@ -202,26 +208,26 @@ class TestRefusals:
     @pytest.mark.parametrize("thing", ["a path", None, 3])
     def test_what_is_no_model(self, thing):
         with pytest.raises(ModelError, match=f"Received: {type(thing).__name__}"):
-            check_rewritable(thing)
+            Network(thing)
 
     def test_a_subclassed_model(self):
         with pytest.raises(
             ModelError, match=r"Received: the subclassed model Subclassed\. Rebuild"
         ):
-            check_rewritable(Subclassed())
+            Network(Subclassed())
 
     def test_a_subclassed_model_inside(self):
         model = keras.Sequential([keras.Input((4,)), Subclassed()], name="outer")
         with pytest.raises(ModelError, match=r"nested model 'subclassed.*subclassed model Subcl"):
-            check_rewritable(model)
+            Network(model)
 
     def test_a_model_that_is_not_built(self):
         model = keras.Sequential([layers.Dense(3)], name="empty")
         with pytest.raises(ModelError, match=r"'empty' has not been built.*keras\.Input"):
-            check_rewritable(model)
+            Network(model)
 
     def test_a_layer_that_cannot_be_copied(self):
         model = keras.Sequential([keras.Input((4,)), Forgetful(2), layers.Dense(3)], name="outer")
-        check_rewritable(model)
+        Network(model)
         with pytest.raises(ModelError, match=r"'outer' cannot be copied.*get_config"):
             rewrite(model, {})

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
@@ -51,7 +52,7 @@ def calibration(samples=256):
 
 
 def test_what_matters_more_is_more_sensitive(two_branches):
-    engine = Engine(two_branches, calibration())
+    engine = Engine(Network(two_branches), calibration())
     found = measure_sensitivities(engine)
     assert set(found) == {"loud", "quiet"}
     assert found["loud"].loss(0.5) > 1000 * found["quiet"].loss(0.5)
@@ -59,17 +60,17 @@ def test_what_matters_more_is_more_sensitive(two_branches):
 
 def test_prediction_meets_the_measurement(two_branches):
     """A linear model: the squared error of the output is that of the layer."""
-    engine = Engine(two_branches, calibration())
+    engine = Engine(Network(two_branches), calibration())
     found = measure_sensitivities(engine)["loud"]
     assert found.exponent == pytest.approx(1, abs=0.1)
 
 
 def test_model_is_as_it_was_afterwards(two_branches):
     before = two_branches.predict(np.ones((2, 16)), verbose=0)
-    measure_sensitivities(Engine(two_branches, calibration()))
+    measure_sensitivities(Engine(Network(two_branches), calibration()))
     assert "call" not in vars(two_branches.get_layer("loud"))
     np.testing.assert_array_equal(two_branches.predict(np.ones((2, 16)), verbose=0), before)
 
 
 def test_nothing_is_measured_without_data(two_branches):
-    assert measure_sensitivities(Engine(two_branches)) == {}
+    assert measure_sensitivities(Engine(Network(two_branches))) == {}

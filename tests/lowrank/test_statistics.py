@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
 from exporter.graph.walk import walk
 from exporter.lowrank import statistics
@@ -26,7 +27,7 @@ def make(randomize):
 
 
 def kernels_of(model):
-    return {c.name: c.kernel for c in candidates(model) if c.kernel is not None}
+    return {c.name: c.kernel for c in candidates(Network(model)) if c.kernel is not None}
 
 
 def draw(*shape, seed=0):
@@ -68,10 +69,10 @@ def assert_moments(moments, y, z=None, *, centred=True):
     np.testing.assert_allclose(moments.mean, centred * y.mean(axis=0), **tight)
     np.testing.assert_allclose(moments.scatter, second(y, y), **tight)
     if z is None:
-        assert moments.moved_mean is moments.moved_scatter is moments.cross is None
+        assert moments.compressed_mean is moments.compressed_scatter is moments.cross is None
     else:
-        np.testing.assert_allclose(moments.moved_mean, centred * z.mean(axis=0), **tight)
-        np.testing.assert_allclose(moments.moved_scatter, second(z, z), **tight)
+        np.testing.assert_allclose(moments.compressed_mean, centred * z.mean(axis=0), **tight)
+        np.testing.assert_allclose(moments.compressed_scatter, second(z, z), **tight)
         np.testing.assert_allclose(moments.cross, second(z, y), **tight)
 
 
@@ -80,14 +81,14 @@ class TestGather:
     def test_of_a_sequential_model_whatever_the_batches(self, make, batch_size):
         model, kernels = make(sequential())
         x = draw(23, 6)  # The last batch is smaller.
-        gathered = gather(model, kernels, Calibration({"x": x}, batch_size))
+        gathered = gather(Network(model), kernels, Calibration({"x": x}, batch_size))
         for name, centred in {"late": True, "early": False, "middle": True}.items():
             y = outputs_of(kernels[name], inputs_of(model, model.get_layer(name), x))
             assert_moments(gathered[name], y, centred=centred)
 
     def test_comes_in_the_order_of_the_calls(self, make):
         model, kernels = make(sequential())
-        gathered = gather(model, kernels, Calibration({"x": draw(5, 6)}, 2))
+        gathered = gather(Network(model), kernels, Calibration({"x": draw(5, 6)}, 2))
         assert list(gathered) == ["late", "early", "middle"]
 
     def test_of_nested_models(self, make):
@@ -97,7 +98,7 @@ class TestGather:
         inputs = keras.Input((6,), name="x")
         model, kernels = make(keras.Model(inputs, layers.Dense(2, name="outer")(body(inputs))))
         x = draw(9, 6)
-        gathered = gather(model, kernels, Calibration({"x": x}, 4))
+        gathered = gather(Network(model), kernels, Calibration({"x": x}, 4))
         assert_moments(gathered["body/inner"], outputs_of(kernels["body/inner"], x))
         hidden = np.asarray(body(x))
         assert_moments(gathered["outer"], outputs_of(kernels["outer"], hidden))
@@ -109,7 +110,7 @@ class TestGather:
             keras.Model([left, right], layers.Add()([shared(left), shared(right)]))
         )
         a, b = draw(9, 6, seed=1), draw(9, 6, seed=2)
-        gathered = gather(model, kernels, Calibration({"left": a, "right": b}, 4))
+        gathered = gather(Network(model), kernels, Calibration({"left": a, "right": b}, 4))
         assert_moments(gathered["shared"], outputs_of(kernels["shared"], np.concatenate([a, b])))
 
     def test_two_inputs_are_told_apart_by_name(self, make):
@@ -117,7 +118,7 @@ class TestGather:
         both = [layers.Dense(4, name="of_first")(first), layers.Dense(4, name="of_second")(second)]
         model, kernels = make(keras.Model([first, second], layers.Add()(both)))
         a, b = draw(9, 6, seed=1), draw(9, 6, seed=2)
-        gathered = gather(model, kernels, Calibration({"second": b, "first": a}, 4))
+        gathered = gather(Network(model), kernels, Calibration({"second": b, "first": a}, 4))
         assert_moments(gathered["of_first"], outputs_of(kernels["of_first"], a))
         assert_moments(gathered["of_second"], outputs_of(kernels["of_second"], b))
 
@@ -126,14 +127,14 @@ class TestGather:
             keras.Sequential([keras.Input((5, 6), name="x"), layers.Dense(4, name="tokens")])
         )
         x = draw(7, 5, 6)
-        gathered = gather(model, kernels, Calibration({"x": x}, 4))
+        gathered = gather(Network(model), kernels, Calibration({"x": x}, 4))
         assert_moments(gathered["tokens"], outputs_of(kernels["tokens"], x))
 
     def test_groups_of_a_convolution_are_kept_apart(self, make):
         conv = layers.Conv1D(6, 2, groups=2, name="conv")
         model, kernels = make(keras.Sequential([keras.Input((5, 4), name="x"), conv]))
         x = draw(7, 5, 4)
-        gathered = gather(model, kernels, Calibration({"x": x}, 3))
+        gathered = gather(Network(model), kernels, Calibration({"x": x}, 3))
         y = (conv(x).numpy() - conv.bias.numpy()).reshape(-1, 2, 3)
         assert_moments(gathered["conv"], y)
 
@@ -143,27 +144,28 @@ class TestGather:
         )
         x = draw(12, 6)
         assert_moments(
-            gather(model, kernels, Calibration({"x": x}, 4))["y"], outputs_of(kernels["y"], x)
+            gather(Network(model), kernels, Calibration({"x": x}, 4))["y"],
+            outputs_of(kernels["y"], x),
         )
 
-    def test_with_a_moved_copy_the_two_are_compared_on_the_same_samples(self, make):
+    def test_with_a_compressed_copy_the_two_are_compared_on_the_same_samples(self, make):
         model, kernels = make(sequential())
-        moved = rewrite(model, {})
-        first = moved.get_layer("late")
+        compressed = rewrite(model, {})
+        first = compressed.get_layer("late")
         first.kernel.assign(first.kernel + 0.2 * draw(6, 5, seed=3))
         x = draw(23, 6)
         later = {name: kernels[name] for name in ("early", "middle")}
         gathered = gather(
-            model,
+            Network(model),
             later,
             Calibration({"x": x}, 8),
-            moved=moved,
-            moved_kernels=kernels_of(moved),
+            compressed=Network(compressed),
+            compressed_kernels=kernels_of(compressed),
         )
         assert list(gathered) == ["early", "middle"]
         for name, centred in {"early": False, "middle": True}.items():
             y = outputs_of(kernels[name], inputs_of(model, model.get_layer(name), x))
-            z = outputs_of(kernels[name], inputs_of(moved, moved.get_layer(name), x))
+            z = outputs_of(kernels[name], inputs_of(compressed, compressed.get_layer(name), x))
             assert_moments(gathered[name], y, z, centred=centred)
 
     def test_half_precision_is_summed_up_in_single(self, make):
@@ -173,7 +175,7 @@ class TestGather:
             )
         )
         x = draw(3000, 6)
-        gathered = gather(model, kernels, Calibration({"x": x}, 1500))
+        gathered = gather(Network(model), kernels, Calibration({"x": x}, 1500))
         y = outputs_of(kernels["y"], x)
         np.testing.assert_allclose(
             gathered["y"].scatter[0], np.cov(y[:, 0].T), rtol=0.01, atol=0.01
@@ -183,15 +185,17 @@ class TestGather:
         monkeypatch.setattr(statistics, "MAX_OUTPUTS", 4)
         model, kernels = make(sequential())
         calibration = Calibration({"x": draw(5, 6)}, 5)
-        assert list(gather(model, kernels, calibration)) == ["early", "middle"]
-        assert set(gather_fishers(model, kernels, calibration)) == {"early", "middle"}
+        assert list(gather(Network(model), kernels, calibration)) == ["early", "middle"]
+        assert set(gather_fishers(Network(model), kernels, calibration)) == {"early", "middle"}
 
     def test_tells_of_every_batch(self, make):
         model, kernels = make(sequential())
         calls = []
         calibration = Calibration({"x": draw(5, 6)}, 2)
-        gather(model, kernels, calibration, advance=lambda: calls.append("gather"))
-        gather_fishers(model, kernels, calibration, advance=lambda: calls.append("fishers"))
+        gather(Network(model), kernels, calibration, advance=lambda: calls.append("gather"))
+        gather_fishers(
+            Network(model), kernels, calibration, advance=lambda: calls.append("fishers")
+        )
         assert calls == ["gather"] * 3 + ["fishers"] * 3
         assert calibration.batch_count == 3
 
@@ -208,7 +212,7 @@ class TestGatherFishers:
     X = draw(20_000, 6)
 
     def gather(self, model, kernels, **options):
-        return gather_fishers(model, kernels, Calibration({"x": self.X}, 5000, **options))
+        return gather_fishers(Network(model), kernels, Calibration({"x": self.X}, 5000, **options))
 
     @pytest.mark.parametrize("activation", ["softmax", "linear"])
     def test_of_a_softmax_regression_is_the_covariance_of_the_labels(self, make, activation):
@@ -255,7 +259,7 @@ class TestGatherFishers:
             keras.Sequential([keras.Input((5, 6), name="x"), layers.Dense(3, name="tokens")])
         )
         calibration = Calibration({"x": draw(4000, 5, 6)}, 1000)
-        actual = gather_fishers(model, kernels, calibration)["tokens"].matrix
+        actual = gather_fishers(Network(model), kernels, calibration)["tokens"].matrix
         np.testing.assert_allclose(actual[0], 5 * np.eye(3), atol=0.25)
 
     def test_a_layer_that_the_loss_does_not_depend_on_has_zeros(self, make):
@@ -264,7 +268,7 @@ class TestGatherFishers:
         model, kernels = make(
             keras.Model(inputs, layers.Dense(2, name="y")(inputs) + unused, name="m")
         )
-        actual = gather_fishers(model, kernels, Calibration({"x": draw(9, 6)}, 9))
+        actual = gather_fishers(Network(model), kernels, Calibration({"x": draw(9, 6)}, 9))
         np.testing.assert_array_equal(actual["unused"].matrix, 0)
 
     def test_the_seed_draws_the_labels(self, make):
@@ -272,7 +276,7 @@ class TestGatherFishers:
         calibration = Calibration({"x": draw(50, 6)}, 20)
 
         def matrix(seed):
-            return gather_fishers(model, kernels, calibration, seed=seed)["y"].matrix
+            return gather_fishers(Network(model), kernels, calibration, seed=seed)["y"].matrix
 
         np.testing.assert_array_equal(matrix(0), matrix(0))
         assert np.abs(matrix(0) - matrix(1)).max() > 1e-4
@@ -301,10 +305,10 @@ def test_layers_are_left_as_they_were(make, function, fails):
     if fails:
         model.get_layer("fragile").broken = True
         with pytest.raises(RuntimeError, match="broken"):
-            function(model, kernels, calibration)
+            function(Network(model), kernels, calibration)
         del model.get_layer("fragile").broken
     else:
-        function(model, kernels, calibration)
+        function(Network(model), kernels, calibration)
     for name, layer in walk(model):
         after = vars(layer)
         assert after.keys() == before[name].keys()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+from exporter.graph.network import Network
 from exporter.quantization.equalization import free_scales, scale, sources
 
 
@@ -31,12 +32,12 @@ def network(*between, activation="relu"):
 )
 def test_layers_whose_channels_can_be_scaled_are_found(between):
     model = network(*between)
-    assert sources(model) == {id(model.get_layer("after")): model.get_layer("before")}
+    assert sources(Network(model)) == {id(model.get_layer("after")): model.get_layer("before")}
 
 
 @pytest.mark.parametrize("activation", ["linear", "leaky_relu"])
 def test_activations_that_are_homogeneous(activation):
-    assert sources(network(activation=activation))
+    assert sources(Network(network(activation=activation)))
 
 
 @pytest.mark.parametrize(
@@ -52,17 +53,17 @@ def test_activations_that_are_homogeneous(activation):
     ],
 )
 def test_others_are_not(between, activation):
-    assert sources(network(*between, activation=activation)) == {}
+    assert sources(Network(network(*between, activation=activation))) == {}
 
 
 def test_what_somebody_else_sees_is_not():
     image = keras.Input((8,))
     hidden = layers.Dense(6, activation="relu")(image)
     after = layers.Dense(6)
-    assert sources(keras.Model(image, layers.Add()([hidden, after(hidden)]))) == {}
-    assert sources(keras.Model(image, [hidden, layers.Dense(6)(hidden)])) == {}
+    assert sources(Network(keras.Model(image, layers.Add()([hidden, after(hidden)])))) == {}
+    assert sources(Network(keras.Model(image, [hidden, layers.Dense(6)(hidden)]))) == {}
     shared = layers.Dense(8, activation="relu")
-    assert sources(keras.Model(image, shared(shared(image)))) == {}
+    assert sources(Network(keras.Model(image, shared(shared(image))))) == {}
 
 
 @settings(max_examples=20)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
@@ -23,7 +24,7 @@ once = functools.partial(regauge, attempts=1)
 
 
 def cut(model, rank, **options):
-    engine = Engine(model, cut=Cut(method="svd", **options))
+    engine = Engine(Network(model), cut=Cut(method="svd", **options))
     return engine.carry_out(engine.plan(FixedRank(rank)))
 
 
@@ -136,9 +137,9 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     gauged = once(compressed, calibration, scheme)
 
     report = gauged.report
-    simulation = Simulation(compressed.model, calibration, scheme, "tensor")
+    simulation = Simulation(compressed.network, calibration, scheme, "tensor")
     assert report.snr_after >= report.snr_before
-    assert simulation.snr(gauged.compressed.model) == pytest.approx(report.snr_after, abs=1e-3)
+    assert simulation.snr(gauged.compressed.network) == pytest.approx(report.snr_after, abs=1e-3)
     assert [layer.name for layer in report.layers] == list(compressed.factors)
     for layer in report.layers:
         assert layer.snr_after >= layer.snr_before
@@ -288,8 +289,8 @@ def test_biases_take_off_a_large_mean_of_a_latent(compressed, scheme, name, samp
     layer = next(layer for layer in gauged.report.layers if layer.name == name)
     assert "centred" in layer.gauge
     assert layer.snr_after > layer.snr_before + 1
-    simulation = Simulation(compressed.model, calibration, scheme, "tensor")
-    actual = simulation.snr(gauged.compressed.model)
+    simulation = Simulation(compressed.network, calibration, scheme, "tensor")
+    actual = simulation.snr(gauged.compressed.network)
     assert actual == pytest.approx(gauged.report.snr_after, abs=1e-3)
     assert actual > gauged.report.snr_before
     fresh = far_from_zero(compressed.model, samples, 20, seed=1)

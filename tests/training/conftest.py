@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from exporter.data import load_dataset
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.recipe import Recipe
 from exporter.training.finetune import FineTuner
@@ -50,8 +51,10 @@ def tuner(blobs, listener):
 
         recipe = Recipe.of(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
         unit = "macs" if recipe.goal.kind == "max_macs" else "params"
-        dataset = fitted(load_dataset(data or blobs), model)
-        engine = Engine(model, None, replace(recipe.cut, method="svd"), seed=recipe.source.seed)
+        dataset = fitted(load_dataset(data or blobs), Network(model))
+        engine = Engine(
+            Network(model), None, replace(recipe.cut, method="svd"), seed=recipe.source.seed
+        )
         made = FineTuner(
             engine,
             dataset,

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from exporter.errors import DataError
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.options.groups import Cut
@@ -17,7 +18,7 @@ from exporter.training.loop import Loop
 
 @pytest.fixture
 def engine(classifier):
-    return Engine(classifier, None, Cut(method="svd"))
+    return Engine(Network(classifier), None, Cut(method="svd"))
 
 
 @pytest.fixture

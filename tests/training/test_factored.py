@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.options.groups import Cut
@@ -16,7 +17,7 @@ from exporter.training.objective import Objective
 @pytest.fixture
 def cut():
     def make(model, rank=2, **options):
-        engine = Engine(model, None, Cut(method="svd", **options))
+        engine = Engine(Network(model), None, Cut(method="svd", **options))
         return engine.carry_out(engine.plan(FixedRank(rank)))
 
     return make
@@ -52,7 +53,7 @@ def test_gradient_of_the_decay(cut, classifier):
     objective = Objective({"classes": "categorical"}, {}, 0.0, 1.0)
 
     def gradients(decay):
-        phase = Factored(compressed.model, compressed.factors, decay)
+        phase = Factored(compressed.network, compressed.factors, decay)
         loss, found = phase.gradients(objective, *batch, {}, tf.constant(0.0))
         assert float(loss) == 0.0  # Penalties are no part of it.
         return dict(zip((v.path for v in phase.trained), found, strict=True))

@@ -94,7 +94,7 @@ def judged(tuner, classifier, monkeypatch):
 
         def closing(self, number, loss):
             close(self, number, loss)
-            states.append(weights_of(self._phase.student))
+            states.append(weights_of(self._phase.student.model))
 
         monkeypatch.setattr(Course, "evaluate", lambda *_: next(scores))
         monkeypatch.setattr(Loop, "_close_epoch", closing)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from exporter.graph.outputs import output_families
+from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
 from exporter.lowrank.linalg.svd import truncated_svd
 from exporter.training.objective import Objective
@@ -82,9 +82,9 @@ def ending(variable):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_that_at_the_truncation(kind, make):
     model = make(kind)
-    phase = Projected(model, {"cut": 3})
+    phase = Projected(Network(model), {"cut": 3})
     assert phase.left_out == ()
-    objective = Objective(output_families(model, set()), {}, 0.0, 1.0)
+    objective = Objective(Network(model).families(set()), {}, 0.0, 1.0)
     inputs, labels = batch_of(model)
 
     phase.prepare()
@@ -115,7 +115,7 @@ def test_layer_that_is_called_twice_gets_the_sum_of_its_gradients(randomize):
     outputs = layers.Dense(3, activation="softmax", name="y")(shared(shared(inputs)))
     model = keras.Model(inputs, outputs)
     randomize(model, 0)
-    phase = Projected(model, {"cut": 2})
+    phase = Projected(Network(model), {"cut": 2})
     objective = Objective({"y": "categorical"}, {}, 0.0, 1.0)
     given, labels = batch_of(model)
     phase.prepare()

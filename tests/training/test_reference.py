@@ -8,8 +8,8 @@ import pytest
 
 from exporter.data import files, fit_to_model, load_dataset, loading
 from exporter.errors import DataError, ModelError, OutputError
-from exporter.graph.fitting import scales_input
 from exporter.graph.loading import load_model
+from exporter.graph.network import Network
 from exporter.graph.signature import Signature
 from exporter.progress import Silent
 from exporter.training import reference as baseline
@@ -52,7 +52,7 @@ class TestLoad:
     def test_a_saved_model_is_the_same(self, save, zoo_model, samples, predict, suffix):
         inputs = samples(zoo_model, 3)
         loaded = load_model(save(zoo_model, suffix))
-        expected, actual = predict(zoo_model, inputs), predict(loaded, inputs)
+        expected, actual = predict(zoo_model, inputs), predict(loaded.model, inputs)
         assert actual.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
@@ -60,7 +60,7 @@ class TestLoad:
     def test_a_loss_of_the_users_own_is_not_needed(self, save, build):
         model = build("tiny")
         model.compile(loss=a_loss_of_my_own)
-        assert not load_model(save(model)).compiled
+        assert not load_model(save(model)).model.compiled
 
     @pytest.mark.parametrize("name", ["nowhere.keras", "nowhere.h5", "nowhere"])
     def test_a_missing_file_is_named(self, tmp_path, name):
@@ -138,8 +138,8 @@ def test_a_model_that_scales_its_input_is_recognised_even_inside(kind):
     layer = {"Rescaling": keras.layers.Rescaling(1 / 255), "Normalization": None}[kind]
     layer = layer or keras.layers.Normalization(mean=0.5, variance=2.0)
     inner = keras.Sequential([keras.Input((4,)), layer])
-    assert scales_input(keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)]))
-    assert not scales_input(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    assert Network(keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)])).scales_input
+    assert not Network(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])).scales_input
 
 
 SMALL = {

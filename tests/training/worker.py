@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from exporter.data import load_dataset
+from exporter.graph.network import Network
 from exporter.options.groups import Tuning
 from exporter.training.distribution import is_chief, strategy_for
 
@@ -51,7 +52,7 @@ def main():
     rng = np.random.default_rng(0)
     # Large enough for gradients to be clipped.
     x = rng.normal(scale=5.0, size=(250, 12))
-    data = fitted(load_dataset({"x": x, "y": (x[:, :3].argmax(axis=1))}), model)
+    data = fitted(load_dataset({"x": x, "y": (x[:, :3].argmax(axis=1))}), Network(model))
     tuning = Tuning(
         finetune=4,
         batch_size=32,
@@ -60,7 +61,7 @@ def main():
         train=options["train"],
     )
     loop.CHECKPOINT_SECONDS = -1.0
-    engine = Engine(model, None, Cut(method="svd"))
+    engine = Engine(Network(model), None, Cut(method="svd"))
     tuner = FineTuner(
         engine,
         data,

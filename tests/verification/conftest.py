@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.formats.base import Artifact, ExportOptions, describe, measure
+from exporter.graph.network import Network
 from exporter.verification.verifier import Verifier
 
 FEATURES, CLASSES = 64, 6
@@ -68,7 +69,7 @@ def data(blobs: Any, classifier: Any) -> Any:
     """The clouds, fitted to the classifier."""
     from exporter.graph.fitting import fitted
 
-    return fitted(blobs, classifier)
+    return fitted(blobs, Network(classifier))
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +86,8 @@ def export_as(
     def export(name: str, model: Any) -> Artifact:
         fmt = installed(name)
         path = tmp_path_factory.mktemp(name) / f"model{fmt.suffix}"
-        fmt.export(model, path, ExportOptions())
-        return describe(fmt, "float32", path, model)
+        fmt.export(Network(model), path, ExportOptions())
+        return describe(fmt, "float32", path, Network(model))
 
     return export
 

@@ -10,6 +10,7 @@ from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray, wri
 
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, ExportOptions, describe
+from exporter.graph.network import Network
 from exporter.verification.verifier import Verifier
 
 TFLITE = FORMATS["tflite"]
@@ -23,8 +24,8 @@ def make(data: Any, tmp_path: Path) -> Callable[..., Artifact]:
         calibration = [{"features": features[start : start + 64]} for start in range(0, 512, 64)]
         path = tmp_path / "model.tflite"
         given = ExportOptions(variant=variant, calibration=calibration, **options)
-        TFLITE.export(model, path, given)
-        return describe(TFLITE, variant, path, model)
+        TFLITE.export(Network(model), path, given)
+        return describe(TFLITE, variant, path, Network(model))
 
     return export
 
@@ -86,7 +87,7 @@ def test_wrong_calibration_fails(
     path = tmp_path / "wrong.tflite"
     features = np.full((8, 64), 0.01, np.float32)
     options = ExportOptions(variant=variant, calibration=[{"features": features}])
-    TFLITE.export(compressed.model, path, options)
-    verdict = verifier.verify(describe(TFLITE, variant, path, compressed.model))
+    TFLITE.export(compressed.network, path, options)
+    verdict = verifier.verify(describe(TFLITE, variant, path, compressed.network))
     assert verdict.quality is not None
     assert not verdict.quality.passed

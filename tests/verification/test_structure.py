@@ -13,6 +13,7 @@ import pytest
 from exporter.commands.compress import compress
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.base import Artifact, StoredTensor
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.verification.structure import StructureProof, prove_structure
 from exporter.verification.verifier import Verifier
@@ -227,12 +228,12 @@ def test_fails_a_saved_model_with_a_variable_that_nobody_needs(
     from exporter.formats.base import describe
     from exporter.graph.conversion import serving_module
 
-    module, function = serving_module(compressed.model)
+    module, function = serving_module(compressed.network.signature)
     module.padding = tf.Variable(np.arange(PADDING, dtype="uint8"))
     path = tmp_path / "model"
     tf.saved_model.save(module, str(path), signatures={"serving_default": function})
     proof = proof_of(
-        describe(FORMATS["saved_model"], "float32", path, compressed.model), compressed
+        describe(FORMATS["saved_model"], "float32", path, compressed.network), compressed
     )
 
     assert not proof.weights_as_predicted
@@ -275,7 +276,9 @@ def test_model_that_was_not_compressed_is_held_to_its_own_weights(
 ) -> None:
     from exporter.lowrank.ranks.policy import RankPlan
 
-    proof = proof_of(export_as("onnx", classifier), Compressed(classifier, RankPlan(()), {}))
+    proof = proof_of(
+        export_as("onnx", classifier), Compressed(Network(classifier), RankPlan(()), {})
+    )
 
     assert proof.passed
     assert proof.layers == ()
@@ -291,7 +294,7 @@ def test_graph_of_a_deep_model_may_outweigh_its_weights(
     deep = keras.Sequential(
         [keras.Input((4,)), *(keras.layers.Dense(4, activation="swish") for _ in range(60))]
     )
-    proof = proof_of(export_as("saved_model", deep), Compressed(deep, RankPlan(()), {}))
+    proof = proof_of(export_as("saved_model", deep), Compressed(Network(deep), RankPlan(()), {}))
 
     assert proof.file_bytes > proof.predicted_bytes + 256 * 1024
     assert proof.passed

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.errors import ModelError
 from exporter.formats.variants import ToleranceRule
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.verification.tolerance import (
     UNIT_ROUNDOFF,
     Tolerance,
@@ -22,8 +22,8 @@ RULE = ToleranceRule()
 
 def derived_atol(model: Any, inputs: dict[str, Any], rule: ToleranceRule = RULE) -> Tolerance:
     """The tolerance for the values of a model with one output."""
-    reference = KerasRunner(model)(inputs)
-    exact = KerasRunner(float64_copy(model))(inputs)
+    reference = Network(model).runner()(inputs)
+    exact = float64_copy(Network(model)).runner()(inputs)
     (name,) = reference
     return derive_tolerances({"test": reference}, {"test": exact}, rule)["test", name, "value"]
 
@@ -62,8 +62,8 @@ def test_float64_copy_predicts_the_same_more_precisely(
 ) -> None:
     model = build(name)
     inputs = samples(model, 12)
-    exact = KerasRunner(float64_copy(model))(inputs)
-    rounded = KerasRunner(model)(inputs)
+    exact = float64_copy(Network(model)).runner()(inputs)
+    rounded = Network(model).runner()(inputs)
 
     assert exact.keys() == rounded.keys()
     for output, values in exact.items():
@@ -77,7 +77,7 @@ def test_float64_copy_predicts_the_same_more_precisely(
 def test_float64_copy_leaves_the_model_as_it_was(build: Any) -> None:
     model = build("mixed_float16")
     before = [weight.copy() for weight in model.get_weights()]
-    copy = float64_copy(model)
+    copy = float64_copy(Network(model)).model
     copy.set_weights([0 * weight for weight in copy.get_weights()])
 
     assert {str(weight.dtype) for weight in copy.weights} == {"float64"}
@@ -89,7 +89,7 @@ def test_float64_copy_leaves_the_model_as_it_was(build: Any) -> None:
 def test_float64_copy_of_a_compiled_model(classifier: Any) -> None:
     inputs = {"features": np.ones((2, 64), "float32")}
 
-    assert KerasRunner(float64_copy(classifier))(inputs)["probabilities"].dtype == np.float64
+    assert float64_copy(Network(classifier)).runner()(inputs)["probabilities"].dtype == np.float64
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -107,8 +107,8 @@ def test_float64_copy_of_grouped_convolutions(strides: int, samples: Any, random
     )
     randomize(model, 0)
     inputs = samples(model, 3)
-    (expected,) = KerasRunner(model)(inputs).values()
-    (exact,) = KerasRunner(float64_copy(model))(inputs).values()
+    (expected,) = Network(model).runner()(inputs).values()
+    (exact,) = float64_copy(Network(model)).runner()(inputs).values()
     assert exact.dtype == np.float64
     np.testing.assert_allclose(exact, expected, rtol=1e-5, atol=1e-6)
 
@@ -128,7 +128,7 @@ def test_model_without_a_configuration_has_no_float64_copy() -> None:
     model = keras.Sequential([keras.Input((3,)), Scale(2.0)])
 
     with pytest.raises(ModelError, match=r"no configuration.*Give atol or rtol"):
-        float64_copy(model)
+        float64_copy(Network(model))
 
 
 def test_wide_layers_are_allowed_more_than_narrow_ones() -> None:
@@ -148,7 +148,7 @@ def test_derived_tolerance_allows_another_order_of_summation(width: int) -> None
     order = np.random.default_rng(1).permutation(width)
     reordered = inputs["x"][:, order] @ kernel[order] + bias
 
-    difference = np.abs(reordered - KerasRunner(model)(inputs)["scores"]).max()
+    difference = np.abs(reordered - Network(model).runner()(inputs)["scores"]).max()
     assert 0 < difference <= tolerance.atol
 
 
@@ -156,13 +156,13 @@ def test_derived_tolerance_allows_another_order_of_summation(width: int) -> None
 def test_weight_that_is_one_percent_off_is_beyond_the_derived_tolerance(width: int) -> None:
     model, inputs = dense(width)
     tolerance = derived_atol(model, inputs)
-    reference = KerasRunner(model)(inputs)["scores"]
+    reference = Network(model).runner()(inputs)["scores"]
     kernel, bias = model.get_weights()
     place = np.unravel_index(np.abs(kernel).argmax(), kernel.shape)
     kernel[place] *= 1.01
     model.set_weights([kernel, bias])
 
-    difference = np.abs(KerasRunner(model)(inputs)["scores"] - reference).max()
+    difference = np.abs(Network(model).runner()(inputs)["scores"] - reference).max()
     assert difference > 10 * tolerance.atol
 
 

@@ -16,7 +16,8 @@ from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.onnx.integers import interface_quantization, with_integers
 from exporter.formats.onnx.quantization import VARIANTS, as_variant, check
 from exporter.formats.variants import FLOAT32
-from exporter.graph.conversion import recast
+from exporter.graph.layers import with_parts
+from exporter.graph.network import Network
 from exporter.graph.signature import Interface, Signature, Tensors
 
 _BATCH = "batch"
@@ -25,7 +26,7 @@ LARGE_BYTES = 2**24
 """Size of a weight from which on it is kept away from tf2onnx, which takes 36 times its memory."""
 
 
-def convert(model: Any, options: ExportOptions) -> bytes:
+def convert(network: Network, options: ExportOptions) -> bytes:
     """Converts a Keras model to a serialized graph that onnxruntime can run.
 
     Raises:
@@ -33,19 +34,19 @@ def convert(model: Any, options: ExportOptions) -> bytes:
         ConversionError: If the converter fails, or the graph cannot be run.
     """
     check(options)
-    if options.variant != FLOAT32 and _computes_otherwise(model):
-        model = recast(model, FLOAT32)  # What quantizers expect to start from.
-    proto = as_variant(build(model, options), options)
-    add_metadata(proto, model.name, options.card)
+    if options.variant != FLOAT32 and _computes_otherwise(network):
+        network = network.recast(FLOAT32)  # What quantizers expect to start from.
+    proto = as_variant(build(network, options), options)
+    add_metadata(proto, network.name, options.card)
     return checked(proto)
 
 
-def _computes_otherwise(model: Any) -> bool:
-    layers = model._flatten_layers(include_self=False)
-    return any(layer.compute_dtype in {"float16", "bfloat16", "float64"} for layer in layers)
+def _computes_otherwise(network: Network) -> bool:
+    parts = (part for layer in network.model.layers for part in with_parts(layer))
+    return any(part.compute_dtype in {"float16", "bfloat16", "float64"} for part in parts)
 
 
-def build(model: Any, options: ExportOptions) -> Any:
+def build(network: Network, options: ExportOptions) -> Any:
     """Converts a Keras model to a graph, which may hold operators that ONNX lacks.
 
     Raises:
@@ -55,11 +56,11 @@ def build(model: Any, options: ExportOptions) -> Any:
     import tensorflow as tf
     import tf2onnx
 
-    signature = Signature(model)
+    signature = network.signature
     # They are inputs while the graph is converted, and stored afterwards.
     large = {
         f"large_weight_{index}": variable
-        for index, variable in enumerate(model.variables)
+        for index, variable in enumerate(network.model.variables)
         if variable.value.dtype.size * variable.value.shape.num_elements() >= LARGE_BYTES
     }
     specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs]
@@ -298,9 +299,9 @@ class OnnxRuntimeFormat(Format):
     variants = VARIANTS
     backends = ("cpu",)
 
-    def interface(self, path: Path, model: Any) -> Interface:
+    def interface(self, path: Path, network: Network) -> Interface:
         """Returns the inputs and outputs, with what those that are integers stand for."""
-        return with_integers(super().interface(path, model), path)
+        return with_integers(super().interface(path, network), path)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the file in onnxruntime's CPU provider."""

@@ -1,10 +1,10 @@
 """ONNX, for onnxruntime on servers, phones and in browsers."""
 
 from pathlib import Path
-from typing import Any
 
 from exporter.formats.base import ExportOptions, StoredTensor
 from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert, list_tensors
+from exporter.graph.network import Network
 
 
 class Onnx(OnnxRuntimeFormat):
@@ -13,9 +13,9 @@ class Onnx(OnnxRuntimeFormat):
     name = "onnx"
     suffix = ".onnx"
 
-    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+    def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the graph; see the base class."""
-        path.write_bytes(convert(model, options))
+        path.write_bytes(convert(network, options))
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers and the constant nodes."""

@@ -1,12 +1,12 @@
 """The ORT format, which the reduced builds of ONNX Runtime for phones can read."""
 
 from pathlib import Path
-from typing import Any
 
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
 from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert
 from exporter.formats.onnx.ort_flatbuffer import canonical, list_tensors
+from exporter.graph.network import Network
 
 
 class Ort(OnnxRuntimeFormat):
@@ -15,14 +15,14 @@ class Ort(OnnxRuntimeFormat):
     name = "ort"
     suffix = ".ort"
 
-    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+    def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes what ``onnxruntime.tools.convert_onnx_models_to_ort`` makes of the ONNX graph.
 
         That prints, and sets up logging for the whole process, so its one call is made here.
         """
         import onnxruntime
 
-        content = convert(model, options)
+        content = convert(network, options)
         session = onnxruntime.SessionOptions()
         session.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         session.optimized_model_filepath = str(path)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
@@ -28,7 +27,8 @@ from exporter.formats.tflite.micro import (
 )
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.variants import FLOAT32, INT8
-from exporter.graph.signature import Interface, Signature, TensorInfo
+from exporter.graph.network import Network
+from exporter.graph.signature import Interface, TensorInfo
 
 HEADER = "model_data.h"
 SOURCE = "model_data.cc"
@@ -63,9 +63,9 @@ class CSource(Format):
     extra = Extra("micro", ("tflite-micro",))
     batch = 1
 
-    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+    def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the folder; see the base class."""
-        for info in Signature(model).inputs:
+        for info in network.inputs:
             if None in info.shape[1:]:
                 raise ConversionError(
                     "TFLite Micro needs inputs of fixed sizes; only the batch may be free. "
@@ -73,9 +73,9 @@ class CSource(Format):
                 )
         # A scale a channel takes 8 bytes of the arena, and kernels older than 2024 do not know it.
         options = replace(options, dense_by_tensor=True)
-        content = adapted(convert(model, options, batch=self.batch))
+        content = adapted(convert(network, options, batch=self.batch))
         arena_bytes = measure_arena(content)
-        name = identifier(model.name)
+        name = identifier(network.name)
         path.mkdir()
         for file, text in (
             (SOURCE, _source(name, content)),
@@ -87,9 +87,9 @@ class CSource(Format):
         """Tells whether a path is a folder with the two files in it."""
         return (path / SOURCE).is_file() and (path / HEADER).is_file()
 
-    def interface(self, path: Path, model: Any) -> Interface:
+    def interface(self, path: Path, network: Network) -> Interface:
         """Reads what the array takes and gives; see the base class."""
-        return interface(_content(path), model)
+        return interface(_content(path), network)
 
     def size(self, path: Path) -> int:
         """Returns the bytes of the array."""

@@ -9,8 +9,9 @@ from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
 from exporter.formats.tflite.quantization import check, is_quantized, quantize
 from exporter.formats.variants import FLOAT16
-from exporter.graph.conversion import recast, serving_module
-from exporter.graph.signature import Interface, Quantization, Signature, TensorInfo, Tensors
+from exporter.graph.conversion import serving_module
+from exporter.graph.network import Network
+from exporter.graph.signature import Interface, Quantization, TensorInfo, Tensors
 
 XNNPACK = "xnnpack"
 REFERENCE = "reference"
@@ -18,11 +19,11 @@ REFERENCE = "reference"
 _SIGNATURE = "serving_default"
 
 
-def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> bytes:
+def convert(network: Network, options: ExportOptions, *, batch: int | None = None) -> bytes:
     """Converts a Keras model to a variant, with builtin operators alone.
 
     Args:
-        model: The model.
+        network: The model.
         options: What is asked for.
         batch: The batch size, where that of the model is free; None leaves it so.
 
@@ -31,18 +32,18 @@ def convert(model: Any, options: ExportOptions, *, batch: int | None = None) -> 
         DataError: If the variant is calibrated, and there is nothing to calibrate it on.
     """
     check(options)
-    content = _convert(model, half=options.variant == FLOAT16, batch=batch)
+    content = _convert(network, half=options.variant == FLOAT16, batch=batch)
     return quantize(content, options) if is_quantized(options.variant) else content
 
 
-def _convert(model: Any, *, half: bool, batch: int | None) -> bytes:
+def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
     import tensorflow as tf
 
     try:
-        module, function = serving_module(model, batch=batch)
+        module, function = serving_module(network.signature, batch=batch)
         if _computes_in_half(function.graph):
             # LiteRT has no kernels for that; mixed precision is meant for training.
-            module, function = serving_module(recast(model, "float32"), batch=batch)
+            module, function = serving_module(network.recast("float32").signature, batch=batch)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -130,11 +131,10 @@ def _tensor_infos(
     return tuple(infos)
 
 
-def interface(content: bytes, model: Any) -> Interface:
-    """Reads what a flatbuffer takes and gives, in the order of the model that it was made of."""
-    signature = Signature(model)
+def interface(content: bytes, network: Network) -> Interface:
+    """Reads what a flatbuffer takes and gives, in the order of the network that it was made of."""
     inputs, outputs = read_interface(content)
-    return _in_order(inputs, signature.inputs), _in_order(outputs, signature.outputs)
+    return _in_order(inputs, network.inputs), _in_order(outputs, network.outputs)
 
 
 def _in_order(infos: Iterable[TensorInfo], wanted: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:

@@ -1,7 +1,6 @@
 """TensorFlow Lite (LiteRT), for Android, iOS and small boards."""
 
 from pathlib import Path
-from typing import Any
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.tflite.flatbuffer import (
@@ -14,6 +13,7 @@ from exporter.formats.tflite.flatbuffer import (
 )
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.quantization import VARIANTS
+from exporter.graph.network import Network
 from exporter.graph.signature import Interface
 
 
@@ -25,13 +25,13 @@ class TFLite(Format):
     variants = VARIANTS
     backends = (XNNPACK, REFERENCE)
 
-    def export(self, model: Any, path: Path, options: ExportOptions) -> None:
+    def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
-        path.write_bytes(add_metadata(convert(model, options), model.name, options.card))
+        path.write_bytes(add_metadata(convert(network, options), network.name, options.card))
 
-    def interface(self, path: Path, model: Any) -> Interface:
+    def interface(self, path: Path, network: Network) -> Interface:
         """Reads from the flatbuffer which inputs and outputs are integers."""
-        return interface(path.read_bytes(), model)
+        return interface(path.read_bytes(), network)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import called_with
+from exporter.graph.layers import attention_options, called_with
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.factorizers.base import Factorizer, head_names, linear_dense, shifted
 from exporter.lowrank.kernels import Kernel, count_positions, times
@@ -30,9 +30,10 @@ class AttentionFactorizer(Factorizer):
 
     def obstacle(self, layer: Any) -> str:
         """See the base class."""
-        if layer._use_gate:
+        options = attention_options(layer, "use_gate", "output_shape")
+        if options["use_gate"]:
             return "has a gate that takes the query as it is"
-        if len(layer._output_shape or ()) > 1:
+        if len(options["output_shape"] or ()) > 1:
             return "has an output of several axes"
         parts = (layer, *(_projection(layer, name) for name in (*INPUTS, OUTPUT)))
         return next(filter(None, map(super().obstacle, parts)), "")
@@ -146,8 +147,9 @@ def _common(layer: Any, name: str, outputs: int) -> dict[str, Any]:
 
 def _heads(layer: Any, name: str, truncation: Truncation) -> list[Any]:
     matrices = [matrices[0] for matrices in truncation.matrices[:-1]]
+    options = attention_options(layer, "kernel_regularizer")
     return [
-        linear_dense(layer, head, matrix, kernel_regularizer=layer._kernel_regularizer)
+        linear_dense(layer, head, matrix, **options)
         for head, matrix in zip(
             head_names(f"{layer.name}_{name}", len(matrices)), matrices, strict=True
         )
@@ -190,20 +192,16 @@ def _core(
 
 def _tail(layer: Any, truncation: Truncation) -> list[Any]:
     *middle, last = (matrices[0] for matrices in truncation.matrices[1:])
+    options = attention_options(layer, "kernel_regularizer")
     scales = [
-        linear_dense(
-            layer, f"{layer.name}_{OUTPUT}_s", matrix, kernel_regularizer=layer._kernel_regularizer
-        )
-        for matrix in middle
+        linear_dense(layer, f"{layer.name}_{OUTPUT}_s", matrix, **options) for matrix in middle
     ]
     tail = linear_dense(
         layer,
         layer.name,
         last,
         shifted(layer.output_dense.bias, truncation) if layer.use_bias else None,
-        kernel_regularizer=layer._kernel_regularizer,
-        bias_regularizer=layer._bias_regularizer,
-        bias_constraint=layer._bias_constraint,
-        activity_regularizer=layer._activity_regularizer,
+        **options,
+        **attention_options(layer, "bias_regularizer", "bias_constraint", "activity_regularizer"),
     )
     return [*scales, tail]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from exporter.graph.layers import input_shape, output_shape, rebuild
+from exporter.graph.layers import causal_padding, input_shape, output_shape, rebuild
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.factorizers.base import (
     Convolution,
@@ -16,7 +16,7 @@ from exporter.lowrank.factorizers.base import (
     shifted,
 )
 from exporter.lowrank.kernels import Kernel, count_positions
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.linalg.truncation import Truncation
 
 LINEAR: dict[str, Any] = {
@@ -114,7 +114,7 @@ class ConvolutionFactorizer(Factorizer):
         weights = (self.weight(head), *(part.kernel for part in layers[1:]))
         return Replacement(layers, {"": weights})
 
-    def head(self, layer: Any, name: str, matrices: Array) -> Any:
+    def head(self, layer: Any, name: str, matrices: Floats) -> Any:
         """Builds the convolution to r channels.
 
         Args:
@@ -156,7 +156,7 @@ class TransposedFactorizer(ConvolutionFactorizer):
             ),
         )
 
-    def head(self, layer: Any, name: str, matrices: Array) -> Any:
+    def head(self, layer: Any, name: str, matrices: Floats) -> Any:
         """See the base class."""
         *size, _, channels = layer.kernel.shape
         kernel = join_groups(matrices, (*size, channels)).swapaxes(-1, -2)
@@ -213,7 +213,7 @@ class SeparableFactorizer(ConvolutionFactorizer):
             ),
         )
 
-    def head(self, layer: Any, name: str, matrices: Array) -> Any:
+    def head(self, layer: Any, name: str, matrices: Floats) -> Any:
         """See the base class."""
         weight = layer.pointwise_kernel
         return rebuild(
@@ -232,7 +232,7 @@ class SeparableFactorizer(ConvolutionFactorizer):
 
 
 def pointwise(
-    layer: Any, matrices: Array, truncation: Truncation | None = None, **changes: Any
+    layer: Any, matrices: Floats, truncation: Truncation | None = None, **changes: Any
 ) -> Any:
     """Builds the 1 x 1 convolution that comes after others in the place of a layer.
 
@@ -279,9 +279,9 @@ def split_groups(array: Any, *, groups: int) -> Any:
     return array.reshape(-1, groups, array.shape[-1] // groups).swapaxes(0, 1)
 
 
-def join_groups(matrices: Array, shape: tuple[int, ...]) -> Array:
+def join_groups(matrices: Floats, shape: tuple[int, ...]) -> Floats:
     """Undoes ``split_groups``, given the axes of the inputs."""
-    joined: Array = matrices.swapaxes(0, 1).reshape(*shape, -1)
+    joined: Floats = matrices.swapaxes(0, 1).reshape(*shape, -1)
     return joined
 
 
@@ -291,7 +291,7 @@ def convolve(layer: Any, inputs: Any) -> Any:
 
     padding = layer.padding
     if padding == "causal":
-        inputs, padding = keras.ops.pad(inputs, layer._compute_causal_padding()), "valid"
+        inputs, padding = keras.ops.pad(inputs, causal_padding(layer)), "valid"
     return keras.ops.conv(
         inputs,
         keras.ops.cast(layer.kernel, inputs.dtype),

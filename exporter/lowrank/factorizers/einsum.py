@@ -11,7 +11,7 @@ from exporter.graph.layers import input_shape, rebuild
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.factorizers.base import Factorizer, head_names, other_params
 from exporter.lowrank.kernels import Kernel, count_positions
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.linalg.truncation import Truncation
 
 
@@ -177,7 +177,7 @@ def _equation(layer: Any) -> Equation:
 
 
 def _head(
-    layer: Any, equation: Equation, shape: Any, name: str, matrix: Array, *, first: bool
+    layer: Any, equation: Equation, shape: Any, name: str, matrix: Floats, *, first: bool
 ) -> Any:
     sizes = dict(zip(equation.kernel, layer.kernel.shape, strict=True))
     # Keras is told the sizes of the output's labels, but for the batch and what the dots stand for.

@@ -25,7 +25,7 @@ from exporter.lowrank.factorizers.convolution import (
     spatial_sizes,
 )
 from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
-from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.svd import leading_eigenpairs
 from exporter.lowrank.linalg.truncation import Truncation
 
@@ -161,7 +161,7 @@ class TuckerKernel(Kernel):
         energy = float(np.clip(1 - kept / total, 0, 1)) if total else 0.0
         return Truncation((a[None], core[None], b.T[None]), None, energy)
 
-    def error_curve(self, moments: Moments | None = None) -> Array:
+    def error_curve(self, moments: Moments | None = None) -> Floats:
         """See the base class; these are the errors of the higher-order SVD, a little too large."""
         del moments
         tensor = self._tensor()
@@ -175,13 +175,13 @@ class TuckerKernel(Kernel):
         total = float(np.vdot(tensor, tensor))
         return np.array([total, *(max(0.0, total - value) for value in inner), 0.0])
 
-    def _tensor(self) -> Array:
-        tensor: Array = self.matrices().reshape(self._taps, self.channels, self.n)
+    def _tensor(self) -> Floats:
+        tensor: Floats = self.matrices().reshape(self._taps, self.channels, self.n)
         return tensor
 
 
-def _gram(tensor: Array, axis: int) -> Array:
+def _gram(tensor: Floats, axis: int) -> Floats:
     """Returns the products of all pairs of slices along an axis."""
     unfolded = np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
-    gram: Array = unfolded @ unfolded.T
+    gram: Floats = unfolded @ unfolded.T
     return gram

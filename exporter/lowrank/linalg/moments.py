@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
+"""What is computed with here, of any shape; ``exporter.data.Array`` has any element type."""
 
 
 GRADIENT_RIDGE = 0.1
@@ -26,10 +27,10 @@ class Fisher:
         matrix: g x n x n.
     """
 
-    matrix: Array
+    matrix: Floats
 
     @cached_property
-    def ridged(self) -> Array:
+    def ridged(self) -> Floats:
         """The matrix and a ridge, g x n x n."""
         size = self.matrix.shape[-1]
         means = np.trace(self.matrix, axis1=1, axis2=2) / size
@@ -38,7 +39,7 @@ class Fisher:
         return np.asarray(self.matrix + ridges[:, np.newaxis, np.newaxis] * np.eye(size))
 
     @cached_property
-    def root(self) -> Array:
+    def root(self) -> Floats:
         """Lower triangular L with ``L Lt = ridged``; g x n x n."""
         return np.asarray(np.linalg.cholesky(self.ridged), dtype=np.float64)
 
@@ -51,20 +52,20 @@ class Moments:
         mean: Mean of the outputs ``y`` in the original model, g x n.
         scatter: Covariance of ``y``, g x n x n.
         fisher: Which errors of ``y`` matter; None weighs all outputs alike.
-        moved_mean: Mean of ``z``, the kernel's outputs where the layers before it are compressed
-            already; None where they are not.
-        moved_scatter: Covariance of ``z``; None likewise.
-        cross: Covariance of ``z`` and ``y``, rows for ``z``; None likewise.
+        compressed_mean: Mean of ``z``, the kernel's outputs where the layers before it are
+            compressed already; None where no layer is.
+        compressed_scatter: Covariance of ``z``; None where ``compressed_mean`` is.
+        cross: Covariance of ``z`` and ``y``, rows for ``z``; None where ``compressed_mean`` is.
         folds: The same of two parts of the data, to fit on the one and judge on the other; None
             where there was too little.
     """
 
-    mean: Array
-    scatter: Array
+    mean: Floats
+    scatter: Floats
     fisher: Fisher | None = None
-    moved_mean: Array | None = None
-    moved_scatter: Array | None = None
-    cross: Array | None = None
+    compressed_mean: Floats | None = None
+    compressed_scatter: Floats | None = None
+    cross: Floats | None = None
     folds: "tuple[Moments, Moments] | None" = None
 
     def energy(self, group: int) -> float:
@@ -78,7 +79,7 @@ class Moments:
             return float(np.trace(scatter))
         return float(np.vdot(self.fisher.ridged[group], scatter))
 
-    def error(self, p: Array, q: Array, group: int) -> float:
+    def error(self, p: Floats, q: Floats, group: int) -> float:
         """Returns the (weighted) squared error of ``q pt z`` for ``y``, where a bias adds the mean.
 
         Args:
@@ -86,7 +87,7 @@ class Moments:
             q: n x r.
             group: Which one of g.
         """
-        scatter = self.scatter if self.moved_scatter is None else self.moved_scatter
+        scatter = self.scatter if self.compressed_scatter is None else self.compressed_scatter
         cross = self.scatter if self.cross is None else self.cross
         weighted = q if self.fisher is None else self.fisher.ridged[group] @ q
         agreement = np.vdot(weighted, cross[group].T @ p)
@@ -140,17 +141,17 @@ class Accumulator:
         return both
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Floats:
         """The mean of the left vectors, g x n."""
         return np.asarray(self._left, dtype=np.float64)
 
     @property
-    def covariance(self) -> Array:
+    def covariance(self) -> Floats:
         """The covariance, g x n x n, of the pairs as a population."""
         return np.asarray(self._scatter, dtype=np.float64) / self.count
 
     @property
-    def about_zero(self) -> Array:
+    def about_zero(self) -> Floats:
         """The mean of the outer products themselves, g x n x n."""
-        means: Array = self._left[..., :, np.newaxis] * self._right[..., np.newaxis, :]
+        means: Floats = self._left[..., :, np.newaxis] * self._right[..., np.newaxis, :]
         return self.covariance + means

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.lowrank.linalg.moments import Array, Moments
+from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.svd import (
     leading_eigenpairs,
     singular_values,
@@ -44,8 +44,8 @@ class Truncation:
             layers before it have lost for good is part of it.
     """
 
-    matrices: tuple[Array, ...]
-    bias_shift: Array | None
+    matrices: tuple[Floats, ...]
+    bias_shift: Floats | None
     discarded_energy: float
 
     @property
@@ -55,7 +55,7 @@ class Truncation:
 
 
 def truncate(
-    kernel: Array, rank: int, moments: Moments | None = None, *, merge: bool = True
+    kernel: Floats, rank: int, moments: Moments | None = None, *, merge: bool = True
 ) -> Truncation:
     """Truncates a stack of kernels.
 
@@ -92,7 +92,7 @@ def truncate(
     )
 
 
-def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
+def error_curve(kernel: Floats, moments: Moments | None = None) -> Floats:
     """Returns the squared error at every rank from 0 to min(m, n).
 
     Without moments, that of the kernel's elements; with them, the expected squared error of the
@@ -102,7 +102,7 @@ def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
         kernel: g x m x n.
         moments: Of the outputs.
     """
-    energies: Array = np.zeros(min(kernel.shape[1:]))
+    energies: Floats = np.zeros(min(kernel.shape[1:]))
     full = min(kernel.shape[1:])
     for group, matrix in enumerate(kernel):
         if moments is None:
@@ -115,7 +115,7 @@ def error_curve(kernel: Array, moments: Moments | None = None) -> Array:
     return np.append(tails, 0.0)
 
 
-def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
+def _truncate_plainly(kernel: Floats, rank: int, merge: bool) -> Truncation:
     parts = [truncated_svd(matrix, rank) for matrix in kernel]
     u = np.stack([part.u for part in parts])
     s = np.stack([part.s for part in parts])
@@ -128,7 +128,7 @@ def _truncate_plainly(kernel: Array, rank: int, merge: bool) -> Truncation:
     return Truncation((u, _diagonal(s), vt), None, energy)
 
 
-def _best_ridge(gram: Array, moments: Moments, group: int, rank: int) -> float:
+def _best_ridge(gram: Floats, moments: Moments, group: int, rank: int) -> float:
     """Returns the ridge that does best on the second fold where the first one was fitted.
 
     They are tried from the largest down, up to the first that does worse. The smallest may do well
@@ -149,10 +149,10 @@ def _best_ridge(gram: Array, moments: Moments, group: int, rank: int) -> float:
 class _Regression:
     """The regression of one kernel's outputs on what it gives for the inputs that it will get."""
 
-    def __init__(self, gram: Array, moments: Moments, group: int, part: float) -> None:
+    def __init__(self, gram: Floats, moments: Moments, group: int, part: float) -> None:
         self._moments, self._group = moments, group
-        moved = moments.scatter if moments.moved_scatter is None else moments.moved_scatter
-        scatter = moved[group]
+        scatters = moments.compressed_scatter
+        scatter = (moments.scatter if scatters is None else scatters)[group]
         norm, variance = np.trace(gram), np.trace(scatter)
         # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
         # data did not show may be given up for nothing; if they show nothing, it is all there is.
@@ -169,19 +169,19 @@ class _Regression:
             self._predictor = np.linalg.solve(scatter + jitter, target)
         self.metric = self._predictor.T @ scatter @ self._predictor
 
-    def solve(self, rank: int) -> tuple[Array, Array]:
+    def solve(self, rank: int) -> tuple[Floats, Floats]:
         """Returns P and Q, n x r each."""
         _, vectors = leading_eigenpairs(self.metric, rank)
         return self._predictor @ vectors, np.linalg.solve(self._weight.T, vectors)
 
-    def bias_shift(self, p: Array, q: Array) -> Array:
+    def bias_shift(self, p: Floats, q: Floats) -> Floats:
         moments, group = self._moments, self._group
-        mean = moments.mean if moments.moved_mean is None else moments.moved_mean
-        shift: Array = moments.mean[group] - q @ (p.T @ mean[group])
+        mean = moments.mean if moments.compressed_mean is None else moments.compressed_mean
+        shift: Floats = moments.mean[group] - q @ (p.T @ mean[group])
         return shift
 
 
-def _split(thin: Array, wide: Array) -> tuple[Array, Array, Array]:
+def _split(thin: Floats, wide: Floats) -> tuple[Floats, Floats, Floats]:
     """Turns K1 K2 into U, s and Vt, by the SVD of the product, which is never formed.
 
     The scale of P and Q is arbitrary; training and half precision need factors of like scale.
@@ -192,5 +192,5 @@ def _split(thin: Array, wide: Array) -> tuple[Array, Array, Array]:
     return left @ u, s, vt @ np.swapaxes(right, 1, 2)
 
 
-def _diagonal(values: Array) -> Array:
+def _diagonal(values: Floats) -> Floats:
     return values[..., np.newaxis] * np.eye(values.shape[-1])

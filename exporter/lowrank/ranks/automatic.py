@@ -14,7 +14,7 @@ import numpy as np
 from exporter.errors import RecipeError
 from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.ranks.policy import Choice, Curves, RankPolicy, below_break_even
 
 LEAST_NOISE = 1e-12
@@ -68,7 +68,7 @@ class CurvePolicy(RankPolicy):
         return choices
 
     @abstractmethod
-    def read(self, curve: Array, kernel: Kernel) -> Choice:
+    def read(self, curve: Floats, kernel: Kernel) -> Choice:
         """Reads a rank off the curve, which does not start with 0.
 
         Args:
@@ -89,7 +89,7 @@ class EnergyRank(CurvePolicy):
         _check_between_0_and_1("energy to keep", energy)
         self.energy = energy
 
-    def read(self, curve: Array, kernel: Kernel) -> Choice:
+    def read(self, curve: Floats, kernel: Kernel) -> Choice:
         """See the base class."""
         discarded = curve / curve[0]
         # Rounding must not cost a rank.
@@ -104,7 +104,7 @@ class StableRank(CurvePolicy):
     Vershynin, 2007).
     """
 
-    def read(self, curve: Array, kernel: Kernel) -> Choice:
+    def read(self, curve: Floats, kernel: Kernel) -> Choice:
         """See the base class."""
         stable = float(curve[0] / (curve[0] - curve[1]))
         # Rounding must not turn 3 into 4.
@@ -117,14 +117,14 @@ class VbmfRank(CurvePolicy):
     The noise variance is estimated as well, see ``vbmf_rank``. At least rank 1.
     """
 
-    def read(self, curve: Array, kernel: Kernel) -> Choice:
+    def read(self, curve: Floats, kernel: Kernel) -> Choice:
         """See the base class."""
         found = vbmf_rank(-np.diff(curve), (kernel.m, kernel.n))
         full = kernel.full_rank
         return Choice(max(1, found), f"VBMF finds {found} of {full} directions above the noise")
 
 
-def vbmf_rank(energies: Array, shape: tuple[int, int]) -> int:
+def vbmf_rank(energies: Floats, shape: tuple[int, int]) -> int:
     """Counts the directions of a matrix that are signal rather than noise.
 
     The global analytic solution of empirical variational Bayes matrix factorization (Nakajima,

@@ -7,9 +7,9 @@ from typing import ClassVar, NamedTuple
 
 from exporter.errors import RecipeError
 from exporter.lowrank.candidates import Candidate, factorizable, listing
-from exporter.lowrank.linalg.moments import Array
+from exporter.lowrank.linalg.moments import Floats
 
-Curves = Mapping[str, Array]
+Curves = Mapping[str, Floats]
 """Squared error at every rank from 0 to the full one, by the candidate's name."""
 
 

@@ -12,7 +12,7 @@ from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 from exporter.formats.onnx.ort_flatbuffer import canonical
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.verification.structure import prove_structure
 
 ORT = FORMATS["ort"]
@@ -83,7 +83,7 @@ def test_constants_of_loops_are_listed(export, samples):
     assert kernel.nbytes in {tensor.nbytes for tensor in ORT.stored_tensors(path)}
     inputs = samples(model, 2)
     (actual,) = ORT.load(path, "cpu")(inputs).values()
-    (expected,) = KerasRunner(model, eager=True)(inputs).values()
+    (expected,) = Network(model).runner(eager=True)(inputs).values()
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_an_operator_that_onnx_lacks_is_an_error_and_writes_nothing(
 
 def test_a_place_that_cannot_be_written_is_no_fault_of_the_model(build, tmp_path):
     with pytest.raises(OSError, match="Failed to save"):
-        ORT.export(build("tiny"), tmp_path / "missing" / "model.ort", ExportOptions())
+        ORT.export(Network(build("tiny")), tmp_path / "missing" / "model.ort", ExportOptions())
 
 
 def test_the_card_is_carried_on(build, export):
@@ -133,7 +133,7 @@ def test_variants_predict_what_those_of_onnx_do(variant, io_type, build, export,
     for name in ("ort", "onnx"):
         path = export(name, model, **options)
         runners.append(FORMATS[name].load(path, "cpu"))
-        interfaces.append(FORMATS[name].interface(path, model))
+        interfaces.append(FORMATS[name].interface(path, Network(model)))
     assert interfaces[0] == interfaces[1]
     assert {info.dtype for info in interfaces[0][0]} == {io_type}
     inputs = samples(model, 16)

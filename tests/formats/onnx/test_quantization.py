@@ -19,7 +19,7 @@ from exporter.formats.onnx import graph as onnx_graph
 from exporter.formats.onnx.quantization import VARIANTS, as_variant
 from exporter.graph.conversion import recast
 from exporter.graph.fitting import fitted
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.quantization.affine import to_integers, to_reals
 from exporter.verification.verifier import Verifier
 
@@ -104,7 +104,7 @@ def assert_predicts(path, model, variant, samples):
     expected_size = onnx.load(path).ByteSize()
     assert expected_size == path.stat().st_size
     inputs = samples(model, 16)
-    expected, actual = KerasRunner(model, eager=True)(inputs), predict(path, inputs)
+    expected, actual = Network(model).runner(eager=True)(inputs), predict(path, inputs)
     assert actual.keys() == expected.keys()
     for name, values in expected.items():
         assert actual[name].shape == values.shape
@@ -131,15 +131,17 @@ from pathlib import Path
 import keras
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
+from exporter.graph.network import Network
 import numpy as np
 
 model = keras.models.load_model(sys.argv[1])
+network = Network(model)
 shape = model.inputs[0].shape[1:]
 batch = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
 for variant in sys.argv[3:]:
     path = Path(sys.argv[2]) / f"{variant}.onnx"
     calibration = [{model.inputs[0].name: batch}]
-    FORMATS["onnx"].export(model, path, ExportOptions(variant=variant, calibration=calibration))
+    FORMATS["onnx"].export(network, path, ExportOptions(variant=variant, calibration=calibration))
 """
 
 
@@ -187,7 +189,7 @@ def test_kernels_of_other_operators_are_stored_as_integers(variant, quantize, sa
     path = quantize(model, variant)
     assert weights_of(path) == {"uint8"}
     inputs = samples(model, 8)
-    expected = KerasRunner(model, eager=True)(inputs)["image"]
+    expected = Network(model).runner(eager=True)(inputs)["image"]
     assert snr_db(predict(path, inputs)["image"], expected) > 25
 
 
@@ -200,7 +202,7 @@ def test_sums_of_dense_layers_are_not_quantized(quantize):
 def test_calibration_data_decide_on_the_ranges(export):
     model = dense()
     inputs = np.random.default_rng(0).normal(size=(256, 24)).astype("float32")
-    expected = KerasRunner(model, eager=True)({"features": inputs})["scores"]
+    expected = Network(model).runner(eager=True)({"features": inputs})["scores"]
     errors = []
     for scale in (0.1, 1.0, 100.0):
         calibration = [{"features": scale * inputs}]
@@ -214,7 +216,7 @@ def test_the_method_is_used(export):
     model = dense()
     inputs = np.random.default_rng(0).normal(size=(2000, 24)).astype("float32")
     calibration = [{"features": np.append(inputs, np.full((1, 24), 40, "float32"), axis=0)}]
-    expected = KerasRunner(model, eager=True)({"features": inputs})["scores"]
+    expected = Network(model).runner(eager=True)({"features": inputs})["scores"]
     found = {}
     for ranges in ("minmax", "percentile", "mse", "entropy"):
         path = export("onnx", model, variant="int8", ranges=ranges, calibration=calibration)
@@ -227,7 +229,7 @@ def test_the_method_is_used(export):
 def test_integer_interface(io_type, build, quantize, samples):
     model = build("functional_two_inputs_two_outputs")
     path = quantize(model, "int8", io_type=io_type)
-    artifact = describe(FMT, "int8", path, model)
+    artifact = describe(FMT, "int8", path, Network(model))
     graph = onnx.load(path).graph
     elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(io_type))
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
@@ -243,7 +245,7 @@ def test_integer_interface(io_type, build, quantize, samples):
     feeds = {i.name: to_integers(inputs[i.name], i.quantization, i.dtype) for i in artifact.inputs}
     names = [info.name for info in artifact.outputs]
     raw = dict(zip(names, session.run(names, feeds), strict=True))
-    actual, expected = predict(path, inputs), KerasRunner(model, eager=True)(inputs)
+    actual, expected = predict(path, inputs), Network(model).runner(eager=True)(inputs)
     for info in artifact.outputs:
         assert raw[info.name].dtype == io_type
         np.testing.assert_array_equal(
@@ -262,7 +264,7 @@ def test_integers_are_taken_as_they_are_computed_with(io_type, count, quantize):
 def verified(digits, trained_mlp, tmp_path_factory):
     """Exports a factorized classifier of the digits as a variant, and verifies it."""
     compressed = compress(trained_mlp, 16)
-    dataset = fitted(digits, compressed.model)
+    dataset = fitted(digits, compressed.network)
     folder = tmp_path_factory.mktemp("verified")
     verifier = Verifier(compressed, dataset, folder=folder)
     images = dataset.train.inputs["image"][:500]
@@ -271,8 +273,8 @@ def verified(digits, trained_mlp, tmp_path_factory):
     def verify(variant, **options):
         path = folder / f"{variant}-{'-'.join(options.values())}.onnx"
         asked = ExportOptions(variant=variant, calibration=calibration, **options)
-        FMT.export(compressed.model, path, asked)
-        return verifier.verify(describe(FMT, variant, path, compressed.model))
+        FMT.export(compressed.network, path, asked)
+        return verifier.verify(describe(FMT, variant, path, compressed.network))
 
     return verify
 
@@ -305,10 +307,10 @@ def test_inputs_that_are_integers_stay_as_they_are(quantize, export):
     )
     tokens = np.random.default_rng(0).integers(0, 50, (40, 6)).astype("int32")
     path = export("onnx", model, variant="int8", io_type="int8", calibration=[{"tokens": tokens}])
-    (tokens_info,), (scores_info,) = FMT.interface(path, model)
+    (tokens_info,), (scores_info,) = FMT.interface(path, Network(model))
     assert (tokens_info.dtype, tokens_info.quantization) == ("int32", None)
     assert scores_info.dtype == "int8"
-    expected = KerasRunner(model, eager=True)({"tokens": tokens})["scores"]
+    expected = Network(model).runner(eager=True)({"tokens": tokens})["scores"]
     assert snr_db(predict(path, {"tokens": tokens})["scores"], expected) > 15
 
 

@@ -16,7 +16,7 @@ from exporter.formats.tflite.c_source import HEADER, SOURCE, identifier
 from exporter.formats.tflite.flatbuffer import convert, list_operators, read_interface
 from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
 from exporter.formats.tflite.packing import unpack
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 
 C = FORMATS["c"]
 
@@ -79,7 +79,7 @@ def test_compiled_array_is_the_flatbuffer(language, build, export_int8, samples,
     first, _, content = done.stdout.partition(b"\n")
     calibration = [samples(model, 32, seed=seed) for seed in (1, 2)]
     options = ExportOptions(variant="int8", io_type="int8", calibration=calibration)
-    assert content == adapted(convert(model, options, batch=1))
+    assert content == adapted(convert(Network(model), options, batch=1))
     (info,), _ = read_interface(content)
     name, scale, zero_point = first.decode().split()
     assert name == "features"
@@ -125,7 +125,7 @@ def test_names_of_models_become_identifiers(name, expected):
 def test_description_is_of_the_array_with_a_batch_of_one(build, export):
     model = build("sequential_mlp")
     path = export("c", model)
-    described = describe(C, "float32", path, model)
+    described = describe(C, "float32", path, Network(model))
     assert [info.shape for info in described.inputs] == [(1, 6, 6, 1)]
     assert [info.shape for info in described.outputs] == [(1, 10)]
     # Without a shape to compute at run time, as a free batch needs one.
@@ -138,7 +138,7 @@ def test_array_has_no_bytes_that_the_interpreter_ignores(build, export):
     model = build("sequential_mlp")
     card = ModelCard("Sorts images.", labels={"probabilities": tuple("abcdefghij")})
     content = array(export("c", model, card=card))
-    plain = convert(model, ExportOptions(), batch=1)
+    plain = convert(Network(model), ExportOptions(), batch=1)
     for word in (b"MLIR", b"CONVERSION_METADATA", b"min_runtime_version", b"hidden", b"Sorts"):
         assert word not in content
     assert b"hidden" in plain
@@ -149,10 +149,10 @@ def test_arena_is_found_where_kernels_crash_without_memory(build, samples):
     """As dense layers with a scale a channel do."""
     model = build("tiny")
     options = ExportOptions(variant="int8", granularity="channel", calibration=[samples(model, 32)])
-    content = adapted(convert(model, options, batch=1))
+    content = adapted(convert(Network(model), options, batch=1))
     inputs = samples(model, 1)
     outputs = MicroRunner(content, measure_arena(content))(inputs)
-    for name, expected in KerasRunner(model, eager=True)(inputs).items():
+    for name, expected in Network(model).runner(eager=True)(inputs).items():
         np.testing.assert_allclose(outputs[name], expected, atol=0.06)
 
 
@@ -213,7 +213,7 @@ def test_int8_differs_where_one_runtime_rounds_twice(export_int8, samples, rando
     randomize(model, 0)
     path = export_int8(model, io_type="int8")
     inputs = samples(model, 400)
-    (given,), (taken,) = C.interface(path, model)
+    (given,), (taken,) = C.interface(path, Network(model))
     step, zero = taken.quantization.scale, taken.quantization.zero_point
     integers = [
         np.rint(C.load(path, backend)(inputs)["y"] / step).astype(int) + zero
@@ -251,10 +251,10 @@ def rescaled_sums(content, x, given, taken, twice):
 def test_int8_predicts_nearly_what_the_model_does(zoo_model, io_type, export_int8, samples):
     path = export_int8(zoo_model, io_type=io_type)
     inputs = samples(zoo_model, 100)
-    (given,), _ = C.interface(path, zoo_model)
+    (given,), _ = C.interface(path, Network(zoo_model))
     assert given.dtype == io_type
     assert (given.quantization is None) == (io_type == "float32")
-    expected = KerasRunner(zoo_model, eager=True)(inputs)["probabilities"]
+    expected = Network(zoo_model).runner(eager=True)(inputs)["probabilities"]
     for backend in C.backends:
         actual = C.load(path, backend)(inputs)["probabilities"]
         assert actual.dtype == np.float32
@@ -288,7 +288,7 @@ def test_selections_are_written_as_tflite_micro_has_them(variant, build, export,
     operators = list_operators(array(path))
     assert "SELECT_V2" in operators
     assert "SELECT" not in operators
-    expected = KerasRunner(model, eager=True)(calibration[0])["targets"]
+    expected = Network(model).runner(eager=True)(calibration[0])["targets"]
     for backend in C.backends:
         actual = C.load(path, backend)(calibration[0])["targets"]
         np.testing.assert_allclose(actual, expected, atol=1e-5 if variant == "float32" else 0.2)
@@ -306,7 +306,7 @@ def test_recurrent_layers_convert_with_a_free_batch(lstm, export, samples):
     model = lstm()
     path = export("c", model)
     inputs = samples(model, 3)
-    expected = KerasRunner(model, eager=True)(inputs)["scores"]
+    expected = Network(model).runner(eager=True)(inputs)["scores"]
     for backend in C.backends:
         actual = C.load(path, backend)(inputs)["scores"]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)

@@ -19,6 +19,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 from exporter.formats.tflite.flatbuffer import convert
 from exporter.formats.tflite.metadata import add_metadata
+from exporter.graph.network import Network
 
 LABELS = ("élan", "moose", "Rentier", "deer", "elk")
 CARD = ModelCard(
@@ -138,7 +139,7 @@ def test_tflite_tells_the_name_alone_without_a_card(model, export):
 
 @pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout", "residual"])
 def test_tflite_computes_the_very_same(zoo_model, samples, tmp_path):
-    content = convert(zoo_model, ExportOptions())
+    content = convert(Network(zoo_model), ExportOptions())
     card = ModelCard("x" * 101, {}, {})
     told = add_metadata(content, zoo_model.name, card)
     inputs = samples(zoo_model, 7)
@@ -158,7 +159,7 @@ def test_tflite_computes_the_very_same(zoo_model, samples, tmp_path):
 
 
 def test_tflite_grows_by_a_few_hundred_bytes(model):
-    content = convert(model, ExportOptions())
+    content = convert(Network(model), ExportOptions())
     assert len(add_metadata(content, model.name, ModelCard())) - len(content) < 500
     assert len(add_metadata(content, model.name, CARD)) - len(content) < 1000
 

@@ -13,7 +13,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
 from exporter.formats.tflite.flatbuffer import convert, list_tensors
 from exporter.formats.tflite.quantization import VARIANTS, quantize
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.quantization.affine import to_integers, to_reals
 
 TFLITE = FORMATS["tflite"]
@@ -52,7 +52,7 @@ def converted(zoo_name, build, cache):
     """Each model; converted once, for that is what takes time."""
     if zoo_name not in cache:
         model = build(zoo_name)
-        cache[zoo_name] = Converted(model, convert(model, ExportOptions()))
+        cache[zoo_name] = Converted(model, convert(Network(model), ExportOptions()))
     return cache[zoo_name]
 
 
@@ -119,7 +119,7 @@ def test_models_of_every_kind_have_every_variant(
     path = tmp_path / "model.tflite"
     path.write_bytes(quantize(converted.content, options))
     inputs = samples(model, 64)
-    expected = KerasRunner(model, eager=True)(inputs)
+    expected = Network(model).runner(eager=True)(inputs)
     for actual in predictions(path, inputs):
         assert actual.keys() == expected.keys()
         for name, values in expected.items():
@@ -132,7 +132,7 @@ def test_models_of_every_kind_have_every_variant(
 def test_half_precision_is_stored_and_computed_in_float32(zoo_model, make, samples):
     path = make(zoo_model, "float16")
     inputs = samples(zoo_model, 16)
-    expected = KerasRunner(zoo_model, eager=True)(inputs)
+    expected = Network(zoo_model).runner(eager=True)(inputs)
     for actual in predictions(path, inputs):
         for name, values in expected.items():
             assert snr_db(actual[name], values) > 55
@@ -195,7 +195,7 @@ def test_convolutions_of_every_kind_run_with_a_scale_a_tensor(variant, layer, ma
     model = keras.Sequential([keras.Input((6, 6, 4), name="x"), fresh])
     path = make(model, variant, granularity="tensor")
     inputs = samples(model, 16)
-    expected = KerasRunner(model, eager=True)(inputs)["y"]
+    expected = Network(model).runner(eager=True)(inputs)["y"]
     for actual in predictions(path, inputs):
         assert snr_db(actual["y"], expected) > (15 if variant == "int4" else 25)
 
@@ -226,7 +226,7 @@ class TestInterface:
     def test_integers_and_what_they_stand_for(self, io_type, build, make, samples):
         model = build("functional_two_inputs_two_outputs")
         path = make(model, "int8", io_type=io_type)
-        artifact = describe(TFLITE, "int8", path, model)
+        artifact = describe(TFLITE, "int8", path, Network(model))
         runner = Interpreter(model_path=str(path)).get_signature_runner()
         inputs = samples(model, 6)
         integers = {}
@@ -265,7 +265,7 @@ class TestInterface:
     def test_float32_is_converted_inside(self, variant, build, make):
         model = build("sequential_mlp")
         path = make(model, variant)
-        artifact = describe(TFLITE, variant, path, model)
+        artifact = describe(TFLITE, variant, path, Network(model))
         assert [(i.dtype, i.quantization) for i in (*artifact.inputs, *artifact.outputs)] == [
             ("float32", None)
         ] * 2
@@ -288,9 +288,9 @@ class TestInterface:
         calibration = [tokens(64, seed) for seed in range(1, 5)]
         io_type = "int8" if variant == "int8" else "float32"
         path = export("tflite", model, variant=variant, calibration=calibration, io_type=io_type)
-        (info,) = describe(TFLITE, variant, path, model).inputs
+        (info,) = describe(TFLITE, variant, path, Network(model)).inputs
         assert (info.dtype, info.quantization) == ("int32", None)
-        expected = KerasRunner(model, eager=True)(tokens(64))["scores"]
+        expected = Network(model).runner(eager=True)(tokens(64))["scores"]
         for actual in predictions(path, tokens(64)):
             assert snr_db(actual["scores"], expected) > (12 if variant == "int4" else 20)
         (table,) = [t for t in TFLITE.stored_tensors(path) if t.shape == (300, 16)]
@@ -308,10 +308,10 @@ class TestInterface:
         rng = np.random.default_rng(0)
         images = {"image": rng.integers(0, 256, (64, 6, 6, 1), dtype="uint8")}
         path = export("tflite", model, variant="int8", io_type="int8", calibration=[images])
-        (image,), (scores,) = TFLITE.interface(path, model)
+        (image,), (scores,) = TFLITE.interface(path, Network(model))
         assert (image.dtype, image.quantization) == ("uint8", None)
         assert scores.dtype == "int8"
-        expected = KerasRunner(model, eager=True)(images)["scores"]
+        expected = Network(model).runner(eager=True)(images)["scores"]
         for actual in predictions(path, images):
             assert snr_db(actual["scores"], expected) > 20
 
@@ -325,7 +325,7 @@ class TestRanges:
         scales = {}
         for method in ("minmax", "percentile", "mse", "entropy"):
             path = make(model, "int8", io_type="int8", ranges=method, calibration=calibration)
-            (info,), _ = TFLITE.interface(path, model)
+            (info,), _ = TFLITE.interface(path, Network(model))
             scales[method] = info.quantization.scale
         assert scales["minmax"] == pytest.approx(1000 / 255, rel=0.01)
         assert max(scales["percentile"], scales["entropy"]) < 0.2 * scales["minmax"]
@@ -391,7 +391,7 @@ def test_a_fixed_batch_stays_fixed(make, samples):
     path = make(model, "int8", io_type="int8")
     inputs = samples(model, 3)
     for actual in predictions(path, inputs):
-        assert snr_db(actual["y"], KerasRunner(model, eager=True)(inputs)["y"]) > 20
+        assert snr_db(actual["y"], Network(model).runner(eager=True)(inputs)["y"]) > 20
 
 
 def test_nothing_is_printed(lstm, make, capsys):

@@ -6,7 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 
 TFLITE = FORMATS["tflite"]
 
@@ -48,7 +48,7 @@ def test_activations_run_in_every_backend(export, samples, activation):
     )
     path = export("tflite", model)
     inputs = samples(model, 4)
-    expected = KerasRunner(model, eager=True)(inputs)["y"]
+    expected = Network(model).runner(eager=True)(inputs)["y"]
     for backend in TFLITE.backends:
         actual = TFLITE.load(path, backend)(inputs)["y"]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def test_the_remedies_for_recurrent_layers_work(lstm, export, samples, options):
     model = lstm(**options)
     path = export("tflite", model)
     inputs = samples(model, 1)
-    expected = KerasRunner(model, eager=True)(inputs)["scores"]
+    expected = Network(model).runner(eager=True)(inputs)["scores"]
     for backend in TFLITE.backends:
         actual = TFLITE.load(path, backend)(inputs)["scores"]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)

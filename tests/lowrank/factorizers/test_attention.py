@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.factorizers import factorizer_for, reason_kept
@@ -62,7 +63,7 @@ def test_each_projection_is_optional(names):
 
 def test_candidates_are_the_projections():
     model, _ = self_attention()
-    found = {c.name: c.kernel for c in candidates(model)}
+    found = {c.name: c.kernel for c in candidates(Network(model))}
     assert list(found) == [f"attention/{name}" for name in NAMES]
     assert [(k.m, k.n, k.positions) for k in found.values()] == [(8, 6, 5)] * 3 + [(6, 8, 5)]
 

@@ -11,8 +11,8 @@ from exporter.commands.compress import compress
 from exporter.errors import ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
+from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
-from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine
@@ -402,7 +402,7 @@ class TestConformance:
         inputs = drawn(model, count=case.batch or 60, seed=2)
         names = [info.name for info in Signature(model).inputs]
         calibration = Calibration(dict(zip(names, inputs, strict=True)), case.batch or 20)
-        moments = gather(model, kernels, calibration)
+        moments = gather(Network(model), kernels, calibration)
         assert moments.keys() == kernels.keys()
 
         ranks = {name: max(1, kernel.full_rank // 4) for name, kernel in kernels.items()}
@@ -441,7 +441,9 @@ def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
     longer = keras.Model(model.inputs, keras.layers.Dense(6, name="last")(flat[0]))
     names = [info.name for info in Signature(longer).inputs]
     calibration = Calibration(dict(zip(names, drawn(longer, count=40), strict=True)), 20)
-    engine = Engine(longer, calibration, Cut(convolution=factorizer.convolution or "channel"))
+    engine = Engine(
+        Network(longer), calibration, Cut(convolution=factorizer.convolution or "channel")
+    )
     compressed = engine.carry_out(engine.plan(FixedRank(2)))
     kernels = {
         f"layer/{kernel.name}" if kernel.name else "layer": kernel
@@ -465,9 +467,9 @@ def test_compressed_models_can_be_exported(factorizer, case, format_name, backen
     assert len(compressed.factors) == len(factorizer.kernels(layer))
     written = FORMATS[format_name]
     path = tmp_path / f"model{written.suffix}"
-    written.export(compressed.model, path, ExportOptions())
+    written.export(compressed.network, path, ExportOptions())
     names = [info.name for info in Signature(model).inputs]
     inputs = dict(zip(names, drawn(model), strict=True))
     actual = written.load(path, backend)(inputs)
-    for output, value in KerasRunner(compressed.model, eager=True)(inputs).items():
+    for output, value in compressed.network.runner(eager=True)(inputs).items():
         np.testing.assert_allclose(actual[output], value, rtol=1e-4, atol=1e-4)

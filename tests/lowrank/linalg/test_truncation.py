@@ -48,8 +48,8 @@ class Problem:
         if weighted:
             fields["fisher"] = self.fisher
         if moved:
-            fields["moved_mean"] = self.z.mean(axis=1)
-            fields["moved_scatter"] = covariance(self.z, self.z)
+            fields["compressed_mean"] = self.z.mean(axis=1)
+            fields["compressed_scatter"] = covariance(self.z, self.z)
             fields["cross"] = covariance(self.z, self.y)
         return Moments(**fields, **changes)
 
@@ -213,7 +213,7 @@ class TestCascade:
         moments = problem.moments(moved=True)
         result = truncate(problem.kernel, rank, moments)
         cross = moments.cross[0]
-        explained = cross.T @ np.linalg.pinv(moments.moved_scatter[0], rcond=1e-9) @ cross
+        explained = cross.T @ np.linalg.pinv(moments.compressed_scatter[0], rcond=1e-9) @ cross
         total = np.trace(moments.scatter[0])
         unexplained = total - np.trace(explained)
         error = problem.error(result, moved=True)
@@ -381,8 +381,8 @@ class TestFolds:
         return Moments(
             mean=y.mean(0)[np.newaxis],
             scatter=(centred_y.T @ centred_y / count)[np.newaxis],
-            moved_mean=z.mean(0)[np.newaxis],
-            moved_scatter=(centred_z.T @ centred_z / count)[np.newaxis],
+            compressed_mean=z.mean(0)[np.newaxis],
+            compressed_scatter=(centred_z.T @ centred_z / count)[np.newaxis],
             cross=(centred_z.T @ centred_y / count)[np.newaxis],
         )
 

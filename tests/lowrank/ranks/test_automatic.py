@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
+from exporter.graph.network import Network
 from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.truncation import error_curve
@@ -205,7 +206,7 @@ class TestAll:
     def test_plans_a_model(self, policy, build):
         from exporter.lowrank.candidates import candidates
 
-        found = candidates(build("nested_sequential"))
+        found = candidates(Network(build("nested_sequential")))
         curves = {c.name: c.kernel.error_curve() for c in found}
         plan = policy.select(found, curves)
         assert [layer.name for layer in plan.layers] == ["body/first", "body/second", "head"]

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import RecipeError
+from exporter.graph.network import Network
 from exporter.lowrank.candidates import Candidate, candidates, factorizable
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.ranks.budgeted import (
@@ -61,7 +62,7 @@ def test_sensitivity_is_a_power_law():
 
 @pytest.fixture(scope="module")
 def residual(build):
-    return candidates(build("residual"))
+    return candidates(Network(build("residual")))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ class TestAllPolicies:
                 assert layer.reason.startswith("kept: ")
 
     def test_a_kernel_that_no_rank_makes_cheaper_stays_dense(self, policy, build):
-        found = candidates(build("functional_two_inputs_two_outputs"))
+        found = candidates(Network(build("functional_two_inputs_two_outputs")))
         curves = {c.name: c.kernel.error_curve() for c in found}
         plan = policy("params", 400).select(found, curves)
         (amount,) = (layer for layer in plan.layers if layer.name == "amount")

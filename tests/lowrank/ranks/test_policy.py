@@ -3,6 +3,7 @@ import re
 import pytest
 
 from exporter.errors import RecipeError
+from exporter.graph.network import Network
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer
 
@@ -10,12 +11,12 @@ from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer
 @pytest.fixture
 def mlp(build):
     """Candidates of shapes 36 x 40, 40 x 32 and 32 x 10: break-even at 18.9, 17.8 and 7.6."""
-    return candidates(build("sequential_mlp"))
+    return candidates(Network(build("sequential_mlp")))
 
 
 @pytest.fixture
 def convolutional(build):
-    return candidates(build("conv_batchnorm_dropout"))
+    return candidates(Network(build("conv_batchnorm_dropout")))
 
 
 def by_name(plan):
@@ -43,14 +44,16 @@ class TestFixedRank:
         assert last.macs_before == last.macs_after == 32 * 10
 
     def test_counts_s_where_it_is_not_merged(self, build):
-        unmerged = candidates(build("sequential_mlp"), merge=False)
+        unmerged = candidates(Network(build("sequential_mlp")), merge=False)
         hidden = by_name(FixedRank(8).select(unmerged))["hidden_1"]
         assert hidden.params_after == 8 * (36 + 40) + 8 * 8 + 40
         assert hidden.macs_after == 8 * (36 + 40) + 8 * 8
 
     def test_a_rank_equal_to_break_even_stays_dense(self, build):
         """32 x 32 breaks even at 16 exactly."""
-        (mix,) = [c for c in candidates(build("nested_functional")) if c.name == "inner/mix"]
+        (mix,) = [
+            c for c in candidates(Network(build("nested_functional"))) if c.name == "inner/mix"
+        ]
         assert FixedRank(11).select([mix]).ranks == {"inner/mix": 11}
         assert FixedRank(12).select([mix]).ranks == {}
 
@@ -118,7 +121,9 @@ class TestRankByLayer:
             RankByLayer({"hidden": 2}).select(others)
 
     def test_nested_layers_are_named_by_their_path(self, build):
-        plan = RankByLayer({"body/second": 4}).select(candidates(build("nested_sequential")))
+        plan = RankByLayer({"body/second": 4}).select(
+            candidates(Network(build("nested_sequential")))
+        )
         assert plan.ranks == {"body/second": 4}
 
 

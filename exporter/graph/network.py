@@ -1,0 +1,138 @@
+"""A Keras model as the rest of this package sees it."""
+
+from collections.abc import Iterable, Mapping, Set
+from functools import cached_property
+from pathlib import Path
+
+from exporter.errors import ModelError
+from exporter.graph.conversion import recast
+from exporter.graph.macs import count_macs
+from exporter.graph.outputs import Family, output_families
+from exporter.graph.rewrite import Replacement, rewrite
+from exporter.graph.runner import KerasRunner
+from exporter.graph.signature import Signature, TensorInfo
+from exporter.graph.types import Layer, Model
+from exporter.graph.walk import is_graph, links, walk
+
+
+class Network:
+    """A Keras model, wrapped and checked once when it enters the package.
+
+    Its structure is read when it is first asked for, and kept; its weights are not.
+
+    Attributes:
+        model: The Keras model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Checks that the model is a graph of layers that can be walked and copied.
+
+        Raises:
+            ModelError: If it is not a built Sequential or Functional Keras model.
+        """
+        import keras
+
+        if not isinstance(model, keras.Model):
+            raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
+        if not is_graph(model):
+            raise ModelError(
+                f"A Sequential or Functional model is required, whose graph can be rewritten. "
+                f"Received: the subclassed model {type(model).__name__}. Rebuild it as "
+                "keras.Model(inputs, outputs)."
+            )
+        if not model.built or not getattr(model, "inputs", None):
+            raise ModelError(
+                f"Model {model.name!r} has not been built, so the shapes of its weights are "
+                "unknown. Give it a keras.Input, or call model.build(input_shape)."
+            )
+        self.model = model
+        for path, layer in self.layers.items():
+            if isinstance(layer, keras.Model):
+                raise ModelError(
+                    f"The nested model {path!r} must be Sequential or Functional. "
+                    f"Received: the subclassed model {type(layer).__name__}."
+                )
+
+    @classmethod
+    def of(cls, model: "Network | Model") -> "Network":
+        """Wraps a Keras model, unless it is wrapped already."""
+        return model if isinstance(model, cls) else cls(model)
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return str(self.model.name)
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The leaf layers of the graph by path; a layer that is called twice is listed once."""
+        return dict(walk(self.model))
+
+    @cached_property
+    def links(self) -> list[tuple[str, Layer, Layer]]:
+        """Pairs of layers where the first one feeds the second one alone; see ``walk.links``."""
+        return list(links(self.model))
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The model as a function of named inputs; sparse ones raise a ModelError."""
+        return Signature(self.model)
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The inputs, in the order of ``model.inputs``."""
+        return self.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The outputs, in the order of the flattened output structure."""
+        return self.signature.outputs
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model insists on; None if any will do."""
+        return next((info.fixed_batch for info in self.inputs if info.fixed_batch), None)
+
+    @cached_property
+    def macs(self) -> int:
+        """The multiply-accumulates for one sample; see ``count_macs``."""
+        return count_macs(self.signature)
+
+    @property
+    def params(self) -> int:
+        """The number of parameters."""
+        return int(self.model.count_params())
+
+    @cached_property
+    def scales_input(self) -> bool:
+        """Whether a layer rescales or normalises what the model is given."""
+        import keras
+
+        kinds = (keras.layers.Rescaling, keras.layers.Normalization)
+        return any(isinstance(layer, kinds) for layer in self.layers.values())
+
+    def families(self, logits: Set[str]) -> dict[str, Family]:
+        """Tells what each output is; see ``output_families``."""
+        return output_families(self.signature, logits)
+
+    def runner(self, *, eager: bool = False) -> KerasRunner:
+        """Returns what predicts named arrays; see ``KerasRunner``."""
+        return KerasRunner(self.signature, eager=eager)
+
+    def rewrite(
+        self, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
+    ) -> "Network":
+        """Copies the model with some layers replaced or left out; see ``rewrite.rewrite``."""
+        return Network(rewrite(self.model, replacements, dropped))
+
+    def copy(self) -> "Network":
+        """Copies the model with its weights, under the current strategy."""
+        return self.rewrite({})
+
+    def recast(self, dtype: str) -> "Network":
+        """Copies the model with every floating point dtype set to another; see ``recast``."""
+        return Network(recast(self.model, dtype))
+
+    def save(self, path: Path) -> None:
+        """Writes the Keras model to a file."""
+        self.model.save(path)
