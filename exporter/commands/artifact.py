@@ -21,7 +21,7 @@ from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
-from exporter.quantization.granularity import Trial, choose, to_try
+from exporter.quantization.granularity import GranularityTrial, choose, to_try
 from exporter.recipe.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
@@ -156,7 +156,7 @@ def write_artifact(
     granularity: str,
     samples: Calibration | None,
     scratch: Path,
-) -> tuple[Trial, ...]:
+) -> tuple[GranularityTrial, ...]:
     """Exports a model at a granularity, or at the better one of both.
 
     Args:
@@ -179,12 +179,12 @@ def write_artifact(
         fmt.export(model, path, options)
         return ()
     judge = None if samples is None else _Judge(fmt, options.variant, model, samples)
-    trials: dict[Trial, Path] = {}
+    trials: dict[GranularityTrial, Path] = {}
     for each in to_try(granularity):
         file = scratch / f"{each}-{path.name}"
         fmt.export(model, file, replace(options, granularity=each))
         ratio = None if judge is None else judge.snr(file)
-        trials[Trial(each, fmt.size(file), ratio)] = file
+        trials[GranularityTrial(each, fmt.size(file), ratio)] = file
     chosen = choose(list(trials))
     shutil.move(trials[chosen], path)
     return (chosen, *(trial for trial in trials if trial is not chosen))

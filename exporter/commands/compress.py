@@ -91,4 +91,4 @@ def carry_out(
     policy = policy_for(recipe)
     if policy is None:
         return compress_within(engine, recipe, dataset, progress)
-    return engine.carry_out(engine.plan(policy))
+    return engine.factorize(engine.plan(policy))

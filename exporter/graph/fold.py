@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import addition, input_shape, rebuild
+from exporter.graph.layers import input_shape, rebuild, unsupported_feature
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.walk import links
 
@@ -93,7 +93,7 @@ def _takes(linear: Any, norm: Any) -> bool:
     first = getattr(linear, "data_format", "channels_last") == "channels_first"
     return (
         linear.activation is keras.activations.linear
-        and not addition(linear)
+        and not unsupported_feature(linear)
         and [axis % rank for axis in axes] == [1 if first else rank - 1]
     )
 

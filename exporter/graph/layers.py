@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 
-def addition(layer: Any) -> str:
+def unsupported_feature(layer: Any) -> str:
     """Says what a layer holds beside a plain kernel; empty if nothing."""
     if getattr(layer, "quantization_mode", None) is not None:
         return "is quantized already"

@@ -1,10 +1,10 @@
 """The gauge: which of the many pairs of factors of one product is kept, for integers.
 
 A factorized layer is ``y = (x K1) K2 + b``. For any invertible R, ``(x K1 R) (R^-1 K2)`` is the
-same in float, but not in 8 bits, where each tensor has one step for all of its numbers: the nearer
-its columns are to one size, the less is lost. Likewise ``(x K1 - c) K2 + (b + c K2)``, whose latent
-is smaller where c is its mean. Both are chosen layer by layer, by what the layer's outputs lose in
-simulated integers; so are scales of x, which the layer before takes over.
+same in float, but not in integers, where all numbers of a tensor share one step: the more alike the
+sizes of its columns, the smaller the error. ``(x K1 - c) K2 + (b + c K2)`` is the same in float
+too, and its latent is smaller where c is the mean. R and c are chosen layer by layer, by the error
+of the layer's outputs in simulated integers; so are scales of x, which the layer before takes over.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from exporter.lowrank.engine import Compressed
 from exporter.lowrank.linalg.moments import Array
 from exporter.quantization.equalization import sources
 from exporter.quantization.granularity import Granularity
-from exporter.quantization.junction import AS_CUT, Junction, LayerGauge
+from exporter.quantization.pair import AS_CUT, FactorPair, LayerGauge
 from exporter.quantization.simulation import Scheme, Simulation, linear_layers
 
 GAUGE_SAMPLES = 500
@@ -47,7 +47,7 @@ class GaugeReport:
         layers: One entry for each kernel whose factors have a choice.
         snr_before: Signal to noise ratio of the model's outputs in simulated integers as cut, in
             decibels.
-        snr_after: Likewise in the gauges.
+        snr_after: The same ratio in the gauges.
     """
 
     scheme: Scheme
@@ -58,7 +58,7 @@ class GaugeReport:
 
 @dataclass(frozen=True)
 class Gauged:
-    """A compressed model of the same function whose factors lose less in integers.
+    """A compressed model of the same function whose factors have less error in integers.
 
     Attributes:
         compressed: With a model and weights of its own.
@@ -103,9 +103,9 @@ def regauge(
         copy, generator = compressed.copy(), np.random.default_rng(seed)
         layers, means = [], {}
         # One at a time: the next one may begin with the factor that this one ends with.
-        for junction in _junctions(copy, calibration, scheme, granularity):
-            layers.append(junction.choose(generator))
-            means[id(junction.layers[0])] = junction.mean
+        for pair in _factor_pairs(copy, calibration, scheme, granularity):
+            layers.append(pair.choose(generator))
+            means[id(pair.layers[0])] = pair.mean
         copy = _centred(copy, means)
         report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.model))
         return Gauged(copy, report)
@@ -118,17 +118,17 @@ def regauge(
     return Gauged(compressed.copy(), GaugeReport(scheme, tuple(layers), before, before))
 
 
-def _junctions(
+def _factor_pairs(
     compressed: Compressed, calibration: Calibration, scheme: Scheme, granularity: Granularity
-) -> Iterator[Junction]:
-    """Yields the factors whose second one is given just what the first one makes."""
-    meetings = list(_meetings(compressed))
-    pairs = [layers for _, _, layers in meetings]
+) -> Iterator[FactorPair]:
+    """Yields the factors of which the second is given exactly what the first makes."""
+    found = list(_consecutive(compressed))
+    pairs = [layers for _, _, layers in found]
     inputs, before = _inputs_of(compressed.model, pairs, calibration), sources(compressed.model)
-    for meeting, (first, _), given in zip(meetings, pairs, inputs, strict=True):
+    for entry, (first, _), given in zip(found, pairs, inputs, strict=True):
         if given is not None:
-            yield Junction(
-                *meeting,
+            yield FactorPair(
+                *entry,
                 inputs=given,
                 source=before.get(id(first)),
                 scheme=scheme,
@@ -136,7 +136,7 @@ def _junctions(
             )
 
 
-def _meetings(
+def _consecutive(
     compressed: Compressed,
 ) -> Iterator[tuple[str, tuple[Any, Any], tuple[Any, Any]]]:
     """Yields names, weights and layers of factors that follow one another."""

@@ -165,7 +165,7 @@ class FineTuner:
             model, history = self._factored(compressed, epochs=0)
             return FineTuned(model, (replace(history, ending="interrupted"),))
         if adaptation.taken:
-            compressed = engine.carry_out(plan)
+            compressed = engine.factorize(plan)
         model, history = self._factored(compressed)
         return FineTuned(model, (history,), adaptation=adaptation)
 
@@ -211,11 +211,11 @@ class FineTuner:
         _copy_weights(phase.finish(), updated)
         options = replace(options_for(recipe), fold=False)
         plainly = Engine(updated, None, replace(options, method="svd"), self._progress)
-        truncated = plainly.carry_out(plan)
+        truncated = plainly.factorize(plan)
         compressed = truncated
         if recipe.export_from == "updated":
             anew = Engine(updated, engine.calibration, options, self._progress)
-            compressed = anew.carry_out(plan)
+            compressed = anew.factorize(plan)
         return FineTuned(compressed, (history,), truncated.model, updated, phase.left_out)
 
     def _train(self, phase: Phase, plan: RankPlan, *, epochs: int | None = None) -> History:

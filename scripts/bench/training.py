@@ -293,7 +293,7 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
     options = {"batch_size": BATCH, "learning_rate": 1e-3, "distill": 0.0, "finetune": epochs}
     recipe = Recipe(rank=RANK, train="projected", seed=seed, **options)
     engine = Engine(full, None, Options(method="svd"))
-    compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
+    compressed = engine.factorize(engine.plan(FixedRank(RANK)))
     tuner = tuner_of(engine, everything, recipe, on_step)
     begun[0] = time.perf_counter()
     tuned = tuner.run(compressed)
@@ -339,7 +339,7 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
             measure(phase.student)
 
     engine = Engine(full, calibration_from(full, fitted_data, QUICK_SAMPLES), Options())
-    compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
+    compressed = engine.factorize(engine.plan(FixedRank(RANK)))
     cut = time.perf_counter() - begun
     measure(compressed.model)
     after_cut = accuracy(compressed.model, test)
@@ -374,7 +374,7 @@ def factors(
         limit = sum(layer.params_after for layer in plan.layers)
         compressed = Planner(engine).best_within("params", limit)
     else:
-        compressed = engine.carry_out(plan)
+        compressed = engine.factorize(plan)
     cut = accuracy(compressed.model, test)
     train = "adaptive" if division == "adaptive" else "factored"
     asked = Recipe(**{"rank": rank, "seed": seed, "train": train, **recipe})

@@ -13,7 +13,7 @@ from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine, Options
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.quantization.gauge import regauge
-from exporter.quantization.junction import AS_CUT
+from exporter.quantization.pair import AS_CUT
 from exporter.quantization.simulation import Simulation
 
 SCHEMES = ("dynamic", "static")
@@ -23,7 +23,7 @@ once = functools.partial(regauge, attempts=1)
 
 def cut(model, rank, **options):
     engine = Engine(model, options=Options(method="svd", **options))
-    return engine.carry_out(engine.plan(FixedRank(rank)))
+    return engine.factorize(engine.plan(FixedRank(rank)))
 
 
 def drawn(model, samples, count=96):

@@ -58,6 +58,6 @@ def tuner(blobs, listener):
             loss=loss,
             checkpoints=checkpoints,
         )
-        return made, engine.carry_out(engine.plan(policy_for(recipe)))
+        return made, engine.factorize(engine.plan(policy_for(recipe)))
 
     return make

@@ -441,7 +441,7 @@ def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
     names = [info.name for info in Signature(longer).inputs]
     calibration = Calibration(dict(zip(names, drawn(longer, count=40), strict=True)), 20)
     engine = Engine(longer, calibration, Options(convolution=factorizer.convolution or "channel"))
-    compressed = engine.carry_out(engine.plan(FixedRank(2)))
+    compressed = engine.factorize(engine.plan(FixedRank(2)))
     kernels = {
         f"layer/{kernel.name}" if kernel.name else "layer": kernel
         for kernel in factorizer.kernels(layer)
