@@ -4,16 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.data import Dataset, Split, fit_to_model
+from exporter.graph.layers import kind_of
 from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
 
 
 def scales_input(model: Any) -> bool:
     """Tells whether the model has a layer that rescales or normalises what it is given."""
-    import keras
-
-    kinds = (keras.layers.Rescaling, keras.layers.Normalization)
-    return any(isinstance(layer, kinds) for _, layer in walk(model))
+    return any(kind_of(layer, inherited=True).scales_input for _, layer in walk(model))
 
 
 def fitted(dataset: Dataset, model: Any) -> Dataset:

@@ -6,24 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import input_shape, rebuild, unsupported_feature
+from exporter.graph.layers import (
+    input_shape,
+    is_channels_last,
+    kind_of,
+    rebuild,
+    unsupported_feature,
+)
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.walk import links
-
-OUTPUT_AXES: dict[str, tuple[int, ...]] = {
-    "Dense": (-1,),
-    "Conv1D": (-1,),
-    "Conv2D": (-1,),
-    "Conv3D": (-1,),
-    "Conv1DTranspose": (-2,),
-    "Conv2DTranspose": (-2,),
-    "Conv3DTranspose": (-2,),
-    "SeparableConv1D": (-1,),
-    "SeparableConv2D": (-1,),
-    "DepthwiseConv1D": (-2, -1),
-    "DepthwiseConv2D": (-2, -1),
-}
-"""The axes of the last kernel of a layer that make up its output channels, by Keras class name."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +76,14 @@ def _takes(linear: Any, norm: Any) -> bool:
     """Tells whether a layer can take a normalisation up."""
     import keras
 
-    kind = type(linear).__name__
-    if kind not in OUTPUT_AXES or type(linear) is not getattr(keras.layers, kind):
+    if not kind_of(linear).folds:
         return False
     axes = norm.axis if isinstance(norm.axis, (list, tuple)) else [norm.axis]
     rank = len(linear._inbound_nodes[0].outputs[0].shape)
-    first = getattr(linear, "data_format", "channels_last") == "channels_first"
     return (
         linear.activation is keras.activations.linear
         and not unsupported_feature(linear)
-        and [axis % rank for axis in axes] == [1 if first else rank - 1]
+        and [axis % rank for axis in axes] == [rank - 1 if is_channels_last(linear) else 1]
     )
 
 
@@ -109,7 +98,7 @@ def _folded(linear: Any, norm: Any) -> Any:
     bias = linear.bias.numpy().astype(np.float64) if linear.use_bias else 0.0
     shift = scale * (bias - read("moving_mean", 0.0)) + read("beta", 0.0)
     *others, kernel = linear.get_weights()[: -1 if linear.use_bias else None]
-    axes = OUTPUT_AXES[type(linear).__name__]
+    axes = kind_of(linear).output_axes
     sizes = [
         size if axis in axes else 1
         for axis, size in zip(range(-kernel.ndim, 0), kernel.shape, strict=True)

@@ -3,6 +3,7 @@
 from collections.abc import Set
 from typing import Any, Literal
 
+from exporter.graph.layers import activation_of
 from exporter.graph.signature import Signature
 
 Family = Literal["categorical", "categorical_logits", "bernoulli", "gaussian"]
@@ -29,11 +30,9 @@ def output_families(model: Any, logits: Set[str]) -> dict[str, Family]:
     names = [info.name for info in Signature(model).outputs]
     for name, tensor in zip(names, keras.tree.flatten(model.outputs), strict=True):
         layer = tensor._keras_history.operation
-        activation = getattr(getattr(layer, "activation", None), "__name__", "")
-        if activation == "softmax" or isinstance(layer, keras.layers.Softmax):
-            families[name] = "categorical"
-        elif activation == "sigmoid":
-            families[name] = "bernoulli"
+        probabilities = activation_of(layer).probabilities
+        if probabilities is not None:
+            families[name] = probabilities
         elif name in logits and tensor.shape[-1] != 1:
             families[name] = "categorical_logits"
         else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.layers import input_shape, is_channels_last, kind_of, rebuild
 from exporter.graph.rewrite import Replacement
 from exporter.graph.runner import tensors_of
 from exporter.graph.signature import Signature
@@ -171,11 +171,8 @@ def _centred(compressed: Compressed, means: Mapping[int, Array | None]) -> Compr
 
 def _is_plain(layer: Any) -> bool:
     """Tells whether a layer multiplies the last axis of its input, or windows along it."""
-    return (
-        type(layer).__name__ in {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"}
-        and getattr(layer, "data_format", "channels_last") == "channels_last"
-        and getattr(layer, "groups", 1) == 1
-    )
+    ungrouped = getattr(layer, "groups", 1) == 1
+    return kind_of(layer).holds_factor and is_channels_last(layer) and ungrouped
 
 
 def _gives_latent(layer: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
-from exporter.graph.fold import OUTPUT_AXES
+from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.outputs import as_logits, output_families
 from exporter.graph.rewrite import rewrite
 from exporter.graph.runner import tensors_of
@@ -26,23 +26,15 @@ from exporter.quantization.granularity import SMALL_KERNEL, Granularity
 
 Scheme = Literal["dynamic", "static"]
 
-_OUTPUT_AXES = {**OUTPUT_AXES, "EinsumDense": (-1,)}
-
 WEIGHT_STEPS = 127
 ACTIVATION_STEPS = 255
-
-_FUSED = {"linear", "relu", "relu6"}
-"""Activations that LiteRT computes within a linear layer, before it rounds."""
-
-_JUDGED_AS_LOGITS = {"softmax", "sigmoid"}
-"""Activations whose results are not rounded here: what they are made of is judged."""
 
 
 def linear_layers(model: Any) -> Iterator[Any]:
     """Yields the layers of a model, and those within them, that multiply by a kernel at once."""
     for _, layer in walk(model):
         for part in layer._flatten_layers():
-            if type(part).__name__ in _OUTPUT_AXES:
+            if kind_of(part).output_axes:
                 yield part
 
 
@@ -113,7 +105,7 @@ def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:
     if not _is_rounded(layer, scheme):
         return
     by_channel = kernel_granularity(layer, scheme, granularity) == "channel"
-    axes = _OUTPUT_AXES[type(layer).__name__] if by_channel else None
+    axes = kind_of(layer).output_axes if by_channel else None
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
         variable.assign(round_weights(variable.numpy(), None))
@@ -223,11 +215,10 @@ def _sites(model: Any, visit: _Visit) -> list[tuple[Any, str, Any]]:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         # Recurrent layers pass on that of their cell, which is not theirs to set.
-        activation = vars(layer).get("activation")
-        kind = getattr(activation, "__name__", "linear")
-        if kind not in _FUSED:
-            patches.append((layer, "activation", _before(activation, (path, "activation"), visit)))
-        if kind not in _JUDGED_AS_LOGITS and not isinstance(layer, keras.layers.Softmax):
+        function, kind = vars(layer).get("activation"), activation_of(layer)
+        if function is not None and not kind.fused:
+            patches.append((layer, "activation", _before(function, (path, "activation"), visit)))
+        if kind.probabilities is None:  # Else the logits behind them are judged.
             patches.append((layer, "call", _after(layer.call, (path, "call"), visit)))
     return patches
 
