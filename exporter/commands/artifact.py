@@ -175,7 +175,7 @@ def write_artifact(
     Raises:
         ConversionError: If the converter fails.
     """
-    if not fmt.variant(options.variant).has_integers:
+    if fmt.variant(options.variant).scheme is None:
         fmt.export(model, path, options)
         return ()
     judge = None if samples is None else _Judge(fmt, options.variant, model, samples)

@@ -8,7 +8,7 @@ from exporter.formats.variants import Variant
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
 from exporter.quantization.gauge import Gauged, GaugeReport, regauge
-from exporter.quantization.simulation import Scheme
+from exporter.quantization.scheme import IntegerScheme
 from exporter.recipe.recipe import Recipe
 
 RANGE_SAMPLES = 2000
@@ -29,7 +29,7 @@ class Gauges:
             calibration: What ``quantization_samples`` returned; without it there are none.
         """
         self._recipe, self._compressed, self._calibration = recipe, compressed, calibration
-        self._made: dict[Scheme, Gauged | None] = {}
+        self._made: dict[IntegerScheme, Gauged | None] = {}
 
     def model(self, variant: Variant) -> Any:
         """Returns the Keras model that a variant is made of."""
@@ -42,14 +42,14 @@ class Gauges:
         return gauged.report if gauged else None
 
     def _of(self, variant: Variant) -> Gauged | None:
-        if not self._recipe.gauge or not variant.has_integers:
+        scheme = variant.scheme
+        if scheme is None or not self._recipe.gauge:
             return None
-        scheme: Scheme = "static" if variant.calibrated else "dynamic"
         if scheme not in self._made:
             self._made[scheme] = self._make(scheme)
         return self._made[scheme]
 
-    def _make(self, scheme: Scheme) -> Gauged | None:
+    def _make(self, scheme: IntegerScheme) -> Gauged | None:
         recipe, compressed = self._recipe, self._compressed
         if self._calibration is None or not compressed.factors:
             return None

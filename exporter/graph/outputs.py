@@ -13,6 +13,11 @@ _TINY = 1e-30
 """Smallest probability that is told from zero: the logarithm stays finite, in float32."""
 
 
+def output_layers(model: Any) -> list[Any]:
+    """Returns the layer, or nested model, that makes each output of a model."""
+    return [tensor._keras_history.operation for tensor in model.outputs]
+
+
 def output_families(model: Any, logits: Set[str]) -> dict[str, Family]:
     """Tells by the last layer of each output what the output is.
 
@@ -24,12 +29,9 @@ def output_families(model: Any, logits: Set[str]) -> dict[str, Family]:
     Returns:
         By output name, as ``Signature`` has them.
     """
-    import keras
-
     families: dict[str, Family] = {}
     names = [info.name for info in Signature(model).outputs]
-    for name, tensor in zip(names, keras.tree.flatten(model.outputs), strict=True):
-        layer = tensor._keras_history.operation
+    for name, layer, tensor in zip(names, output_layers(model), model.outputs, strict=True):
         probabilities = activation_of(layer).probabilities
         if probabilities is not None:
             families[name] = probabilities

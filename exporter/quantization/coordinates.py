@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from exporter.lowrank.linalg.moments import Array
-from exporter.quantization.granularity import Granularity
-from exporter.quantization.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
+from exporter.quantization.scheme import KernelFormat, levels
 
 _RIDGE = 1e-4
 """Part of the mean variance of a latent that is added to each direction, for data may miss some."""
@@ -65,15 +64,17 @@ def whitened(first: Array, second: Array, moment: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Steps:
-    """Which numbers have the steps between integers in common.
+    """How large the steps between integers are.
 
     Attributes:
-        of_kernels: ``"tensor"``, or ``"channel"``: each column has its own.
-        of_latents: ``"tensor"``, or ``"row"``.
+        kernels: The integers of both kernels.
+        latents_share: What shares a step of the latents: the ``"tensor"``, or a ``"row"``.
+        activation_bits: Bits of a latent.
     """
 
-    of_kernels: Granularity
-    of_latents: Literal["tensor", "row"]
+    kernels: KernelFormat
+    latents_share: Literal["tensor", "row"]
+    activation_bits: int = 8
 
 
 def refined(
@@ -124,11 +125,11 @@ def _descent(steps: Steps) -> Any:
 
 
 def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: Steps) -> Any:
-    """Predicts what 8-bit integers add to the outputs of two factors.
+    """Predicts what integers add to the outputs of two factors.
 
-    Rounding to steps of size s adds noise of variance s^2 / 12. The steps of a kernel are a 127th
-    of its largest magnitude, those of the latents a 255th of their range; what is added to a latent
-    counts by the squared norm of its row of K2.
+    Rounding to steps of size s adds noise of variance s^2 / 12. In 8 bits the steps of a symmetric
+    kernel are a 127th of its largest magnitude, those of the latents a 255th of their range. What
+    is added to a latent counts by the squared norm of its row of K2.
 
     Args:
         first: m x r.
@@ -142,18 +143,25 @@ def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: S
     """
     import tensorflow as tf
 
-    first_steps, second_steps = (
-        _joint(tf.reduce_max(tf.abs(kernel), axis=0) / WEIGHT_STEPS, steps.of_kernels)
-        for kernel in (first, second)
-    )
+    first_steps, second_steps = (_kernel_steps(kernel, steps.kernels) for kernel in (first, second))
     highest, lowest = tf.reduce_max(latents, axis=1), tf.reduce_min(latents, axis=1)
     ranges = tf.maximum(highest, 0.0) - tf.minimum(lowest, 0.0)
-    latent_steps = _joint(ranges / ACTIVATION_STEPS, steps.of_latents)
+    latent_steps = _joint(ranges / levels(steps.activation_bits), steps.latents_share)
     latent_noise = energy * first_steps**2 + tf.reduce_mean(latent_steps**2)
     latent_energy = tf.reduce_mean(tf.reduce_sum(latents**2, axis=1))
     effects = tf.reduce_sum(second**2, axis=1)
     squares = tf.reduce_sum(latent_noise * effects) + latent_energy * tf.reduce_sum(second_steps**2)
     return squares / 12
+
+
+def _kernel_steps(kernel: Any, kernels: KernelFormat) -> Any:
+    import tensorflow as tf
+
+    if kernels.symmetric:
+        largest = tf.reduce_max(tf.abs(kernel), axis=0)
+        return _joint(largest / levels(kernels.bits - 1), kernels.granularity)
+    ends = (tf.reduce_max(tf.maximum(sign * kernel, 0.0), axis=0) for sign in (1, -1))
+    return sum(_joint(end / levels(kernels.bits), kernels.granularity) for end in ends)
 
 
 def _joint(sizes: Any, shared_by: str) -> Any:

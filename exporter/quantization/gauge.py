@@ -10,7 +10,7 @@ of the layer's outputs in simulated integers; so are scales of x, which the laye
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +26,8 @@ from exporter.lowrank.linalg.moments import Array
 from exporter.quantization.equalization import sources
 from exporter.quantization.granularity import Granularity
 from exporter.quantization.pair import AS_CUT, FactorPair, LayerGauge
-from exporter.quantization.simulation import Scheme, Simulation, linear_layers
+from exporter.quantization.scheme import IntegerScheme
+from exporter.quantization.simulation import Simulation, linear_layers
 
 GAUGE_SAMPLES = 500
 """Calibration samples that a gauge is chosen on."""
@@ -43,14 +44,15 @@ class GaugeReport:
     """The gauges of a model.
 
     Attributes:
-        scheme: Of the integers that they were chosen for: ``"dynamic"`` or ``"static"``.
+        scheme: The activations of the integers that they were chosen for: ``"dynamic"`` or
+            ``"static"``.
         layers: One entry for each kernel whose factors have a choice.
         snr_before: Signal to noise ratio of the model's outputs in simulated integers as cut, in
             decibels.
         snr_after: The same ratio in the gauges.
     """
 
-    scheme: Scheme
+    scheme: Literal["dynamic", "static"]
     layers: tuple[LayerGauge, ...]
     snr_before: float
     snr_after: float
@@ -72,7 +74,7 @@ class Gauged:
 def regauge(
     compressed: Compressed,
     calibration: Calibration,
-    scheme: Scheme,
+    scheme: IntegerScheme,
     *,
     granularity: Granularity = "tensor",
     seed: int = 0,
@@ -107,7 +109,7 @@ def regauge(
             layers.append(pair.choose(generator))
             means[id(pair.layers[0])] = pair.mean
         copy = _centred(copy, means)
-        report = GaugeReport(scheme, tuple(layers), before, simulation.snr(copy.model))
+        report = GaugeReport(scheme.activations, tuple(layers), before, simulation.snr(copy.model))
         return Gauged(copy, report)
 
     tried = map(attempt, range(seed, seed + attempts))
@@ -115,11 +117,14 @@ def regauge(
     if best.report.snr_after >= before:
         return best
     layers = [replace(each, gauge=AS_CUT, snr_after=each.snr_before) for each in best.report.layers]
-    return Gauged(compressed.copy(), GaugeReport(scheme, tuple(layers), before, before))
+    return Gauged(compressed.copy(), GaugeReport(scheme.activations, tuple(layers), before, before))
 
 
 def _factor_pairs(
-    compressed: Compressed, calibration: Calibration, scheme: Scheme, granularity: Granularity
+    compressed: Compressed,
+    calibration: Calibration,
+    scheme: IntegerScheme,
+    granularity: Granularity,
 ) -> Iterator[FactorPair]:
     """Yields the factors of which the second is given exactly what the first makes."""
     found = list(_consecutive(compressed))

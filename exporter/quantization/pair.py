@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from exporter.lowrank.linalg.moments import Array
 from exporter.quantization.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.quantization.equalization import free_scales, scale
 from exporter.quantization.granularity import Granularity
-from exporter.quantization.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
+from exporter.quantization.scheme import IntegerScheme
+from exporter.quantization.simulation import kernel_format, round_inputs, round_kernels
 
 AS_CUT = "as cut"
 
@@ -75,7 +76,7 @@ class FactorPair:
         *,
         inputs: Any,
         source: Any,
-        scheme: Scheme,
+        scheme: IntegerScheme,
         granularity: Granularity,
     ) -> None:
         """Takes the factors as they were cut.
@@ -165,9 +166,11 @@ class FactorPair:
         # The mean over windows of a convolution, as if there were no padding.
         energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
         _, last = self.layers
-        rows = self._scheme == "dynamic" and not hasattr(last, "kernel_size")
-        of_kernels = kernel_granularity(last, self._scheme, self._granularity)
-        steps = Steps(of_kernels, of_latents="row" if rows else "tensor")
+        scheme, whole = self._scheme, hasattr(last, "kernel_size")
+        rows = scheme.activations == "dynamic" and scheme.dynamic_range == "row" and not whole
+        kernels = kernel_format(last, scheme, self._granularity)
+        latents_share: Literal["tensor", "row"] = "row" if rows else "tensor"
+        steps = Steps(kernels, latents_share, scheme.activation_bits)
         return refined(*pair, latents[::every], float(energy), steps)
 
     def _latents(self, *pair: Array) -> Array:

@@ -1,33 +1,27 @@
-"""Simulates what LiteRT computes in 8-bit integers, in float: each number at its nearest step.
+"""Simulates what runtimes compute in integers, in float: each number at its nearest step.
 
-LiteRT knows two schemes. ``"dynamic"``: the kernels of linear layers are integers in the file, and
-their inputs become integers when they are called, with a range of their own in every row (for
-convolutions: in every sample). ``"static"``: every activation has one range, which calibration data
-showed. Kernels are symmetric, from -127 to 127; activations are not. Biases stay as they are: they
-take 32 bits.
+``IntegerScheme`` says which numbers are rounded. Biases stay as they are: they take 32 bits. So do
+16-bit activations take as many steps as 8-bit ones do, times 257; that they are symmetric in LiteRT
+costs at most one of their bits, and is left out.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
 from exporter.graph.layers import activation_of, kind_of
-from exporter.graph.outputs import as_logits, output_families
+from exporter.graph.outputs import as_logits, output_families, output_layers
 from exporter.graph.rewrite import rewrite
 from exporter.graph.runner import tensors_of
 from exporter.graph.signature import Signature
 from exporter.graph.taps import replaced
 from exporter.graph.walk import walk
 from exporter.lowrank.calibration import Calibration
-from exporter.quantization.granularity import SMALL_KERNEL, Granularity
-
-Scheme = Literal["dynamic", "static"]
-
-WEIGHT_STEPS = 127
-ACTIVATION_STEPS = 255
+from exporter.quantization.granularity import Granularity
+from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 
 def linear_layers(model: Any) -> Iterator[Any]:
@@ -38,34 +32,51 @@ def linear_layers(model: Any) -> Iterator[Any]:
                 yield part
 
 
-def round_weights(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
-    """Rounds a kernel to symmetric 8-bit integers times a scale.
+def round_weights(
+    array: NDArray[Any], axes: tuple[int, ...] | None, kernel: KernelFormat
+) -> NDArray[Any]:
+    """Rounds a kernel to integers times a scale.
 
     Args:
         array: The kernel.
-        axes: Along which each index has a scale of its own; None is one scale for all.
+        axes: Along which each index has a scale of its own, if channels have.
+        kernel: Of the integers.
     """
-    others = None if axes is None else tuple({*range(array.ndim)} - {a % array.ndim for a in axes})
-    largest = np.abs(array).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest, 1.0) / WEIGHT_STEPS
-    rounded: NDArray[Any] = np.rint(array / scale) * scale
+    others = None
+    if axes is not None and kernel.granularity == "channel":
+        others = tuple({*range(array.ndim)} - {axis % array.ndim for axis in axes})
+    low, high = (end(array, axis=others, keepdims=True) for end in (np.min, np.max))
+    if kernel.symmetric:
+        span, steps = np.maximum(-low, high), levels(kernel.bits - 1)
+    else:
+        low = np.minimum(low, 0.0)
+        span, steps = np.maximum(high, 0.0) - low, levels(kernel.bits)
+    scale = np.where(span > 0, span, 1.0) / steps
+    integers = np.rint(array / scale)
+    if not kernel.symmetric:
+        zero = np.rint(-low / scale)
+        integers = np.clip(integers, -zero, steps - zero)
+    rounded: NDArray[Any] = integers * scale
     return rounded
 
 
-def round_activations(values: Any, low: Any, high: Any) -> Any:
-    """Rounds a TensorFlow tensor to 256 steps between two ends, of which zero is one."""
+def round_activations(values: Any, low: Any, high: Any, bits: int) -> Any:
+    """Rounds a TensorFlow tensor to all steps of so many bits between two ends.
+
+    Zero is one of the steps.
+    """
     import tensorflow as tf
 
     # In half precision the steps themselves would be rounded.
     wide, low, high = (tf.cast(each, tf.float32) for each in (values, low, high))
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
-    scale = tf.maximum((high - low) / ACTIVATION_STEPS, np.finfo(np.float32).tiny)
+    scale = tf.maximum((high - low) / levels(bits), np.finfo(np.float32).tiny)
     zero = tf.round(-low / scale)
-    steps = tf.clip_by_value(tf.round(wide / scale) + zero, 0, ACTIVATION_STEPS)
+    steps = tf.clip_by_value(tf.round(wide / scale) + zero, 0, levels(bits))
     return tf.cast((steps - zero) * scale, values.dtype)
 
 
-def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
+def round_inputs(layer: Any, values: Any, scheme: IntegerScheme) -> Any:
     """Rounds what goes into a linear layer, in the ranges that the values themselves have.
 
     Where the kernel stays as it is, so do they.
@@ -73,43 +84,46 @@ def round_inputs(layer: Any, values: Any, scheme: Scheme) -> Any:
     Args:
         layer: The layer.
         values: A tensor of its inputs.
-        scheme: In the dynamic one, convolutions take their range from the whole sample, other
-            layers from each row.
+        scheme: Of the integers. Where rows have ranges, convolutions take theirs from the whole
+            sample.
     """
     import tensorflow as tf
 
     if not _is_rounded(layer, scheme):
         return values
     axes = None
-    if scheme == "dynamic":
+    if scheme.activations == "dynamic" and scheme.dynamic_range == "row":
         whole = hasattr(layer, "kernel_size")
         axes = tuple(range(1, len(values.shape))) if whole else (-1,)
     low = tf.reduce_min(values, axis=axes, keepdims=True)
     high = tf.reduce_max(values, axis=axes, keepdims=True)
-    return round_activations(values, low, high)
+    return round_activations(values, low, high, scheme.activation_bits)
 
 
-def _is_rounded(layer: Any, scheme: Scheme) -> bool:
+def _is_rounded(layer: Any, scheme: IntegerScheme) -> bool:
     """Tells whether the kernel of a linear layer becomes integers."""
     largest = max(int(np.prod(variable.shape)) for variable in layer.weights)
-    return scheme == "static" or largest >= SMALL_KERNEL
+    return largest >= scheme.smallest_kernel
 
 
-def kernel_granularity(layer: Any, scheme: Scheme, granularity: Granularity) -> Granularity:
-    """Returns what of a kernel has a scale: the dynamic scheme has no convolutions of one scale."""
-    return "channel" if scheme == "dynamic" and hasattr(layer, "kernel_size") else granularity
+def kernel_format(layer: Any, scheme: IntegerScheme, granularity: Granularity) -> KernelFormat:
+    """Returns the integers of a layer's last kernel, if that becomes integers."""
+    if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
+        granularity = scheme.convolutions
+    bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
+    return KernelFormat(granularity, bits, granularity in scheme.symmetric)
 
 
-def round_kernels(layer: Any, scheme: Scheme, granularity: Granularity) -> None:
+def round_kernels(layer: Any, scheme: IntegerScheme, granularity: Granularity) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
     if not _is_rounded(layer, scheme):
         return
-    by_channel = kernel_granularity(layer, scheme, granularity) == "channel"
-    axes = kind_of(layer).output_axes if by_channel else None
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
-        variable.assign(round_weights(variable.numpy(), None))
-    last.assign(round_weights(last.numpy(), axes))
+        kernel = KernelFormat("tensor", symmetric="tensor" in scheme.symmetric)
+        variable.assign(round_weights(variable.numpy(), None, kernel))
+    axes, kernel = kind_of(layer).output_axes, kernel_format(layer, scheme, granularity)
+    last.assign(round_weights(last.numpy(), axes, kernel))
 
 
 class Simulation:
@@ -119,7 +133,7 @@ class Simulation:
         self,
         reference: Any,
         calibration: Calibration,
-        scheme: Scheme,
+        scheme: IntegerScheme,
         granularity: Granularity,
     ) -> None:
         """Predicts with the reference.
@@ -151,14 +165,16 @@ class Simulation:
         copy = rewrite(model, {})
         for layer in linear_layers(copy):
             round_kernels(layer, self._scheme, self._granularity)
-        if self._scheme == "dynamic":
-            patches = [(layer, "call", _rounding_rows(layer)) for layer in linear_layers(copy)]
+        if self._scheme.activations == "dynamic":
+            patches = [
+                (layer, "call", _rounding(layer, self._scheme)) for layer in linear_layers(copy)
+            ]
             with replaced(patches):
                 return self._outputs(copy)
-        ranges = _Ranges()
-        with replaced(_sites(copy, ranges.observe)):
+        ranges = _Ranges(self._scheme.activation_bits)
+        with replaced(_sites(copy, ranges.observe, self._scheme)):
             self._outputs(copy, ranges.observe)
-        with replaced(_sites(copy, ranges.rounded)):
+        with replaced(_sites(copy, ranges.rounded, self._scheme)):
             return self._outputs(copy, ranges.rounded)
 
     def _outputs(self, model: Any, visit: "_Visit | None" = None) -> dict[str, NDArray[np.float64]]:
@@ -187,7 +203,8 @@ _Visit = Callable[[Any, Any], Any]
 class _Ranges:
     """The smallest and the largest value that each tensor had."""
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
         self._ends: dict[Any, tuple[Any, Any]] = {}
 
     def observe(self, site: Any, values: Any) -> Any:
@@ -203,22 +220,26 @@ class _Ranges:
 
     def rounded(self, site: Any, values: Any) -> Any:
         ends = self._ends.get(site)
-        return values if ends is None else round_activations(values, *ends)
+        return values if ends is None else round_activations(values, *ends, self._bits)
 
 
-def _sites(model: Any, visit: _Visit) -> list[tuple[Any, str, Any]]:
+def _sites(model: Any, visit: _Visit, scheme: IntegerScheme) -> list[tuple[Any, str, Any]]:
     """Returns what has each layer's result, and what goes into its activation, visited."""
     import keras
 
+    outputs = set(map(id, output_layers(model)))
     patches: list[tuple[Any, str, Any]] = []
     for path, layer in walk(model):
         if isinstance(layer, keras.layers.InputLayer):
             continue
         # Recurrent layers pass on that of their cell, which is not theirs to set.
         function, kind = vars(layer).get("activation"), activation_of(layer)
-        if function is not None and not kind.fused:
+        dense = kind_of(layer).output_axes and not hasattr(layer, "kernel_size")
+        in_float = scheme.float_sums and dense
+        if function is not None and not kind.fused and not in_float:
             patches.append((layer, "activation", _before(function, (path, "activation"), visit)))
-        if kind.probabilities is None:  # Else the logits behind them are judged.
+        # What is judged of probabilities is the logits behind them.
+        if kind.probabilities is None and not (in_float and id(layer) in outputs):
             patches.append((layer, "call", _after(layer.call, (path, "call"), visit)))
     return patches
 
@@ -237,11 +258,11 @@ def _after(function: Callable[..., Any], site: Any, visit: _Visit) -> Callable[.
     return call
 
 
-def _rounding_rows(layer: Any) -> Callable[..., Any]:
+def _rounding(layer: Any, scheme: IntegerScheme) -> Callable[..., Any]:
     """Returns the call of a linear layer whose inputs are rounded in ranges of their own."""
     call = layer.call
 
     def rounding(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(round_inputs(layer, inputs, "dynamic"), *args, **kwargs)
+        return call(round_inputs(layer, inputs, scheme), *args, **kwargs)
 
     return rounding
