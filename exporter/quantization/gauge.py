@@ -99,13 +99,16 @@ def regauge(
     """
     calibration = calibration.head(GAUGE_SAMPLES)
     simulation = Simulation(compressed.model, calibration, scheme, granularity)
+    # Of 16-bit activations the noise is nothing, but a latent with a range larger than need be is
+    # clipped more where data exceed the calibrated one: 1.4 to 1.8 dB were lost on fresh data.
+    for_pairs = replace(scheme, activation_bits=8)
     before = simulation.snr(compressed.model)
 
     def attempt(seed: int) -> Gauged:
         copy, generator = compressed.copy(), np.random.default_rng(seed)
         layers, means = [], {}
         # One at a time: the next one may begin with the factor that this one ends with.
-        for pair in _factor_pairs(copy, calibration, scheme, granularity):
+        for pair in _factor_pairs(copy, calibration, for_pairs, granularity):
             layers.append(pair.choose(generator))
             means[id(pair.layers[0])] = pair.mean
         copy = _centred(copy, means)
