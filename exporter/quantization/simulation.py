@@ -1,8 +1,7 @@
 """Simulates what runtimes compute in integers, in float: each number at its nearest step.
 
-``IntegerScheme`` says which numbers are rounded. Biases stay as they are: they take 32 bits. So do
-16-bit activations take as many steps as 8-bit ones do, times 257; that they are symmetric in LiteRT
-costs at most one of their bits, and is left out.
+``IntegerScheme`` says which numbers are rounded. Biases are not: they have 32 bits. That LiteRT has
+symmetric 16-bit activations costs them at most one bit, and is left out.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,18 +31,16 @@ def linear_layers(model: Any) -> Iterator[Any]:
                 yield part
 
 
-def round_weights(
-    array: NDArray[Any], axes: tuple[int, ...] | None, kernel: KernelFormat
-) -> NDArray[Any]:
+def round_weights(array: NDArray[Any], axes: tuple[int, ...], kernel: KernelFormat) -> NDArray[Any]:
     """Rounds a kernel to integers times a scale.
 
     Args:
         array: The kernel.
-        axes: Along which each index has a scale of its own, if channels have.
+        axes: Along which each index is a channel.
         kernel: Of the integers.
     """
     others = None
-    if axes is not None and kernel.granularity == "channel":
+    if kernel.granularity == "channel":
         others = tuple({*range(array.ndim)} - {axis % array.ndim for axis in axes})
     low, high = (end(array, axis=others, keepdims=True) for end in (np.min, np.max))
     if kernel.symmetric:
@@ -121,7 +118,7 @@ def round_kernels(layer: Any, scheme: IntegerScheme, granularity: Granularity) -
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
         kernel = KernelFormat("tensor", symmetric="tensor" in scheme.symmetric)
-        variable.assign(round_weights(variable.numpy(), None, kernel))
+        variable.assign(round_weights(variable.numpy(), (), kernel))
     axes, kernel = kind_of(layer).output_axes, kernel_format(layer, scheme, granularity)
     last.assign(round_weights(last.numpy(), axes, kernel))
 
