@@ -123,7 +123,7 @@ class Recipe:
     @property
     def has_integers(self) -> bool:
         """Whether weights of a variant are integers, whose scales are chosen by data."""
-        return any(variant.has_integers for variant in self._variants)
+        return any(variant.scheme is not None for variant in self._variants)
 
     @property
     def _variants(self) -> list[Variant]:

@@ -20,7 +20,7 @@ from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.output import REJECTED
-from exporter.quantization.granularity import Trial, choose, to_try
+from exporter.quantization.granularity import GranularityTrial, choose, to_try
 from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
@@ -80,7 +80,7 @@ class Exports:
             predict(baseline.runner(), first), self.verifier.reference[first.name], first.labels
         )
 
-    def carry_out(self, fmt: Format, variant: str) -> ArtifactReport:
+    def write(self, fmt: Format, variant: str) -> ArtifactReport:
         """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
         path = self._staging / artifact_name(fmt, variant)
         recipe = self._recipe
@@ -155,7 +155,7 @@ def write_artifact(
     granularity: str,
     samples: Calibration | None,
     scratch: Path,
-) -> tuple[Trial, ...]:
+) -> tuple[GranularityTrial, ...]:
     """Exports a model at a granularity, or at the better one of both.
 
     Args:
@@ -174,16 +174,16 @@ def write_artifact(
     Raises:
         ConversionError: If the converter fails.
     """
-    if not fmt.variant(options.variant).has_integers:
+    if fmt.variant(options.variant).scheme is None:
         fmt.export(network, path, options)
         return ()
     judge = None if samples is None else _Judge(fmt, options.variant, network, samples)
-    trials: dict[Trial, Path] = {}
+    trials: dict[GranularityTrial, Path] = {}
     for each in to_try(granularity):
         file = scratch / f"{each}-{path.name}"
         fmt.export(network, file, replace(options, granularity=each))
         ratio = None if judge is None else judge.snr(file)
-        trials[Trial(each, fmt.size(file), ratio)] = file
+        trials[GranularityTrial(each, fmt.size(file), ratio)] = file
     chosen = choose(list(trials))
     shutil.move(trials[chosen], path)
     return (chosen, *(trial for trial in trials if trial is not chosen))

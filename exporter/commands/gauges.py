@@ -8,7 +8,7 @@ from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
 from exporter.options.groups import Quantization
 from exporter.quantization.gauge import Gauged, GaugeReport, regauge
-from exporter.quantization.simulation import Scheme
+from exporter.quantization.scheme import IntegerScheme
 from exporter.recipe import Recipe
 
 RANGE_SAMPLES = 2000
@@ -36,7 +36,7 @@ class Gauges:
         """
         self._quantization, self._seed = quantization, seed
         self._compressed, self._calibration = compressed, calibration
-        self._made: dict[Scheme, Gauged | None] = {}
+        self._made: dict[IntegerScheme, Gauged | None] = {}
 
     def network(self, variant: Variant) -> Network:
         """Returns the network that a variant is made of."""
@@ -49,14 +49,14 @@ class Gauges:
         return gauged.report if gauged else None
 
     def _of(self, variant: Variant) -> Gauged | None:
-        if not self._quantization.gauge or not variant.has_integers:
+        scheme = variant.scheme
+        if scheme is None or not self._quantization.gauge:
             return None
-        scheme: Scheme = "static" if variant.calibrated else "dynamic"
         if scheme not in self._made:
             self._made[scheme] = self._make(scheme)
         return self._made[scheme]
 
-    def _make(self, scheme: Scheme) -> Gauged | None:
+    def _make(self, scheme: IntegerScheme) -> Gauged | None:
         compressed = self._compressed
         if self._calibration is None or not compressed.factors:
             return None

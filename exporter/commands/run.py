@@ -81,7 +81,7 @@ def run(
         with progress.track("Exporting and verifying", len(recipe.artifacts)) as advance:
             for number, (name, variant) in enumerate(recipe.artifacts):
                 advance(number, f"{name}, {variant}")
-                artifacts.append(exports.carry_out(FORMATS[name], variant))
+                artifacts.append(exports.write(FORMATS[name], variant))
             advance(len(recipe.artifacts), "done")
         report = Report(
             recipe=recipe,

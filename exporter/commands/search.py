@@ -67,7 +67,7 @@ def factorize(
     policy = policy_for(recipe.goal)
     if policy is None:
         return compress_within(engine, recipe, dataset, progress)
-    return engine.carry_out(engine.plan(policy))
+    return engine.factorize(engine.plan(policy))
 
 
 def compress_within(
@@ -179,7 +179,7 @@ def _compress_for_drop(
     with progress.track("Searching for the accuracy", SEARCH_ROUNDS) as advance:
 
         def spoils(budget: int, number: int) -> bool:
-            compressed = planner.engine.carry_out(planner.within("params", budget))
+            compressed = planner.engine.factorize(planner.within("params", budget))
             reached = accuracy(compressed.network, inputs, labels)
             advance(number + 1, f"{budget:,} parameters: {reached:.2%}")
             good_enough = reached >= baseline - limit
@@ -190,7 +190,7 @@ def _compress_for_drop(
         _largest(least, most, spoils)
     if not found:
         # All kernels dense: the model itself, with a drop of nothing.
-        return planner.engine.carry_out(planner.within("params", most))
+        return planner.engine.factorize(planner.within("params", most))
     return found[min(found)]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from exporter.options.groups import FLOAT32
+from exporter.quantization.scheme import IntegerScheme
 
 __all__ = ["FLOAT32"]
 
@@ -11,8 +12,6 @@ DYNAMIC = "dynamic"
 INT8 = "int8"
 INT16X8 = "int16x8"
 INT4 = "int4"
-
-_INTEGER_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,22 @@ class Variant:
 
     Attributes:
         name: As in ``--quantize``; ``float32`` is what was not quantized.
-        weight_bits: Of an element of a kernel.
-        calibrated: Whether activations have ranges, which calibration data show.
+        scheme: How it computes in integers; None if it computes in float.
+        float_bits: Bits of an element of a kernel that is not of integers.
         rule: What verification allows.
     """
 
     name: str
-    weight_bits: int = 32
-    calibrated: bool = False
+    scheme: IntegerScheme | None = None
+    float_bits: int = 32
     rule: ToleranceRule | QualityRule = ToleranceRule()
 
     @property
-    def has_integers(self) -> bool:
-        """Whether weights are integers with a scale."""
-        return self.weight_bits <= _INTEGER_BITS
+    def weight_bits(self) -> int:
+        """Bits of an element of a kernel."""
+        return self.float_bits if self.scheme is None else self.scheme.weight_bits
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations have ranges, which calibration data show."""
+        return self.scheme is not None and self.scheme.activations == "static"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from exporter.errors import ModelError, brief
+from exporter.graph.layers import finalize
 from exporter.graph.signature import Signature
 from exporter.graph.types import Model
 
@@ -43,23 +44,13 @@ def recast(model: Model, dtype: str) -> Model:
         # The configuration comes from an object of this process, not from a file.
         copy = keras.saving.deserialize_keras_object(_recast(config, dtype), safe_mode=False)
         copy.set_weights(model.get_weights())
-        _finalize(copy)
+        for layer in copy._flatten_layers():
+            finalize(layer)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"No {dtype} copy of model {model.name!r} can be made: {brief(error)}"
         ) from error
     return copy
-
-
-def _finalize(model: Model) -> None:
-    """Has normalisations derive what they compute with from their new weights."""
-    import keras
-
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()
-        elif isinstance(layer, keras.Model):
-            _finalize(layer)
 
 
 def _recast(config: Any, dtype: str) -> Any:

@@ -4,25 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import addition, input_shape, output_shape, rebuild
+from exporter.graph.layers import (
+    input_shape,
+    is_channels_last,
+    kind_of,
+    output_shape,
+    rebuild,
+    unsupported_feature,
+)
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
 from exporter.graph.types import Layer
-
-OUTPUT_AXES: dict[str, tuple[int, ...]] = {
-    "Dense": (-1,),
-    "Conv1D": (-1,),
-    "Conv2D": (-1,),
-    "Conv3D": (-1,),
-    "Conv1DTranspose": (-2,),
-    "Conv2DTranspose": (-2,),
-    "Conv3DTranspose": (-2,),
-    "SeparableConv1D": (-1,),
-    "SeparableConv2D": (-1,),
-    "DepthwiseConv1D": (-2, -1),
-    "DepthwiseConv2D": (-2, -1),
-}
-"""The axes of the last kernel of a layer that make up its output channels, by Keras class name."""
 
 
 def fold_batch_norms(network: Network) -> tuple[Network, dict[str, str]]:
@@ -63,18 +55,14 @@ def _takes(linear: Layer, norm: Layer) -> bool:
     """Tells whether a layer can take a normalisation up."""
     import keras
 
-    kind = type(linear).__name__
-    if type(norm) is not keras.layers.BatchNormalization or kind not in OUTPUT_AXES:
-        return False
-    if type(linear) is not getattr(keras.layers, kind):
+    if type(norm) is not keras.layers.BatchNormalization or not kind_of(linear).folds:
         return False
     axes = norm.axis if isinstance(norm.axis, (list, tuple)) else [norm.axis]
     rank = len(output_shape(linear))
-    first = getattr(linear, "data_format", "channels_last") == "channels_first"
     return (
         linear.activation is keras.activations.linear
-        and not addition(linear)
-        and [axis % rank for axis in axes] == [1 if first else rank - 1]
+        and not unsupported_feature(linear)
+        and [axis % rank for axis in axes] == [rank - 1 if is_channels_last(linear) else 1]
     )
 
 
@@ -89,7 +77,7 @@ def _folded(linear: Layer, norm: Layer) -> Layer:
     bias = linear.bias.numpy().astype(np.float64) if linear.use_bias else 0.0
     shift = scale * (bias - read("moving_mean", 0.0)) + read("beta", 0.0)
     *others, kernel = linear.get_weights()[: -1 if linear.use_bias else None]
-    axes = OUTPUT_AXES[type(linear).__name__]
+    axes = kind_of(linear).output_axes
     sizes = [
         size if axis in axes else 1
         for axis, size in zip(range(-kernel.ndim, 0), kernel.shape, strict=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.errors import ModelError
 from exporter.graph.conversion import recast
+from exporter.graph.layers import kind_of
 from exporter.graph.macs import count_macs
 from exporter.graph.outputs import Family, output_families
 from exporter.graph.rewrite import Replacement, rewrite
@@ -106,10 +107,7 @@ class Network:
     @cached_property
     def scales_input(self) -> bool:
         """Whether a layer rescales or normalises what the model is given."""
-        import keras
-
-        kinds = (keras.layers.Rescaling, keras.layers.Normalization)
-        return any(isinstance(layer, kinds) for layer in self.layers.values())
+        return any(kind_of(layer, inherited=True).scales_input for layer in self.layers.values())
 
     def families(self, logits: Set[str]) -> dict[str, Family]:
         """Tells what each output is; see ``output_families``."""

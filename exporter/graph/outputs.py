@@ -3,14 +3,20 @@
 from collections.abc import Set
 from typing import Literal
 
+from exporter.graph.layers import activation_of
 from exporter.graph.signature import Signature
-from exporter.graph.types import Tensor
+from exporter.graph.types import Layer, Model, Tensor
 
 Family = Literal["categorical", "categorical_logits", "bernoulli", "gaussian"]
 """Probabilities of classes, their unnormalised logarithms, probabilities of yes, or values."""
 
 _TINY = 1e-30
 """Smallest probability that is told from zero: the logarithm stays finite, in float32."""
+
+
+def output_layers(model: Model) -> list[Layer]:
+    """Returns the layer, or nested model, that makes each output of a model."""
+    return [tensor._keras_history.operation for tensor in model.outputs]
 
 
 def output_families(signature: Signature, logits: Set[str]) -> dict[str, Family]:
@@ -24,17 +30,12 @@ def output_families(signature: Signature, logits: Set[str]) -> dict[str, Family]
     Returns:
         By output name.
     """
-    import keras
-
     families: dict[str, Family] = {}
-    tensors = keras.tree.flatten(signature.model.outputs)
-    for name, tensor in zip((info.name for info in signature.outputs), tensors, strict=True):
-        layer = tensor._keras_history.operation
-        activation = getattr(getattr(layer, "activation", None), "__name__", "")
-        if activation == "softmax" or isinstance(layer, keras.layers.Softmax):
-            families[name] = "categorical"
-        elif activation == "sigmoid":
-            families[name] = "bernoulli"
+    names, model = [info.name for info in signature.outputs], signature.model
+    for name, layer, tensor in zip(names, output_layers(model), model.outputs, strict=True):
+        probabilities = activation_of(layer).probabilities
+        if probabilities is not None:
+            families[name] = probabilities
         elif name in logits and tensor.shape[-1] != 1:
             families[name] = "categorical_logits"
         else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import ModelError, brief
+from exporter.graph.layers import finalize
 from exporter.graph.types import Layer, Model, Tensor, Variable
 from exporter.graph.walk import is_graph, walk
 
@@ -95,13 +96,10 @@ class _Copier:
         return copy
 
     def copy_weights(self) -> None:
-        import keras
-
         for original, copy in self._copies.values():
             if not is_graph(original) and getattr(original, "weights", None):
                 copy.set_weights(original.get_weights())
-                if isinstance(copy, keras.layers.Normalization):
-                    copy.finalize_state()  # It computes with what it derives from its weights.
+                finalize(copy)
 
     def _copy_sequential(self, model: Model) -> Model:
         import keras

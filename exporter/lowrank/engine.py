@@ -162,7 +162,7 @@ class Engine:
             tuple(self._with_folded(c, after) for c in self._candidates(self._original))
         )
 
-    def carry_out(self, plan: RankPlan) -> Compressed:
+    def factorize(self, plan: RankPlan) -> Compressed:
         """Factorizes by a plan.
 
         Raises:

@@ -55,7 +55,7 @@ class Planner:
         Raises:
             RecipeError: If the limit is below the smallest reachable figure, which it names.
         """
-        best = self.engine.carry_out(self.within(unit, limit))
+        best = self.engine.factorize(self.within(unit, limit))
         if self.engine.calibration is None:
             return best
         try:
@@ -64,7 +64,7 @@ class Planner:
             return best  # The limit cannot be kept at equal energies.
         if plan.ranks == best.plan.ranks:
             return best
-        other = self.engine.carry_out(plan)
+        other = self.engine.factorize(plan)
         return other if self._loss(other.network) < self._loss(best.network) else best
 
     def policy(

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from exporter.graph.types import Tensor
 from exporter.lowrank.linalg.moments import Floats
-from exporter.quantization.granularity import Granularity
-from exporter.quantization.simulation import ACTIVATION_STEPS, WEIGHT_STEPS
+from exporter.quantization.scheme import KernelFormat, levels
 
 _RIDGE = 1e-4
 """Part of the mean variance of a latent that is added to each direction, for data may miss some."""
@@ -65,15 +65,17 @@ def whitened(first: Floats, second: Floats, moment: Floats) -> tuple[Floats, Flo
 
 @dataclass(frozen=True)
 class Steps:
-    """Which numbers have the steps between integers in common.
+    """How large the steps between integers are.
 
     Attributes:
-        of_kernels: ``"tensor"``, or ``"channel"``: each column has its own.
-        of_latents: ``"tensor"``, or ``"row"``.
+        kernels: The integers of both kernels.
+        latents_share: What shares a step of the latents: the ``"tensor"``, or a ``"row"``.
+        activation_bits: Bits of a latent.
     """
 
-    of_kernels: Granularity
-    of_latents: Literal["tensor", "row"]
+    kernels: KernelFormat
+    latents_share: Literal["tensor", "row"]
+    activation_bits: int = 8
 
 
 def refined(
@@ -103,7 +105,7 @@ def _descent(steps: Steps) -> Any:
     matrix, number = (tf.TensorSpec(shape, tf.float64) for shape in ((None, None), ()))
 
     @tf.function(input_signature=[*3 * [matrix], number])  # type: ignore[untyped-decorator]
-    def descend(first: Any, second: Any, latents: Any, energy: Any) -> Any:
+    def descend(first: Tensor, second: Tensor, latents: Tensor, energy: Tensor) -> Tensor:
         r = tf.eye(tf.shape(second)[0], dtype=tf.float64)
         momentum = tf.zeros_like(r)
         for step in tf.range(_STEPS):
@@ -123,12 +125,14 @@ def _descent(steps: Steps) -> Any:
     return descend
 
 
-def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: Steps) -> Any:
-    """Predicts what 8-bit integers add to the outputs of two factors.
+def predicted_noise(
+    first: Tensor, second: Tensor, latents: Tensor, energy: Tensor, steps: Steps
+) -> Tensor:
+    """Predicts what integers add to the outputs of two factors.
 
-    Rounding to steps of size s adds noise of variance s^2 / 12. The steps of a kernel are a 127th
-    of its largest magnitude, those of the latents a 255th of their range; what is added to a latent
-    counts by the squared norm of its row of K2.
+    Rounding to steps of size s adds noise of variance s^2 / 12. In 8 bits the steps of a symmetric
+    kernel are a 127th of its largest magnitude, those of the latents a 255th of their range. What
+    is added to a latent counts by the squared norm of its row of K2.
 
     Args:
         first: m x r.
@@ -142,13 +146,10 @@ def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: S
     """
     import tensorflow as tf
 
-    first_steps, second_steps = (
-        _joint(tf.reduce_max(tf.abs(kernel), axis=0) / WEIGHT_STEPS, steps.of_kernels)
-        for kernel in (first, second)
-    )
+    first_steps, second_steps = (_kernel_steps(kernel, steps.kernels) for kernel in (first, second))
     highest, lowest = tf.reduce_max(latents, axis=1), tf.reduce_min(latents, axis=1)
     ranges = tf.maximum(highest, 0.0) - tf.minimum(lowest, 0.0)
-    latent_steps = _joint(ranges / ACTIVATION_STEPS, steps.of_latents)
+    latent_steps = _joint(ranges / levels(steps.activation_bits), steps.latents_share)
     latent_noise = energy * first_steps**2 + tf.reduce_mean(latent_steps**2)
     latent_energy = tf.reduce_mean(tf.reduce_sum(latents**2, axis=1))
     effects = tf.reduce_sum(second**2, axis=1)
@@ -156,7 +157,17 @@ def predicted_noise(first: Any, second: Any, latents: Any, energy: Any, steps: S
     return squares / 12
 
 
-def _joint(sizes: Any, shared_by: str) -> Any:
+def _kernel_steps(kernel: Tensor, kernels: KernelFormat) -> Tensor:
+    import tensorflow as tf
+
+    if kernels.symmetric:
+        largest = tf.reduce_max(tf.abs(kernel), axis=0)
+        return _joint(largest / levels(kernels.bits - 1), kernels.granularity)
+    ends = (tf.reduce_max(tf.maximum(sign * kernel, 0.0), axis=0) for sign in (1, -1))
+    return sum(_joint(end / levels(kernels.bits), kernels.granularity) for end in ends)
+
+
+def _joint(sizes: Tensor, shared_by: str) -> Tensor:
     """Returns sizes of steps, or of as many that are about as large as the largest."""
     import tensorflow as tf
 

@@ -8,24 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from exporter.graph.layers import activation_of, is_channels_last, kind_of
 from exporter.graph.network import Network
 from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.linalg.moments import Floats
 
 _HALVINGS = 8
 """How often the largest rows of a kernel are lowered by half."""
-
-_LINEAR = {"Dense", "Conv1D", "Conv2D", "Conv3D"}
-"""Layers that multiply channels, the last axis, by a kernel, whose last axis they become."""
-
-_HOMOGENEOUS = {"linear", "relu", "leaky_relu"}
-
-_PASSING = {"Flatten", "Dropout", "LeakyReLU"} | {
-    f"{kind}{dimensions}D"
-    for kind in ("MaxPooling", "ZeroPadding", "SpatialDropout")
-    for dimensions in (1, 2, 3)
-}
-"""Layers that keep channels apart, in their order, and the largest values."""
 
 
 def sources(network: Network) -> dict[int, Layer]:
@@ -39,27 +28,20 @@ def sources(network: Network) -> dict[int, Layer]:
     for source, layer in before.values():
         while _passes(source) and id(source) in before:
             source, _ = before[id(source)]  # noqa: PLW2901
-        if {type(source).__name__, type(layer).__name__} <= _LINEAR and _is_homogeneous(source):
+        if kind_of(layer).is_product and _is_scalable(source):
             found[id(layer)] = source
     return found
 
 
 def _passes(layer: Layer) -> bool:
-    kind = type(layer).__name__
-    return (
-        (kind in _PASSING and _is_channels_last(layer))
-        or (kind == "Activation" and _is_homogeneous(layer))
-        or (kind == "ReLU" and layer.max_value is None and not layer.threshold)
-    )
+    passes = kind_of(layer).passes
+    return passes is not None and passes(layer) and is_channels_last(layer)
 
 
-def _is_homogeneous(layer: Layer) -> bool:
-    name = getattr(layer.activation, "__name__", "")
-    return name in _HOMOGENEOUS and _is_channels_last(layer)
-
-
-def _is_channels_last(layer: Layer) -> bool:
-    return getattr(layer, "data_format", "channels_last") == "channels_last"
+def _is_scalable(layer: Layer) -> bool:
+    """Tells whether a layer can make each of its channels larger by a factor."""
+    linear = kind_of(layer).is_product and is_channels_last(layer)
+    return linear and activation_of(layer).homogeneous
 
 
 def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats]:

@@ -18,7 +18,7 @@ SMALL_KERNEL = 1024
 
 
 @dataclass(frozen=True)
-class Trial:
+class GranularityTrial:
     """An artifact whose weights were quantized one way.
 
     Attributes:
@@ -39,7 +39,7 @@ def to_try(asked: str) -> tuple[Granularity, ...]:
     return tuple(each for each in both if asked in {each, "auto"})
 
 
-def choose(trials: Sequence[Trial]) -> Trial:
+def choose(trials: Sequence[GranularityTrial]) -> GranularityTrial:
     """Returns the smallest one, unless another is better by ``WORTHWHILE_DB``."""
     smallest = min(trials, key=lambda trial: trial.size)
     best = max(trials, key=lambda trial: trial.snr_db or 0.0)

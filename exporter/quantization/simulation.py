@@ -1,78 +1,77 @@
-"""Simulates what LiteRT computes in 8-bit integers, in float: each number at its nearest step.
+"""Simulates what runtimes compute in integers, in float: each number at its nearest step.
 
-LiteRT knows two schemes. ``"dynamic"``: the kernels of linear layers are integers in the file, and
-their inputs become integers when they are called, with a range of their own in every row (for
-convolutions: in every sample). ``"static"``: every activation has one range, which calibration data
-showed. Kernels are symmetric, from -127 to 127; activations are not. Biases stay as they are: they
-take 32 bits.
+``IntegerScheme`` says which numbers are rounded. Biases are not: they have 32 bits. That LiteRT has
+symmetric 16-bit activations costs them at most one bit, and is left out.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
-from exporter.graph.fold import OUTPUT_AXES
 from exporter.graph.hooks import replaced
-from exporter.graph.layers import with_parts
+from exporter.graph.layers import activation_of, kind_of, with_parts
 from exporter.graph.network import Network
-from exporter.graph.outputs import as_logits
+from exporter.graph.outputs import as_logits, output_layers
 from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.calibration import Calibration
-from exporter.quantization.granularity import SMALL_KERNEL, Granularity
-
-Scheme = Literal["dynamic", "static"]
-
-_OUTPUT_AXES = {**OUTPUT_AXES, "EinsumDense": (-1,)}
-
-WEIGHT_STEPS = 127
-ACTIVATION_STEPS = 255
-
-_FUSED = {"linear", "relu", "relu6"}
-"""Activations that LiteRT computes within a linear layer, before it rounds."""
-
-_JUDGED_AS_LOGITS = {"softmax", "sigmoid"}
-"""Activations whose results are not rounded here: what they are made of is judged."""
+from exporter.quantization.granularity import Granularity
+from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 
 def linear_layers(network: Network) -> Iterator[Layer]:
     """Yields the layers of a network, and those within them, that multiply by a kernel at once."""
     for layer in network.layers.values():
         for part in with_parts(layer):
-            if type(part).__name__ in _OUTPUT_AXES:
+            if kind_of(part).output_axes:
                 yield part
 
 
-def round_weights(array: NDArray[Any], axes: tuple[int, ...] | None) -> NDArray[Any]:
-    """Rounds a kernel to symmetric 8-bit integers times a scale.
+def round_weights(array: NDArray[Any], axes: tuple[int, ...], kernel: KernelFormat) -> NDArray[Any]:
+    """Rounds a kernel to integers times a scale.
 
     Args:
         array: The kernel.
-        axes: Along which each index has a scale of its own; None is one scale for all.
+        axes: Along which each index is a channel.
+        kernel: Of the integers.
     """
-    others = None if axes is None else tuple({*range(array.ndim)} - {a % array.ndim for a in axes})
-    largest = np.abs(array).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest, 1.0) / WEIGHT_STEPS
-    rounded: NDArray[Any] = np.rint(array / scale) * scale
+    others = None
+    if kernel.granularity == "channel":
+        others = tuple({*range(array.ndim)} - {axis % array.ndim for axis in axes})
+    low, high = (end(array, axis=others, keepdims=True) for end in (np.min, np.max))
+    if kernel.symmetric:
+        span, steps = np.maximum(-low, high), levels(kernel.bits - 1)
+    else:
+        low = np.minimum(low, 0.0)
+        span, steps = np.maximum(high, 0.0) - low, levels(kernel.bits)
+    scale = np.where(span > 0, span, 1.0) / steps
+    integers = np.rint(array / scale)
+    if not kernel.symmetric:
+        zero = np.rint(-low / scale)
+        integers = np.clip(integers, -zero, steps - zero)
+    rounded: NDArray[Any] = integers * scale
     return rounded
 
 
-def round_activations(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Rounds a TensorFlow tensor to 256 steps between two ends, of which zero is one."""
+def round_activations(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Rounds a TensorFlow tensor to all steps of so many bits between two ends.
+
+    Zero is one of the steps.
+    """
     import tensorflow as tf
 
     # In half precision the steps themselves would be rounded.
     wide, low, high = (tf.cast(each, tf.float32) for each in (values, low, high))
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
-    scale = tf.maximum((high - low) / ACTIVATION_STEPS, np.finfo(np.float32).tiny)
+    scale = tf.maximum((high - low) / levels(bits), np.finfo(np.float32).tiny)
     zero = tf.round(-low / scale)
-    steps = tf.clip_by_value(tf.round(wide / scale) + zero, 0, ACTIVATION_STEPS)
+    steps = tf.clip_by_value(tf.round(wide / scale) + zero, 0, levels(bits))
     return tf.cast((steps - zero) * scale, values.dtype)
 
 
-def round_inputs(layer: Layer, values: Tensor, scheme: Scheme) -> Tensor:
+def round_inputs(layer: Layer, values: Tensor, scheme: IntegerScheme) -> Tensor:
     """Rounds what goes into a linear layer, in the ranges that the values themselves have.
 
     Where the kernel stays as it is, so do they.
@@ -80,43 +79,46 @@ def round_inputs(layer: Layer, values: Tensor, scheme: Scheme) -> Tensor:
     Args:
         layer: The layer.
         values: A tensor of its inputs.
-        scheme: In the dynamic one, convolutions take their range from the whole sample, other
-            layers from each row.
+        scheme: Of the integers. Where rows have ranges, convolutions take theirs from the whole
+            sample.
     """
     import tensorflow as tf
 
     if not _is_rounded(layer, scheme):
         return values
     axes = None
-    if scheme == "dynamic":
+    if scheme.activations == "dynamic" and scheme.dynamic_range == "row":
         whole = hasattr(layer, "kernel_size")
         axes = tuple(range(1, len(values.shape))) if whole else (-1,)
     low = tf.reduce_min(values, axis=axes, keepdims=True)
     high = tf.reduce_max(values, axis=axes, keepdims=True)
-    return round_activations(values, low, high)
+    return round_activations(values, low, high, scheme.activation_bits)
 
 
-def _is_rounded(layer: Layer, scheme: Scheme) -> bool:
+def _is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
     """Tells whether the kernel of a linear layer becomes integers."""
     largest = max(int(np.prod(variable.shape)) for variable in layer.weights)
-    return scheme == "static" or largest >= SMALL_KERNEL
+    return largest >= scheme.smallest_kernel
 
 
-def kernel_granularity(layer: Layer, scheme: Scheme, granularity: Granularity) -> Granularity:
-    """Returns what of a kernel has a scale: the dynamic scheme has no convolutions of one scale."""
-    return "channel" if scheme == "dynamic" and hasattr(layer, "kernel_size") else granularity
+def kernel_format(layer: Layer, scheme: IntegerScheme, granularity: Granularity) -> KernelFormat:
+    """Returns the integers of a layer's last kernel, if that becomes integers."""
+    if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
+        granularity = scheme.convolutions
+    bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
+    return KernelFormat(granularity, bits, granularity in scheme.symmetric)
 
 
-def round_kernels(layer: Layer, scheme: Scheme, granularity: Granularity) -> None:
+def round_kernels(layer: Layer, scheme: IntegerScheme, granularity: Granularity) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
     if not _is_rounded(layer, scheme):
         return
-    by_channel = kernel_granularity(layer, scheme, granularity) == "channel"
-    axes = _OUTPUT_AXES[type(layer).__name__] if by_channel else None
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
-        variable.assign(round_weights(variable.numpy(), None))
-    last.assign(round_weights(last.numpy(), axes))
+        kernel = KernelFormat("tensor", symmetric="tensor" in scheme.symmetric)
+        variable.assign(round_weights(variable.numpy(), (), kernel))
+    axes, kernel = kind_of(layer).output_axes, kernel_format(layer, scheme, granularity)
+    last.assign(round_weights(last.numpy(), axes, kernel))
 
 
 class Simulation:
@@ -126,7 +128,7 @@ class Simulation:
         self,
         reference: Network,
         calibration: Calibration,
-        scheme: Scheme,
+        scheme: IntegerScheme,
         granularity: Granularity,
     ) -> None:
         """Predicts with the reference.
@@ -158,14 +160,16 @@ class Simulation:
         copy = network.copy()
         for layer in linear_layers(copy):
             round_kernels(layer, self._scheme, self._granularity)
-        if self._scheme == "dynamic":
-            patches = [(layer, "call", _rounding_rows(layer)) for layer in linear_layers(copy)]
+        if self._scheme.activations == "dynamic":
+            patches = [
+                (layer, "call", _rounding(layer, self._scheme)) for layer in linear_layers(copy)
+            ]
             with replaced(patches):
                 return self._outputs(copy)
-        ranges = _Ranges()
-        with replaced(_sites(copy, ranges.observe)):
+        ranges = _Ranges(self._scheme.activation_bits)
+        with replaced(_sites(copy, ranges.observe, self._scheme)):
             self._outputs(copy, ranges.observe)
-        with replaced(_sites(copy, ranges.rounded)):
+        with replaced(_sites(copy, ranges.rounded, self._scheme)):
             return self._outputs(copy, ranges.rounded)
 
     def _outputs(
@@ -196,7 +200,8 @@ _Visit = Callable[[Any, Tensor], Tensor]
 class _Ranges:
     """The smallest and the largest value that each tensor had."""
 
-    def __init__(self) -> None:
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
         self._ends: dict[Any, tuple[Any, Any]] = {}
 
     def observe(self, site: Any, values: Tensor) -> Tensor:
@@ -212,23 +217,26 @@ class _Ranges:
 
     def rounded(self, site: Any, values: Tensor) -> Tensor:
         ends = self._ends.get(site)
-        return values if ends is None else round_activations(values, *ends)
+        return values if ends is None else round_activations(values, *ends, self._bits)
 
 
-def _sites(network: Network, visit: _Visit) -> list[tuple[Layer, str, Any]]:
+def _sites(network: Network, visit: _Visit, scheme: IntegerScheme) -> list[tuple[Layer, str, Any]]:
     """Returns what has each layer's result, and what goes into its activation, visited."""
     import keras
 
+    outputs = set(map(id, output_layers(network.model)))
     patches: list[tuple[Layer, str, Any]] = []
     for path, layer in network.layers.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
         # Recurrent layers pass on that of their cell, which is not theirs to set.
-        activation: Any = vars(layer).get("activation")
-        kind = getattr(activation, "__name__", "linear")
-        if kind not in _FUSED:
-            patches.append((layer, "activation", _before(activation, (path, "activation"), visit)))
-        if kind not in _JUDGED_AS_LOGITS and not isinstance(layer, keras.layers.Softmax):
+        function, kind = vars(layer).get("activation"), activation_of(layer)
+        dense = kind_of(layer).output_axes and not hasattr(layer, "kernel_size")
+        in_float = scheme.float_sums and dense
+        if function is not None and not kind.fused and not in_float:
+            patches.append((layer, "activation", _before(function, (path, "activation"), visit)))
+        # What is judged of probabilities is the logits behind them.
+        if kind.probabilities is None and not (in_float and id(layer) in outputs):
             patches.append((layer, "call", _after(layer.call, (path, "call"), visit)))
     return patches
 
@@ -247,11 +255,11 @@ def _after(function: Callable[..., Any], site: Any, visit: _Visit) -> Callable[.
     return call
 
 
-def _rounding_rows(layer: Layer) -> Callable[..., Any]:
+def _rounding(layer: Layer, scheme: IntegerScheme) -> Callable[..., Any]:
     """Returns the call of a linear layer whose inputs are rounded in ranges of their own."""
     call = layer.call
 
     def rounding(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(round_inputs(layer, inputs, "dynamic"), *args, **kwargs)
+        return call(round_inputs(layer, inputs, scheme), *args, **kwargs)
 
     return rounding

@@ -10,7 +10,7 @@ from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
 from exporter.quantization.gauge import GaugeReport
-from exporter.quantization.granularity import Trial
+from exporter.quantization.granularity import GranularityTrial
 from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
@@ -76,7 +76,7 @@ class ArtifactReport:
     error: str | None = None
     baseline_size: int | None = None
     latency: LatencyPair | None = None
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[GranularityTrial, ...] = ()
     gauge: GaugeReport | None = None
     comparison_error: str | None = None
 

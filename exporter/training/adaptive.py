@@ -44,7 +44,7 @@ DIVERGED = 1e30
 
 
 @dataclass(frozen=True)
-class Trial:
+class RankTrial:
     """A short training.
 
     Attributes:
@@ -78,7 +78,7 @@ class Adaptation:
     limit: int
     planned: Mapping[str, int]
     adapted: Mapping[str, int | None]
-    trials: tuple[Trial, ...]
+    trials: tuple[RankTrial, ...]
     wider_loss: float
     planned_loss: float
     adapted_loss: float
@@ -93,7 +93,7 @@ class AdaptivePolicy(RankPolicy):
     """The smallest loss that is predicted after training, for what a plan takes."""
 
     def __init__(
-        self, plan: RankPlan, unit: CostKind, reference: float, trials: Sequence[Trial]
+        self, plan: RankPlan, unit: CostKind, reference: float, trials: Sequence[RankTrial]
     ) -> None:
         """Takes what was measured.
 
@@ -184,7 +184,7 @@ class Trials:
 
             reference = loss_at(wider, "all ranks wider than planned")
             trials = [
-                Trial(name, rank, loss_at({**wider, name: rank}, f"{name} at rank {rank}"))
+                RankTrial(name, rank, loss_at({**wider, name: rank}, f"{name} at rank {rank}"))
                 for name, rank in cuts
             ]
             plan = self._engine.plan(AdaptivePolicy(self._plan, self._unit, reference, trials))
@@ -256,7 +256,7 @@ def budget_of(plan: RankPlan, unit: CostKind) -> int:
     return sum(layer.macs_after or 0 for layer in cut)
 
 
-def _power_law(trials: Sequence[Trial], reference: float) -> tuple[float, float]:
+def _power_law(trials: Sequence[RankTrial], reference: float) -> tuple[float, float]:
     """Fits ``scale * rank ** -exponent`` to what a kernel's cut costs after training."""
     least = max(NOISE * abs(reference), 1e-12)
     points = [(math.log(t.rank), math.log(max(least, t.loss - reference))) for t in trials]

@@ -168,7 +168,7 @@ class FineTuner:
             model, history = self._factored(compressed, epochs=0)
             return FineTuned(model, (replace(history, ending="interrupted"),))
         if adaptation.taken:
-            compressed = engine.carry_out(plan)
+            compressed = engine.factorize(plan)
         model, history = self._factored(compressed)
         return FineTuned(model, (history,), adaptation=adaptation)
 
@@ -214,11 +214,11 @@ class FineTuner:
         _copy_weights(phase.finish(), updated)
         cut = replace(engine.cut, fold=False)
         plainly = Engine(updated, None, replace(cut, method="svd"), self._progress)
-        truncated = plainly.carry_out(plan)
+        truncated = plainly.factorize(plan)
         compressed = truncated
         if self._tuning.export_from == "updated":
             anew = Engine(updated, engine.calibration, cut, self._progress, seed=engine.seed)
-            compressed = anew.carry_out(plan)
+            compressed = anew.factorize(plan)
         return FineTuned(compressed, (history,), truncated.model, updated.model, phase.left_out)
 
     def _train(self, phase: Phase, plan: RankPlan, *, epochs: int | None = None) -> History:

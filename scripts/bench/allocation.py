@@ -373,7 +373,7 @@ def measure(task: Task, method: str, options: argparse.Namespace) -> tuple[Timin
         ranks = tuple(chosen.ranks.items())
         if ranks not in known:
             built: list[Any] = []
-            seconds, cpu = clocked(lambda: built.append(engine.carry_out(chosen).model))
+            seconds, cpu = clocked(lambda: built.append(engine.factorize(chosen).model))
             timed = replace(empty, seconds=seconds, cpu=cpu)
             known[ranks] = evaluated(task, timed, built[0], options)
         return replace(known[ranks], policy=policy, budget=budget)

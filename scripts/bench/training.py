@@ -294,7 +294,7 @@ def projected_loop(data: str, seed: int, epochs: int, checked: bool) -> dict[str
 
     options = {"batch_size": BATCH, "learning_rate": 1e-3, "distill": 0.0, "finetune": epochs}
     engine = Engine(Network(full), None, Cut(method="svd"), seed=seed)
-    compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
+    compressed = engine.factorize(engine.plan(FixedRank(RANK)))
     tuner = tuner_of(engine, everything, Tuning(train="projected", **options), on_step)
     begun[0] = time.perf_counter()
     tuned = tuner.run(compressed)
@@ -341,7 +341,7 @@ def factors_until(data: str, seed: int, target: float) -> dict[str, Any]:
 
     network = Network(full)
     engine = Engine(network, calibration_from(network, fitted_data, QUICK_SAMPLES), seed=seed)
-    compressed = engine.carry_out(engine.plan(FixedRank(RANK)))
+    compressed = engine.factorize(engine.plan(FixedRank(RANK)))
     cut = time.perf_counter() - begun
     measure(compressed.model)
     after_cut = accuracy(compressed.model, test)
@@ -376,7 +376,7 @@ def factors(
         limit = sum(layer.params_after for layer in plan.layers)
         compressed = Planner(engine).best_within("params", limit)
     else:
-        compressed = engine.carry_out(plan)
+        compressed = engine.factorize(plan)
     cut = accuracy(compressed.model, test)
     train = "adaptive" if division == "adaptive" else "factored"
     tuning = Recipe.of(**{"train": train, **recipe}).tuning

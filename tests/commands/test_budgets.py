@@ -57,7 +57,7 @@ def test_a_budget_above_everything_keeps_the_model(planner, trained_mlp):
 def test_what_is_chosen_is_no_worse_than_simpler_cuts(kind, planner):
     """By what it is chosen by: the divergence on the calibration data."""
     limit = planner.params // 6
-    simpler = planner.engine.carry_out(planner.engine.plan(planner.policy("params", limit, kind)))
+    simpler = planner.engine.factorize(planner.engine.plan(planner.policy("params", limit, kind)))
     best = planner.best_within("params", limit)
     assert planner._loss(best.model) <= planner._loss(simpler.model)
 
@@ -99,7 +99,7 @@ def test_drop_needs_labels():
 
 def test_skeleton_has_the_planned_shapes(planner):
     plan = planner.within("params", planner.params // 3)
-    bones, real = skeleton(planner.engine, plan), planner.engine.carry_out(plan)
+    bones, real = skeleton(planner.engine, plan), planner.engine.factorize(plan)
     assert [w.shape for w in bones.model.weights] == [w.shape for w in real.model.weights]
 
 

@@ -14,8 +14,19 @@ from exporter.quantization.coordinates import (
     refined,
     whitened,
 )
+from exporter.quantization.scheme import KernelFormat
+from exporter.quantization.simulation import round_weights
 
-STEPS = st.sampled_from([Steps("tensor", "tensor"), Steps("channel", "row")])
+TENSOR, ROW = Steps(KernelFormat("tensor"), "tensor"), Steps(KernelFormat("channel"), "row")
+STEPS = st.sampled_from(
+    [
+        TENSOR,
+        ROW,
+        Steps(KernelFormat("channel", 4), "row"),
+        Steps(KernelFormat("tensor"), "tensor", activation_bits=16),
+        Steps(KernelFormat("tensor", symmetric=False), "tensor"),
+    ]
+)
 
 
 def draw(seed, *shapes):
@@ -65,21 +76,25 @@ def test_rotations_are_orthogonal(size):
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(size), atol=1e-12)
 
 
-@pytest.mark.parametrize("shared", ["tensor", "each its own"])
-def test_the_noise_is_about_what_is_predicted(shared):
+@pytest.mark.parametrize("share", ["tensor", "row"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 8), (8, 16)])
+def test_the_noise_is_about_what_is_predicted(
+    share, granularity, symmetric, weight_bits, activation_bits
+):
     inputs, first, second = draw(0, (400, 50), (50, 20), (20, 60))
     latents = inputs @ first
-    column, row = (None, None) if shared == "tensor" else (0, 1)
-    thin, wide = (
-        rounded(kernel, np.abs(kernel).max(axis=column) / 127) for kernel in (first, second)
-    )
-    ranges = np.ptp(np.pad(latents, ((0, 0), (0, 1))), axis=row, keepdims=True)
-    outputs = rounded(inputs @ thin, ranges / 255) @ wide
+    kernels = KernelFormat(granularity, weight_bits, symmetric)
+    thin, wide = (round_weights(kernel, (-1,), kernels) for kernel in (first, second))
+    rows = 1 if share == "row" else None
+    ranges = np.ptp(np.pad(latents, ((0, 0), (0, 1))), axis=rows, keepdims=True)
+    outputs = rounded(inputs @ thin, ranges / (2**activation_bits - 1)) @ wide
     actual = np.mean(np.sum((outputs - latents @ second) ** 2, axis=1))
     energy = np.mean(np.sum(inputs**2, axis=1))
-    steps = Steps("tensor", "tensor") if shared == "tensor" else Steps("channel", "row")
+    steps = Steps(kernels, share, activation_bits)
     predicted = float(predicted_noise(first, second, latents, energy, steps))
-    assert predicted == pytest.approx(actual, rel=0.1 if shared != "tensor" else 0.5)
+    assert predicted == pytest.approx(actual, rel=0.5 if "tensor" in {share, granularity} else 0.1)
 
 
 @settings(max_examples=10)
@@ -96,7 +111,7 @@ def test_refined_factors_are_predicted_less_noise_whatever_the_scale(seed, scale
 
 
 @pytest.mark.parametrize("dead", [(0, slice(None)), (slice(None), 0), slice(None)])
-@pytest.mark.parametrize("steps", [Steps("tensor", "tensor"), Steps("channel", "row")])
+@pytest.mark.parametrize("steps", [TENSOR, ROW])
 def test_zeros_are_no_obstacle(dead, steps):
     latents, first, second = draw(0, (20, 3), (8, 3), (3, 9))
     first[dead] = second[dead] = 0.0

@@ -9,23 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+from exporter.formats import FORMATS
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.options.groups import Cut
 from exporter.quantization.gauge import regauge
-from exporter.quantization.junction import AS_CUT
+from exporter.quantization.pair import AS_CUT
 from exporter.quantization.simulation import Simulation
 
-SCHEMES = ("dynamic", "static")
+DYNAMIC, STATIC = (FORMATS["tflite"].variant(name).scheme for name in ("dynamic", "int8"))
+SCHEMES = tuple(
+    variant.scheme
+    for name in ("tflite", "onnx")
+    for variant in FORMATS[name].variants
+    if variant.scheme
+)
 
 once = functools.partial(regauge, attempts=1)
 
 
 def cut(model, rank, **options):
     engine = Engine(Network(model), cut=Cut(method="svd", **options))
-    return engine.carry_out(engine.plan(FixedRank(rank)))
+    return engine.factorize(engine.plan(FixedRank(rank)))
 
 
 def drawn(model, samples, count=96):
@@ -153,8 +160,8 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
 def test_the_best_of_all_attempts_is_kept_and_they_are_repeatable(samples):
     compressed = cut(mlp((30, 40, 20), 0), 3)
     calibration = drawn(compressed.model, samples)
-    gauged, again = (regauge(compressed, calibration, "static", attempts=2) for _ in range(2))
-    attempts = [once(compressed, calibration, "static", seed=seed).report for seed in range(2)]
+    gauged, again = (regauge(compressed, calibration, STATIC, attempts=2) for _ in range(2))
+    attempts = [once(compressed, calibration, STATIC, seed=seed).report for seed in range(2)]
     assert gauged.report == max(attempts, key=lambda report: report.snr_after)
     assert gauged.report == again.report
     for first, second in zip(
@@ -163,7 +170,7 @@ def test_the_best_of_all_attempts_is_kept_and_they_are_repeatable(samples):
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [DYNAMIC, STATIC])
 @pytest.mark.parametrize("network", [convolutional, tokens])
 def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict):
     compressed = cut(network(), 3)
@@ -177,7 +184,7 @@ def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict
 @pytest.mark.parametrize("convolution", ["spatial", "tucker2"])
 def test_every_latent_of_a_convolution_has_a_gauge(convolution, samples, predict):
     compressed = cut(padded(), 4, convolution=convolution)
-    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC)
     names = {
         "spatial": ["conv", "again"],
         "tucker2": ["conv_u", "conv_s", "again_u", "again_s"],
@@ -197,7 +204,7 @@ def test_a_row_that_is_large_for_a_channel_that_is_small_is_equalized(samples, p
     for weight in compressed.model.get_layer("conv").weights:
         weight.assign(weight.numpy() * quiet)
     first.assign(first.numpy() / np.resize(quiet, first.shape[0])[:, None])
-    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC)
     assert "equalized" in gauged.report.layers[1].gauge
     assert gauged.report.snr_after > gauged.report.snr_before + 10
     fresh = samples(compressed.model, 20, seed=1)
@@ -213,7 +220,7 @@ def test_layers_that_are_called_on_several_sizes_have_a_gauge(samples, predict):
         [pool(shared(image)), pool(shared(layers.MaxPooling2D()(image)))]
     )
     compressed = cut(keras.Model(image, scores), 3)
-    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC)
     assert gauged.report.layers[0].snr_after > gauged.report.layers[0].snr_before
     fresh = samples(compressed.model, 20, seed=1)
     assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
@@ -226,7 +233,7 @@ def test_groups_stay_as_they_are(samples):
     )
     compressed = cut(model, 2)
     assert compressed.factors
-    assert once(compressed, drawn(model, samples), "static").report.layers == ()
+    assert once(compressed, drawn(model, samples), STATIC).report.layers == ()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +242,7 @@ def test_groups_stay_as_they_are(samples):
 )
 def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
     compressed = cut(zoo_model, 3)
-    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC)
     assert gauged.report.snr_after >= gauged.report.snr_before
     inputs = samples(compressed.model, 20, seed=1)
     expected = predict(compressed.model, inputs)
@@ -247,7 +254,7 @@ def test_graphs_of_many_kinds_keep_their_function(zoo_model, samples, predict):
 
 def test_the_factors_are_weights_of_the_new_model_which_saves_and_loads(samples, predict, tmp_path):
     compressed = cut(mlp((40, 60, 30), 0), 4)
-    gauged = once(compressed, drawn(compressed.model, samples), "static").compressed
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC).compressed
     own = {id(weight) for weight in gauged.model.weights}
     assert all(id(w) in own for factors in gauged.factors.values() for w in factors.weights)
     assert gauged.factors.keys() == compressed.factors.keys()
@@ -266,7 +273,7 @@ def test_an_uneven_latent_gains_much(samples):
     scale = np.array([100.0, 1.0, 1.0, 1.0])
     first.assign(first.numpy() * scale)
     second.assign(second.numpy() / scale[:, None])
-    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC)
     assert gauged.report.layers[0].gauge != AS_CUT
     assert gauged.report.snr_after > gauged.report.snr_before + 10
 
@@ -274,12 +281,12 @@ def test_an_uneven_latent_gains_much(samples):
 @pytest.mark.parametrize(
     ("compressed", "scheme", "name"),
     [
-        (lambda: cut(mlp((60, 80, 40), 0), 20), "dynamic", "h80_0"),
-        (lambda: cut(mlp((60, 80, 40), 0), 3), "static", "h80_0"),
-        (lambda: cut(tokens(), 3), "static", "heads"),
-        (lambda: cut(padded(), 3), "static", "conv"),
-        (lambda: cut(valid(), 3, convolution="spatial"), "static", "conv"),
-        (lambda: cut(valid(), 3, convolution="tucker2"), "static", "conv_s"),
+        (lambda: cut(mlp((60, 80, 40), 0), 20), DYNAMIC, "h80_0"),
+        (lambda: cut(mlp((60, 80, 40), 0), 3), STATIC, "h80_0"),
+        (lambda: cut(tokens(), 3), STATIC, "heads"),
+        (lambda: cut(padded(), 3), STATIC, "conv"),
+        (lambda: cut(valid(), 3, convolution="spatial"), STATIC, "conv"),
+        (lambda: cut(valid(), 3, convolution="tucker2"), STATIC, "conv_s"),
     ],
 )
 def test_biases_take_off_a_large_mean_of_a_latent(compressed, scheme, name, samples, predict):
@@ -300,13 +307,13 @@ def test_biases_take_off_a_large_mean_of_a_latent(compressed, scheme, name, samp
 def test_zeros_that_pad_a_latent_keep_it_from_being_centred(samples):
     compressed = cut(padded(), 3, convolution="spatial")
     calibration = Calibration(far_from_zero(compressed.model, samples, 96), 32)
-    gauged = once(compressed, calibration, "static")
+    gauged = once(compressed, calibration, STATIC)
     assert [layer.name for layer in gauged.report.layers] == ["conv", "again"]
     assert not any("centred" in layer.gauge for layer in gauged.report.layers)
 
 
 def test_three_factors_stay_as_they_are(samples):
     compressed = cut(mlp((30, 40, 20), 0), 3, merge=False)
-    gauged = once(compressed, drawn(compressed.model, samples), "static")
+    gauged = once(compressed, drawn(compressed.model, samples), STATIC)
     assert gauged.report.layers == ()
     assert gauged.report.snr_after == gauged.report.snr_before

@@ -65,6 +65,6 @@ def tuner(blobs, listener):
             loss=loss,
             checkpoints=checkpoints,
         )
-        return made, engine.carry_out(engine.plan(policy_for(recipe.goal)))
+        return made, engine.factorize(engine.plan(policy_for(recipe.goal)))
 
     return make

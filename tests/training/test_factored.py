@@ -18,7 +18,7 @@ from exporter.training.objective import Objective
 def cut():
     def make(model, rank=2, **options):
         engine = Engine(Network(model), None, Cut(method="svd", **options))
-        return engine.carry_out(engine.plan(FixedRank(rank)))
+        return engine.factorize(engine.plan(FixedRank(rank)))
 
     return make
 

@@ -79,7 +79,7 @@ def main():
             return take(self, batch)
 
         loop.Loop._take_step = taking
-    tuned = tuner.run(engine.carry_out(engine.plan(FixedRank(3))))
+    tuned = tuner.run(engine.factorize(engine.plan(FixedRank(3))))
     weights = [weight.numpy() for weight in tuned.compressed.model.weights]
     np.savez(options["output"], *weights, replicas=strategy.num_replicas_in_sync)
 

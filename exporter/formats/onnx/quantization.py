@@ -19,6 +19,7 @@ from exporter.formats.onnx.integers import DEQUANTIZE, conversion, make_interfac
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT8, QualityRule, Variant
 from exporter.graph.signature import Tensors
 from exporter.quantization.granularity import SMALL_KERNEL
+from exporter.quantization.scheme import IntegerScheme
 
 # Measured on ten trained models (dense layers and their rank-20 factors, two convolutional nets, an
 # embedding, attention, an LSTM, two inputs and outputs, regression) with either granularity, every
@@ -26,14 +27,20 @@ from exporter.quantization.granularity import SMALL_KERNEL
 # no loss; dynamic to 30 dB, 98.1 %, 0.4 points of accuracy, 3.4 % of a squared error; int8 to 26,
 # 96.6 %, 0.95 points, 5.4 %. The limits allow about twice that noise, for models that are harder.
 # ``drop`` is for squared errors: accuracy cannot fall by more samples than change their class.
+# Kernels are of unsigned integers: the range of the weights is spread over all of them. Only where
+# each channel has a scale of its own, in QDQ form, does the quantizer make them symmetric. It knows
+# no scales of channels in ConvInteger, and DynamicQuantizeLinear takes one range of a whole tensor.
 VARIANTS = (
     Variant(FLOAT32),
-    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=50, agreement=0.998, drop=0.005)),
-    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=25, agreement=0.97, drop=0.05)),
+    Variant(FLOAT16, float_bits=16, rule=QualityRule(snr_db=50, agreement=0.998, drop=0.005)),
+    Variant(
+        DYNAMIC,
+        IntegerScheme("dynamic", symmetric=(), dynamic_range="batch", convolutions="tensor"),
+        rule=QualityRule(snr_db=25, agreement=0.97, drop=0.05),
+    ),
     Variant(
         INT8,
-        weight_bits=8,
-        calibrated=True,
+        IntegerScheme("static", symmetric=("channel",), float_sums=True),
         rule=QualityRule(snr_db=20, agreement=0.95, drop=0.1),
     ),
 )

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
@@ -27,6 +28,7 @@ from exporter.formats.variants import (
 )
 from exporter.graph.signature import Tensors, split
 from exporter.quantization.granularity import SMALL_KERNEL
+from exporter.quantization.scheme import IntegerScheme
 
 if TYPE_CHECKING:
     from exporter.quantization.ranges import Observer
@@ -40,23 +42,28 @@ if TYPE_CHECKING:
 # right or wrong. The error of a regression grew by at most 0.5 % in dynamic, 0.6 % in
 # int16x8 and 5.4 % in int8; in int4 by 10 to 72 %, and there int4 will not do. A scale of the first
 # kernel that is twice what it should be, a mild fault for ReLU networks, left 12.3 dB in int8.
+# LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
+# depthwise ones it reads as many scales as there are channels, though there be one.
+_DYNAMIC = IntegerScheme("dynamic", convolutions="channel", smallest_kernel=SMALL_KERNEL)
+_STATIC = IntegerScheme("static")
 VARIANTS = (
     Variant(FLOAT32),
-    Variant(FLOAT16, weight_bits=16, rule=QualityRule(snr_db=45, agreement=0.99, drop=0.01)),
-    Variant(DYNAMIC, weight_bits=8, rule=QualityRule(snr_db=18, agreement=0.97, drop=0.03)),
-    Variant(
-        INT8, weight_bits=8, calibrated=True, rule=QualityRule(snr_db=15, agreement=0.94, drop=0.1)
-    ),
+    Variant(FLOAT16, float_bits=16, rule=QualityRule(snr_db=45, agreement=0.99, drop=0.01)),
+    Variant(DYNAMIC, _DYNAMIC, rule=QualityRule(snr_db=18, agreement=0.97, drop=0.03)),
+    Variant(INT8, _STATIC, rule=QualityRule(snr_db=15, agreement=0.94, drop=0.1)),
     Variant(
         INT16X8,
-        weight_bits=8,
-        calibrated=True,
+        replace(_STATIC, activation_bits=16),
         rule=QualityRule(snr_db=18, agreement=0.97, drop=0.03),
     ),
-    Variant(INT4, weight_bits=4, rule=QualityRule(snr_db=10, agreement=0.85, drop=0.1)),
+    Variant(
+        INT4,
+        replace(_DYNAMIC, weight_bits=4),
+        rule=QualityRule(snr_db=10, agreement=0.85, drop=0.1),
+    ),
 )
 
-_ACTIVATION_BITS = {INT8: 8, INT16X8: 16}
+_SCHEMES = {variant.name: variant.scheme for variant in VARIANTS if variant.scheme}
 _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 
 _FLOAT32_BYTES = 4
@@ -67,7 +74,7 @@ _Ranges = Mapping[str, dict[str, Any]]
 
 def is_quantized(variant: str) -> bool:
     """Tells whether a variant is made of the float32 one."""
-    return variant not in {FLOAT32, FLOAT16}
+    return variant in _SCHEMES
 
 
 def check(options: ExportOptions) -> None:
@@ -78,7 +85,7 @@ def check(options: ExportOptions) -> None:
         ConversionError: If the variant has no inputs and outputs of the type that was asked for.
     """
     variant = options.variant
-    if variant not in _ACTIVATION_BITS:
+    if variant not in _IO_TYPES:
         return
     options.require_calibration()
     if options.io_type not in _IO_TYPES[variant]:
@@ -100,12 +107,12 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
         ConversionError: If the quantizer fails, or does not know the operator of a large kernel.
     """
     try:
-        bits = _ACTIVATION_BITS.get(options.variant)
-        if bits is None:
-            quantized = _with_integer_weights(content, options)
+        scheme = _SCHEMES[options.variant]
+        if scheme.activations == "dynamic":
+            quantized = _with_integer_weights(content, options, scheme)
         else:
-            ranges = _observed_ranges(content, options, bits)
-            quantized = _with_integer_activations(content, options, ranges, bits)
+            ranges = _observed_ranges(content, options, scheme.activation_bits)
+            quantized = _with_integer_activations(content, options, ranges, scheme)
     except (ConversionError, DataError):
         raise
     except Exception as error:  # The quantizer and the interpreter raise whatever they run into.
@@ -118,7 +125,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
     return pack(model)
 
 
-def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
+def _with_integer_weights(content: bytes, options: ExportOptions, scheme: IntegerScheme) -> bytes:
     """Quantizes weights; LiteRT does the same to activations, each by its own range."""
     from ai_edge_quantizer.qtyping import (
         ComputePrecision,
@@ -136,21 +143,19 @@ def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
             weight_tensor_config=TensorQuantizationConfig(bits, granularity=granularity),
             compute_precision=ComputePrecision.INTEGER,
             # Few bytes, whose operators are slower and lose more in integers.
-            min_weight_elements=SMALL_KERNEL,
+            min_weight_elements=scheme.smallest_kernel,
         )
         quantizer.update_quantization_recipe(".*", operator, config)
 
-    # LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
-    # depthwise ones it reads as many scales as there are channels, though there be one.
     configure(TFLOperationName.ALL_SUPPORTED, 8, QuantGranularity.CHANNELWISE)
-    bits = 4 if options.variant == INT4 else 8
-    configure(TFLOperationName.CONV_2D, bits, QuantGranularity.CHANNELWISE)
-    configure(TFLOperationName.FULLY_CONNECTED, bits, _granularity(options))
+    # Which layers these are, ``LayerKind.in_four_bits`` tells.
+    configure(TFLOperationName.CONV_2D, scheme.weight_bits, QuantGranularity.CHANNELWISE)
+    configure(TFLOperationName.FULLY_CONNECTED, scheme.weight_bits, _granularity(options))
     return _result(quantizer, _with_integer_tables(quantizer, content))
 
 
 def _with_integer_activations(
-    content: bytes, options: ExportOptions, ranges: _Ranges, bits: int
+    content: bytes, options: ExportOptions, ranges: _Ranges, scheme: IntegerScheme
 ) -> bytes:
     """Quantizes weights, and activations by the ranges given."""
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -164,13 +169,11 @@ def _with_integer_activations(
     )
     from ai_edge_quantizer.quantizer import Quantizer
 
-    quantizer = Quantizer(content)
-    quantizer.add_static_config(
-        ".*", TFLOperationName.ALL_SUPPORTED, bits, 8, _granularity(options)
-    )
+    quantizer, bits = Quantizer(content), (scheme.activation_bits, scheme.weight_bits)
+    quantizer.add_static_config(".*", TFLOperationName.ALL_SUPPORTED, *bits, _granularity(options))
     if options.dense_by_tensor:
         by_tensor = QuantGranularity.TENSORWISE
-        quantizer.add_static_config(".*", TFLOperationName.FULLY_CONNECTED, bits, 8, by_tensor)
+        quantizer.add_static_config(".*", TFLOperationName.FULLY_CONNECTED, *bits, by_tensor)
     unsigned = OpQuantizationConfig(
         activation_tensor_config=TensorQuantizationConfig(
             num_bits=8, symmetric=False, dtype=TensorDataType.UINT

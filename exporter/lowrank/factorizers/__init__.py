@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from exporter.graph.layers import kind_of
 from exporter.lowrank.factorizers.attention import AttentionFactorizer
 from exporter.lowrank.factorizers.base import Convolution, Factorizer
 from exporter.lowrank.factorizers.convolution import (
@@ -58,31 +59,8 @@ def factorizer_for(layer: Any, convolution: str = "channel") -> Factorizer | Non
 def reason_kept(layer: Any) -> str:
     """Says why a layer that no row supports stays as it is."""
     obstacles = [f.obstacle(layer) for f in _rows("channel") if f.matches(layer)]
-    kind = type(layer).__name__
-    return next(iter(obstacles), _REASONS.get(kind, "this kind is not factorized"))
+    return next(iter(obstacles), kind_of(layer).kept or "this kind is not factorized")
 
 
 def _rows(convolution: str) -> list[Factorizer]:
     return [f for f in FACTORIZERS if f.convolution in {None, "channel", convolution}]
-
-
-_NO_MATRIX = "has no matrix, only one factor a channel"
-_ONE_CHANNEL = "each output takes one channel: nothing to factorize"
-_WRAPPER = "the layer that it wraps is not looked into"
-_REASONS = {
-    "BatchNormalization": _NO_MATRIX,
-    "LayerNormalization": _NO_MATRIX,
-    "RMSNormalization": _NO_MATRIX,
-    "GroupNormalization": _NO_MATRIX,
-    "Normalization": _NO_MATRIX,
-    "PReLU": _NO_MATRIX,
-    "AdditiveAttention": _NO_MATRIX,
-    "Attention": _NO_MATRIX,
-    "DepthwiseConv1D": _ONE_CHANNEL,
-    "DepthwiseConv2D": _ONE_CHANNEL,
-    "Bidirectional": _WRAPPER,
-    "TimeDistributed": _WRAPPER,
-    "SpectralNormalization": "its kernel is scaled anew at every step of training",
-    "GroupedQueryAttention": "takes the size of its output from that of the query",
-    "ReversibleEmbedding": "its matrix is used in both directions",
-}

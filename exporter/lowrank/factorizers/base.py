@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporter.graph.layers import addition
+from exporter.graph.layers import unsupported_feature
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.truncation import Truncation
@@ -38,7 +38,7 @@ class Factorizer(ABC):
 
     def obstacle(self, layer: Any) -> str:
         """Says what keeps a layer of this kind from being factorized; empty if nothing does."""
-        return addition(layer)
+        return unsupported_feature(layer)
 
     @abstractmethod
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:

@@ -444,7 +444,7 @@ def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
     engine = Engine(
         Network(longer), calibration, Cut(convolution=factorizer.convolution or "channel")
     )
-    compressed = engine.carry_out(engine.plan(FixedRank(2)))
+    compressed = engine.factorize(engine.plan(FixedRank(2)))
     kernels = {
         f"layer/{kernel.name}" if kernel.name else "layer": kernel
         for kernel in factorizer.kernels(layer)

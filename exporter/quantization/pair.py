@@ -1,9 +1,9 @@
-"""Where two factors meet: the pairs that are tried there for integers, and the one that is kept."""
+"""Chooses, for integers, among the pairs of factors that have the same product."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.quantization.equalization import free_scales, scale
 from exporter.quantization.granularity import Granularity
-from exporter.quantization.simulation import Scheme, kernel_granularity, round_inputs, round_kernels
+from exporter.quantization.scheme import IntegerScheme
+from exporter.quantization.simulation import kernel_format, round_inputs, round_kernels
 
 AS_CUT = "as cut"
 
@@ -31,15 +32,15 @@ class LayerGauge:
 
     Attributes:
         name: Of the kernel in the plan; of the layer of the first factor, where there are three.
-        gauge: ``"as cut"``; ``"balanced"``, where both factors have the singular values of their
-            product to the power of a half; ``"whitened"``, likewise of the product as the data see
-            it. These two may be followed by ``", rotated"``; each by ``", equalized"``, where the
-            layer before took scales of channels over, by ``", centred"``, where a bias takes off
-            the mean of the latent, and by ``", refined"``: moved on to where the least noise is
-            predicted.
-        snr_before: Signal to noise ratio of the layer's outputs in simulated integers as cut, in
-            decibels.
-        snr_after: Likewise in the gauge.
+        gauge: ``"as cut"``; ``"balanced"``, where both factors have the square roots of the
+            singular values of their product; or ``"whitened"``, where the singular values are those
+            of the product of whitened latents. The last two may be followed by ``", rotated"``. Any
+            of them may be followed by ``", equalized"``, where the layer before took over scales of
+            channels; by ``", centred"``, where a bias removes the mean of the latent; and by
+            ``", refined"``, where a descent lowered the predicted noise.
+        snr_before: Signal to noise ratio of the layer's outputs in simulated integers, with the
+            factors as cut, in decibels.
+        snr_after: The same ratio with the factors that were chosen.
     """
 
     name: str
@@ -48,8 +49,8 @@ class LayerGauge:
     snr_after: float
 
 
-class _Trial(NamedTuple):
-    """Factors that were tried with scales of what goes into them."""
+class _PairTrial(NamedTuple):
+    """A pair of factors that was tried, with the scales of its inputs and the mean it removes."""
 
     snr: float
     gauge: str
@@ -58,14 +59,14 @@ class _Trial(NamedTuple):
     mean: Floats | None
 
 
-class Junction:
-    """Where two factors meet, with nothing but a latent in between.
+class FactorPair:
+    """Two factors with nothing but a latent between them.
 
     Attributes:
         layers: The Keras layers that multiply by the factors.
-        mean: Of the latent in the pair that was chosen, if the first layer is to take it off by a
-            bias, which it does not have yet; what that does to the outputs was made good. None if
-            not.
+        mean: The mean of the chosen latent, which a new bias of the first layer has to subtract;
+            the bias of the second layer already adds its effect again. None if nothing is to be
+            subtracted.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Junction:
         *,
         inputs: Tensor,
         source: Layer | None,
-        scheme: Scheme,
+        scheme: IntegerScheme,
         granularity: Granularity,
     ) -> None:
         """Takes the factors as they were cut.
@@ -111,11 +112,11 @@ class Junction:
             pair: tuple[Floats, Floats],
             scales: Floats | None = None,
             mean: Floats | None = None,
-        ) -> _Trial:
+        ) -> _PairTrial:
             snr = self._snr(pair, self._scaled(scales), mean)
-            return _Trial(snr, gauge, pair, scales, mean)
+            return _PairTrial(snr, gauge, pair, scales, mean)
 
-        def better(*trials: _Trial) -> _Trial:
+        def better(*trials: _PairTrial) -> _PairTrial:
             return max(trials, key=lambda trial: trial.snr)
 
         cut = chosen = tried(AS_CUT, self._cut)
@@ -163,12 +164,14 @@ class Junction:
         import tensorflow as tf
 
         every = -(-len(latents) // _MOST_ROWS)
-        # Of any window of a convolution, as if there were no padding.
+        # The mean over windows of a convolution, as if there were no padding.
         energy = len(pair[0]) * tf.reduce_mean(tf.square(tf.cast(self._inputs, tf.float32)))
         _, last = self.layers
-        rows = self._scheme == "dynamic" and not hasattr(last, "kernel_size")
-        of_kernels = kernel_granularity(last, self._scheme, self._granularity)
-        steps = Steps(of_kernels, of_latents="row" if rows else "tensor")
+        scheme, whole = self._scheme, hasattr(last, "kernel_size")
+        rows = scheme.activations == "dynamic" and scheme.dynamic_range == "row" and not whole
+        kernels = kernel_format(last, scheme, self._granularity)
+        latents_share: Literal["tensor", "row"] = "row" if rows else "tensor"
+        steps = Steps(kernels, latents_share, scheme.activation_bits)
         return refined(*pair, latents[::every], float(energy), steps)
 
     def _latents(self, *pair: Floats) -> Floats:
