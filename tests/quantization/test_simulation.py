@@ -8,7 +8,7 @@ from keras import layers
 from exporter.data.metrics import snr_db
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
-from exporter.graph.runner import KerasRunner
+from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
 from exporter.quantization.scheme import KernelFormat
 from exporter.quantization.simulation import Simulation, kernel_format, round_weights
@@ -58,12 +58,12 @@ def test_every_variant_of_integers_has_a_scheme_of_its_own():
     assert len({scheme(*each) for each in VARIANTS}) == len(VARIANTS)
 
 
-@pytest.mark.parametrize("network", [dense, convolutional])
+@pytest.mark.parametrize("build", [dense, convolutional])
 @pytest.mark.parametrize("kind", VARIANTS, ids="-".join)
-def test_the_simulated_noise_is_that_of_the_runtime(kind, network, randomize, samples, tmp_path):
-    granularity = "tensor" if network is dense else "channel"
+def test_the_simulated_noise_is_that_of_the_runtime(kind, build, randomize, samples, tmp_path):
+    granularity = "tensor" if build is dense else "channel"
     keras.utils.set_random_seed(0)
-    model = keras.Sequential(network())
+    model = keras.Sequential(build())
     randomize(model, 0)
     inputs = {key: np.maximum(array, -0.5) for key, array in samples(model, 128).items()}
     calibration = Calibration(inputs, 64)
@@ -71,11 +71,12 @@ def test_the_simulated_noise_is_that_of_the_runtime(kind, network, randomize, sa
     fmt = FORMATS[name]
     observed = list(calibration.batches()) if fmt.variant(variant).calibrated else ()
     options = ExportOptions(variant=variant, granularity=granularity, calibration=observed)
-    fmt.export(model, path, options)
-    run, expected = fmt.load(path, fmt.backends[0]), KerasRunner(model, eager=True)(inputs)["y"]
+    network = Network(model)
+    fmt.export(network, path, options)
+    run, expected = fmt.load(path, fmt.backends[0]), network.runner(eager=True)(inputs)["y"]
     actual = np.concatenate([run(batch)["y"] for batch in calibration.batches()])
-    simulation = Simulation(model, calibration, scheme(*kind), granularity)
-    assert simulation.snr(model) == pytest.approx(snr_db(actual, expected), abs=1.0)
+    simulation = Simulation(network, calibration, scheme(*kind), granularity)
+    assert simulation.snr(network) == pytest.approx(snr_db(actual, expected), abs=1.0)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
