@@ -17,7 +17,6 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
 from exporter.formats.onnx import graph as onnx_graph
 from exporter.formats.onnx.quantization import VARIANTS, as_variant
-from exporter.graph.conversion import recast
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.quantization.affine import to_integers, to_reals
@@ -78,7 +77,7 @@ def converted(zoo_name, build, cache):
     """Each model; converted once, for that is what takes time."""
     if zoo_name not in cache:
         model = build(zoo_name)
-        graph = onnx_graph.build(recast(model, "float32"), ExportOptions())
+        graph = onnx_graph.build(Network(model).recast("float32"), ExportOptions())
         cache[zoo_name] = Converted(model, graph)
     return cache[zoo_name]
 
