@@ -1,4 +1,4 @@
-"""The numeric variants of a flatbuffer that AI Edge Quantizer makes of its float32 one.
+"""The numeric variants of a flatbuffer that LiteRT Quantizer makes of its float32 one.
 
 It takes the ranges of activations from elsewhere, so they are estimated as for every other format.
 Operators that it does not know stay float32, between conversions; that is no error, unless their
@@ -120,14 +120,14 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
 
 def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
     """Quantizes weights; LiteRT does the same to activations, each by its own range."""
-    from ai_edge_quantizer.qtyping import (
+    from litert_quantizer.qtyping import (
         ComputePrecision,
         OpQuantizationConfig,
         QuantGranularity,
         TensorQuantizationConfig,
         TFLOperationName,
     )
-    from ai_edge_quantizer.quantizer import Quantizer
+    from litert_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(content)
 
@@ -153,8 +153,8 @@ def _with_integer_activations(
     content: bytes, options: ExportOptions, ranges: _Ranges, bits: int
 ) -> bytes:
     """Quantizes weights, and activations by the ranges given."""
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import (
+    from litert_quantizer.algorithm_manager import AlgorithmName
+    from litert_quantizer.qtyping import (
         ComputePrecision,
         OpQuantizationConfig,
         QuantGranularity,
@@ -162,7 +162,7 @@ def _with_integer_activations(
         TensorQuantizationConfig,
         TFLOperationName,
     )
-    from ai_edge_quantizer.quantizer import Quantizer
+    from litert_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(content)
     quantizer.add_static_config(
@@ -193,7 +193,7 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
     Otherwise it would take the bits of an activation, for the quantizer knows no other weights of
     this operator.
     """
-    from ai_edge_quantizer.qtyping import TFLOperationName
+    from litert_quantizer.qtyping import TFLOperationName
 
     ranges = {}
     for result, table, values in _lookups(unpack(content)):
@@ -203,7 +203,7 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
 
 
 def _granularity(options: ExportOptions) -> Any:
-    from ai_edge_quantizer.qtyping import QuantGranularity
+    from litert_quantizer.qtyping import QuantGranularity
 
     names = {"tensor": QuantGranularity.TENSORWISE, "channel": QuantGranularity.CHANNELWISE}
     return names[options.granularity]
