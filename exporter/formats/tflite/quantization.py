@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
-from exporter.formats.tflite.packing import pack, unpack
+from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
+from exporter.formats.tflite.runner import observable
 from exporter.formats.variants import (
     DYNAMIC,
     FLOAT16,
@@ -223,15 +224,14 @@ def _result(quantizer: Any, ranges: _Ranges) -> bytes:
 def _lookups(model: Any) -> Iterator[tuple[str, str, Any]]:
     """Yields lookups in constants: the name of what was found, that of the table, its values."""
     import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
 
     for graph in model.subgraphs:
         for operator in graph.operators:
-            if _code(model, operator) != schema.BuiltinOperator.GATHER:
+            if _operator_name(model, operator) != "GATHER":
                 continue
             table = graph.tensors[operator.inputs[0]]
             data = model.buffers[table.buffer].data
-            if table.type == schema.TensorType.FLOAT32 and data is not None:
+            if type_name(table) == FLOAT32 and data is not None:
                 result = graph.tensors[operator.outputs[0]]
                 values = np.frombuffer(data, np.float32).reshape(table.shape)
                 yield result.name.decode(), table.name.decode(), values
@@ -255,8 +255,6 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
 def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Observer]":
     """Shows the activations for all calibration samples to one observer a tensor."""
     import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     from exporter.quantization.ranges import Observer
 
@@ -266,22 +264,13 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
             "Activations cannot be observed within the loops of recurrent layers. Build these with "
             "unroll=True, or leave out the variants that need calibration."
         )
-    interpreter = Interpreter(
-        model_content=content,
-        # XNNPACK keeps what lies between its operators to itself.
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-    )
+    interpreter = observable(content)
     run = interpreter.get_signature_runner()
     details = run.get_input_details()
     dtypes = {name: detail["dtype"] for name, detail in details.items()}
     fixed = next((n for d in details.values() if (n := d["shape_signature"][0]) > 0), None)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
-    observers = {
-        index: Observer()
-        for index in activations
-        if graph.tensors[index].type == schema.TensorType.FLOAT32
-    }
+    observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
     for batch in calibration:
         seen: dict[int, list[Any]] = {index: [] for index in observers}
         for part in split(batch, fixed) if fixed else [batch]:
@@ -294,8 +283,6 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
 
 
 def _refuse_float_kernels(model: Any, variant: str) -> None:
-    from ai_edge_litert import schema_py_generated as schema
-
     for graph in model.subgraphs:
         for operator in graph.operators:
             for index in operator.inputs:
@@ -303,15 +290,15 @@ def _refuse_float_kernels(model: Any, variant: str) -> None:
                 data = model.buffers[tensor.buffer].data if index >= 0 else None
                 if (
                     data is not None
-                    and tensor.type == schema.TensorType.FLOAT32
+                    and type_name(tensor) == FLOAT32
                     and len(tensor.shape) > 1
                     and len(data) >= SMALL_KERNEL * _FLOAT32_BYTES
                 ):
-                    name = _operator_name(_code(model, operator))
                     raise ConversionError(
                         f"The flatbuffer has no {variant} variant: the quantizer does not know "
-                        f"operator {name}, whose weights {tuple(tensor.shape)} would stay float32. "
-                        "Leave out the variant, or the layer."
+                        f"operator {_operator_name(model, operator)}, whose weights "
+                        f"{tuple(tensor.shape)} would stay float32. Leave out the variant, or the "
+                        "layer."
                     )
 
 
@@ -320,16 +307,14 @@ def _take_shapes_of_integers(model: Any) -> None:
 
     It is the same shape before and after.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     for graph in model.subgraphs:
         sources = {
             operator.outputs[0]: operator.inputs[0]
             for operator in graph.operators
-            if _code(model, operator) == schema.BuiltinOperator.DEQUANTIZE
+            if _operator_name(model, operator) == "DEQUANTIZE"
         }
         for operator in graph.operators:
-            if _code(model, operator) == schema.BuiltinOperator.SHAPE:
+            if _operator_name(model, operator) == "SHAPE":
                 operator.inputs = [sources.get(index, index) for index in operator.inputs]
         used = {index for operator in graph.operators for index in operator.inputs}
         used.update(graph.outputs)
@@ -340,12 +325,5 @@ def _take_shapes_of_integers(model: Any) -> None:
         ]
 
 
-def _code(model: Any, operator: Any) -> int:
-    code: int = model.operatorCodes[operator.opcodeIndex].builtinCode
-    return code
-
-
-def _operator_name(code: int) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return str(next(n for n, value in vars(schema.BuiltinOperator).items() if value == code))
+def _operator_name(model: Any, operator: Any) -> str:
+    return operator_name(model.operatorCodes[operator.opcodeIndex])

@@ -4,16 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
-from exporter.formats.tflite.flatbuffer import (
-    REFERENCE,
-    XNNPACK,
-    LiteRTRunner,
-    convert,
-    interface,
-    list_tensors,
-)
+from exporter.formats.tflite.flatbuffer import convert, interface, list_tensors
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.quantization import VARIANTS
+from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner
 from exporter.graph.signature import Interface
 
 
