@@ -121,21 +121,15 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
 
 def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
     """Quantizes weights; LiteRT does the same to activations, each by its own range."""
-    from litert_quantizer.qtyping import (
-        ComputePrecision,
-        OpQuantizationConfig,
-        QuantGranularity,
-        TensorQuantizationConfig,
-        TFLOperationName,
-    )
+    from litert_quantizer import qtyping as q
     from litert_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(content)
 
-    def configure(operator: TFLOperationName, bits: int, granularity: QuantGranularity) -> None:
-        config = OpQuantizationConfig(
-            weight_tensor_config=TensorQuantizationConfig(bits, granularity=granularity),
-            compute_precision=ComputePrecision.INTEGER,
+    def configure(operator: Any, bits: int, granularity: Any) -> None:
+        config = q.OpQuantizationConfig(
+            weight_tensor_config=q.TensorQuantizationConfig(bits, granularity=granularity),
+            compute_precision=q.ComputePrecision.INTEGER,
             # Few bytes, whose operators are slower and lose more in integers.
             min_weight_elements=SMALL_KERNEL,
         )
@@ -143,10 +137,10 @@ def _with_integer_weights(content: bytes, options: ExportOptions) -> bytes:
 
     # LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
     # depthwise ones it reads as many scales as there are channels, though there be one.
-    configure(TFLOperationName.ALL_SUPPORTED, 8, QuantGranularity.CHANNELWISE)
+    configure(q.TFLOperationName.ALL_SUPPORTED, 8, q.QuantGranularity.CHANNELWISE)
     bits = 4 if options.variant == INT4 else 8
-    configure(TFLOperationName.CONV_2D, bits, QuantGranularity.CHANNELWISE)
-    configure(TFLOperationName.FULLY_CONNECTED, bits, _granularity(options))
+    configure(q.TFLOperationName.CONV_2D, bits, q.QuantGranularity.CHANNELWISE)
+    configure(q.TFLOperationName.FULLY_CONNECTED, bits, _granularity(options))
     return _result(quantizer, _with_integer_tables(quantizer, content))
 
 
@@ -154,31 +148,24 @@ def _with_integer_activations(
     content: bytes, options: ExportOptions, ranges: _Ranges, bits: int
 ) -> bytes:
     """Quantizes weights, and activations by the ranges given."""
+    from litert_quantizer import qtyping as q
     from litert_quantizer.algorithm_manager import AlgorithmName
-    from litert_quantizer.qtyping import (
-        ComputePrecision,
-        OpQuantizationConfig,
-        QuantGranularity,
-        TensorDataType,
-        TensorQuantizationConfig,
-        TFLOperationName,
-    )
     from litert_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(content)
     quantizer.add_static_config(
-        ".*", TFLOperationName.ALL_SUPPORTED, bits, 8, _granularity(options)
+        ".*", q.TFLOperationName.ALL_SUPPORTED, bits, 8, _granularity(options)
     )
     if options.dense_by_tensor:
-        by_tensor = QuantGranularity.TENSORWISE
-        quantizer.add_static_config(".*", TFLOperationName.FULLY_CONNECTED, bits, 8, by_tensor)
-    unsigned = OpQuantizationConfig(
-        activation_tensor_config=TensorQuantizationConfig(
-            num_bits=8, symmetric=False, dtype=TensorDataType.UINT
+        by_tensor = q.QuantGranularity.TENSORWISE
+        quantizer.add_static_config(".*", q.TFLOperationName.FULLY_CONNECTED, bits, 8, by_tensor)
+    unsigned = q.OpQuantizationConfig(
+        activation_tensor_config=q.TensorQuantizationConfig(
+            num_bits=8, symmetric=False, dtype=q.TensorDataType.UINT
         ),
-        compute_precision=ComputePrecision.INTEGER,
+        compute_precision=q.ComputePrecision.INTEGER,
     )
-    for operator in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
+    for operator in (q.TFLOperationName.INPUT, q.TFLOperationName.OUTPUT):
         if options.io_type == FLOAT32:
             quantizer.update_quantization_recipe(
                 ".*", operator, algorithm_key=AlgorithmName.NO_QUANTIZE
