@@ -1,11 +1,7 @@
 """The ONNX graph, which several formats are made of, and how onnxruntime runs it."""
 
 import json
-import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,17 +9,13 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.onnx.converter import build
 from exporter.formats.onnx.integers import interface_quantization, with_integers
 from exporter.formats.onnx.quantization import VARIANTS, as_variant, check
 from exporter.formats.variants import FLOAT32
 from exporter.graph.layers import with_parts
 from exporter.graph.network import Network
-from exporter.graph.signature import Interface, Signature, Tensors
-
-_BATCH = "batch"
-
-LARGE_BYTES = 2**24
-"""Size of a weight from which on it is kept away from tf2onnx, which takes 36 times its memory."""
+from exporter.graph.signature import Interface, Tensors
 
 
 def convert(network: Network, options: ExportOptions) -> bytes:
@@ -44,60 +36,6 @@ def convert(network: Network, options: ExportOptions) -> bytes:
 def _computes_otherwise(network: Network) -> bool:
     parts = (part for layer in network.model.layers for part in with_parts(layer))
     return any(part.compute_dtype in {"float16", "bfloat16", "float64"} for part in parts)
-
-
-def build(network: Network, options: ExportOptions) -> Any:
-    """Converts a Keras model to a graph, which may hold operators that ONNX lacks.
-
-    Raises:
-        ConversionError: If the converter fails.
-    """
-    import keras
-    import tensorflow as tf
-    import tf2onnx
-
-    signature = network.signature
-    # They are inputs while the graph is converted, and stored afterwards.
-    large = {
-        f"large_weight_{index}": variable
-        for index, variable in enumerate(network.model.variables)
-        if variable.value.dtype.size * variable.value.shape.num_elements() >= LARGE_BYTES
-    }
-    specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs]
-    specs += [tf.TensorSpec(v.shape, v.value.dtype, name=name) for name, v in large.items()]
-
-    def serve(*tensors: Any) -> dict[str, Any]:
-        count = len(signature.inputs)
-        named = dict(zip((i.name for i in signature.inputs), tensors[:count], strict=True))
-        weights = list(zip(large.values(), tensors[count:], strict=True))
-        with keras.StatelessScope(state_mapping=weights), _functions_inlined():
-            return signature(**named)
-
-    function = tf.function(serve, input_signature=specs, autograph=False)
-
-    def converted() -> Any:
-        return tf2onnx.convert.from_function(
-            function,
-            input_signature=specs,
-            opset=options.opset,
-            custom_op_handlers={"Erfc": (_erfc_as_erf, [])},
-        )[0]
-
-    try:
-        try:
-            with _failing_fast():
-                proto = converted()
-        except Exception:  # A pass of its optimizer may fail that it can do without.
-            proto = converted()
-    except Exception as error:  # tf2onnx raises whatever its rewriters run into.
-        raise ConversionError(f"ONNX conversion failed: {brief(error)}") from error
-    captures = function.get_concrete_function().graph.captures
-    constants = {inner.name: outer for outer, inner in captures if outer.dtype != "resource"}
-    _store(proto, constants | large)
-    _fold_transposes(proto)
-    _name_batch(proto, signature)
-    _make_names_canonical(proto)
-    return proto
 
 
 def add_metadata(proto: Any, name: str, card: ModelCard) -> None:
@@ -155,142 +93,6 @@ def list_tensors(path: Path) -> list[StoredTensor]:
     ]
     named = [*((tensor.name, tensor) for tensor in graph.initializer), *constants]
     return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]
-
-
-@contextmanager
-def _functions_inlined() -> Iterator[None]:
-    """Keeps Keras from calling functions that XLA must compile: tf2onnx cannot look into them.
-
-    It has grouped convolutions computed by such a function, on a CPU.
-    """
-    import tensorflow as tf
-
-    former = tf.function
-    # With brackets it is a decorator of options, without them one of the function.
-    tf.function = lambda call=None, **_: call or (lambda decorated: decorated)
-    try:
-        yield
-    finally:
-        tf.function = former
-
-
-@contextmanager
-def _failing_fast() -> Iterator[None]:
-    """Keeps tf2onnx from copying the whole graph before each of its two dozen optimizer passes.
-
-    It does that to go on without a pass that fails, and takes fifty times the memory of the model.
-    """
-    os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
-    try:
-        yield
-    finally:
-        del os.environ["TF2ONNX_CATCH_ERRORS"]
-
-
-def _erfc_as_erf(ctx: Any, node: Any, name: str, args: Any) -> None:
-    """Rewrites TensorFlow's Erfc, which ONNX lacks, as 1 - Erf (exact GELU emits it)."""
-    import numpy as np
-
-    del args
-    dtype = ctx.get_dtype(node.output[0])
-    shape = ctx.get_shape(node.output[0])
-    node.type = "Erf"
-    consumers = ctx.find_output_consumers(node.output[0])
-    one = ctx.make_const(f"{name}_one", np.ones((), dtype=np.float32))
-    difference = ctx.make_node(
-        "Sub", [one.output[0], node.output[0]], dtypes=[dtype], shapes=[shape], name=f"{name}_erfc"
-    )
-    ctx.replace_all_inputs(node.output[0], difference.output[0], ops=consumers)
-
-
-def _store(proto: Any, constants: Mapping[str, Any]) -> None:
-    """Stores the constants that tf2onnx took for inputs.
-
-    Those are large weights, and tensors that are no variables: a Normalization layer keeps what it
-    derives from its weights in them.
-    """
-    import onnx
-
-    for value in [value for value in proto.graph.input if value.name in constants]:
-        array = constants[value.name].numpy()
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
-        proto.graph.input.remove(value)
-
-
-def _fold_transposes(proto: Any) -> None:
-    """Stores constants as they are used: tf2onnx transposes those that it does not know."""
-    import onnx
-
-    graph = proto.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    uses = Counter(name for node in graph.node for name in node.input)
-    for node in [node for node in graph.node if node.op_type == "Transpose"]:
-        tensor = constants.get(node.input[0])
-        if tensor is None or uses[tensor.name] > 1:
-            continue
-        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
-        array = onnx.numpy_helper.to_array(tensor).transpose(order)
-        graph.initializer.remove(tensor)
-        graph.initializer.append(onnx.numpy_helper.from_array(array, node.output[0]))
-        graph.node.remove(node)
-
-
-def _name_batch(proto: Any, signature: Signature) -> None:
-    """Calls the free first dimension of inputs and outputs ``batch``, not ``unk__42``."""
-    infos = {info.name: info for info in (*signature.inputs, *signature.outputs)}
-    for value in (*proto.graph.input, *proto.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if dims and infos[value.name].fixed_batch is None:
-            dims[0].dim_param = _BATCH
-        for axis, dim in enumerate(dims):
-            if axis and dim.HasField("dim_param"):
-                dim.dim_param = f"{value.name}_{axis}"
-    # Inferred shapes of intermediate values carry the old names; runtimes infer them anew.
-    del proto.graph.value_info[:]
-
-
-def _make_names_canonical(proto: Any) -> None:
-    """Renames what TensorFlow and tf2onnx numbered from counters of their process.
-
-    Two exports of one model would otherwise differ in names alone.
-    """
-    fixed = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    renamed: dict[str, str] = {}
-    taken = set(fixed)
-
-    def unique(name: str) -> str:
-        base = re.sub(r"__\d+", "", name)
-        free, count = base, 1
-        while free in taken:
-            free, count = f"{base}_{count}", count + 1
-        taken.add(free)
-        return free
-
-    def canonical(name: str, preferred: str = "") -> str:
-        if name and name not in fixed and name not in renamed:
-            renamed[name] = unique(preferred or name)
-        return renamed.get(name, name)
-
-    def rename(graph: Any, constants: frozenset[str]) -> None:
-        constants |= {tensor.name for tensor in graph.initializer}
-        for node in graph.node:
-            node.output[:] = [canonical(name) for name in node.output]
-            # Of equal constants tf2onnx keeps one, and the name of any: they are named by use.
-            node.input[:] = [
-                canonical(name, f"{node.output[0]}/{position}" if name in constants else "")
-                for position, name in enumerate(node.input)
-            ]
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    rename(attribute.g, constants)
-        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            value.name = canonical(value.name)
-        graph.initializer.sort(key=lambda tensor: tensor.name)
-        for index, node in enumerate(graph.node):
-            node.name = f"{node.op_type}_{index}"
-
-    rename(proto.graph, frozenset())
-    proto.graph.doc_string = ""  # The numbered name of TensorFlow's function.
 
 
 class OnnxRuntimeFormat(Format):

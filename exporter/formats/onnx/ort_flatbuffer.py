@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import StoredTensor
-from exporter.formats.tflite.packing import write_offsets
-
-_ALIGNMENT = 16
+from exporter.formats.flatbuffers import ALIGNMENT, write, write_bytes, write_offsets
 
 
 def list_tensors(content: bytes) -> list[StoredTensor]:
@@ -30,25 +28,26 @@ def canonical(content: bytes) -> bytes:
     onnxruntime writes them in that of a hash map, which is another each time, in front of the
     model. The model itself, which refers to what is behind it alone, is taken as it is.
     """
-    import flatbuffers
-
     schema = _schema()
     session = schema.InferenceSession.InferenceSession.GetRootAs(content, 0)
-    model = session.Model()._tab
+    position = session.Model()._tab.Pos
     # Its table of offsets is in front of it, or behind it if that of another table is the same.
-    start = min(model.Pos, model.Pos - model.Get(flatbuffers.number_types.SOffsetTFlags, model.Pos))
-    builder = flatbuffers.Builder(len(content))
-    builder.Prep(_ALIGNMENT, 0)
-    # Distances from the end, which offsets are counted by, stay what they were.
-    builder.CreateByteVector(bytes((start - len(content)) % _ALIGNMENT) + content[start:])
-    version = builder.CreateString(session.OrtVersion())
-    resolver = _resolver(builder, schema, session.KernelTypeStrResolver())
-    schema.InferenceSession.Start(builder)
-    schema.InferenceSession.AddOrtVersion(builder, version)
-    schema.InferenceSession.AddModel(builder, len(content) - model.Pos)
-    schema.InferenceSession.AddKernelTypeStrResolver(builder, resolver)
-    builder.Finish(schema.InferenceSession.End(builder), b"ORTM")
-    return bytes(builder.Output())
+    distance = int.from_bytes(content[position : position + 4], "little", signed=True)
+    start = min(position, position - distance)
+
+    def root(builder: Any) -> int:
+        # Distances from the end, which offsets are counted by, stay what they were.
+        write_bytes(builder, bytes((start - len(content)) % ALIGNMENT) + content[start:])
+        version = builder.CreateString(session.OrtVersion())
+        resolver = _resolver(builder, schema, session.KernelTypeStrResolver())
+        schema.InferenceSession.Start(builder)
+        schema.InferenceSession.AddOrtVersion(builder, version)
+        schema.InferenceSession.AddModel(builder, len(content) - position)
+        schema.InferenceSession.AddKernelTypeStrResolver(builder, resolver)
+        end: int = schema.InferenceSession.End(builder)
+        return end
+
+    return write(root, b"ORTM")
 
 
 def _resolver(builder: Any, schema: Any, found: Any) -> int:

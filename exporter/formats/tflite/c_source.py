@@ -10,8 +10,6 @@ from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.extras import Extra
 from exporter.formats.tflite.flatbuffer import (
-    REFERENCE,
-    LiteRTRunner,
     convert,
     interface,
     list_operators,
@@ -26,6 +24,7 @@ from exporter.formats.tflite.micro import (
     measure_arena,
 )
 from exporter.formats.tflite.quantization import VARIANTS
+from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner
 from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo

@@ -1,22 +1,17 @@
 """TensorFlow Lite's flatbuffer, which several formats are made of."""
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
+from exporter.formats.tflite.packing import operator_name, type_name, unpack
 from exporter.formats.tflite.quantization import check, is_quantized, quantize
 from exporter.formats.variants import FLOAT16
 from exporter.graph.conversion import serving_module
 from exporter.graph.network import Network
-from exporter.graph.signature import Interface, Quantization, TensorInfo, Tensors
-
-XNNPACK = "xnnpack"
-REFERENCE = "reference"
-
-_SIGNATURE = "serving_default"
+from exporter.graph.signature import Interface, Quantization, TensorInfo
 
 
 def convert(network: Network, options: ExportOptions, *, batch: int | None = None) -> bytes:
@@ -66,69 +61,53 @@ def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
 def list_tensors(content: bytes) -> list[StoredTensor]:
     """Lists the tensors of a flatbuffer that have a buffer with content."""
     import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.Model.GetRootAs(content, 0)
+    model = unpack(content)
     stored = []
-    for graph_index in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(graph_index)
-        for index in range(graph.TensorsLength()):
-            tensor = graph.Tensors(index)
-            buffer = model.Buffers(tensor.Buffer())
-            if buffer is None or not buffer.DataLength():
-                continue
-            data = np.asarray(buffer.DataAsNumpy())
-            shape = tuple(int(size) for size in np.atleast_1d(tensor.ShapeAsNumpy()))
-            flat = StoredTensor.of((tensor.Name() or b"").decode(), data)
-            stored.append(StoredTensor(flat.name, shape, flat.nbytes, flat.digest))
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data):
+            flat = StoredTensor.of((tensor.name or b"").decode(), np.frombuffer(data, np.uint8))
+            stored.append(replace(flat, shape=_sizes(tensor.shape)))
     return stored
 
 
 def list_operators(content: bytes) -> list[str]:
     """Lists the builtin operators that a flatbuffer uses, sorted."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
-    model = schema.Model.GetRootAs(content, 0)
-    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
-    return sorted({names[max(c.BuiltinCode(), c.DeprecatedBuiltinCode())] for c in codes})
+    return sorted({operator_name(code) for code in unpack(content).operatorCodes})
 
 
 def read_interface(content: bytes) -> Interface:
     """Reads what a flatbuffer takes and gives, in the order in which interpreters number it."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.Model.GetRootAs(content, 0)
-    graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-    inputs = map(signature.Inputs, range(signature.InputsLength()))
-    outputs = map(signature.Outputs, range(signature.OutputsLength()))
+    model = unpack(content)
+    graph, signature = model.subgraphs[0], model.signatureDefs[0]
     return (
-        _tensor_infos(graph, map(graph.Inputs, range(graph.InputsLength())), inputs),
-        _tensor_infos(graph, map(graph.Outputs, range(graph.OutputsLength())), outputs),
+        _tensor_infos(graph, graph.inputs, signature.inputs),
+        _tensor_infos(graph, graph.outputs, signature.outputs),
     )
 
 
 def _tensor_infos(
     graph: Any, indices: Iterable[int], entries: Iterable[Any]
 ) -> tuple[TensorInfo, ...]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    types = {code: name.lower() for name, code in vars(schema.TensorType).items()}
     names: dict[int, list[str]] = {}  # One tensor may be given under two names.
     for entry in entries:
-        names.setdefault(entry.TensorIndex(), []).append(entry.Name().decode())
+        names.setdefault(entry.tensorIndex, []).append(entry.name.decode())
     infos = []
     for index in indices:
-        tensor = graph.Tensors(index)
+        tensor = graph.tensors[index]
         # The signature has the free sizes, if there are any.
-        sizes = map(tensor.ShapeSignature, range(tensor.ShapeSignatureLength()))
-        fixed = map(tensor.Shape, range(tensor.ShapeLength()))
-        shape = tuple(None if size < 0 else size for size in sizes) or tuple(fixed)
-        parameters, quantization = tensor.Quantization(), None
-        if parameters is not None and parameters.ScaleLength():
-            quantization = Quantization(parameters.Scale(0), parameters.ZeroPoint(0))
-        infos.append(TensorInfo(names[index].pop(0), shape, types[tensor.Type()], quantization))
+        sizes = _sizes(tensor.shapeSignature) or _sizes(tensor.shape)
+        shape = tuple(None if size < 0 else size for size in sizes)
+        parameters, quantization = tensor.quantization, None
+        if parameters is not None and parameters.scale is not None:
+            quantization = Quantization(float(parameters.scale[0]), int(parameters.zeroPoint[0]))
+        infos.append(TensorInfo(names[index].pop(0), shape, type_name(tensor), quantization))
     return tuple(infos)
+
+
+def _sizes(stored: Iterable[int] | None) -> tuple[int, ...]:
+    return () if stored is None else tuple(map(int, stored))
 
 
 def interface(content: bytes, network: Network) -> Interface:
@@ -140,85 +119,6 @@ def interface(content: bytes, network: Network) -> Interface:
 def _in_order(infos: Iterable[TensorInfo], wanted: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
     by_name = {info.name: info for info in infos}
     return tuple(by_name[info.name] for info in wanted)
-
-
-class LiteRTRunner:
-    """A flatbuffer opened in LiteRT."""
-
-    def __init__(self, model: Path | bytes, backend: str, threads: int | None = None) -> None:
-        """Opens the flatbuffer.
-
-        Args:
-            model: The file, which LiteRT maps into memory, or its content.
-            backend: ``XNNPACK``, or ``REFERENCE`` for the plain reference kernels. Where these lack
-                an operator of the model, as they do Elu, LiteRT's own optimized ones stand in for
-                all of them, still without XNNPACK.
-            threads: How many threads may be used; None leaves it to LiteRT.
-        """
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        source = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
-
-        def opened(resolver: Any) -> Any:
-            return Interpreter(
-                **source, experimental_op_resolver_type=resolver, num_threads=threads
-            )
-
-        if backend == XNNPACK:
-            self._open = partial(opened, OpResolverType.AUTO)
-        else:
-            self._open = partial(opened, OpResolverType.BUILTIN_REF)
-            try:
-                self._open()
-            except ValueError as error:
-                if "Didn't find op" not in str(error):
-                    raise
-                self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
-        self._interpreter = self._open()
-        self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
-        details = self._signature.get_input_details()
-        self._dtypes = {name: detail["dtype"] for name, detail in details.items()}
-        self._inputs = _quantizations(details)
-        self._outputs = _quantizations(self._signature.get_output_details())
-
-    def _arrays(self, inputs: Tensors) -> dict[str, Any]:
-        from exporter.quantization.affine import to_integers
-
-        return {
-            name: to_integers(inputs[name], self._inputs[name], dtype)
-            if name in self._inputs
-            else inputs[name].astype(dtype)
-            for name, dtype in self._dtypes.items()
-        }
-
-    def __call__(self, inputs: Tensors) -> dict[str, Any]:
-        """Predicts a batch."""
-        from exporter.quantization.affine import to_reals
-
-        outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
-        for name, quantization in self._outputs.items():
-            outputs[name] = to_reals(outputs[name], quantization)
-        return outputs
-
-    def prepare(self, inputs: Tensors) -> Callable[[], object]:
-        """Binds a batch; see the protocol."""
-        # An interpreter of its own: one with a signature runner refuses the bare call.
-        interpreter = self._open()
-        details = self._signature.get_input_details()
-        arrays = self._arrays(inputs)
-        for name, array in arrays.items():
-            interpreter.resize_tensor_input(details[name]["index"], array.shape)
-        interpreter.allocate_tensors()
-        for name, array in arrays.items():
-            interpreter.set_tensor(details[name]["index"], array)
-        run: Callable[[], object] = interpreter.invoke
-        return run
-
-
-def _quantizations(details: dict[str, Any]) -> dict[str, Quantization]:
-    """Returns what the integers of inputs or outputs stand for; others have a scale of zero."""
-    pairs = {name: detail["quantization"] for name, detail in details.items()}
-    return {name: Quantization(float(s), int(zero)) for name, (s, zero) in pairs.items() if s}
 
 
 def _computes_in_half(graph: Any) -> bool:

@@ -9,10 +9,12 @@ with TensorFlow has code generated from it.
 import io
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
-from exporter.formats.tflite.packing import pack, unpack, write_offsets
+from exporter.formats.flatbuffers import write, write_offsets, write_table
+from exporter.formats.tflite.packing import add_entry, pack, unpack
 
 _METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
@@ -31,19 +33,13 @@ def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
         name: Of the model.
         card: What is told of it.
     """
-    import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
-
     model = unpack(content)
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
     inputs = _in_order(graph.inputs, signature.inputs)
     outputs = _in_order(graph.outputs, signature.outputs)
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(_model_metadata(name, card, inputs, outputs), np.uint8)
-    entry.name, entry.buffer = _METADATA, len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
+    root = partial(_model_metadata, name=name, card=card, inputs=inputs, outputs=outputs)
+    add_entry(model, _METADATA, write(root, _IDENTIFIER))
     file = io.BytesIO()
     file.write(pack(model))
     if card.labels:
@@ -65,14 +61,12 @@ def _file_of(output: str) -> str:
 
 
 def _model_metadata(
-    name: str, card: ModelCard, inputs: Sequence[str], outputs: Sequence[str]
-) -> bytes:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1024)
+    builder: Any, name: str, card: ModelCard, inputs: Sequence[str], outputs: Sequence[str]
+) -> int:
     takes = [_input(builder, tensor, card.normalization.get(tensor)) for tensor in inputs]
     gives = [_output(builder, tensor, labelled=tensor in card.labels) for tensor in outputs]
-    subgraph = _table(builder, {2: write_offsets(builder, takes), 3: write_offsets(builder, gives)})
+    tensors = {2: write_offsets(builder, takes), 3: write_offsets(builder, gives)}
+    subgraph = write_table(builder, tensors)
     fields = {
         0: builder.CreateString(name),
         3: write_offsets(builder, [subgraph]),
@@ -80,8 +74,7 @@ def _model_metadata(
     }
     if card.description is not None:
         fields[1] = builder.CreateString(card.description)
-    builder.Finish(_table(builder, fields), _IDENTIFIER)
-    return bytes(builder.Output())
+    return write_table(builder, fields)
 
 
 def _input(builder: Any, name: str, normalization: Normalization | None) -> int:
@@ -94,10 +87,10 @@ def _input(builder: Any, name: str, normalization: Normalization | None) -> int:
             builder.CreateNumpyVector(np.array([value], np.float32))
             for value in (normalization.mean, normalization.std)
         )
-        options = _table(builder, {0: mean, 1: std})
-        unit = _table(builder, {1: options}, {0: _NORMALIZATION_OPTIONS})
+        options = write_table(builder, {0: mean, 1: std})
+        unit = write_table(builder, {1: options}, {0: _NORMALIZATION_OPTIONS})
         fields[4] = write_offsets(builder, [unit])
-    return _table(builder, fields)
+    return write_table(builder, fields)
 
 
 def _output(builder: Any, name: str, *, labelled: bool) -> int:
@@ -105,17 +98,5 @@ def _output(builder: Any, name: str, *, labelled: bool) -> int:
     fields = {0: builder.CreateString(name)}
     if labelled:
         file = {0: builder.CreateString(_file_of(name))}
-        fields[6] = write_offsets(builder, [_table(builder, file, {2: _TENSOR_AXIS_LABELS})])
-    return _table(builder, fields)
-
-
-def _table(builder: Any, offsets: dict[int, int], bytes_: dict[int, int] | None = None) -> int:
-    """Writes a table of fields by number: such as are written before it, and single bytes."""
-    single = bytes_ or {}
-    builder.StartObject(1 + max([*offsets, *single]))
-    for number, offset in offsets.items():
-        builder.PrependUOffsetTRelativeSlot(number, offset, 0)
-    for number, value in single.items():
-        builder.PrependUint8Slot(number, value, 0)
-    end: int = builder.EndObject()
-    return end
+        fields[6] = write_offsets(builder, [write_table(builder, file, {2: _TENSOR_AXIS_LABELS})])
+    return write_table(builder, fields)

@@ -12,7 +12,7 @@ from typing import Any
 from exporter.errors import ConversionError
 from exporter.formats.base import Runner
 from exporter.formats.tflite.flatbuffer import read_interface
-from exporter.formats.tflite.packing import pack, unpack
+from exporter.formats.tflite.packing import pack, replace_select, unpack
 from exporter.graph.signature import TensorInfo, Tensors, split
 from exporter.isolation import ChildError, call_in_child
 
@@ -102,33 +102,9 @@ def adapted(content: bytes) -> bytes:
     It computes the same.
     """
     model = unpack(content)
-    _replace_select(model)
+    replace_select(model)
     _drop_ignored(model)
     return pack(model)
-
-
-def _replace_select(model: Any) -> None:
-    """Replaces SELECT, which TFLite Micro has not, by SELECT_V2 where both do the same.
-
-    They differ only in how a condition is spread that is smaller than what it chooses between.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-
-    for number, code in enumerate(model.operatorCodes):
-        uses = [
-            (graph, operator)
-            for graph in model.subgraphs
-            for operator in graph.operators or ()
-            if operator.opcodeIndex == number
-        ]
-        if code.builtinCode == schema.BuiltinOperator.SELECT and all(
-            len({tuple(graph.tensors[index].shape) for index in operator.inputs}) == 1
-            for graph, operator in uses
-        ):
-            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SELECT_V2
-            for _, operator in uses:
-                operator.builtinOptionsType = schema.BuiltinOptions.SelectV2Options
-                operator.builtinOptions = schema.SelectV2OptionsT()
 
 
 def _drop_ignored(model: Any) -> None:

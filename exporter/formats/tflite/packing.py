@@ -1,14 +1,16 @@
-"""Reads and writes flatbuffers; those of TensorFlow Lite so that every runtime can read them."""
+"""Reads, changes and writes flatbuffers of TensorFlow Lite.
 
-from collections.abc import Sequence
+Alone uses the code that LiteRT generates from the schema, which no documentation covers.
+"""
+
+from functools import cache
 from typing import Any
 
-_ALIGNMENT = 16
-"""Of the data of a buffer, in bytes, as the schema demands it."""
+from exporter.formats.flatbuffers import align, write
 
 
 def unpack(content: bytes) -> Any:
-    """Returns the ``ModelT`` of a TensorFlow Lite flatbuffer."""
+    """Returns the ``ModelT`` of a flatbuffer: objects with the schema's fields."""
     from ai_edge_litert.tools.flatbuffer_utils import read_model_from_bytearray
 
     return read_model_from_bytearray(content)
@@ -21,35 +23,70 @@ def pack(model: Any) -> bytes:
     generated Python leaves them unaligned, which processors without unaligned access cannot.
 
     Args:
-        model: A ``ModelT`` of the generated Python.
+        model: What ``unpack`` returned; its buffers are replaced by aligned ones.
     """
-    import flatbuffers
+    import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
     class AlignedBuffer(schema.BufferT):  # type: ignore[misc]
-        def Pack(self, builder: Any) -> int:  # noqa: N802
-            data = None if self.data is None else bytes(self.data)
-            if data is not None:
-                builder.StartVector(1, len(data), _ALIGNMENT)
-                builder.head -= len(data)
-                builder.Bytes[builder.head : builder.head + len(data)] = data
-                vector = builder.EndVector()
-            schema.BufferStart(builder)
-            if data is not None:
-                schema.BufferAddData(builder, vector)
-            buffer: int = schema.BufferEnd(builder)
-            return buffer
+        def Pack(self, builder: Any) -> Any:  # noqa: N802
+            if self.data is not None:
+                align(builder, len(self.data))
+            return super().Pack(builder)
 
-    model.buffers = [AlignedBuffer(buffer.data) for buffer in model.buffers]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    model.buffers = [
+        AlignedBuffer(None if b.data is None else np.frombuffer(bytes(b.data), np.uint8))
+        for b in model.buffers
+    ]
+    return write(model.Pack, b"TFL3")
 
 
-def write_offsets(builder: Any, offsets: Sequence[int]) -> int:
-    """Writes a vector of what is written before it, of tables or of strings."""
-    builder.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
-        builder.PrependUOffsetTRelative(offset)
-    end: int = builder.EndVector()
-    return end
+def operator_name(code: Any) -> str:
+    """Returns the name of a builtin operator, such as ``"CONV_2D"``, by an operator code."""
+    # The older field has one byte, so newer operators are in the other alone.
+    return _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def type_name(tensor: Any) -> str:
+    """Returns the name of a tensor's element type, as NumPy has it."""
+    return _names("TensorType")[tensor.type].lower()
+
+
+@cache
+def _names(enumeration: str) -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {code: name for name, code in vars(getattr(schema, enumeration)).items()}
+
+
+def add_entry(model: Any, name: str, content: bytes) -> None:
+    """Adds an entry to the metadata of a model."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    entry = schema.MetadataT(name, len(model.buffers))
+    model.buffers.append(schema.BufferT(content))
+    model.metadata = [*(model.metadata or []), entry]
+
+
+def replace_select(model: Any) -> None:
+    """Replaces SELECT, which TFLite Micro has not, by SELECT_V2 where both do the same.
+
+    They differ only in how a condition is spread that is smaller than what it chooses between.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    for number, code in enumerate(model.operatorCodes):
+        uses = [
+            (graph, operator)
+            for graph in model.subgraphs
+            for operator in graph.operators or ()
+            if operator.opcodeIndex == number
+        ]
+        if operator_name(code) == "SELECT" and all(
+            len({tuple(graph.tensors[index].shape) for index in operator.inputs}) == 1
+            for graph, operator in uses
+        ):
+            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SELECT_V2
+            for _, operator in uses:
+                operator.builtinOptionsType = schema.BuiltinOptions.SelectV2Options
+                operator.builtinOptions = schema.SelectV2OptionsT()

@@ -1,4 +1,4 @@
-"""The numeric variants of a flatbuffer that AI Edge Quantizer makes of its float32 one.
+"""The numeric variants of a flatbuffer that LiteRT Quantizer makes of its float32 one.
 
 It takes the ranges of activations from elsewhere, so they are estimated as for every other format.
 Operators that it does not know stay float32, between conversions; that is no error, unless their
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
-from exporter.formats.tflite.packing import pack, unpack
+from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
+from exporter.formats.tflite.runner import observable
 from exporter.formats.variants import (
     DYNAMIC,
     FLOAT16,
@@ -127,30 +128,26 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
 
 def _with_integer_weights(content: bytes, options: ExportOptions, scheme: IntegerScheme) -> bytes:
     """Quantizes weights; LiteRT does the same to activations, each by its own range."""
-    from ai_edge_quantizer.qtyping import (
-        ComputePrecision,
-        OpQuantizationConfig,
-        QuantGranularity,
-        TensorQuantizationConfig,
-        TFLOperationName,
-    )
-    from ai_edge_quantizer.quantizer import Quantizer
+    from litert_quantizer import qtyping as q
+    from litert_quantizer.quantizer import Quantizer
 
     quantizer = Quantizer(content)
 
-    def configure(operator: TFLOperationName, bits: int, granularity: QuantGranularity) -> None:
-        config = OpQuantizationConfig(
-            weight_tensor_config=TensorQuantizationConfig(bits, granularity=granularity),
-            compute_precision=ComputePrecision.INTEGER,
+    def configure(operator: Any, bits: int, granularity: Any) -> None:
+        config = q.OpQuantizationConfig(
+            weight_tensor_config=q.TensorQuantizationConfig(bits, granularity=granularity),
+            compute_precision=q.ComputePrecision.INTEGER,
             # Few bytes, whose operators are slower and lose more in integers.
             min_weight_elements=scheme.smallest_kernel,
         )
         quantizer.update_quantization_recipe(".*", operator, config)
 
-    configure(TFLOperationName.ALL_SUPPORTED, 8, QuantGranularity.CHANNELWISE)
+    # LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
+    # depthwise ones it reads as many scales as there are channels, though there be one.
+    configure(q.TFLOperationName.ALL_SUPPORTED, 8, q.QuantGranularity.CHANNELWISE)
     # Which layers these are, ``LayerKind.in_four_bits`` tells.
-    configure(TFLOperationName.CONV_2D, scheme.weight_bits, QuantGranularity.CHANNELWISE)
-    configure(TFLOperationName.FULLY_CONNECTED, scheme.weight_bits, _granularity(options))
+    configure(q.TFLOperationName.CONV_2D, scheme.weight_bits, q.QuantGranularity.CHANNELWISE)
+    configure(q.TFLOperationName.FULLY_CONNECTED, scheme.weight_bits, _granularity(options))
     return _result(quantizer, _with_integer_tables(quantizer, content))
 
 
@@ -158,29 +155,22 @@ def _with_integer_activations(
     content: bytes, options: ExportOptions, ranges: _Ranges, scheme: IntegerScheme
 ) -> bytes:
     """Quantizes weights, and activations by the ranges given."""
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.qtyping import (
-        ComputePrecision,
-        OpQuantizationConfig,
-        QuantGranularity,
-        TensorDataType,
-        TensorQuantizationConfig,
-        TFLOperationName,
-    )
-    from ai_edge_quantizer.quantizer import Quantizer
+    from litert_quantizer import qtyping as q
+    from litert_quantizer.algorithm_manager import AlgorithmName
+    from litert_quantizer.quantizer import Quantizer
 
     quantizer, bits = Quantizer(content), (scheme.activation_bits, scheme.weight_bits)
-    quantizer.add_static_config(".*", TFLOperationName.ALL_SUPPORTED, *bits, _granularity(options))
+    every, dense = q.TFLOperationName.ALL_SUPPORTED, q.TFLOperationName.FULLY_CONNECTED
+    quantizer.add_static_config(".*", every, *bits, _granularity(options))
     if options.dense_by_tensor:
-        by_tensor = QuantGranularity.TENSORWISE
-        quantizer.add_static_config(".*", TFLOperationName.FULLY_CONNECTED, *bits, by_tensor)
-    unsigned = OpQuantizationConfig(
-        activation_tensor_config=TensorQuantizationConfig(
-            num_bits=8, symmetric=False, dtype=TensorDataType.UINT
+        quantizer.add_static_config(".*", dense, *bits, q.QuantGranularity.TENSORWISE)
+    unsigned = q.OpQuantizationConfig(
+        activation_tensor_config=q.TensorQuantizationConfig(
+            num_bits=8, symmetric=False, dtype=q.TensorDataType.UINT
         ),
-        compute_precision=ComputePrecision.INTEGER,
+        compute_precision=q.ComputePrecision.INTEGER,
     )
-    for operator in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
+    for operator in (q.TFLOperationName.INPUT, q.TFLOperationName.OUTPUT):
         if options.io_type == FLOAT32:
             quantizer.update_quantization_recipe(
                 ".*", operator, algorithm_key=AlgorithmName.NO_QUANTIZE
@@ -196,7 +186,7 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
     Otherwise it would take the bits of an activation, for the quantizer knows no other weights of
     this operator.
     """
-    from ai_edge_quantizer.qtyping import TFLOperationName
+    from litert_quantizer.qtyping import TFLOperationName
 
     ranges = {}
     for result, table, values in _lookups(unpack(content)):
@@ -206,7 +196,7 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
 
 
 def _granularity(options: ExportOptions) -> Any:
-    from ai_edge_quantizer.qtyping import QuantGranularity
+    from litert_quantizer.qtyping import QuantGranularity
 
     names = {"tensor": QuantGranularity.TENSORWISE, "channel": QuantGranularity.CHANNELWISE}
     return names[options.granularity]
@@ -226,15 +216,14 @@ def _result(quantizer: Any, ranges: _Ranges) -> bytes:
 def _lookups(model: Any) -> Iterator[tuple[str, str, Any]]:
     """Yields lookups in constants: the name of what was found, that of the table, its values."""
     import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
 
     for graph in model.subgraphs:
         for operator in graph.operators:
-            if _code(model, operator) != schema.BuiltinOperator.GATHER:
+            if _operator_name(model, operator) != "GATHER":
                 continue
             table = graph.tensors[operator.inputs[0]]
             data = model.buffers[table.buffer].data
-            if table.type == schema.TensorType.FLOAT32 and data is not None:
+            if type_name(table) == FLOAT32 and data is not None:
                 result = graph.tensors[operator.outputs[0]]
                 values = np.frombuffer(data, np.float32).reshape(table.shape)
                 yield result.name.decode(), table.name.decode(), values
@@ -258,8 +247,6 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
 def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Observer]":
     """Shows the activations for all calibration samples to one observer a tensor."""
     import numpy as np
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     from exporter.quantization.ranges import Observer
 
@@ -269,22 +256,13 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
             "Activations cannot be observed within the loops of recurrent layers. Build these with "
             "unroll=True, or leave out the variants that need calibration."
         )
-    interpreter = Interpreter(
-        model_content=content,
-        # XNNPACK keeps what lies between its operators to itself.
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-    )
+    interpreter = observable(content)
     run = interpreter.get_signature_runner()
     details = run.get_input_details()
     dtypes = {name: detail["dtype"] for name, detail in details.items()}
     fixed = next((n for d in details.values() if (n := d["shape_signature"][0]) > 0), None)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
-    observers = {
-        index: Observer()
-        for index in activations
-        if graph.tensors[index].type == schema.TensorType.FLOAT32
-    }
+    observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
     for batch in calibration:
         seen: dict[int, list[Any]] = {index: [] for index in observers}
         for part in split(batch, fixed) if fixed else [batch]:
@@ -297,8 +275,6 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
 
 
 def _refuse_float_kernels(model: Any, variant: str) -> None:
-    from ai_edge_litert import schema_py_generated as schema
-
     for graph in model.subgraphs:
         for operator in graph.operators:
             for index in operator.inputs:
@@ -306,15 +282,15 @@ def _refuse_float_kernels(model: Any, variant: str) -> None:
                 data = model.buffers[tensor.buffer].data if index >= 0 else None
                 if (
                     data is not None
-                    and tensor.type == schema.TensorType.FLOAT32
+                    and type_name(tensor) == FLOAT32
                     and len(tensor.shape) > 1
                     and len(data) >= SMALL_KERNEL * _FLOAT32_BYTES
                 ):
-                    name = _operator_name(_code(model, operator))
                     raise ConversionError(
                         f"The flatbuffer has no {variant} variant: the quantizer does not know "
-                        f"operator {name}, whose weights {tuple(tensor.shape)} would stay float32. "
-                        "Leave out the variant, or the layer."
+                        f"operator {_operator_name(model, operator)}, whose weights "
+                        f"{tuple(tensor.shape)} would stay float32. Leave out the variant, or the "
+                        "layer."
                     )
 
 
@@ -323,16 +299,14 @@ def _take_shapes_of_integers(model: Any) -> None:
 
     It is the same shape before and after.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     for graph in model.subgraphs:
         sources = {
             operator.outputs[0]: operator.inputs[0]
             for operator in graph.operators
-            if _code(model, operator) == schema.BuiltinOperator.DEQUANTIZE
+            if _operator_name(model, operator) == "DEQUANTIZE"
         }
         for operator in graph.operators:
-            if _code(model, operator) == schema.BuiltinOperator.SHAPE:
+            if _operator_name(model, operator) == "SHAPE":
                 operator.inputs = [sources.get(index, index) for index in operator.inputs]
         used = {index for operator in graph.operators for index in operator.inputs}
         used.update(graph.outputs)
@@ -343,12 +317,5 @@ def _take_shapes_of_integers(model: Any) -> None:
         ]
 
 
-def _code(model: Any, operator: Any) -> int:
-    code: int = model.operatorCodes[operator.opcodeIndex].builtinCode
-    return code
-
-
-def _operator_name(code: int) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return str(next(n for n, value in vars(schema.BuiltinOperator).items() if value == code))
+def _operator_name(model: Any, operator: Any) -> str:
+    return operator_name(model.operatorCodes[operator.opcodeIndex])

@@ -3,16 +3,10 @@
 from pathlib import Path
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
-from exporter.formats.tflite.flatbuffer import (
-    REFERENCE,
-    XNNPACK,
-    LiteRTRunner,
-    convert,
-    interface,
-    list_tensors,
-)
+from exporter.formats.tflite.flatbuffer import convert, interface, list_tensors
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.quantization import VARIANTS
+from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface
 

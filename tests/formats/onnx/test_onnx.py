@@ -114,7 +114,7 @@ def test_weights_that_tf2onnx_does_not_see_are_stored_as_they_are_used(
     )
     randomize(model, 0)
     plain = onnx.load(export("onnx", model)).graph
-    monkeypatch.setattr("exporter.formats.onnx.graph.LARGE_BYTES", 256)
+    monkeypatch.setattr("exporter.formats.onnx.converter.LARGE_BYTES", 256)
     path = export("onnx", model)
     graph = onnx.load(path).graph
     assert [value.name for value in graph.input] == ["image"]
