@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from exporter.commands.compress import compress
 from exporter.errors import ModelError
-from exporter.formats import ALL, FORMAT_NAMES, FORMATS
+from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.base import ExportOptions, StoredTensor, describe, measure
 from exporter.graph.network import Network
 from exporter.graph.walk import walk
+from exporter.options.groups import ALL
 
 
 # C source is a flatbuffer like TFLite's, and takes longest; test_c.py has what is its own.
