@@ -94,6 +94,7 @@ class Exports:
                 granularity=recipe.quantization.granularity,
                 samples=self._samples,
                 scratch=self._scratch,
+                limit=recipe.goal.max_size,
             )
         except ConversionError as error:
             return ArtifactReport(fmt.name, variant, error=str(error))
@@ -155,6 +156,7 @@ def write_artifact(
     granularity: str,
     samples: Calibration | None,
     scratch: Path,
+    limit: int | None = None,
 ) -> tuple[GranularityTrial, ...]:
     """Exports a model at a granularity, or at the better one of both.
 
@@ -167,6 +169,7 @@ def write_artifact(
         samples: What ``quantization_samples`` returned; its first batch measures the error, and
             never what is reported on.
         scratch: Folder for what is not kept.
+        limit: Most bytes; see ``granularity.choose``.
 
     Returns:
         What was tried, the one that was written first; nothing where weights are no integers.
@@ -184,7 +187,7 @@ def write_artifact(
         fmt.export(network, file, replace(options, granularity=each))
         ratio = None if judge is None else judge.snr(file)
         trials[GranularityTrial(each, fmt.size(file), ratio)] = file
-    chosen = choose(list(trials))
+    chosen = choose(list(trials), limit)
     shutil.move(trials[chosen], path)
     return (chosen, *(trial for trial in trials if trial is not chosen))
 

@@ -70,7 +70,9 @@ class Gauges:
         return gauged if gauged.report.layers else None
 
 
-def quantization_samples(recipe: Recipe, network: Network, dataset: Dataset) -> Calibration | None:
+def quantization_samples(
+    recipe: Recipe, network: Network, dataset: Dataset | None
+) -> Calibration | None:
     """Returns the samples that artifacts are quantized by: of the training part, if there is one.
 
     None where no variant has integers, which nothing is read for.
@@ -80,11 +82,13 @@ def quantization_samples(recipe: Recipe, network: Network, dataset: Dataset) -> 
     """
     if not recipe.has_integers:
         return None
-    calibration = calibration_from(network, dataset, min(recipe.source.calibration, RANGE_SAMPLES))
+    count = min(recipe.source.calibration, RANGE_SAMPLES)
+    calibration = calibration_from(network, dataset, count) if dataset else None
     if calibration is None and recipe.calibrates:
+        name = dataset.name if dataset else "none"
         raise DataError(
             f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations "
-            f"on a training part. Received: data {dataset.name!r} without one. Name data "
+            f"on a training part. Received: data {name!r} without one. Name data "
             "that have x_train, or x."
         )
     return calibration

@@ -1,18 +1,21 @@
 """Searches for the ranks that use a budget, by exporting and measuring models."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
+from exporter.commands.artifact import export_options
 from exporter.commands.budgets import accuracy, labelled
+from exporter.commands.gauges import quantization_samples
 from exporter.data import UINT8_MAX, Dataset, Split, loaded_if_small
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, Format
+from exporter.formats.base import Format
 from exporter.formats.cards import make_card
 from exporter.graph.network import Network
 from exporter.lowrank.candidates import candidates
@@ -23,9 +26,11 @@ from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.options.groups import Cut, Goal
 from exporter.progress import Progress, Silent
+from exporter.quantization.gauge import with_latent_biases
+from exporter.quantization.granularity import to_try
 from exporter.recipe import Recipe
 
-SIZE_ROUNDS = 6
+SIZE_ROUNDS = 10
 SIZE_USED = 0.985
 """A size is searched for until this part of the budget is used."""
 
@@ -34,8 +39,6 @@ SEARCH_ROUNDS = 7
 
 LATENCY_MARGIN = 0.95
 """What the search allows itself of a latency: timings vary from run to run."""
-
-_BYTES = 4
 
 
 def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
@@ -87,83 +90,151 @@ def compress_within(
         DataError: If ``max_drop`` is asked for without labelled validation data.
         ConversionError: If a size or latency is asked for, and the model does not convert.
     """
-    progress = progress or Silent()
+    progress, goal = progress or Silent(), recipe.goal
     planner = Planner(engine, progress)
-    if recipe.goal.max_params is not None:
-        return planner.best_within("params", recipe.goal.max_params)
-    if recipe.goal.max_macs is not None:
-        return planner.best_within("macs", recipe.goal.max_macs)
-    if recipe.goal.max_size is not None:
-        return planner.best_within("params", _params_for_size(planner, recipe, progress))
-    if recipe.goal.max_latency is not None:
-        return planner.best_within("macs", _macs_for_latency(planner, recipe, progress))
-    validation = dataset.validation if dataset else None
-    return _compress_for_drop(planner, recipe, validation, progress)
+    if goal.max_params is not None:
+        return planner.best_within("params", goal.max_params)
+    if goal.max_macs is not None:
+        return planner.best_within("macs", goal.max_macs)
+    if goal.max_drop is not None:
+        validation = dataset.validation if dataset else None
+        return _compress_for_drop(planner, recipe, validation, progress)
+    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
+        trials = _Trials(engine, recipe, dataset, Path(folder))
+        if goal.max_size is not None:
+            limit = goal.max_size
+            budget = _params_for_size(planner, trials, limit, progress)
+            return planner.best_within(
+                "params", budget, fits=lambda plan: trials.size(plan) <= limit
+            )
+        limit_seconds = float(goal.max_latency or 0)
+        budget = _macs_for_latency(planner, trials, limit_seconds, progress)
+        return planner.best_within("macs", budget)
 
 
-def _params_for_size(planner: Planner, recipe: Recipe, progress: Progress) -> int:
-    """Finds the most parameters whose artifacts fit, by exporting models of the planned shapes."""
-    limit = int(recipe.goal.max_size or 0)
+class _Trials:
+    """Exports models of planned shapes with random factors, and measures the artifacts."""
+
+    def __init__(
+        self, engine: Engine, recipe: Recipe, dataset: Dataset | None, folder: Path
+    ) -> None:
+        self._engine, self._recipe, self._folder = engine, recipe, folder
+        samples = quantization_samples(recipe, engine.network, dataset)
+        # Ranges of activations change neither size nor time.
+        self._samples = samples and samples.head(1)
+        network = engine.network
+        self._card = make_card(
+            # Of every input, and the longest that there is.
+            {info.name: Normalization(std=UINT8_MAX) for info in network.inputs},
+            network.outputs,
+            labels=recipe.export.labels,
+            description=recipe.export.description,
+        )
+        self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Of the widest variant."""
+        variants = (FORMATS[name].variant(variant) for name, variant in self._recipe.artifacts)
+        return max(variant.weight_bits for variant in variants) / 8
+
+    def size(self, plan: RankPlan) -> int:
+        """Returns the bytes of the largest artifact."""
+        key = tuple(plan.ranks.items())
+        if key not in self._sizes:
+            self._sizes[key] = max(fmt.size(path) for fmt, path in self._artifacts(plan))
+        return self._sizes[key]
+
+    def latency(self, plan: RankPlan) -> float:
+        """Returns the median seconds of one call of the slowest artifact, one thread."""
+        network = self._engine.network
+        inputs = {info.name: np.zeros(info.sample_shape, info.dtype) for info in network.inputs}
+        pairs = (
+            measure_latency(fmt, path, path, inputs, self._folder)
+            for fmt, path in self._artifacts(plan)
+        )
+        return max(pair.compressed.p50 for pair in pairs)
+
+    def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, Path]]:
+        bones = skeleton(self._engine, plan)
+        for name, variant in self._recipe.artifacts:
+            fmt, network = FORMATS[name], bones.network
+            options = export_options(self._recipe, fmt, variant, self._samples, self._card)
+            quantization = self._recipe.quantization
+            if fmt.variant(variant).scheme is not None:
+                # Of several granularities, the first takes the fewest bytes.
+                granularity = to_try(quantization.granularity)[0]
+                options = replace(options, ranges="minmax", granularity=granularity)
+                if quantization.gauge and self._samples is not None:
+                    network = with_latent_biases(bones).network
+            path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
+            fmt.export(network, path, options)
+            yield fmt, path
+
+
+def _params_for_size(planner: Planner, trials: _Trials, limit: int, progress: Progress) -> int:
+    """Finds the most parameters whose artifacts fit, by exporting models of the planned shapes.
+
+    The size grows with the parameters, nearly in proportion: each guess lies on the line through
+    the nearest sizes below and above the limit, and every third one halves what is left between.
+
+    Raises:
+        RecipeError: If rank 1 in every layer takes more.
+    """
     least, most = planner.smallest("params"), planner.params
-    budget, best = max(least, min(most, limit // _BYTES)), 0
-    smallest_size = 0
-    with (
-        progress.track("Searching for the size", SIZE_ROUNDS) as advance,
-        tempfile.TemporaryDirectory(prefix="exporter-") as folder,
-    ):
+    slope, target = trials.bytes_per_parameter, (1 + SIZE_USED) / 2 * limit
+    fitting: tuple[int, int] | None = None
+    exceeding: tuple[int, int] | None = None
+    low, high, budget = least, most, max(least, min(most, int(limit / slope)))
+    with progress.track("Searching for the size", SIZE_ROUNDS) as advance:
         for number in range(SIZE_ROUNDS):
-            plan = planner.within("params", budget)
-            params = sum(layer.params_after for layer in plan.layers)
-            size = max(_sizes(planner.engine, plan, recipe, Path(folder)).values())
+            size = trials.size(planner.within("params", budget))
             advance(number + 1, f"{size:,} bytes")
             if size <= limit:
-                best = max(best, budget)
-                if size >= SIZE_USED * limit or budget >= most:
+                fitting, low = (budget, size), budget + 1
+                if size >= SIZE_USED * limit:
                     break
-            elif budget <= least:
-                smallest_size = size
+            else:
+                exceeding, high = (budget, size), budget - 1
+            if low > high:
                 break
-            # A file takes four bytes a parameter and an overhead that the measurement tells.
-            target = limit if size > limit else (1 + SIZE_USED) / 2 * limit
-            step = int((target - size) / _BYTES)
-            budget = max(least, min(most, params + step, budget - 1 if size > limit else most))
-            if budget == best:
-                break
-    if not best:
-        raise RecipeError(
-            f"max_size of {limit:,} bytes cannot be reached by low rank alone. "
-            f"The smallest reachable is {smallest_size or 'more'} bytes."
-        )
-    return best
+            if fitting and exceeding:
+                slope = (exceeding[1] - fitting[1]) / (exceeding[0] - fitting[0])
+            guess = round(budget + (target - size) / slope)
+            halfway = (low + high) // 2
+            budget = max(low, min(high, halfway if number % 3 == 2 else guess))
+        if fitting is None:
+            smallest = trials.size(planner.within("params", least))
+            if smallest > limit:
+                raise RecipeError(
+                    f"max_size of {limit:,} bytes cannot be reached by low rank alone. "
+                    f"The smallest reachable is {smallest:,} bytes."
+                )
+            return least
+    return fitting[0]
 
 
-def _macs_for_latency(planner: Planner, recipe: Recipe, progress: Progress) -> int:
-    """Finds the most MACs whose artifacts are fast enough, measured in their runtimes."""
-    limit = float(recipe.goal.max_latency or 0) * LATENCY_MARGIN
+def _macs_for_latency(planner: Planner, trials: _Trials, limit: float, progress: Progress) -> int:
+    """Finds the most MACs whose artifacts are fast enough, measured in their runtimes.
+
+    Raises:
+        RecipeError: If rank 1 in every layer takes longer.
+    """
     least, most = planner.smallest("macs"), planner.macs
-    with (
-        progress.track("Searching for the latency", SEARCH_ROUNDS + 1) as advance,
-        tempfile.TemporaryDirectory(prefix="exporter-") as folder,
-    ):
-
-        def seconds(budget: int) -> float:
-            plan = planner.within("macs", budget)
-            return max(_latencies(planner.engine, plan, recipe, Path(folder)).values())
-
-        fastest = seconds(least)
-        advance(1, f"{fastest * 1e6:,.0f} µs at rank 1")
-        if fastest > limit:
-            raise RecipeError(
-                f"max_latency of {recipe.goal.max_latency:g} s cannot be reached by low rank. "
-                f"The smallest reachable is about {fastest / LATENCY_MARGIN:.2g} s on this machine."
-            )
+    with progress.track("Searching for the latency", SEARCH_ROUNDS + 1) as advance:
 
         def fits(budget: int, number: int) -> bool:
-            measured = seconds(budget)
-            advance(number + 2, f"{measured * 1e6:,.0f} µs")
-            return measured <= limit
+            seconds = trials.latency(planner.within("macs", budget))
+            advance(number + 1, f"{seconds * 1e6:,.0f} µs")
+            if number == 0 and seconds > limit * LATENCY_MARGIN:
+                raise RecipeError(
+                    f"max_latency of {limit:g} s cannot be reached by low rank alone. The smallest "
+                    f"reachable is about {seconds / LATENCY_MARGIN:.2g} s on this machine."
+                )
+            return seconds <= limit * LATENCY_MARGIN
 
-        return _largest(least, most, fits)
+        fits(least, 0)
+        return _largest(least, most, lambda budget, number: fits(budget, number + 1))
 
 
 def _compress_for_drop(
@@ -222,37 +293,3 @@ def skeleton(engine: Engine, plan: RankPlan) -> Compressed:
             matrices = tuple(rng.normal(size=shape) / shape[1] ** 0.5 for shape in shapes)
             truncations[candidate.name] = Truncation(matrices, None, 0.0)
     return engine.assemble(plan, truncations)
-
-
-def _sizes(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, int]:
-    """Exports a model of the planned shapes and returns the bytes in each format."""
-    network = skeleton(engine, plan).network
-    sizes = {}
-    for name in recipe.export.formats:
-        fmt = FORMATS[name]
-        sizes[name] = fmt.size(_export(fmt, network, recipe, folder))
-    return sizes
-
-
-def _latencies(engine: Engine, plan: RankPlan, recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Exports a model of the planned shapes and returns the median seconds in each runtime."""
-    network = skeleton(engine, plan).network
-    inputs = {info.name: np.zeros(info.sample_shape, info.dtype) for info in network.inputs}
-    medians = {}
-    for name in recipe.export.formats:
-        path = _export(FORMATS[name], network, recipe, folder)
-        medians[name] = measure_latency(FORMATS[name], path, path, inputs, folder).compressed.p50
-    return medians
-
-
-def _export(fmt: Format, network: Network, recipe: Recipe, folder: Path) -> Path:
-    path = Path(tempfile.mkdtemp(dir=folder)) / f"model{fmt.suffix}"
-    card = make_card(
-        # Of every input, and the longest that there is.
-        {info.name: Normalization(std=UINT8_MAX) for info in network.inputs},
-        network.outputs,
-        labels=recipe.export.labels,
-        description=recipe.export.description,
-    )
-    fmt.export(network, path, ExportOptions(opset=recipe.export.opset, card=card))
-    return path

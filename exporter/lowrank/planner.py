@@ -1,5 +1,6 @@
 """Plans the ranks of one model for budgets of parameters or MACs."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +46,9 @@ class Planner:
             total += min(count(rank) or 0 for rank in ranks)
         return total
 
-    def best_within(self, unit: Unit, limit: int) -> Compressed:
+    def best_within(
+        self, unit: Unit, limit: int, *, fits: Callable[[RankPlan], bool] = lambda plan: True
+    ) -> Compressed:
         """Factorizes within a limit by the knapsack, or at equal energies where that is better.
 
         The knapsack adds up what each layer costs alone. Where layers spoil each other's input the
@@ -62,7 +65,7 @@ class Planner:
             plan = self.engine.plan(self.policy(unit, limit, EnergyBudgetPolicy))
         except RecipeError:
             return best  # The limit cannot be kept at equal energies.
-        if plan.ranks == best.plan.ranks:
+        if plan.ranks == best.plan.ranks or not fits(plan):
             return best
         other = self.engine.factorize(plan)
         return other if self._loss(other.network) < self._loss(best.network) else best

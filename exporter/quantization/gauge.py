@@ -168,6 +168,17 @@ def _consecutive(
                 yield name if len(factors.weights) == 2 else first.name, weights, (first, last)
 
 
+def with_latent_biases(compressed: Compressed) -> Compressed:
+    """Copies a model with random biases on the latents whose mean a gauge may take off."""
+    generator = np.random.default_rng(0)
+    means = {
+        id(first): generator.normal(size=first.kernel.shape[-1])
+        for _, _, (first, last) in _consecutive(compressed)
+        if last.bias is not None
+    }
+    return _centred(compressed, means)
+
+
 def _centred(compressed: Compressed, means: Mapping[int, Floats | None]) -> Compressed:
     """Copies a model, with biases that take means off the outputs of layers, by their identity."""
     replacements = {}

@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Literal
 
 WORTHWHILE_DB = 3.0
 """What a channel's own scale must gain, for it takes more bytes: the error in half its power."""
@@ -39,9 +35,20 @@ def to_try(asked: str) -> tuple[Granularity, ...]:
     return tuple(each for each in both if asked in {each, "auto"})
 
 
-def choose(trials: Sequence[GranularityTrial]) -> GranularityTrial:
-    """Returns the smallest one, unless another is better by ``WORTHWHILE_DB``."""
+def choose(trials: Sequence[GranularityTrial], limit: int | None = None) -> GranularityTrial:
+    """Returns the smallest trial, unless another one is better by ``WORTHWHILE_DB``.
+
+    Args:
+        trials: At least one.
+        limit: Most bytes. Bytes below a limit cost nothing: the best trial that fits is returned,
+            or the smallest if none does.
+    """
+    fitting = [trial for trial in trials if limit is not None and trial.size <= limit]
+    if fitting:
+        return max(fitting, key=lambda trial: trial.snr_db or 0.0)
     smallest = min(trials, key=lambda trial: trial.size)
+    if limit is not None:
+        return smallest
     best = max(trials, key=lambda trial: trial.snr_db or 0.0)
     gain = (best.snr_db or 0.0) - (smallest.snr_db or 0.0)
     return best if gain >= WORTHWHILE_DB else smallest

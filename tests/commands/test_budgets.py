@@ -59,14 +59,35 @@ def test_what_is_chosen_is_no_worse_than_simpler_cuts(kind, planner):
     limit = planner.params // 6
     simpler = planner.engine.factorize(planner.engine.plan(planner.policy("params", limit, kind)))
     best = planner.best_within("params", limit)
-    assert planner._loss(best.model) <= planner._loss(simpler.model)
+    assert planner._loss(best.network) <= planner._loss(simpler.network)
 
 
-@pytest.mark.parametrize("formats", [("tflite",), ("tflite", "onnx")])
-def test_size_is_used_and_not_exceeded(engine, dataset, formats, tmp_path):
-    limit = 120_000
-    compressed = compress_within(engine, Recipe.of(max_size=limit, formats=formats), dataset)
-    artifacts = export(compressed, tmp_path, formats=formats)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (("tflite",), ("none",), 120_000),
+        (("tflite", "onnx"), ("none",), 120_000),
+        (("tflite",), ("dynamic",), 40_000),
+        (("tflite",), ("int8",), 40_000),
+        (("tflite",), ("int4",), 25_000),
+        (("onnx",), ("dynamic",), 40_000),
+        (("onnx",), ("int8",), 40_000),
+        (("tflite",), ("none", "int8"), 120_000),
+    ],
+)
+def test_size_is_used_and_not_exceeded(engine, digits, dataset, asked, tmp_path):
+    formats, quantize, limit = asked
+    recipe = Recipe.of(max_size=limit, formats=formats, quantize=quantize, calibration=200)
+    compressed = compress_within(engine, recipe, dataset)
+    artifacts = export(
+        compressed,
+        tmp_path,
+        formats,
+        quantize=quantize,
+        data=digits,
+        calibration=200,
+        granularity="tensor",
+    )
     assert 0.95 * limit <= max(artifact.size for artifact in artifacts) <= limit
 
 
