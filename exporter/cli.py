@@ -172,7 +172,7 @@ def _print(outcome: Outcome, options: argparse.Namespace) -> None:
             width = None if sys.stdout.isatty() else WIDTH
             outcome.show(Console(highlight=False, width=width))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Rich turns the one into the other.
         # Whoever reads, such as head, has seen enough. Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,0 +1,105 @@
+"""The verbs of the command line, one after the other, as processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+COMMANDS = {
+    "compress": ["compress", "small.keras", "--data=data.npz", "--rank=4", "--output=cut"],
+    "compress again": ["compress", "small.keras", "--rank=4", "--output=cut"],
+    "export": [
+        "--format=tflite,onnx", "export", "cut/compressed.keras", "--data=data.npz",
+        "--quantize=none,int8", "--output=out", "--calibration=32",
+    ],
+    "export json": ["export", "cut/compressed.keras", "--output=json", "--json"],
+    "verify": ["verify", "out/model.tflite", "cut/compressed.keras", "--data=data.npz"],
+    "verify int8": ["verify", "out/model-int8.onnx", "cut/compressed.keras", "--data=data.npz"],
+    "verify another": ["--json", "verify", "out/model.onnx", "small.keras"],
+    "verify nothing": ["verify", "nothing.tflite", "small.keras"],
+    "inspect": ["--json", "inspect", "small.keras", "--data=none"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verbs")
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Dense(30, activation="relu", bias_initializer="normal", name="hidden"),
+        keras.layers.Dense(3, activation="softmax", bias_initializer="normal", name="out"),
+    ]
+    keras.Sequential([keras.Input((24,), name="x"), *layers], name="small").save(
+        folder / "small.keras"
+    )
+    rng = np.random.default_rng(0)
+    np.savez(folder / "data.npz", x=rng.random((80, 24)), y=rng.integers(0, 3, 80))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(workplace, run_each):
+    return dict(zip(COMMANDS, run_each(list(COMMANDS.values()), cwd=workplace), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [(n, {"verify another": 1}.get(n, 0)) for n in COMMANDS if " " not in n]
+)
+def test_each_verb_ends_as_documented(outcomes, name, code):
+    assert outcomes[name].returncode == code, outcomes[name].stderr
+
+
+def test_compress_saves_a_keras_model_and_says_what_is_next(outcomes, workplace):
+    model = keras.models.load_model(workplace / "cut" / "compressed.keras")
+    assert model.count_params() == 4 * (24 + 30) + 30 + 30 * 3 + 3
+    assert "exporter export cut/compressed.keras" in outcomes["compress"].stdout
+    assert {path.name for path in (workplace / "cut").iterdir()} == {"compressed.keras"}
+
+
+def test_compress_keeps_what_is_there(outcomes):
+    assert outcomes["compress again"].returncode == 2
+    assert "--force" in outcomes["compress again"].stderr
+
+
+def test_export_lists_what_it_wrote(outcomes, workplace):
+    names = ["model.tflite", "model-int8.tflite", "model.onnx", "model-int8.onnx"]
+    assert {path.name for path in (workplace / "out").iterdir()} == set(names)
+    for name in names:
+        assert f"out/{name}" in outcomes["export"].stdout
+    (artifact,) = json.loads(outcomes["export json"].stdout)
+    file = workplace / artifact["path"]
+    assert artifact["size"] == file.stat().st_size
+
+
+def test_verify_tells_the_model_from_another(outcomes):
+    assert "passed" in outcomes["verify"].stdout
+    assert outcomes["verify int8"].returncode == 0
+    assert "SNR" in outcomes["verify int8"].stdout
+    assert outcomes["verify another"].returncode == 1
+    assert json.loads(outcomes["verify another"].stdout)["passed"] is False
+    assert outcomes["verify nothing"].returncode == 2
+    assert "does not exist" in outcomes["verify nothing"].stderr
+
+
+def test_inspect_prints_json_wherever_the_option_stands(outcomes):
+    assert json.loads(outcomes["inspect"].stdout)["model_name"] == "small"
+
+
+def test_a_reader_that_closes_the_pipe_and_a_terminal_of_ascii_are_no_failures(workplace):
+    command = [sys.executable, "-m", "exporter", "inspect", "small.keras", "--data=none"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(
+        command, cwd=workplace, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()  # As head does, when it has seen enough.
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"hidden" in done.stdout

@@ -1,0 +1,100 @@
+"""The arguments of the command line: verbs, where options may stand, and the table of options."""
+
+from pathlib import Path
+
+import pytest
+
+from exporter.arguments import VERBS, given, options_table, parse
+from exporter.errors import RecipeError
+from exporter.recipe import GROUP_OF, GROUPS, Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verb", "values"),
+    [
+        ([], "run", {}),
+        (["--rank", "20", "--format", "tflite"], "run", {"rank": 20, "formats": ["tflite"]}),
+        (["run", "m.keras"], "run", {"model": "m.keras"}),
+        (["m.keras", "--rank=a=3"], "run", {"model": "m.keras", "rank": {"a": 3}}),
+        (["inspect"], "inspect", {}),
+        (["inspect", "m.keras", "--no-fold"], "inspect", {"model": "m.keras", "fold": False}),
+        (["--seed", "3", "inspect", "m.keras"], "inspect", {"model": "m.keras", "seed": 3}),
+        (["--json", "inspect", "-q", "m.keras"], "inspect", {"model": "m.keras"}),
+        (
+            ["--output", "inspect", "compress", "--rank", "0.25", "m.keras"],
+            "compress",
+            {"model": "m.keras", "rank": 0.25, "output": "inspect"},
+        ),
+        (
+            ["export", "m.keras", "--quantize", "none,int8", "--quantize", "int4"],
+            "export",
+            {"model": "m.keras", "quantize": ["none", "int8", "int4"], "data": "none"},
+        ),
+        (
+            ["--atol=1", "verify", "a.tflite", "--data", "d.npz", "m.keras"],
+            "verify",
+            {"artifact": "a.tflite", "model": "m.keras", "atol": 1.0, "data": "d.npz"},
+        ),
+    ],
+)
+def test_options_stand_before_or_after_the_verb(arguments, verb, values):
+    options = parse(arguments)
+    assert options.verb == verb
+    assert given(options) == values
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "m.keras", "--rank", "3"],
+        ["compress", "m.keras", "--atol", "1"],
+        ["export", "m.keras", "--finetune", "3"],
+        ["export"],
+        ["verify", "a.tflite"],
+        ["verify", "a.tflite", "m.keras", "--format", "onnx"],
+        ["m.keras", "again.keras"],
+        ["--nonsense"],
+        ["--method", "pca"],
+    ],
+)
+def test_what_a_verb_does_not_use_is_a_usage_error(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    assert "usage: exporter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--max-size", "big"], ["--rank", "abc"]])
+def test_quantities_that_cannot_be_read_are_errors_of_the_recipe(arguments):
+    with pytest.raises(RecipeError, match="Received: '"):
+        parse(arguments)
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_fits_a_terminal_of_80_columns(verb, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"] if verb is None else [verb, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "exit codes:" in text
+
+
+def test_a_run_takes_every_option(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for group in GROUPS.values():
+        for option in group.options():
+            assert option.flag in text or option.name == "model"
+
+
+def test_defaults_of_the_command_line_are_those_of_the_recipe():
+    assert Recipe.of(**given(parse([]))) == Recipe()
+
+
+def test_the_documentation_has_the_table_of_options():
+    page = (ROOT / "docs" / "options.md").read_text()
+    assert options_table() in page, "run scripts/generate"
+    assert all(f"`{name}`" in page for name in GROUP_OF)
