@@ -100,11 +100,12 @@ def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:
     recipe = Recipe.of(**choices)
-    from exporter.commands.inspect import inspect_recipe, inspection_dict
+    from exporter.commands.inspect import inspect_recipe
     from exporter.report.inspection import print_inspection
+    from exporter.report.manifest import plain
 
     inspection = inspect_recipe(recipe, progress=progress)
-    return Outcome(inspection_dict(inspection), lambda c: print_inspection(inspection, c))
+    return Outcome(plain(inspection), lambda c: print_inspection(inspection, c))
 
 
 def _compress(choices: dict[str, Any], progress: "Progress") -> Outcome:

@@ -7,8 +7,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.errors import OutputError
+from exporter.options.groups import FLOAT32
+
+if TYPE_CHECKING:
+    from exporter.formats.base import Format
 
 MANIFEST = "manifest.json"
 REJECTED = "rejected"
@@ -135,3 +140,9 @@ def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
 def _move(source: Path, destination: Path, moved: list[tuple[Path, Path]]) -> None:
     source.rename(destination)
     moved.append((source, destination))
+
+
+def artifact_name(fmt: "Format", variant: str = FLOAT32) -> str:
+    """Returns the name of an artifact in the output folder."""
+    marker = "" if variant == FLOAT32 else f"-{variant}"
+    return f"model{marker}{fmt.suffix}" if fmt.suffix else f"{fmt.name}{marker}"

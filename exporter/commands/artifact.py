@@ -8,20 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from exporter.benchmark import LatencyPair, measure_latency
-from exporter.card import ModelCard
 from exporter.commands.gauges import Gauges
-from exporter.data import Dataset
+from exporter.commands.prepare import Job, export_options
+from exporter.commands.weights import Weights
 from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, describe
-from exporter.formats.variants import FLOAT32
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration
-from exporter.lowrank.engine import Compressed
-from exporter.output import REJECTED
+from exporter.output import REJECTED, artifact_name
 from exporter.quantization.granularity import GranularityTrial, choose, to_try
-from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.parity import execute
@@ -30,61 +27,46 @@ from exporter.verification.verifier import Verifier
 
 
 class Exports:
-    """Carries a compressed model out to formats.
+    """Exports, verifies and measures the artifacts of one run.
 
     Attributes:
         verifier: Holds artifacts against the model.
         compression: The compressed model against the baseline.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        dataset: Dataset,
-        baseline: Network,
-        compressed: Compressed,
-        card: ModelCard,
-        *,
-        samples: Calibration | None,
-        staging: Path,
-        output: Path,
-        scratch: Path,
-    ) -> None:
-        """Predicts with both models what artifacts will be held against.
+    def __init__(self, job: Job, weights: Weights, staging: Path, scratch: Path) -> None:
+        """Predicts with both models the outputs that artifacts will be compared with.
 
         Args:
-            recipe: Says how.
-            dataset: Fitted to the model.
-            baseline: What was compressed.
-            compressed: What is exported.
-            card: What artifacts tell of it.
-            samples: What ``quantization_samples`` returned.
-            staging: Folder to write to.
-            output: Folder that all of it will be moved to.
+            job: The run.
+            weights: Its models.
+            staging: Folder to write to; all of it will be moved to the output folder.
             scratch: Folder for what is not kept.
         """
-        self._recipe, self._baseline, self._compressed = recipe, baseline, compressed
-        self._card, self._samples = card, samples
-        self._staging, self._output, self._scratch = staging, output, scratch
-        self._gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
+        recipe = job.recipe
+        self._job, self._weights, self._staging, self._scratch = job, weights, staging, scratch
+        self._gauges = Gauges(
+            recipe.quantization, weights.compressed, job.samples, seed=recipe.source.seed
+        )
         self.verifier = Verifier(
-            compressed,
-            dataset,
+            weights.compressed,
+            job.dataset,
             folder=scratch,
             atol=recipe.verification.atol,
             rtol=recipe.verification.rtol,
             seed=recipe.source.seed,
         )
         first = self.verifier.probes[0]
+        baseline = predict(weights.baseline.runner(), first)
         self.compression: CompressionVerdict = judge_compression(
-            predict(baseline.runner(), first), self.verifier.reference[first.name], first.labels
+            baseline, self.verifier.reference[first.name], first.labels
         )
 
     def write(self, fmt: Format, variant: str) -> ArtifactReport:
         """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
         path = self._staging / artifact_name(fmt, variant)
-        recipe = self._recipe
-        options = export_options(recipe, fmt, variant, self._samples, self._card)
+        job, recipe = self._job, self._job.recipe
+        options = export_options(recipe, fmt, variant, job.samples, job.card)
         try:
             trials = write_artifact(
                 fmt,
@@ -92,13 +74,13 @@ class Exports:
                 path,
                 options,
                 granularity=recipe.quantization.granularity,
-                samples=self._samples,
+                samples=job.samples,
                 scratch=self._scratch,
                 limit=recipe.goal.max_size,
             )
         except ConversionError as error:
             return ArtifactReport(fmt.name, variant, error=str(error))
-        artifact = describe(fmt, variant, path, self._compressed.network)
+        artifact = describe(fmt, variant, path, self._weights.compressed.network)
         conversion = self.verifier.verify(artifact)
         report = ArtifactReport(
             fmt.name,
@@ -113,8 +95,8 @@ class Exports:
             # What a user would ship otherwise is the baseline in float32.
             baseline_path = self._scratch / artifact_name(fmt)
             if not baseline_path.exists():
-                plain = ExportOptions(opset=recipe.export.opset, card=self._card)
-                fmt.export(self._baseline, baseline_path, plain)
+                plain = ExportOptions(opset=recipe.export.opset, card=job.card)
+                fmt.export(self._weights.baseline, baseline_path, plain)
             report = replace(report, baseline_size=fmt.size(baseline_path))
             report = replace(report, latency=self._latency(fmt, baseline_path, path))
         except (ConversionError, ChildError) as error:
@@ -123,28 +105,13 @@ class Exports:
         if not report.accepted:
             (self._staging / REJECTED).mkdir(exist_ok=True)
             path = path.rename(self._staging / REJECTED / path.name)
-        final = self._output / path.relative_to(self._staging)
+        final = job.output / path.relative_to(self._staging)
         return replace(report, artifact=replace(artifact, path=final))
 
     def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
         single = next(probe for probe in self.verifier.probes if probe.name == "single")
         batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
         return measure_latency(fmt, baseline, compressed, batch, self._scratch)
-
-
-def export_options(
-    recipe: Recipe, fmt: Format, variant: str, samples: Calibration | None, card: ModelCard
-) -> ExportOptions:
-    """Returns how a recipe has a variant exported."""
-    observed = samples if fmt.variant(variant).calibrated else None
-    return ExportOptions(
-        variant=variant,
-        opset=recipe.export.opset,
-        io_type=recipe.quantization.io_type,
-        ranges=recipe.quantization.ranges,
-        calibration=list(observed.batches()) if observed else (),
-        card=card,
-    )
 
 
 def write_artifact(
@@ -211,9 +178,3 @@ class _Judge:
             return -math.inf
         actual = outputs[self._fmt.backends[0]][self._probe.name]
         return min(snr_db(actual[name], values) for name, values in self._expected.items())
-
-
-def artifact_name(fmt: Format, variant: str = FLOAT32) -> str:
-    """Returns the name of an artifact in the output folder."""
-    marker = "" if variant == FLOAT32 else f"-{variant}"
-    return f"model{marker}{fmt.suffix}" if fmt.suffix else f"{fmt.name}{marker}"

@@ -4,14 +4,13 @@ import time
 from typing import Any
 
 from exporter.commands.budgets import check_budget
-from exporter.commands.prepare import prepare
-from exporter.commands.search import check_rank, factorize
+from exporter.commands.prepare import check_rank, engine_for, prepare
+from exporter.commands.search import factorize
 from exporter.commands.weights import compute_weights
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
-from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.engine import Compressed, Engine
+from exporter.lowrank.engine import Compressed
 from exporter.options.rank import Rank
 from exporter.output import staged_output
 from exporter.progress import Progress, Silent
@@ -84,8 +83,5 @@ def compress(
     check_rank(network, recipe.goal, recipe.cut)
     fitted_data = None if data is None else fitted(data, network)
     check_budget(recipe, fitted_data)
-    calibration = None
-    if fitted_data is not None:
-        calibration = calibration_from(network, fitted_data, recipe.source.calibration)
-    engine = Engine(network, calibration, recipe.cut, progress, seed=recipe.source.seed)
+    engine = engine_for(recipe, network, fitted_data, progress)
     return factorize(engine, recipe, fitted_data, progress)

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from exporter.card import ModelCard
-from exporter.commands.artifact import artifact_name, export_options, write_artifact
+from exporter.commands.artifact import write_artifact
 from exporter.commands.gauges import Gauges, quantization_samples
-from exporter.commands.prepare import load
+from exporter.commands.prepare import card_of, export_options, load
 from exporter.commands.verify import as_compressed
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
-from exporter.formats.cards import check_card, make_card
+from exporter.formats.cards import check_card
 from exporter.graph.fitting import fitted
 from exporter.lowrank.engine import Compressed
-from exporter.output import ARTIFACTS, check_output, staged_output
+from exporter.output import ARTIFACTS, artifact_name, check_output, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 
@@ -74,12 +74,7 @@ def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[
         ConversionError: If a converter fails; nothing is written then.
     """
     network, dataset = load(recipe, None, None)
-    card = make_card(
-        dataset.normalization,
-        network.outputs,
-        labels=recipe.export.labels,
-        description=recipe.export.description,
-    )
+    card = card_of(recipe, network, dataset.normalization)
     target = Path(
         recipe.export.output or ARTIFACTS / Path(recipe.source.model or network.name).stem
     )

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from exporter.commands.prepare import engine_for
 from exporter.data import Dataset
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
-from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.engine import Compressed, Engine
+from exporter.lowrank.engine import Compressed
 from exporter.lowrank.planner import Unit
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
@@ -70,9 +70,8 @@ def finetune(
     network = Network.of(baseline)
     dataset = fitted(data, network)
     check_training(recipe.tuning, dataset, network)
-    calibration = calibration_from(network, dataset, recipe.source.calibration)
     tuner = FineTuner(
-        Engine(network, calibration, compressed.cut, progress, seed=recipe.source.seed),
+        engine_for(recipe, network, dataset, progress, compressed.cut),
         dataset,
         recipe.tuning,
         unit=unit,

@@ -1,22 +1,20 @@
 """What there is to gain in a model, before anything is cut."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from exporter.commands.prepare import load
+from exporter.commands.prepare import engine_for, load
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
-from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
-from exporter.lowrank.ranks.policy import FixedRank, RankPlan, RankPolicy
+from exporter.lowrank.ranks.policy import FixedRank, RankPolicy
 from exporter.output import (
     CACHE,
 )
@@ -57,11 +55,9 @@ def inspect(
         RecipeError: If a choice is none.
     """
     recipe = Recipe.for_verb("inspect", USES, choices)
-    network, calibration = Network.of(model), None
-    if data is not None:
-        calibration = calibration_from(network, fitted(data, network), recipe.source.calibration)
-    engine = Engine(network, calibration, recipe.cut, progress, seed=recipe.source.seed)
-    return inspect_engine(engine, progress)
+    network = Network.of(model)
+    dataset = None if data is None else fitted(data, network)
+    return inspect_engine(engine_for(recipe, network, dataset, progress), progress)
 
 
 def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspection:
@@ -115,11 +111,6 @@ def effective_ranks(curve: Floats, energies: Sequence[float] = ENERGIES) -> tupl
     return tuple(max(1, int(np.argmax(kept >= part - 1e-12))) for part in energies)
 
 
-def inspection_dict(inspection: Inspection) -> dict[str, Any]:
-    """Returns an inspection as values that JSON knows."""
-    return dataclasses.asdict(inspection)
-
-
 def _spectrum(curve: Floats) -> tuple[float, ...]:
     values = np.sqrt(np.maximum(-np.diff(curve), 0.0))
     picks = np.linspace(0, len(values) - 1, SPECTRUM_POINTS).round().astype(int)
@@ -142,15 +133,12 @@ def _previews(engine: Engine, planner: Planner) -> list[PolicyPreview]:
     previews = []
     for option, policy in policies.items():
         try:
-            previews.append(_preview(option, engine.plan(policy)))
+            plan = engine.plan(policy)
+            params = sum(layer.params_after for layer in plan.layers)
+            previews.append(PolicyPreview(option, params, plan.ranks))
         except RecipeError as error:
             previews.append(PolicyPreview(option, None, {}, str(error)))
     return previews
-
-
-def _preview(option: str, plan: RankPlan) -> PolicyPreview:
-    params = sum(layer.params_after for layer in plan.layers)
-    return PolicyPreview(option, params, plan.ranks)
 
 
 def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspection:
@@ -168,6 +156,4 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
             network.model, dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
         )
         network = Network(model)
-    calibration = calibration_from(network, dataset, recipe.source.calibration)
-    engine = Engine(network, calibration, recipe.cut, progress, seed=recipe.source.seed)
-    return inspect_engine(engine, progress)
+    return inspect_engine(engine_for(recipe, network, dataset, progress), progress)

@@ -1,22 +1,26 @@
 """Loads and checks all that a command works on, before any work starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.card import ModelCard
-from exporter.commands.artifact import artifact_name
+from exporter.card import ModelCard, Normalization
 from exporter.commands.budgets import check_budget
 from exporter.commands.gauges import quantization_samples
-from exporter.commands.search import check_rank
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions, Format
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
 from exporter.graph.loading import load_model, loss_in_file
 from exporter.graph.network import Network
-from exporter.lowrank.calibration import Calibration
+from exporter.lowrank.calibration import Calibration, calibration_from
+from exporter.lowrank.candidates import candidates
+from exporter.lowrank.engine import Engine
+from exporter.lowrank.ranks.named import policy_for
+from exporter.options.groups import Cut, Goal
 from exporter.output import (
     ARTIFACTS,
     BASELINE_FILE,
@@ -26,8 +30,10 @@ from exporter.output import (
     REJECTED,
     TRUNCATED_FILE,
     UPDATED_FILE,
+    artifact_name,
     check_output,
 )
+from exporter.progress import Progress
 from exporter.recipe import Recipe
 from exporter.training.finetune import check_training
 from exporter.training.reference import REFERENCE_NAME, reference_for
@@ -71,12 +77,7 @@ def prepare(
     samples = quantization_samples(recipe, network, dataset)
     if recipe.tuning.finetune:
         check_training(recipe.tuning, dataset, network)
-    card = make_card(
-        dataset.normalization,
-        network.outputs,
-        labels=recipe.export.labels,
-        description=recipe.export.description,
-    )
+    card = card_of(recipe, network, dataset.normalization)
     if loss is None and recipe.tuning.finetune:
         file = recipe.source.model
         loss = loss_in_file(file) if file else getattr(model, "loss", None)
@@ -92,6 +93,67 @@ def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, 
         model = reference_for(dataset, recipe.source.seed)
     network = Network.of(model)
     return network, fitted(dataset, network)
+
+
+def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
+    """Finds out, without computing, whether a rank fits a model.
+
+    Raises:
+        RecipeError: If the rank does not fit the model.
+    """
+    policy = policy_for(goal)
+    if policy is not None:
+        policy.check(candidates(network, convolution=cut.convolution))
+
+
+def export_options(
+    recipe: Recipe, fmt: Format, variant: str, samples: Calibration | None, card: ModelCard
+) -> ExportOptions:
+    """Returns how a recipe has a variant exported."""
+    observed = samples if fmt.variant(variant).calibrated else None
+    return ExportOptions(
+        variant=variant,
+        opset=recipe.export.opset,
+        io_type=recipe.quantization.io_type,
+        ranges=recipe.quantization.ranges,
+        calibration=list(observed.batches()) if observed else (),
+        card=card,
+    )
+
+
+def card_of(
+    recipe: Recipe, network: Network, normalization: Mapping[str, Normalization]
+) -> ModelCard:
+    """Returns what artifacts of a network tell, by a recipe.
+
+    Raises:
+        RecipeError: If the file of labels cannot be read, or fits no output or several.
+    """
+    export = recipe.export
+    return make_card(
+        normalization, network.outputs, labels=export.labels, description=export.description
+    )
+
+
+def engine_for(
+    recipe: Recipe,
+    network: Network,
+    dataset: Dataset | None,
+    progress: Progress | None,
+    cut: Cut | None = None,
+) -> Engine:
+    """Returns the engine that factorizes a network.
+
+    Args:
+        recipe: Says how.
+        network: The baseline.
+        dataset: Fitted to it; its training part calibrates.
+        progress: Is told what goes on.
+        cut: Stands in for that of the recipe.
+    """
+    source = recipe.source
+    calibration = calibration_from(network, dataset, source.calibration) if dataset else None
+    return Engine(network, calibration, cut or recipe.cut, progress, seed=source.seed)
 
 
 def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:

@@ -66,17 +66,7 @@ def run(
     ):
         weights = compute_weights(job, strategy, progress)
         weights.save(staging)
-        exports = Exports(
-            recipe,
-            job.dataset,
-            weights.baseline,
-            weights.compressed,
-            job.card,
-            samples=job.samples,
-            staging=staging,
-            output=job.output,
-            scratch=Path(scratch),
-        )
+        exports = Exports(job, weights, staging, Path(scratch))
         artifacts = []
         with progress.track("Exporting and verifying", len(recipe.artifacts)) as advance:
             for number, (name, variant) in enumerate(recipe.artifacts):
@@ -111,12 +101,7 @@ def run_worker(
 ) -> None:
     """Takes part in the training of a cluster, as a worker other than the first; writes nothing.
 
-    Args:
-        recipe: The same as in the first worker, which calls ``run``.
-        model: Likewise.
-        dataset: Likewise.
-        loss: Likewise.
-        progress: Is told what goes on; silent by default.
+    All arguments are those of the first worker, which calls ``run``.
 
     Raises:
         InputError: If the recipe, the model or the data cannot be used.

@@ -9,22 +9,18 @@ import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
-from exporter.commands.artifact import export_options
 from exporter.commands.budgets import accuracy, labelled
 from exporter.commands.gauges import quantization_samples
+from exporter.commands.prepare import card_of, export_options
 from exporter.data import UINT8_MAX, Dataset, Split, loaded_if_small
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import Format
-from exporter.formats.cards import make_card
-from exporter.graph.network import Network
-from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.options.groups import Cut, Goal
 from exporter.progress import Progress, Silent
 from exporter.quantization.gauge import with_latent_biases
 from exporter.quantization.granularity import to_try
@@ -41,17 +37,6 @@ LATENCY_MARGIN = 0.95
 """What the search allows itself of a latency: timings vary from run to run."""
 
 
-def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
-    """Finds out, without computing, whether a rank fits a model.
-
-    Raises:
-        RecipeError: If the rank does not fit the model.
-    """
-    policy = policy_for(goal)
-    if policy is not None:
-        policy.check(candidates(network, convolution=cut.convolution))
-
-
 def factorize(
     engine: Engine, recipe: Recipe, dataset: Dataset | None, progress: Progress | None = None
 ) -> Compressed:
@@ -60,36 +45,17 @@ def factorize(
     Args:
         engine: Of the model, with the recipe's options.
         recipe: Says which ranks.
-        dataset: Fitted to the model.
+        dataset: Fitted to the model; ``max_drop`` is measured on its validation part.
         progress: Is told what goes on.
 
     Raises:
         RecipeError: If the rank does not fit the model, or the budget cannot be reached.
+        DataError: If ``max_drop`` is asked for without labelled validation data.
         ConversionError: If the budget is one of artifacts, and the model does not convert.
     """
     policy = policy_for(recipe.goal)
-    if policy is None:
-        return compress_within(engine, recipe, dataset, progress)
-    return engine.factorize(engine.plan(policy))
-
-
-def compress_within(
-    engine: Engine, recipe: Recipe, dataset: Dataset | None, progress: Progress | None = None
-) -> Compressed:
-    """Factorizes within a recipe's budget.
-
-    Args:
-        engine: Of the model.
-        recipe: Has one of ``max_params``, ``max_macs``, ``max_size``, ``max_latency``,
-            ``max_drop``.
-        dataset: Fitted to the model; its validation part is what ``max_drop`` is held against.
-        progress: Is told what goes on.
-
-    Raises:
-        RecipeError: If the budget cannot be reached; the message says what can.
-        DataError: If ``max_drop`` is asked for without labelled validation data.
-        ConversionError: If a size or latency is asked for, and the model does not convert.
-    """
+    if policy is not None:
+        return engine.factorize(engine.plan(policy))
     progress, goal = progress or Silent(), recipe.goal
     planner = Planner(engine, progress)
     if goal.max_params is not None:
@@ -123,13 +89,9 @@ class _Trials:
         # Ranges of activations change neither size nor time.
         self._samples = samples and samples.head(1)
         network = engine.network
-        self._card = make_card(
-            # Of every input, and the longest that there is.
-            {info.name: Normalization(std=UINT8_MAX) for info in network.inputs},
-            network.outputs,
-            labels=recipe.export.labels,
-            description=recipe.export.description,
-        )
+        # The longest card that there may be.
+        normalization = {info.name: Normalization(std=UINT8_MAX) for info in network.inputs}
+        self._card = card_of(recipe, network, normalization)
         self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
 
     @property

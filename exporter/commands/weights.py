@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.prepare import Job
+from exporter.commands.prepare import Job, engine_for
 from exporter.commands.search import factorize
 from exporter.formats import FORMATS
 from exporter.graph.network import Network
-from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.output import (
@@ -121,10 +120,9 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
 
 def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:
     recipe, dataset = job.recipe, job.dataset
-    calibration = calibration_from(baseline, dataset, recipe.source.calibration)
-    if calibration is None and recipe.cut.method != "svd":
+    engine = engine_for(recipe, baseline, dataset, progress)
+    if engine.calibration is None and recipe.cut.method != "svd":
         progress.note("No training data to calibrate by: kernels are cut by their weights alone")
-    engine = Engine(baseline, calibration, recipe.cut, progress, seed=recipe.source.seed)
     compressed = factorize(engine, recipe, dataset, progress)
     if not compressed.factors:
         progress.note("No layer is factorized at this rank; the table of layers says why")

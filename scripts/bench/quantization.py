@@ -20,10 +20,11 @@ import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
-from exporter.commands.artifact import export_options, write_artifact
+from exporter.commands.artifact import write_artifact
 from exporter.commands.compress import compress
 from exporter.commands.finetune import finetune
 from exporter.commands.gauges import Gauges, quantization_samples
+from exporter.commands.prepare import export_options
 from exporter.data import Dataset, load_dataset
 from exporter.data.metrics import snr_db, task_metric, top1_agreement
 from exporter.formats import FORMATS

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from exporter.commands.compress import compress
-from exporter.commands.search import check_rank
+from exporter.commands.prepare import check_rank
 from exporter.data import load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
 from exporter.graph.network import Network

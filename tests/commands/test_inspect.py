@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import exporter
-from exporter.commands.inspect import effective_ranks, inspection_dict
+from exporter.commands.inspect import effective_ranks
+from exporter.report.manifest import plain
 from exporter.report.results import SPECTRUM_POINTS
 
 
@@ -62,5 +63,5 @@ def test_layers_that_stay_say_why(build):
 
 
 def test_inspection_is_json(build):
-    text = json.dumps(inspection_dict(exporter.inspect(build("tiny"))), allow_nan=False)
+    text = json.dumps(plain(exporter.inspect(build("tiny"))), allow_nan=False)
     assert json.loads(text)["kernels"][0]["shape"] == [8, 6]
