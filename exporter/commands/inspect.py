@@ -15,9 +15,7 @@ from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
 from exporter.lowrank.ranks.policy import FixedRank, RankPolicy
-from exporter.output import (
-    CACHE,
-)
+from exporter.output import CACHE
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.results import (

@@ -14,17 +14,11 @@ from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
-from exporter.output import (
-    staged_output,
-)
+from exporter.output import staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import write_manifest
-from exporter.report.results import (
-    ArtifactReport,
-    Budget,
-    Report,
-)
+from exporter.report.results import ArtifactReport, Budget, Report
 from exporter.training.distribution import is_chief, strategy_for
 
 

@@ -12,13 +12,7 @@ from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
 from exporter.output import COMPRESSED_FILE
 from exporter.quantization.gauge import GaugeReport
-from exporter.report.results import (
-    ArtifactReport,
-    Budget,
-    CompressionReport,
-    LayerReport,
-    Report,
-)
+from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.verification.compression import CompressionVerdict, OutputCompression

@@ -15,12 +15,7 @@ from typing import Any
 from exporter.formats.base import measure
 from exporter.output import MANIFEST, REJECTED
 from exporter.recipe import recipe_schema
-from exporter.report.results import (
-    ArtifactReport,
-    CompressionReport,
-    FineTuningReport,
-    Report,
-)
+from exporter.report.results import ArtifactReport, CompressionReport, FineTuningReport, Report
 from exporter.verification.verifier import ConversionVerdict
 
 SCHEMA_VERSION = 2
