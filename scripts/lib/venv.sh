@@ -39,7 +39,11 @@ install() {
     if [[ ${pip[0]} == uv ]]; then
       uv venv --quiet --clear --seed --python="$python" "$venv"
     else
-      "$python" -P -m venv --clear "$venv"
+      # Debian without python3-venv has no ensurepip, but its pip can equip a bare environment.
+      "$python" -P -m venv --clear "$venv" || {
+        "$python" -P -m venv --clear --without-pip "$venv" &&
+          "$python" -P -m pip --python "$venv/bin/python" install -qq pip
+      }
     fi >&2 || die "$python cannot create $venv, see above; on Debian: apt install python3-venv"
   fi
   cd "$root"

@@ -116,7 +116,7 @@ def valid():
 
 
 def far_from_zero(model, samples, count, seed=0):
-    return {name: array + 10 for name, array in samples(model, count, seed=seed).items()}
+    return {name: array + 30 for name, array in samples(model, count, seed=seed).items()}
 
 
 def weights_of(model):
