@@ -395,6 +395,26 @@ def trained_mlp(digits: Any) -> Any:
     return model
 
 
+@pytest.fixture(scope="session")
+def engine(trained_mlp: Any, digits: Any) -> Any:
+    """The engine of the small classifier, which has seen the digits."""
+    from exporter.graph.fitting import fitted
+    from exporter.graph.network import Network
+    from exporter.lowrank.calibration import calibration_from
+    from exporter.lowrank.engine import Engine
+
+    network = Network(trained_mlp)
+    dataset = fitted(digits, network)
+    return Engine(network, calibration_from(network, dataset, 1024))
+
+
+@pytest.fixture(scope="session")
+def planner(engine: Any) -> Any:
+    from exporter.lowrank.planner import Planner
+
+    return Planner(engine)
+
+
 @pytest.fixture
 def save_npz(tmp_path: Path) -> Callable[..., str]:
     """Writes arrays by name to an ``.npz`` and returns its path."""

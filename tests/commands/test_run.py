@@ -9,39 +9,8 @@ import pytest
 
 import exporter
 from exporter.data import files, lazy
-from exporter.errors import DataError
 from exporter.formats import FORMATS
 from exporter.formats.extras import Extra
-
-
-@pytest.fixture(scope="module")
-def arrays():
-    """Dark and bright images."""
-    rng = np.random.default_rng(0)
-    y = np.arange(60) % 2
-    images = rng.integers(0, 128, (60, 8, 8)) + 128 * y[:, np.newaxis, np.newaxis]
-    return {"x": images.astype(np.uint8), "y": y}
-
-
-@pytest.fixture(scope="module")
-def model(arrays):
-    import keras
-
-    keras.utils.set_random_seed(3)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8), name="image"),
-            layers.Flatten(),
-            layers.Dense(48, activation="relu", bias_initializer="normal", name="hidden"),
-            layers.Dense(48, activation="relu", bias_initializer="normal", name="deep"),
-            layers.Dense(2, activation="softmax", name="probabilities"),
-        ],
-        name="little",
-    )
-    model.compile("adam", "sparse_categorical_crossentropy")
-    model.fit(arrays["x"] / 255, arrays["y"], epochs=8, batch_size=4, verbose=0)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -221,76 +190,6 @@ def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkey
     assert report.data_notes[-1] == "image: uint8 images are scaled to [0, 1]"
 
 
-def test_export_then_verify_compressed_objects(model, arrays, tmp_path):
-    compressed = exporter.compress(model, rank=6)
-    artifacts = exporter.export(compressed, tmp_path / "out", formats=["onnx", "saved_model"])
-    assert [artifact.path.name for artifact in artifacts] == ["model.onnx", "saved_model"]
-    verdict = exporter.verify(artifacts[0], compressed, data=exporter.load_dataset(arrays))
-    assert verdict.passed
-    assert len(verdict.structure.layers) == 2
-    by_path = exporter.verify(str(artifacts[1].path), compressed.model)
-    assert by_path.passed
-
-
-def test_artifact_of_another_model_is_not_verified(model, tmp_path):
-    (artifact,) = exporter.export(exporter.compress(model, rank=6), tmp_path)
-    verdict = exporter.verify(artifact, exporter.compress(model, rank=7))
-    assert not verdict.passed
-    assert not verdict.parity.passed
-    assert not verdict.structure.passed
-
-
-def test_export_quantizes_by_the_data(model, arrays, tmp_path):
-    compressed = exporter.compress(model, rank=4)
-    data = exporter.load_dataset(arrays)
-    plain, artifact = exporter.export(
-        compressed, tmp_path / "out", data=data, quantize=("none", "int8"), io_type="uint8"
-    )
-    assert artifact.path.name == "model-int8.tflite"
-    assert (plain.variant, artifact.variant) == ("float32", "int8")
-    assert [info.dtype for info in artifact.inputs] == ["uint8"]
-    assert all(info.quantization.scale > 0 for info in (*artifact.inputs, *artifact.outputs))
-    verdict = exporter.verify(str(artifact.path), compressed, data=data)
-    assert verdict.parity is None
-    assert verdict.quality.limits.snr_db > 0
-    assert {output.backend for output in verdict.quality.outputs} == {"xnnpack", "reference"}
-
-
-def test_variant_that_is_calibrated_needs_data(model, tmp_path):
-    with pytest.raises(DataError, match="calibrates ranges of activations on a training part"):
-        exporter.export(model, tmp_path / "out", quantize=("int8",))
-    recipe = exporter.Recipe.of(quantize=("int8",), data="none", output=str(tmp_path / "out"))
-    with pytest.raises(DataError, match="'none' without one"):
-        exporter.run(recipe, model=model)
-    assert not (tmp_path / "out").exists()
-
-
-def test_export_takes_a_card(model, tmp_path):
-    labels = {"probabilities": ("dark", "bright")}
-    card = exporter.ModelCard("Sorts.", {"image": exporter.Normalization(std=255)}, labels)
-    (artifact,) = exporter.export(model, tmp_path, card=card)
-    assert zipfile.ZipFile(artifact.path).namelist() == ["probabilities_labels.txt"]
-    wrong = exporter.ModelCard(labels={"probabilities": ("dark",)})
-    with pytest.raises(exporter.InputError, match="Received: 1 for 'probabilities'"):
-        exporter.export(model, tmp_path / "other", card=wrong)
-    assert not (tmp_path / "other").exists()
-
-
-def test_export_keeps_what_is_there(model, tmp_path):
-    (tmp_path / "model.tflite").write_text("mine")
-    with pytest.raises(exporter.OutputError, match=r"model\.tflite"):
-        exporter.export(model, tmp_path)
-    assert (tmp_path / "model.tflite").read_text() == "mine"
-    (artifact,) = exporter.export(model, tmp_path, force=True)
-    assert artifact.size > 1000
-
-
-def test_verify_names_the_formats_for_a_foreign_file(model, tmp_path):
-    (tmp_path / "model.bin").write_text("x")
-    with pytest.raises(exporter.InputError, match="tflite, onnx"):
-        exporter.verify(tmp_path / "model.bin", model)
-
-
 def test_model_is_given_once(model):
     with pytest.raises(exporter.RecipeError, match="not both"):
         exporter.run(exporter.Recipe.of(model="x.keras"), model=model)
@@ -306,14 +205,3 @@ def test_a_format_that_lacks_its_extra_is_refused_before_any_work(model, tmp_pat
         with pytest.raises(exporter.RecipeError, match="'c' needs the extra 'micro'"):
             call()
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_c_source_is_verified_from_its_folder(model, arrays, installed, tmp_path):
-    installed("c")
-    (artifact,) = exporter.export(
-        model, tmp_path, formats=("c",), quantize=("int8",), data=exporter.load_dataset(arrays)
-    )
-    verdict = exporter.verify(tmp_path / "c-int8", model, data=exporter.load_dataset(arrays))
-    assert verdict.passed
-    assert artifact.figures["arena_bytes"] > 0

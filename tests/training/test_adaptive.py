@@ -148,7 +148,9 @@ def test_what_was_tried_is_not_tried_again(by_losses, tmp_path):
 
 
 def test_model_of_new_ranks_is_trained(tuner, classifier, listener):
-    made, compressed = tuner(classifier, train="adaptive", learning_rate=0.01, finetune=12)
+    made, compressed = tuner(
+        classifier, train="adaptive", whole=True, learning_rate=0.01, finetune=12
+    )
     before = compressed.model.count_params()
     tuned = made.run(compressed)
     (history,) = tuned.histories
@@ -169,7 +171,7 @@ def test_model_of_new_ranks_is_trained(tuner, classifier, listener):
 def test_short_trainings_are_together_as_long_as_the_training(tuner, classifier, monkeypatch):
     take, steps = Loop._take_step, itertools.count()
     monkeypatch.setattr(Loop, "_take_step", lambda s, b: (next(steps), take(s, b))[1])
-    made, compressed = tuner(classifier, train="adaptive", finetune=3, batch_size=8)
+    made, compressed = tuner(classifier, train="adaptive", whole=True, finetune=3, batch_size=8)
     (history,) = made.run(compressed).histories
     tried = next(steps) - history.steps
     assert tried <= history.steps

@@ -170,8 +170,10 @@ def test_data_without_a_training_part_are_refused(tuner, classifier, blobs):
 
 @pytest.mark.parametrize("train", ["factored", "adaptive", "projected", "projected+factored"])
 def test_same_seed_same_weights(train, tuner, classifier):
+    options = {"train": train, "whole": train != "factored", "learning_rate": 0.01}
+
     def trained(seed):
-        made, compressed = tuner(classifier, train=train, seed=seed, learning_rate=0.01)
+        made, compressed = tuner(classifier, seed=seed, **options)
         return weights_of(made.run(compressed).compressed.model)
 
     first = trained(0)
@@ -190,7 +192,7 @@ def test_same_seed_same_weights(train, tuner, classifier):
 )
 @pytest.mark.usefixtures("saved_often")
 def test_goes_on_to_the_same_weights_after_it_was_killed(train, steps, tuner, classifier, tmp_path):
-    options = {"train": train, "learning_rate": 0.01}
+    options = {"train": train, "whole": train != "factored", "learning_rate": 0.01}
     made, compressed = tuner(classifier, **options)
     whole = made.run(compressed)
     for step in steps:

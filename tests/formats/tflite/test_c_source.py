@@ -14,7 +14,7 @@ from exporter.formats.base import ExportOptions, describe
 from exporter.formats.extras import Extra
 from exporter.formats.tflite.c_source import HEADER, SOURCE, identifier
 from exporter.formats.tflite.flatbuffer import convert, list_operators, read_interface
-from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
+from exporter.formats.tflite.micro import MicroRunner, adapted
 from exporter.formats.tflite.packing import unpack
 from exporter.graph.network import Network
 
@@ -143,17 +143,6 @@ def test_array_has_no_bytes_that_the_interpreter_ignores(build, export):
         assert word not in content
     assert b"hidden" in plain
     assert len(content) < len(plain) - 500
-
-
-def test_arena_is_found_where_kernels_crash_without_memory(build, samples):
-    """As dense layers with a scale a channel do."""
-    model = build("tiny")
-    options = ExportOptions(variant="int8", granularity="channel", calibration=[samples(model, 32)])
-    content = adapted(convert(Network(model), options, batch=1))
-    inputs = samples(model, 1)
-    outputs = MicroRunner(content, measure_arena(content))(inputs)
-    for name, expected in Network(model).runner(eager=True)(inputs).items():
-        np.testing.assert_allclose(outputs[name], expected, atol=0.06)
 
 
 def test_dense_layers_have_one_scale_and_convolutions_one_a_channel(build, export_int8):

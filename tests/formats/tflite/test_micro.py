@@ -1,0 +1,17 @@
+import numpy as np
+
+from exporter.formats.base import ExportOptions
+from exporter.formats.tflite.flatbuffer import convert
+from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
+from exporter.graph.network import Network
+
+
+def test_arena_is_found_where_kernels_crash_without_memory(build, samples):
+    """As dense layers with a scale a channel do."""
+    model = build("tiny")
+    options = ExportOptions(variant="int8", granularity="channel", calibration=[samples(model, 32)])
+    content = adapted(convert(Network(model), options, batch=1))
+    inputs = samples(model, 1)
+    outputs = MicroRunner(content, measure_arena(content))(inputs)
+    for name, expected in Network(model).runner(eager=True)(inputs).items():
+        np.testing.assert_allclose(outputs[name], expected, atol=0.06)

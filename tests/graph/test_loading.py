@@ -1,0 +1,123 @@
+import keras
+import numpy as np
+import pytest
+
+from exporter.errors import ModelError
+from exporter.graph.loading import load_model
+
+SUFFIXES = ["keras", "h5"]
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs * 2
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves a model and returns the path as the user gives it."""
+
+    def write(model, suffix="keras"):
+        path = tmp_path / f"model.{suffix}"
+        model.save(path)
+        return str(path)
+
+    return write
+
+
+class TestLoad:
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize(
+        "zoo_name", ["sequential_mlp", "functional_two_inputs_two_outputs", "nested_functional"]
+    )
+    def test_a_saved_model_is_the_same(self, save, zoo_model, samples, predict, suffix):
+        inputs = samples(zoo_model, 3)
+        loaded = load_model(save(zoo_model, suffix))
+        expected, actual = predict(zoo_model, inputs), predict(loaded.model, inputs)
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(actual[name], value, rtol=1e-6, atol=1e-6)
+
+    def test_a_loss_of_the_users_own_is_not_needed(self, save, build):
+        model = build("tiny")
+        model.compile(loss=a_loss_of_my_own)
+        assert not load_model(save(model)).model.compiled
+
+    @pytest.mark.parametrize("name", ["nowhere.keras", "nowhere.h5", "nowhere"])
+    def test_a_missing_file_is_named(self, tmp_path, name):
+        path = str(tmp_path / name)
+        with pytest.raises(ModelError, match="does not exist") as caught:
+            load_model(path)
+        assert path in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["model.pt", "model", "model.tflite"])
+    def test_a_file_of_another_kind_is_refused(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"content")
+        with pytest.raises(ModelError, match=rf"A model is a \.keras or \.h5 file.*{name}"):
+            load_model(str(tmp_path / name))
+
+    def test_a_folder_is_refused(self, tmp_path):
+        with pytest.raises(ModelError):
+            load_model(str(tmp_path))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("content", [b"", b"This is text.\n"], ids=["empty", "text"])
+    def test_a_file_that_is_something_else_is_refused(self, tmp_path, suffix, content):
+        path = tmp_path / f"model.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match="damaged, truncated, or something else"):
+            load_model(str(path))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.99])
+    def test_a_truncated_file_is_refused(self, save, build, tmp_path, suffix, part):
+        path = save(build("sequential_mlp"), suffix)
+        content = (tmp_path / f"model.{suffix}").read_bytes()
+        (tmp_path / f"model.{suffix}").write_bytes(content[: int(part * len(content))])
+        with pytest.raises(ModelError) as caught:
+            load_model(path)
+        assert path in str(caught.value)
+
+    def test_an_archive_without_a_model_is_refused(self, save_npz, tmp_path):
+        path = tmp_path / "model.keras"
+        (tmp_path / save_npz(x=np.ones(3))).rename(path)
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load_model(str(path))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_lambda_layer_is_refused_with_the_remedy(self, save, suffix):
+        double = keras.layers.Lambda(lambda x: x * 2, output_shape=(4,))
+        path = save(keras.Sequential([keras.Input((4,)), double]), suffix)
+        with pytest.raises(ModelError, match=r"Lambda layer.*would run code.*Rescaling"):
+            load_model(path)
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_custom_layer_is_refused_with_the_remedy(self, save, suffix):
+        model = keras.Sequential([keras.Input((4,)), Unregistered(), keras.layers.Dense(2)])
+        with pytest.raises(ModelError, match=r"not know its class 'Unregistered'.*custom_objects"):
+            load_model(save(model, suffix))
+
+    def test_a_subclassed_model_is_refused(self, save):
+        model = keras.saving.register_keras_serializable("tests")(Subclassed)()
+        model(np.ones((1, 4), "float32"))
+        with pytest.raises(ModelError, match="Sequential or Functional model is required"):
+            load_model(save(model))
+
+    def test_a_model_that_is_not_built_is_refused(self, save):
+        with pytest.warns(UserWarning, match="not yet been built"):
+            path = save(keras.Sequential([keras.layers.Dense(3)], name="empty"))
+        with pytest.raises(ModelError, match=r"'empty' has not been built.*keras\.Input"):
+            load_model(path)
+
+
+def a_loss_of_my_own(labels, predictions):
+    return keras.ops.mean((labels - predictions) ** 2)

@@ -1,0 +1,33 @@
+import pytest
+
+from exporter.errors import RecipeError
+from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
+
+
+@pytest.mark.parametrize("unit", ["params", "macs"])
+def test_plans_hold_the_limit_and_use_it(planner, unit):
+    full = getattr(planner, unit)
+    smallest = planner.smallest(unit)
+    for limit in (smallest, full // 4, full // 2, full):
+        plan = planner.within(unit, limit)
+        used = sum(getattr(layer, f"{unit}_after") or 0 for layer in plan.layers)
+        assert used <= limit
+        # One rank more of the large layer takes 2 % of the model.
+        assert used >= 0.95 * limit or limit == smallest
+    with pytest.raises(RecipeError, match=f"smallest reachable is {smallest:,}"):
+        planner.within(unit, smallest - 1)
+
+
+def test_a_budget_above_everything_keeps_the_model(planner, trained_mlp):
+    compressed = planner.best_within("params", 10 * planner.params)
+    assert not compressed.factors
+    assert compressed.model.count_params() == trained_mlp.count_params()
+
+
+@pytest.mark.parametrize("kind", [UniformBudgetPolicy, EnergyBudgetPolicy])
+def test_what_is_chosen_is_no_worse_than_simpler_cuts(kind, planner):
+    """By what it is chosen by: the divergence on the calibration data."""
+    limit = planner.params // 6
+    simpler = planner.engine.factorize(planner.engine.plan(planner.policy("params", limit, kind)))
+    best = planner.best_within("params", limit)
+    assert planner._loss(best.network) <= planner._loss(simpler.network)
