@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.benchmark import LatencyPair
 from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
 from exporter.output import COMPRESSED_FILE
@@ -195,22 +194,20 @@ def _artifact_table(report: Report) -> Table:
         if item.artifact is None:
             table.add_row(item.label, "", "", Text("not converted", "red"), compression)
             continue
+        latency = []
+        if item.latency is not None:
+            medians = (item.latency.baseline.p50, item.latency.compressed.p50)
+            latency = [f"{p50 * 1e6:,.0f} µs" for p50 in medians]
+            latency.append(f"{item.latency.speedup:.1f}×")
         table.add_row(
             item.artifact.path.relative_to(report.output).as_posix(),
             f"{item.artifact.size:,}",
             "" if item.ratio is None else f"{item.ratio:.1f}×",
             _verdict(item.conversion is not None and item.conversion.passed),
             compression,
-            *_latency_cells(item.latency),
+            *latency,
         )
     return table
-
-
-def _latency_cells(latency: LatencyPair | None) -> list[str]:
-    if latency is None:
-        return []
-    medians = (latency.baseline.p50, latency.compressed.p50)
-    return [*(f"{p50 * 1e6:,.0f} µs" for p50 in medians), f"{latency.speedup:.1f}×"]
 
 
 def _training_lines(report: CompressionReport) -> Iterator[str]:
@@ -234,8 +231,8 @@ def _training_lines(report: CompressionReport) -> Iterator[str]:
 
 def _phase_line(history: History) -> str:
     first, best = history.epochs[0], history.epochs[history.best]
-    parts = [f"{history.phase}, {len(history.epochs) - 1} epochs in {history.seconds:.0f} s"]
-    parts.append(_ENDINGS[history.ending])
+    done = f"{history.phase}, {len(history.epochs) - 1} epochs in {history.seconds:.0f} s"
+    parts = [done, _ENDINGS[history.ending]]
     if first.accuracy is not None and best.accuracy is not None:
         parts.append(f"validation accuracy {first.accuracy:.2%} -> {best.accuracy:.2%}")
     elif first.validation_loss is not None and best.validation_loss is not None:

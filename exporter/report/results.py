@@ -48,10 +48,7 @@ class ArtifactReport:
     """One artifact.
 
     Attributes:
-        format: Name of the format.
-        variant: Name of the numeric variant.
-        artifact: The file; None if the converter failed.
-        conversion: The verdict; None if the converter failed.
+        artifact: The file; None, as the conversion is, if the converter failed.
         accepted: Whether it and the compression passed; otherwise it is in ``rejected/``.
         error: The message of the converter that failed.
         baseline_size: Size of the baseline in the same format, in float32, in bytes.
@@ -107,12 +104,7 @@ class FineTuningReport:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a model.
-
-    Attributes:
-        params: Parameters, biases included.
-        macs: Multiply-accumulates for one sample.
-    """
+    """Parameters of a model, biases included, and multiply-accumulates for one sample."""
 
     params: int
     macs: int
@@ -125,7 +117,6 @@ class Budget:
     Attributes:
         goal: The field of the recipe: ``max_params``, ``max_macs``, ``max_size`` (bytes),
             ``max_latency`` (seconds) or ``max_drop`` (accuracy, 0 to 1).
-        limit: The largest figure allowed.
         reached: The figure of the compressed model, or of the worst artifact.
     """
 
@@ -144,10 +135,8 @@ class KernelInspection:
     """One kernel, or a layer without a kernel to factorize, whose optional fields are None.
 
     Attributes:
-        name: As in a rank plan.
         kind: The layer's Keras class name.
         shape: (m, n) of the matrix.
-        params: Parameters, biases included.
         macs: Multiply-accumulates of one call on one sample.
         break_even_rank: The rank from which on factors are no smaller.
         effective_ranks: The rank that keeps each of ``ENERGIES``.
@@ -169,13 +158,12 @@ class KernelInspection:
 
 @dataclass(frozen=True)
 class PolicyPreview:
-    """The effect of one rank policy.
+    """The effect of one rank policy, or the error that keeps it from being applied.
 
     Attributes:
         option: As on the command line.
-        params: Parameters of the model.
+        params: Parameters of the whole model.
         ranks: The rank of each kernel that would be factorized, by name.
-        error: Why the policy cannot be applied; None if it can.
     """
 
     option: str
@@ -186,16 +174,7 @@ class PolicyPreview:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The findings of an inspection.
-
-    Attributes:
-        model_name: Name of the Keras model.
-        data_aware: Whether spectra are those of outputs on calibration data, or of weights.
-        params: Parameters of the model.
-        macs: Multiply-accumulates for one sample.
-        kernels: In the order of the model.
-        policies: One entry for each rank policy.
-    """
+    """The findings of an inspection; spectra are of outputs if ``data_aware``, else of weights."""
 
     model_name: str
     data_aware: bool
@@ -210,14 +189,12 @@ class CompressionReport:
     """The findings of a compression.
 
     Attributes:
-        model_name: Name of the Keras model.
         output: Folder that was written.
         training: How the reference MLP was trained; None if a model was given.
         finetuning: How the compressed model was fine-tuned; None if it was not.
         layers: The layers with weights; their errors are those before fine-tuning.
         before: Totals of the baseline.
         after: Totals of the compressed model.
-        seconds: Duration.
     """
 
     model_name: str
@@ -235,12 +212,9 @@ class Report(CompressionReport):
     """The findings of a run.
 
     Attributes:
-        recipe: The options of the run.
-        card: The description of the model in artifacts.
         data_notes: Choices made in reading the data.
         samples: Number of samples in each part of the data.
         budget: The limit of the recipe; None if the ranks were given.
-        compression: Compressed model against baseline.
         artifacts: One entry for each format and variant.
         versions: Of Python and the libraries.
     """
