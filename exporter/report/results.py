@@ -50,7 +50,6 @@ class ArtifactReport:
     Attributes:
         artifact: The file; None, as the conversion is, if the converter failed.
         accepted: Whether it and the compression passed; otherwise it is in ``rejected/``.
-        error: The message of the converter that failed.
         baseline_size: Size of the baseline in the same format, in float32, in bytes.
         latency: Baseline, in float32, and compressed model in the same runtime.
         trials: The granularities of the weights that were compared, the chosen one first; empty if
@@ -193,8 +192,6 @@ class CompressionReport:
         training: How the reference MLP was trained; None if a model was given.
         finetuning: How the compressed model was fine-tuned; None if it was not.
         layers: The layers with weights; their errors are those before fine-tuning.
-        before: Totals of the baseline.
-        after: Totals of the compressed model.
     """
 
     model_name: str
