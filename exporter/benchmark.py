@@ -1,8 +1,8 @@
-"""What an artifact costs to run: multiply-accumulates and latency."""
+"""Measures the latency of artifacts."""
 
 import statistics
-import time
-from collections.abc import Callable, Mapping
+import timeit
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Latency:
     Attributes:
         p50: Median, in seconds.
         p90: 90th percentile, in seconds.
-        calls: How many were timed.
+        calls: Number of timed calls.
     """
 
     p50: float
@@ -36,12 +36,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class LatencyPair:
-    """Baseline and compressed model in the same runtime, timed in turns.
-
-    Attributes:
-        baseline: Of the baseline's artifact.
-        compressed: Of the compressed model's.
-    """
+    """Baseline and compressed model in the same runtime, timed in turns."""
 
     baseline: Latency
     compressed: Latency
@@ -55,63 +50,36 @@ class LatencyPair:
 def measure_latency(
     fmt: Format, baseline: Path, compressed: Path, inputs: Mapping[str, Array], folder: Path
 ) -> LatencyPair:
-    """Times two artifacts in turns, in a process of their own with one thread.
+    """Times two artifacts in turns on one batch, in a process of their own with one thread.
 
-    Args:
-        fmt: Their format.
-        baseline: Artifact of the baseline.
-        compressed: Artifact of the compressed model.
-        inputs: One batch, by input name.
-        folder: For the array that goes to the child.
+    The child process reads the inputs, by input name, from a file in ``folder``.
 
     Raises:
         ChildError: If the runtime cannot run them.
     """
     file = folder / "latency.npz"
     np.savez(file, **inputs)  # type: ignore[arg-type]
-    job = {
-        "format": fmt.name,
-        "inputs": str(file),
-        "baseline": str(baseline),
-        "compressed": str(compressed),
-    }
+    job = {"format": fmt.name, "inputs": str(file), "artifacts": [str(baseline), str(compressed)]}
     answer = call_in_child(f"{__name__}:_measure_here", job, fmt.thread_environment)
-    return LatencyPair(Latency(**answer["baseline"]), Latency(**answer["compressed"]))
+    return LatencyPair(*(Latency(**values) for values in answer))
 
 
-def _measure_here(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The child's part of ``measure_latency``."""
+def _measure_here(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Times the artifacts of a job in this process, for ``measure_latency``."""
     fmt = FORMATS[job["format"]]
     with np.load(job["inputs"]) as loaded:
-        inputs = {name: loaded[name] for name in loaded.files}
-    calls = {
-        name: fmt.load(Path(job[name]), fmt.backends[0], threads=1).prepare(inputs)
-        for name in ("baseline", "compressed")
-    }
-    per_round = {name: _calls_per_round(call) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+        inputs = dict(loaded)
+    timers, counts = [], []
+    for path in job["artifacts"]:
+        call = fmt.load(Path(path), fmt.backends[0], threads=1).prepare(inputs)
+        timers.append(timeit.Timer(call))
+        seconds = statistics.median(timers[-1].repeat(WARM_UP_CALLS, number=1))
+        counts.append(max(3, min(2000, round(ROUND_SECONDS / max(seconds, 1e-9)))))
+    times: list[list[float]] = [[] for _ in timers]
     for _ in range(ROUNDS):
-        for name, call in calls.items():
-            times[name].extend(_time(call, per_round[name]))
-    return {
-        name: {
-            "p50": statistics.median(seconds),
-            "p90": float(np.quantile(seconds, 0.9)),
-            "calls": len(seconds),
-        }
-        for name, seconds in times.items()
-    }
-
-
-def _calls_per_round(call: Callable[[], object]) -> int:
-    seconds = statistics.median(_time(call, WARM_UP_CALLS))
-    return max(3, min(2000, round(ROUND_SECONDS / max(seconds, 1e-9))))
-
-
-def _time(call: Callable[[], object], count: int) -> list[float]:
-    seconds = []
-    for _ in range(count):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+        for timer, count, timed in zip(timers, counts, times, strict=True):
+            timed.extend(timer.repeat(count, number=1))
+    return [
+        {"p50": statistics.median(t), "p90": float(np.quantile(t, 0.9)), "calls": len(t)}
+        for t in times
+    ]

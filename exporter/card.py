@@ -1,26 +1,18 @@
-"""What an app must know of a model beside its file: how to feed it, and what its classes are."""
+"""Describes a model for apps: the normalization of its inputs and the names of its classes."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from exporter.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """How raw values become what an input takes: ``(raw - mean) / std``.
-
-    Attributes:
-        mean: In the unit of the raw values.
-        std: Likewise; not zero.
+    """The map of raw values to an input: ``(raw - mean) / std``, in the unit of the raw values.
 
     Raises:
-        InputError: If these are no such numbers.
+        InputError: If mean or std is not finite, or std is 0.
     """
 
     mean: float = 0.0
@@ -36,12 +28,12 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What artifacts tell of their model, where their format has a place for it.
+    """The description of a model that artifacts hold where their format has a place for it.
 
     Attributes:
-        description: What the model does; None tells nothing.
-        normalization: By input; inputs that are left out tell nothing.
-        labels: Names of the classes, in order, by output; likewise.
+        description: A text on the purpose of the model, or None.
+        normalization: Normalization by input name; may leave inputs out.
+        labels: Names of the classes, in order, by output name; may leave outputs out.
     """
 
     description: str | None = None

@@ -3,7 +3,7 @@
 ::
 
     ExporterError                    exit code
-    ├── InputError                       2       what was asked for or given cannot be used
+    ├── InputError                       2       an option or an input cannot be used
     │   ├── RecipeError                          an option is wrong
     │   ├── ModelError                           the model cannot be read or handled
     │   ├── DataError                            the data cannot be read or do not fit the model
@@ -25,17 +25,14 @@ _ERROR_LINE = re.compile(r"\w+(Error|Exception): ")
 
 
 class ExporterError(Exception):
-    """Base of all errors raised by ``exporter``.
-
-    Attributes:
-        exit_code: What the command line exits with when this error ends a run.
-    """
+    """Base of all errors raised by ``exporter``."""
 
     exit_code: ClassVar[int] = 2
+    """The exit code of a command that this error ends."""
 
 
 class InputError(ExporterError):
-    """What was asked for or given cannot be used."""
+    """An option or an input cannot be used."""
 
 
 class RecipeError(InputError):
@@ -51,7 +48,7 @@ class DataError(InputError):
 
 
 class OutputError(InputError):
-    """The output folder cannot be written, or holds what must not be lost."""
+    """The output folder cannot be written, or holds files that must not be lost."""
 
 
 class ConversionError(ExporterError):
@@ -67,14 +64,7 @@ class ClusterError(ExporterError):
 
 
 def brief(error: BaseException, limit: int = 300) -> str:
-    """Returns the first informative line of a third-party error, for a wrapping message.
-
-    It ends like a sentence, so that another one may follow.
-
-    Args:
-        error: The error of the library.
-        limit: The largest number of characters returned.
-    """
+    """Returns the first informative line of a library's error as a sentence, cut at a limit."""
     plain = _OPERATION.sub("", _TERMINAL_STYLE.sub("", str(error)))  # TensorFlow's own names.
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     if lines[:1] == ["in user code:"]:  # TensorFlow, with a traceback in the message.
@@ -82,6 +72,5 @@ def brief(error: BaseException, limit: int = 300) -> str:
     if len(lines) > 1 and "Exception encountered when calling" in lines[0]:  # Keras.
         del lines[0]
     text = lines[0] if lines else type(error).__name__
-    if not text.endswith((".", "!", "?")):
-        text += "."
+    text += "" if text.endswith((".", "!", "?")) else "."
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,8 +1,8 @@
 """Runs a function of this package in a fresh Python process.
 
-Runtimes run native code, and a bad artifact can crash them; a fresh process knows nothing of the
-model that the artifact was made from; and thread counts hold from the start. ``multiprocessing``
-would run the caller's script again, so the child is started by hand.
+A bad artifact can crash the native code of a runtime; a fresh process has no trace of the model
+that the artifact was made from; and thread counts hold from the start. ``multiprocessing`` would
+run the caller's script again, so the child is started by hand.
 """
 
 import importlib
@@ -23,18 +23,15 @@ class ChildError(Exception):
 def call_in_child(
     target: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> Any:
-    """Calls a function in a child process.
+    """Calls a function in a child process and returns its result.
 
     Args:
-        target: ``module:function`` within this package; it takes a JSON object and returns one.
-        job: The argument.
+        target: ``module:function`` within this package; it takes a JSON value and returns one.
+        job: The argument of the function.
         environment: Variables to add to the child's environment.
 
-    Returns:
-        What the function returned.
-
     Raises:
-        ChildError: If it raised, or the process died.
+        ChildError: If the function raised, or the process died.
     """
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -48,18 +45,18 @@ def call_in_child(
         env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
     if completed.returncode or not completed.stdout:
+        code = completed.returncode
+        ending = (
+            f"crashed with {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         last_words = completed.stderr.strip().rpartition("\n")[2] or "no message"
-        raise ChildError(f"the runtime {_ending(completed.returncode)}: {last_words}")
+        raise ChildError(f"the runtime {ending}: {last_words}")
     answer = json.loads(completed.stdout)
     if "error" in answer:
         raise ChildError(answer["error"])
     return answer["result"]
-
-
-def _ending(returncode: int) -> str:
-    if returncode < 0:
-        return f"crashed with {signal.Signals(-returncode).name}"
-    return f"ended with exit code {returncode}"
 
 
 def _main() -> None:
@@ -72,7 +69,7 @@ def _main() -> None:
     os.dup2(2, 1)
     try:
         answer = {"result": getattr(importlib.import_module(module), function)(job)}
-    except Exception as error:  # Whatever a runtime raises is the parent's result.
+    except Exception as error:  # The parent raises whatever a runtime raises.
         answer = {"error": f"{type(error).__name__}: {error}"}
     with answer_file:
         print(json.dumps(answer), file=answer_file)

@@ -1,4 +1,4 @@
-"""The output folder: written aside, and moved in place at the end."""
+"""Writes an output folder aside, and moves it into place at the end."""
 
 import json
 import os
@@ -29,25 +29,26 @@ CURVES_FILE = "training.png"
 
 @contextmanager
 def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Iterator[Path]:
-    """Yields an empty folder; what is in it when the block ends is moved to ``target``.
+    """Yields an empty folder, whose content is moved to ``target`` when the block ends.
 
     Each entry is moved by one rename, the manifest last. If the block raises, or is interrupted,
-    ``target`` stays as it was. Only ``entries``, and what the manifest of a former run lists, are
-    replaced: other files in the folder are never touched.
+    ``target`` stays as it was. Only ``entries`` and the entries in the manifest of a former run are
+    replaced; other files in the folder are never touched.
 
     Args:
-        target: Need not exist.
+        target: The output folder, which need not exist.
         entries: Names that may be written.
-        force: Whether what is there may be replaced.
+        force: Whether existing entries may be replaced.
 
     Raises:
         OutputError: If the target cannot be written, or holds a former run or an entry and
             ``force`` is False.
     """
     former = check_output(target, entries, force=force)
-    created = _make_folder(target)
+    created = [folder for folder in (target, *target.parents) if not folder.exists()]
     staging: Path | None = None
     try:
+        target.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target))
         yield staging
         _publish(staging, target, former)
@@ -66,16 +67,19 @@ def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Itera
 
 
 def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[str]:
-    """Raises OutputError if ``staged_output`` would refuse the target; changes nothing.
+    """Checks a target as ``staged_output`` does; changes nothing.
 
     Returns:
         The names in the target that would be replaced.
+
+    Raises:
+        OutputError: If ``staged_output`` would refuse the target.
     """
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"The output must be a folder. Received: the file {str(target)!r}.")
     existing = next(folder for folder in (target, *target.parents) if folder.exists())
     if not existing.is_dir():
-        raise OutputError(f"The output {str(target)!r} cannot be made: {existing} is a file.")
+        raise OutputError(
+            f"The output {str(target)!r} must be a folder. Received: the file {str(existing)!r}."
+        )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(
             f"The output folder {str(target)!r} cannot be written: no permission in {existing}."
@@ -92,7 +96,7 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
 
 
 def _entries_of(manifest: Path) -> list[str]:
-    """Returns what a former run wrote; nothing if the file is no manifest of one."""
+    """Returns the names that a former run wrote; none if the file is no manifest."""
     try:
         entries = list(json.loads(manifest.read_text())["entries"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -101,28 +105,17 @@ def _entries_of(manifest: Path) -> list[str]:
     return [e for e in entries if isinstance(e, str) and e not in {"", ".."} and Path(e).name == e]
 
 
-def _make_folder(target: Path) -> list[Path]:
-    missing = [folder for folder in (target, *target.parents) if not folder.exists()]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"The output folder {str(target)!r} cannot be made: {error.strerror}."
-        ) from error
-    return missing
-
-
 def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
-    # The manifest comes last: where it is, the run is whole.
+    # The manifest comes last, because a folder with a manifest is a complete run.
     entries = sorted((e.name for e in staging.iterdir()), key=lambda name: (name == MANIFEST, name))
     aside = Path(tempfile.mkdtemp(prefix=".former-", dir=target))
+    moves = [(target / name, aside / name) for name in former if (target / name).exists()]
+    moves += [(staging / name, target / name) for name in entries]
     moved: list[tuple[Path, Path]] = []
     try:
-        for name in former:
-            if (target / name).exists():
-                _move(target / name, aside / name, moved)
-        for name in entries:
-            _move(staging / name, target / name, moved)
+        for source, destination in moves:
+            source.rename(destination)
+            moved.append((source, destination))
     except BaseException as error:
         try:
             for source, destination in reversed(moved):
@@ -135,11 +128,6 @@ def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
         aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move(source: Path, destination: Path, moved: list[tuple[Path, Path]]) -> None:
-    source.rename(destination)
-    moved.append((source, destination))
 
 
 def artifact_name(fmt: "Format", variant: str = FLOAT32) -> str:

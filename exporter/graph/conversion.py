@@ -1,4 +1,4 @@
-"""Keras models as converters take them: traced under their signature, or of another float type."""
+"""Prepares Keras models for converters: traces them, and changes their float type."""
 
 from typing import Any
 
@@ -9,17 +9,10 @@ from exporter.graph.types import Model
 
 
 def serving_module(signature: Signature, *, batch: int | None = None) -> tuple[Any, Any]:
-    """Traces a model as one function of named inputs that returns named outputs.
+    """Traces a model as a concrete function of named tensors; returns a module and the function.
 
-    A plain ``tf.Module`` holds the variables: converters that are handed the Keras 3 model itself
-    lose its weights without a word.
-
-    Args:
-        signature: Of the model.
-        batch: The batch size of the function, where that of the model is free; None leaves it so.
-
-    Returns:
-        The module, and the concrete function.
+    The module, a plain ``tf.Module``, holds the variables, because converters that are given a
+    Keras 3 model lose its weights silently. A free batch size is set to ``batch`` if that is given.
     """
     import tensorflow as tf
 
@@ -32,7 +25,7 @@ def serving_module(signature: Signature, *, batch: int | None = None) -> tuple[A
 
 
 def recast(model: Model, dtype: str) -> Model:
-    """Rebuilds a Keras model with every floating point dtype set to another, same weights.
+    """Rebuilds a Keras model with every floating point dtype replaced, and the same weights.
 
     Raises:
         ModelError: If the model cannot be rebuilt from its configuration.
@@ -57,14 +50,9 @@ def _recast(config: Any, dtype: str) -> Any:
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {"name": dtype}}
-        return {
-            key: dtype if key == "dtype" and _is_float(value) else _recast(value, dtype)
-            for key, value in config.items()
-        }
+        recast = {key: _recast(value, dtype) for key, value in config.items()}
+        own = config.get("dtype")
+        return recast | {"dtype": dtype} if isinstance(own, str) and "float" in own else recast
     if isinstance(config, (list, tuple)):
         return type(config)(_recast(value, dtype) for value in config)
     return config
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, str) and "float" in value

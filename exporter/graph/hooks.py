@@ -1,11 +1,12 @@
 """Observes and replaces methods of layers while their model is called or traced.
 
-Layers of nested models, and those inside other layers, have no tensor of the outer graph that could
-be asked for. So their methods are replaced for the time of a call.
+Layers of nested models, and layers inside other layers, have no tensor in the outer graph that
+could be asked for. So their methods are replaced for the time of a call.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 from exporter.graph.types import Layer, Tensor
@@ -23,19 +24,16 @@ def called(layers: Iterable[Layer]) -> Iterator[dict[int, list[tuple[Tensor, Ten
     """
     calls: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-    def noting(layer: Layer) -> Callable[..., Tensor]:
-        call = layer.call
+    def note(
+        key: int, call: Callable[..., Tensor], inputs: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        noted = calls.setdefault(key, [])
+        result = call(inputs, *args, **kwargs)
+        noted.append((inputs, result))
+        return result
 
-        def note(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            noted = calls.setdefault(id(layer), [])
-            result = call(inputs, *args, **kwargs)
-            noted.append((inputs, result))
-            return result
-
-        return note
-
-    distinct = {id(layer): layer for layer in layers}.values()
-    with replaced([(layer, "call", noting(layer)) for layer in distinct]):
+    distinct = {id(layer): layer for layer in layers}
+    with replaced([(x, "call", partial(note, key, x.call)) for key, x in distinct.items()]):
         yield calls
 
 
@@ -43,49 +41,35 @@ def called(layers: Iterable[Layer]) -> Iterator[dict[int, list[tuple[Tensor, Ten
 def watched(
     places: Iterable[tuple[Layer, Place | None]], tape: Any
 ) -> Iterator[dict[int, list[Tensor]]]:
-    """Watches tensors of layers on a gradient tape while the block runs.
-
-    Args:
-        places: Layers, each with what is watched of it; None watches nothing.
-        tape: A ``tf.GradientTape``.
+    """Watches tensors of layers on a ``tf.GradientTape`` while the block runs.
 
     Yields:
-        A tensor for each call, by the identity of the layer.
+        A tensor for each call, by the identity of the layer; none where the place is None.
     """
-    seen: dict[int, list[Tensor]] = {}
+    distinct = {id(layer): (layer, place) for layer, place in places}
+    seen: dict[int, list[Tensor]] = {key: [] for key in distinct}
 
-    def watching(layer: Layer, place: Place) -> Callable[..., Tensor]:
-        function = layer.activation if place == "activation" else layer.call
+    def watching(layer: Layer, method: str) -> Callable[..., Tensor]:
+        function = getattr(layer, method)
 
-        def watch(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            before = place == "activation"
-            tensor = inputs if before else function(inputs, *args, **kwargs)
+        def note(tensor: Tensor) -> Tensor:
             tape.watch(tensor)
             seen[id(layer)].append(tensor)
-            return function(tensor) if before else tensor
+            return tensor
 
-        return watch
+        if method == "activation":
+            return lambda inputs: function(note(inputs))
+        return lambda *args, **kwargs: note(function(*args, **kwargs))
 
-    patches = []
-    for layer, place in {id(layer): (layer, place) for layer, place in places}.values():
-        seen[id(layer)] = []
-        if place is not None:
-            method = "activation" if place == "activation" else "call"
-            patches.append((layer, method, watching(layer, place)))
-    with replaced(patches):
+    methods = {"activation": "activation", "output": "call"}
+    watches = [(layer, methods[place]) for layer, place in distinct.values() if place]
+    with replaced([(layer, method, watching(layer, method)) for layer, method in watches]):
         yield seen
 
 
 @contextmanager
-def substituted(layer: Layer, replacement: Callable[..., Tensor]) -> Iterator[None]:
-    """Has a model call something else in place of a layer while the block runs, eagerly."""
-    with replaced([(layer, "call", replacement)]):
-        yield
-
-
-@contextmanager
-def replaced(patches: Sequence[tuple[Layer, str, Callable[..., Any] | None]]) -> Iterator[None]:
-    """Sets attributes of layers for the time of the block."""
+def replaced(patches: Sequence[tuple[Layer, str, Any]]) -> Iterator[None]:
+    """Sets attributes of layers, such as ``call``, for the time of the block."""
     missing = object()
     former = [(layer, name, vars(layer).get(name, missing)) for layer, name, _ in patches]
     try:

@@ -1,7 +1,4 @@
-"""Knows the kinds of Keras layers; reads, calls and rebuilds single ones.
-
-Whatever is private in Keras and needed of a single layer is read here.
-"""
+"""Knows the kinds of Keras layers; reads single layers, private attributes included."""
 
 import functools
 import inspect
@@ -14,7 +11,7 @@ from exporter.graph.types import Layer, Tensor
 
 @dataclass(frozen=True)
 class ActivationKind:
-    """What is known of an activation function of Keras.
+    """The properties of an activation function of Keras.
 
     Attributes:
         homogeneous: Whether f(s x) = s f(x) for every s > 0.
@@ -40,22 +37,22 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What is known of a Keras layer class.
+    """The properties of a Keras layer class.
 
     Attributes:
         output_axes: Axes of the last kernel such that scaling the kernel along them scales the
-            outputs; empty if the layer does not just multiply by kernels.
-        folds: Whether the indices along these axes are the channels of the output, so that the
-            kernel can take up the batch normalization of them.
+            outputs; empty if the layer does more than multiply by kernels.
+        folds: Whether the indices along these axes are the output channels, so that the kernel can
+            absorb a batch normalization.
         is_product: Whether the layer has one kernel, ending with the axes inputs x outputs, which
             multiplies the channels of the input, or windows of them.
-        holds_factor: Whether ``lowrank`` may have made its kernel one of several factors.
+        holds_factor: Whether the kernel may be a factor made by ``lowrank``.
         in_four_bits: Whether LiteRT multiplies by its last kernel in 4 bits.
-        passes: Tells whether a layer of this kind keeps channels apart, in their order, scaled as
-            they are, and keeps the largest positive value of each; None if no such layer does.
-        activation: What its function is, if it has no other.
+        passes: Tells whether a layer keeps channels apart, in their order and scale, and keeps the
+            largest positive value of each; None if no layer of this kind does.
+        activation: The function that the layer computes, if it has no other.
         scales_input: Whether it rescales data, as the first layer of a model.
-        finalized: Whether it computes with what ``finalize_state`` derives from its weights.
+        finalized: Whether it computes with values that ``finalize_state`` derives from its weights.
         kept: Why it is not factorized; empty where a factorizer tells.
     """
 
@@ -74,64 +71,42 @@ class LayerKind:
 _PRODUCT = LayerKind(
     output_axes=(-1,), folds=True, is_product=True, holds_factor=True, in_four_bits=True
 )
-_TRANSPOSED = LayerKind(output_axes=(-2,), folds=True)
-_SEPARABLE = LayerKind(output_axes=(-1,), folds=True, in_four_bits=True)
-_DEPTHWISE = LayerKind(
-    output_axes=(-2, -1), folds=True, kept="each output takes one channel: nothing to factorize"
-)
-_PASSING = LayerKind(passes=lambda layer: True)
 _NO_MATRIX = LayerKind(kept="has no matrix, only one factor a channel")
-_WRAPPER = LayerKind(kept="the layer that it wraps is not looked into")
 
-KINDS = {
-    "Dense": _PRODUCT,
-    "Conv1D": _PRODUCT,
-    "Conv2D": _PRODUCT,
+_GROUPS = {
+    "Dense Conv1D Conv2D": _PRODUCT,
     "Conv3D": replace(_PRODUCT, in_four_bits=False),
     "EinsumDense": replace(_PRODUCT, folds=False, is_product=False),
-    "Conv1DTranspose": _TRANSPOSED,
-    "Conv2DTranspose": _TRANSPOSED,
-    "Conv3DTranspose": _TRANSPOSED,
-    "SeparableConv1D": _SEPARABLE,
-    "SeparableConv2D": _SEPARABLE,
-    "DepthwiseConv1D": _DEPTHWISE,
-    "DepthwiseConv2D": _DEPTHWISE,
+    "Conv1DTranspose Conv2DTranspose Conv3DTranspose": LayerKind(output_axes=(-2,), folds=True),
+    "SeparableConv1D SeparableConv2D": LayerKind(output_axes=(-1,), folds=True, in_four_bits=True),
+    "DepthwiseConv1D DepthwiseConv2D": LayerKind(
+        output_axes=(-2, -1), folds=True, kept="each output takes one channel: nothing to factorize"
+    ),
     "Activation": LayerKind(passes=lambda layer: activation_of(layer).homogeneous),
     "ReLU": LayerKind(passes=lambda layer: layer.max_value is None and not layer.threshold),
-    "LeakyReLU": _PASSING,
-    "Flatten": _PASSING,
-    "Dropout": _PASSING,
-    **{
-        f"{name}{dimensions}D": _PASSING
-        for name in ("MaxPooling", "ZeroPadding", "SpatialDropout")
-        for dimensions in (1, 2, 3)
-    },
+    "LeakyReLU Flatten Dropout MaxPooling1D MaxPooling2D MaxPooling3D ZeroPadding1D ZeroPadding2D "
+    "ZeroPadding3D SpatialDropout1D SpatialDropout2D SpatialDropout3D": LayerKind(
+        passes=lambda layer: True
+    ),
     "Softmax": LayerKind(activation=ACTIVATIONS["softmax"]),
     "Rescaling": LayerKind(scales_input=True),
     "Normalization": replace(_NO_MATRIX, scales_input=True, finalized=True),
-    "BatchNormalization": _NO_MATRIX,
-    "LayerNormalization": _NO_MATRIX,
-    "RMSNormalization": _NO_MATRIX,
-    "GroupNormalization": _NO_MATRIX,
-    "PReLU": _NO_MATRIX,
-    "AdditiveAttention": _NO_MATRIX,
-    "Attention": _NO_MATRIX,
-    "Bidirectional": _WRAPPER,
-    "TimeDistributed": _WRAPPER,
+    "BatchNormalization LayerNormalization RMSNormalization GroupNormalization PReLU "
+    "AdditiveAttention Attention": _NO_MATRIX,
+    "Bidirectional TimeDistributed": LayerKind(kept="the layer that it wraps is not looked into"),
     "SpectralNormalization": LayerKind(kept="its kernel is scaled anew at every step of training"),
     "GroupQueryAttention": LayerKind(kept="takes the size of its output from that of the query"),
     "ReversibleEmbedding": LayerKind(kept="its matrix is used in both directions"),
 }
-"""By name in ``keras.layers``; tests/graph/test_layers.py proves each property."""
+
+KINDS = {name: kind for names, kind in _GROUPS.items() for name in names.split()}
+"""Kinds by class name in ``keras.layers``; tests/graph/test_layers.py proves each property."""
 
 
 def kind_of(layer: Layer, *, inherited: bool = False) -> LayerKind:
     """Returns the row of a layer's class in ``KINDS``; an empty one if there is none.
 
-    Args:
-        layer: The layer.
-        inherited: Whether a subclass of a class of Keras is of its kind: it may compute anything,
-            but has the same methods.
+    A subclass may compute anything, but has the same methods: it counts only if ``inherited``.
     """
     classes = type(layer).__mro__ if inherited else (type(layer),)
     return next((_by_class()[c] for c in classes if c in _by_class()), LayerKind())
@@ -145,7 +120,7 @@ def _by_class() -> dict[type, LayerKind]:
 
 
 def activation_of(layer: Layer) -> ActivationKind:
-    """Returns what is known of a layer's activation; a layer without one is linear."""
+    """Returns the properties of a layer's activation; a layer without one is linear."""
     function = getattr(layer, "activation", None)
     name = "linear" if function is None else getattr(function, "__name__", "")
     own = kind_of(layer, inherited=True).activation
@@ -153,18 +128,18 @@ def activation_of(layer: Layer) -> ActivationKind:
 
 
 def is_channels_last(layer: Layer) -> bool:
-    """Tells whether the last axis of what a layer takes and gives is that of the channels."""
+    """Tells whether the last axis of a layer's inputs and outputs is that of the channels."""
     return getattr(layer, "data_format", "channels_last") == "channels_last"
 
 
 def finalize(layer: Layer) -> None:
-    """Has a layer derive what it computes with from weights that were set."""
+    """Updates values that a layer derives from its weights, after these were set."""
     if kind_of(layer, inherited=True).finalized:
         layer.finalize_state()
 
 
 def unsupported_feature(layer: Layer) -> str:
-    """Says what a layer holds beside a plain kernel; empty if nothing."""
+    """Names a feature that keeps a layer from being a plain kernel; empty if there is none."""
     if getattr(layer, "quantization_mode", None) is not None:
         return "is quantized already"
     if getattr(layer, "lora_enabled", False):
@@ -173,24 +148,23 @@ def unsupported_feature(layer: Layer) -> str:
 
 
 def called_with(layer: Layer) -> dict[str, Any]:
-    """Returns what the layer is called with, by argument name, the first time in its graph."""
+    """Returns the arguments of the layer's first call in its graph, by name."""
     arguments = layer._inbound_nodes[0].arguments
-    bound = inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs)
-    return dict(bound.arguments)
+    return inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs).arguments
 
 
 def output_shape(layer: Layer) -> tuple[int | None, ...]:
-    """Returns the shape of the layer's first output, the first time in its graph."""
+    """Returns the shape of the first output of the layer's first call in its graph."""
     return tuple(layer._inbound_nodes[0].outputs[0].shape)
 
 
 def input_shape(layer: Layer) -> tuple[int | None, ...]:
-    """Returns the shape of the layer's first input, the first time in its graph."""
+    """Returns the shape of the first input of the layer's first call in its graph."""
     return tuple(layer._inbound_nodes[0].input_tensors[0].shape)
 
 
 def output_tensors(layer: Layer) -> list[Tensor]:
-    """Returns the layer's outputs, the first time in its graph; none if it is not called."""
+    """Returns the outputs of the layer's first call in its graph; none if it is not called."""
     return [tensor for node in layer._inbound_nodes[:1] for tensor in node.outputs]
 
 
@@ -201,23 +175,18 @@ def with_parts(layer: Layer) -> list[Layer]:
 
 def causal_padding(layer: Layer) -> list[list[int]]:
     """Returns how far a causal convolution pads each axis of its input, before and after."""
-    padding: list[list[int]] = layer._compute_causal_padding()
-    return padding
+    return list(layer._compute_causal_padding())
 
 
 def attention_options(layer: Layer, *names: str) -> dict[str, Any]:
-    """Returns arguments that a ``MultiHeadAttention`` was made with, by name."""
+    """Returns constructor arguments of a ``MultiHeadAttention`` by name."""
     return {name: getattr(layer, f"_{name}") for name in names}
 
 
 def rebuild(original: Layer, input_shape: Any, weights: list[Any], **changes: Any) -> Layer:
     """Builds a layer from the original's configuration, with changes, and sets its weights.
 
-    Args:
-        original: The layer that is copied.
-        input_shape: With the batch axis.
-        weights: Arrays in the order of ``layer.weights``.
-        changes: Entries of the configuration.
+    The input shape includes the batch axis; weights are in the order of ``layer.weights``.
     """
     layer = type(original).from_config({**original.get_config(), **changes})
     layer.build(input_shape)

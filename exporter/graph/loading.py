@@ -9,8 +9,6 @@ from typing import Any
 from exporter.errors import ModelError, brief
 from exporter.graph.network import Network
 
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
 
 def load_model(path: str) -> Network:
     """Loads a ``.keras`` or ``.h5`` file in safe mode and checks that its graph can be rewritten.
@@ -30,16 +28,12 @@ def load_model(path: str) -> Network:
 
 
 def loss_in_file(path: str) -> Any:
-    """Reads the loss that a model was compiled with, and not the state of its optimizer.
+    """Reads the loss from a file that ``load_model`` has loaded, and not the optimizer's state.
 
-    Args:
-        path: Of a file that ``load_model`` has loaded.
-
-    Returns:
-        What ``keras.Model.compile`` takes; None if the model was not compiled.
+    It is returned as ``keras.Model.compile`` takes it; None if the model was not compiled.
 
     Raises:
-        ModelError: If it is of the user's own, which Keras does not know.
+        ModelError: If Keras does not know the loss.
     """
     import h5py
     import keras
@@ -67,15 +61,14 @@ def _check_file(file: Path) -> None:
     if file.suffix not in {".keras", ".h5", ".hdf5"} or not file.is_file():
         raise ModelError(f"A model is a .keras or .h5 file. Received: {str(file)!r}.")
     try:
-        if file.suffix == ".keras":
-            intact = zipfile.is_zipfile(file)
-        else:
-            with file.open("rb") as stream:
-                intact = stream.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
+        with file.open("rb") as stream:
+            if file.suffix == ".keras":
+                kind, intact = "zip archive of Keras 3", zipfile.is_zipfile(stream)
+            else:
+                kind, intact = "HDF5 file", stream.read(8) == b"\x89HDF\r\n\x1a\n"
     except OSError as error:
         raise ModelError(f"{str(file)!r} cannot be read: {brief(error)}") from error
     if not intact:
-        kind = "zip archive of Keras 3" if file.suffix == ".keras" else "HDF5 file"
         raise ModelError(
             f"{str(file)!r} must be a {kind}; it is damaged, truncated, or something else. "
             "Save the model again with model.save()."

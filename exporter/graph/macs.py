@@ -1,14 +1,14 @@
 """Counts the multiply-accumulates of a Keras model."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from exporter.graph.signature import Signature
 
 
 def count_macs(signature: Signature) -> int:
-    """Counts the multiply-accumulates of matrix products and convolutions, for one sample.
+    """Counts the multiply-accumulates of matrix products and convolutions, for the smallest batch.
 
     They are read off the traced graph, so every kind of layer counts. Free sizes other than the
     batch are taken as ``FREE_SIZE``; the body of a loop (LSTM, GRU) is not counted.
@@ -18,43 +18,33 @@ def count_macs(signature: Signature) -> int:
     specs = {i.name: tf.TensorSpec(i.sample_shape, i.dtype) for i in signature.inputs}
     function = tf.function(signature.__call__, autograph=False).get_concrete_function(**specs)
     graph = function.graph.as_graph_def(add_shapes=True)
-    functions = {
-        f.signature.name: _graph_macs(f.node_def, _argument_shapes(f))
-        for f in graph.library.function
-    }
-    total = _graph_macs(graph.node, {})
-    for node in graph.node:
-        if node.op in {"PartitionedCall", "StatefulPartitionedCall"}:
-            total += functions.get(node.attr["f"].func.name, 0)
-    batch = next((info.fixed_batch for info in signature.inputs if info.fixed_batch), 1)
-    return total // batch
+    functions = {}
+    for called in graph.library.function:
+        arguments = {
+            argument.name: _shape(called.arg_attr[index])
+            for index, argument in enumerate(called.signature.input_arg)
+        }
+        functions[called.signature.name] = _graph_macs(called.node_def, arguments)
+    calls = [
+        node for node in graph.node if node.op in {"PartitionedCall", "StatefulPartitionedCall"}
+    ]
+    called_macs = sum(functions.get(node.attr["f"].func.name, 0) for node in calls)
+    return _graph_macs(graph.node, {}) + called_macs
 
 
-def _argument_shapes(function: Any) -> dict[str, list[int]]:
-    return {
-        argument.name: _sizes(function.arg_attr[index].attr["_output_shapes"].list.shape[0])
-        for index, argument in enumerate(function.signature.input_arg)
-        if function.arg_attr[index].attr["_output_shapes"].list.shape
-    }
+def _shape(node: Any) -> list[int]:
+    """Reads the shape of a node's first output; empty if the graph does not tell it."""
+    return [max(dim.size, 0) for s in node.attr["_output_shapes"].list.shape[:1] for dim in s.dim]
 
 
-def _sizes(shape: Any) -> list[int]:
-    return [max(dim.size, 0) for dim in shape.dim]
-
-
-def _graph_macs(nodes: Any, arguments: Mapping[str, list[int]]) -> int:
-    """Sums over nodes; ``arguments`` are shapes of what comes from outside."""
-    shapes = dict(arguments)
-    for node in nodes:
-        outputs = node.attr["_output_shapes"].list.shape
-        if outputs:
-            shapes[node.name] = _sizes(outputs[0])
+def _graph_macs(nodes: Any, arguments: dict[str, list[int]]) -> int:
+    """Sums over nodes; ``arguments`` are the shapes of the arguments of their function."""
+    shapes = arguments | {node.name: _shape(node) for node in nodes}
     total = 0
     for node in nodes:
-        count = _MACS.get(node.op)
-        if count is not None:
+        if node.op in _MACS:
             operands = [shapes.get(name.partition(":")[0].lstrip("^"), []) for name in node.input]
-            total += count(node, operands, shapes.get(node.name, []))
+            total += _MACS[node.op](node, operands, shapes[node.name])
     return total
 
 
@@ -64,18 +54,15 @@ def _matmul(node: Any, operands: list[list[int]], output: list[int]) -> int:
     return math.prod(output) * inner
 
 
-def _convolution(node: Any, operands: list[list[int]], output: list[int]) -> int:
-    del node
+def _convolution(_: Any, operands: list[list[int]], output: list[int]) -> int:
     return math.prod(output) * math.prod(operands[1][:-1])
 
 
-def _depthwise(node: Any, operands: list[list[int]], output: list[int]) -> int:
-    del node
+def _depthwise(_: Any, operands: list[list[int]], output: list[int]) -> int:
     return math.prod(output) * math.prod(operands[1][:2])
 
 
-def _einsum(node: Any, operands: list[list[int]], output: list[int]) -> int:
-    del output
+def _einsum(node: Any, operands: list[list[int]], _: list[int]) -> int:
     terms = node.attr["equation"].s.decode().partition("->")[0].split(",")
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, operands, strict=True):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from exporter.errors import ModelError
 from exporter.graph.conversion import recast
-from exporter.graph.layers import kind_of
+from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
-from exporter.graph.outputs import Family, output_families
+from exporter.graph.outputs import Family, output_layers
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature, TensorInfo
@@ -97,7 +97,7 @@ class Network:
     @cached_property
     def macs(self) -> int:
         """The multiply-accumulates for one sample; see ``count_macs``."""
-        return count_macs(self.signature)
+        return count_macs(self.signature) // (self.fixed_batch or 1)
 
     @property
     def params(self) -> int:
@@ -110,11 +110,21 @@ class Network:
         return any(kind_of(layer, inherited=True).scales_input for layer in self.layers.values())
 
     def families(self, logits: Set[str]) -> dict[str, Family]:
-        """Tells what each output is; see ``output_families``."""
-        return output_families(self.signature, logits)
+        """Tells by the last layer of each output which family of distributions the output is.
+
+        Args:
+            logits: Outputs that classify: unless they are a softmax or sigmoid, they are taken for
+                unnormalised log-probabilities.
+        """
+        families: dict[str, Family] = {}
+        for info, layer in zip(self.outputs, output_layers(self.model), strict=True):
+            classifies = info.name in logits and info.shape[-1] != 1
+            plain: Family = "categorical_logits" if classifies else "gaussian"
+            families[info.name] = activation_of(layer).probabilities or plain
+        return families
 
     def runner(self, *, eager: bool = False) -> KerasRunner:
-        """Returns what predicts named arrays; see ``KerasRunner``."""
+        """Returns a function that predicts named arrays; see ``KerasRunner``."""
         return KerasRunner(self.signature, eager=eager)
 
     def rewrite(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from exporter.graph.signature import Signature, Tensors
+from exporter.graph.signature import Signature, Tensors, split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,12 +15,9 @@ class KerasRunner:
     """A Keras model under the same contract as an artifact."""
 
     def __init__(self, signature: Signature, *, eager: bool = False) -> None:
-        """Wraps a model.
+        """Wraps a model; runs it as a graph, unless ``eager``.
 
-        Args:
-            signature: Calls the model.
-            eager: Whether layers are called one by one. As a graph, which takes time to trace, the
-                model does not hold all activations at once.
+        A graph takes time to trace, but does not hold all activations at once.
         """
         import tensorflow as tf
 
@@ -40,18 +37,8 @@ def predict_in_batches(
     batch_size: int,
     count: int,
 ) -> "dict[str, NDArray[Any]]":
-    """Predicts samples batch by batch; lazy ones are read batch by batch.
-
-    Args:
-        runner: Named arrays in, named arrays out.
-        inputs: Arrays by input name.
-        batch_size: How many samples are predicted at once.
-        count: How many are predicted.
-    """
+    """Predicts the first ``count`` samples batch by batch; lazy ones are read batch by batch."""
     import numpy as np
 
-    chunks = [
-        runner({name: array[start : start + batch_size] for name, array in inputs.items()})
-        for start in range(0, count, batch_size)
-    ]
+    chunks = [runner(batch) for batch in split(inputs, batch_size, count)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

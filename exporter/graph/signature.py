@@ -1,7 +1,7 @@
 """Names the inputs and outputs of a Keras model."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,12 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, "NDArray[np.generic]"]
 
 FREE_SIZE = 32
-"""What a free dimension other than the batch counts as, in costs and in random inputs."""
+"""Assumed size of a free dimension other than the batch, in costs and in random inputs."""
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What the integers of a tensor stand for: ``real = scale * (integer - zero_point)``.
-
-    Attributes:
-        scale: Real value of one step.
-        zero_point: The integer that stands for zero.
-    """
+    """The affine map of a quantized tensor: ``real = scale * (integer - zero_point)``."""
 
     scale: float
     zero_point: int
@@ -39,7 +34,6 @@ class TensorInfo:
         name: The name in every artifact: the Keras name, made an identifier.
         shape: Sizes with the batch axis first; None where a size is not fixed.
         dtype: NumPy's name of the element type.
-        quantization: What its integers stand for; None if it is not quantized.
     """
 
     name: str
@@ -62,20 +56,19 @@ Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """Inputs and outputs."""
 
 
-def split(inputs: Tensors, size: int) -> list[Tensors]:
-    """Cuts a batch of named arrays into smaller ones, the last of which may be smaller still."""
-    count = len(next(iter(inputs.values())))
-    return [
-        {name: array[start : start + size] for name, array in inputs.items()}
-        for start in range(0, count, size)
-    ]
+def split(inputs: Mapping[str, Any], size: int, count: int | None = None) -> Iterator[Tensors]:
+    """Cuts the first ``count`` samples, by default all, into batches; the last may be smaller."""
+    if count is None:
+        count = len(next(iter(inputs.values())))
+    for start in range(0, count, size):
+        yield {name: array[start : start + size] for name, array in inputs.items()}
 
 
 class Signature:
     """A Keras model as a function of named inputs, under names that every format accepts.
 
     The names are those of the input layers and of the layers that give the outputs (or the keys,
-    where the model returns a dictionary), with characters that no identifier has replaced by ``_``.
+    where the model returns a dictionary). Characters that no identifier has are replaced by ``_``.
 
     Attributes:
         model: The Keras model.
@@ -96,19 +89,15 @@ class Signature:
         self.model = model
         input_names = [tensor._keras_history.operation.name for tensor in model.inputs]
         self.inputs = _infos(input_names, model.inputs)
+        output_names = [tensor._keras_history.operation.name for tensor in model.outputs]
         structure = getattr(model, "output", None)
         if isinstance(structure, dict):
-            tensors = keras.tree.flatten(structure)
             # Keras flattens dictionaries in the order of their sorted keys.
             paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
             output_names = [".".join(map(str, path)) for path in paths]
-        else:
-            tensors = model.outputs
-            output_names = [tensor._keras_history.operation.name for tensor in tensors]
-        self.outputs = _infos(output_names, tensors)
-        self._names_by_layer: dict[str, str] = dict(
-            zip(input_names, (info.name for info in self.inputs), strict=True)
-        )
+        self.outputs = _infos(output_names, model.outputs)
+        names = (info.name for info in self.inputs)
+        self._names_by_layer: dict[str, str] = dict(zip(input_names, names, strict=True))
         self._structure = getattr(model, "_inputs_struct", None)
 
     def interface(self, batch: int | None) -> Interface:
@@ -130,21 +119,14 @@ class Signature:
         """Returns the arrays of a batch as the tensors that the signature takes, by name."""
         import tensorflow as tf
 
-        return {
-            info.name: tf.convert_to_tensor(batch[info.name], info.dtype) for info in self.inputs
-        }
+        return {i.name: tf.convert_to_tensor(batch[i.name], i.dtype) for i in self.inputs}
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Calls the model in inference on tensors by name, and names what it returns."""
+        """Calls the model in inference on tensors by name, and names the outputs."""
         return self.call(inputs)
 
     def call(self, inputs: Mapping[str, Tensor], *, training: bool = False) -> dict[str, Tensor]:
-        """Calls the model on tensors by name, and names what it returns.
-
-        Args:
-            inputs: By input name.
-            training: Whether dropout and the like are active.
-        """
+        """Calls the model on tensors by name, with dropout if ``training``; names the outputs."""
         import keras
 
         flat = [inputs[info.name] for info in self.inputs]
@@ -156,16 +138,21 @@ class Signature:
         return dict(zip(names, flat_outputs, strict=True))
 
 
+def unique_name(name: str, taken: set[str]) -> str:
+    """Appends a number to a name that is taken already, and adds the result to ``taken``."""
+    unique, count = name, 1
+    while unique in taken:
+        unique, count = f"{name}_{count}", count + 1
+    taken.add(unique)
+    return unique
+
+
 def _infos(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[TensorInfo, ...]:
     taken: set[str] = set()
     infos = []
     for name, tensor in zip(names, tensors, strict=True):
         identifier = re.sub(r"\W", "_", name, flags=re.ASCII)
-        if not identifier[:1].isalpha():
-            identifier = f"t{identifier}"
-        unique, count = identifier, 1
-        while unique in taken:
-            unique, count = f"{identifier}_{count}", count + 1
-        taken.add(unique)
+        start = "" if identifier[:1].isalpha() else "t"
+        unique = unique_name(f"{start}{identifier}", taken)
         infos.append(TensorInfo(unique, tuple(tensor.shape), str(tensor.dtype)))
     return tuple(infos)

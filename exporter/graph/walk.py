@@ -8,7 +8,7 @@ from exporter.graph.types import Layer, Model
 
 
 def walk(model: Model) -> Iterator[tuple[str, Layer]]:
-    """Yields the path and the layer of every leaf of the graph, shared ones once.
+    """Yields path and layer of every leaf of the graph; a shared layer is yielded once.
 
     Nested Sequential and Functional models are entered; wrapper layers are leaves.
     """
@@ -37,11 +37,11 @@ def links(model: Model) -> Iterator[tuple[str, Layer, Layer]]:
     """
     graphs = list(_graphs(model, ""))
     # A layer may be called in several graphs, or several times in one.
-    calls = Counter(id(node.operation) for _, graph in graphs for node in _nodes(graph))
-    for prefix, graph in graphs:
-        consumers = Counter(id(tensor) for node in _nodes(graph) for tensor in node.input_tensors)
-        consumers.update(id(tensor) for tensor in graph.outputs)
-        for node in _nodes(graph):
+    calls = Counter(id(node.operation) for _, nodes, _ in graphs for node in nodes)
+    for prefix, nodes, outputs in graphs:
+        consumed = [tensor for node in nodes for tensor in node.input_tensors]
+        consumers = Counter(map(id, [*consumed, *outputs]))
+        for node in nodes:
             if calls[id(node.operation)] > 1 or len(node.input_tensors) != 1:
                 continue
             (tensor,) = node.input_tensors
@@ -50,19 +50,20 @@ def links(model: Model) -> Iterator[tuple[str, Layer, Layer]]:
                 yield prefix, source, node.operation
 
 
-def _graphs(model: Model, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yields the functional graph of a model and of those nested in it, with their path."""
+def _graphs(model: Model, prefix: str) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Yields path, calls and outputs of a model and of those nested in it."""
     import keras
 
-    yield prefix, model._functional if isinstance(model, keras.Sequential) else model
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    # Layers list their calls in other graphs as well; a graph lists its own.
+    yield (
+        prefix,
+        [node for nodes in graph._nodes_by_depth.values() for node in nodes],
+        graph.outputs,
+    )
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _graphs(layer, f"{prefix}{layer.name}/")
-
-
-def _nodes(graph: Any) -> list[Any]:
-    """Returns the calls that belong to a graph; its layers may have been called in others too."""
-    return [node for nodes in graph._nodes_by_depth.values() for node in nodes]
 
 
 def is_graph(layer: Layer) -> bool:

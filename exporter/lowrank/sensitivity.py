@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import are_probabilities
-from exporter.graph.hooks import substituted
+from exporter.graph.hooks import replaced
 from exporter.graph.network import Network
 from exporter.graph.runner import predict_in_batches
 from exporter.lowrank.calibration import Calibration
@@ -106,7 +106,7 @@ def _measure(
     for rank in sorted({max(1, int(part * kernel.break_even_rank)) for part in PROBE_PARTS}):
         truncation = kernel.truncate(rank, engine.moments.get(candidate.name))
         (replacement,) = build_replacements([candidate], {candidate.name: truncation}).values()
-        with substituted(candidate.layer, replacement):
+        with replaced([(candidate.layer, "call", replacement)]):
             outputs = _predict(engine.network, calibration)
         effect = divergence(reference, outputs, calibration.logits)
         if effect > 0 and math.isfinite(effect) and curve[rank] > 0:

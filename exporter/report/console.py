@@ -7,24 +7,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.benchmark import LatencyPair
 from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
 from exporter.output import COMPRESSED_FILE
-from exporter.quantization.gauge import GaugeReport
 from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
-from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
-from exporter.verification.compression import CompressionVerdict, OutputCompression
+from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
+from exporter.verification.quality import Quality
 from exporter.verification.structure import StructureProof
-from exporter.verification.verifier import ConversionVerdict
 
 WIDTH = 120
 """Columns where the output is no terminal."""
 
+_ENDINGS = {
+    "finished": "",
+    "no better": "stopped when validation got no better",
+    "interrupted": "INTERRUPTED",
+    "diverged": "DIVERGED",
+}
 
-def open_table(title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str]) -> Table:
+
+def open_table(
+    title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str] = ()
+) -> Table:
     """Opens a table: columns aligned to the left, to the right, and wrapped ones."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for name in left:
@@ -37,81 +43,47 @@ def open_table(title: str, left: Iterable[str], right: Iterable[str], last: Iter
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Prints what a run found."""
+    """Prints the findings of a run."""
     _print_cut(report, console)
     console.print(_artifact_table(report))
     _print_conversions(report.artifacts, console)
-    _print_training(report, console)
+    _print_lines(console, *_training_lines(report))
     if report.budget is not None:
         console.print(_budget_text(report.budget))
-    for line in _findings(report):
-        console.print(Text(line), soft_wrap=True)
-    _print_written(report, console)
+    _print_lines(console, *_findings(report), _written(report))
 
 
 def print_compression(report: CompressionReport, console: Console) -> None:
-    """Prints what compressing a model came to, and what to do next."""
+    """Prints the findings of a compression, and the command that follows."""
     _print_cut(report, console)
-    _print_training(report, console)
-    _print_written(report, console)
-    file = report.output / COMPRESSED_FILE
-    console.print(Text(f"Next: exporter export {file} --format tflite"), soft_wrap=True)
+    following = f"Next: exporter export {report.output / COMPRESSED_FILE} --format tflite"
+    _print_lines(console, *_training_lines(report), _written(report), following)
 
 
 def print_artifacts(artifacts: Sequence[Artifact], console: Console) -> None:
-    """Prints what an export wrote."""
-    table = open_table("Artifacts", ["artifact", "format", "variant"], ["bytes"], [])
+    """Prints the files that an export wrote, and the command that follows."""
+    table = open_table("Artifacts", ["artifact", "format", "variant"], ["bytes"])
     for artifact in artifacts:
-        table.add_row(
-            Text(str(artifact.path)), artifact.format, artifact.variant, f"{artifact.size:,}"
-        )
+        path = Text(str(artifact.path))
+        table.add_row(path, artifact.format, artifact.variant, f"{artifact.size:,}")
     console.print(table)
-    console.print(Text(f"Next: exporter verify {artifacts[0].path} MODEL"), soft_wrap=True)
+    _print_lines(console, f"Next: exporter verify {artifacts[0].path} MODEL")
 
 
 def print_verdict(report: ArtifactReport, console: Console) -> None:
     """Prints whether an artifact predicts what its model predicts."""
     _print_conversions([report], console)
-    for line in _conversion_lines(report):
-        console.print(Text(line), soft_wrap=True)
+    _print_lines(console, *_conversion_lines(report))
     console.print(Text(f"Conversion   {report.label}: ").append_text(_verdict(report.accepted)))
 
 
+def _print_lines(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
 def _print_cut(report: CompressionReport, console: Console) -> None:
-    _print_baseline(report, console)
-    console.print(_layer_table(report.layers))
-    before, after = report.before, report.after
-    console.print(
-        Text(
-            f"Model {report.model_name}: {before.params:,} -> {after.params:,} parameters "
-            f"({before.params / max(1, after.params):.1f}×), {before.macs:,} -> {after.macs:,} "
-            f"MACs ({before.macs / max(1, after.macs):.1f}×)"
-        )
-    )
-
-
-def _print_conversions(artifacts: Sequence[ArtifactReport], console: Console) -> None:
-    if any(a.conversion and a.conversion.parity for a in artifacts):
-        console.print(_parity_table(artifacts))
-    if any(a.conversion and a.conversion.quality for a in artifacts):
-        console.print(_quality_table(artifacts))
-
-
-def _print_training(report: CompressionReport, console: Console) -> None:
-    if report.finetuning is None:
-        return
-    if report.finetuning.adaptation is not None:
-        console.print(Text(_adaptation_line(report.finetuning.adaptation)), soft_wrap=True)
-    for phase in report.finetuning.phases:
-        console.print(Text(_phase_line(phase)), soft_wrap=True)
-
-
-def _print_written(report: CompressionReport, console: Console) -> None:
-    console.print(Text(f"\nWritten to {report.output} in {report.seconds:.0f} s"), soft_wrap=True)
-
-
-def _print_baseline(report: CompressionReport, console: Console) -> None:
-    training = report.training
+    training, before, after = report.training, report.before, report.after
     if training is not None:
         how = "trained in an earlier run, in" if training.cached else "trained here in"
         console.print(
@@ -121,159 +93,67 @@ def _print_baseline(report: CompressionReport, console: Console) -> None:
                 f"{training.epochs})"
             )
         )
-
-
-def _layer_table(layers: Iterable[LayerReport]) -> Table:
-    table = open_table(
-        "Layers",
-        ["layer", "kind"],
-        ["m × n", "rank", "params", "rel. error"],
-        ["why"],
-    )
-    for layer in layers:
-        plan = layer.plan
-        params = f"{plan.params_before:,}"
-        if plan.params_after != plan.params_before:
-            params += f" -> {plan.params_after:,}"
-        table.add_row(
-            Text(plan.name),
-            plan.kind,
-            "" if plan.shape is None else f"{plan.shape[0]} × {plan.shape[1]}",
-            "kept" if plan.rank is None else str(plan.rank),
-            params,
-            "" if layer.relative_error is None else f"{layer.relative_error:.2%}",
-            Text(plan.reason),
+    console.print(_layer_table(report.layers))
+    console.print(
+        Text(
+            f"Model {report.model_name}: {before.params:,} -> {after.params:,} parameters "
+            f"({before.params / max(1, after.params):.1f}×), {before.macs:,} -> {after.macs:,} "
+            f"MACs ({before.macs / max(1, after.macs):.1f}×)"
         )
-    return table
-
-
-def _artifact_table(report: Report) -> Table:
-    table = open_table(
-        "Artifacts (latency: one thread, batch 1, median)",
-        ["artifact"],
-        ["bytes", "ratio", "conversion", "compression", "baseline", "compressed", "speedup"],
-        [],
     )
-    compression = _verdict(report.compression.passed)
-    for item in report.artifacts:
-        if item.artifact is None:
-            table.add_row(item.label, "", "", Text("not converted", "red"), compression)
-            continue
-        table.add_row(
-            item.artifact.path.relative_to(report.output).as_posix(),
-            f"{item.artifact.size:,}",
-            "" if item.ratio is None else f"{item.ratio:.1f}×",
-            _verdict(item.conversion is not None and item.conversion.passed),
-            compression,
-            *_latency_cells(item.latency),
-        )
-    return table
 
 
-def _adaptation_line(adaptation: Adaptation) -> str:
-    unit = "parameters" if adaptation.unit == "params" else "MACs"
-    moves = ", ".join(
-        f"{name} {rank} -> {adaptation.adapted[name] or 'whole'}"
-        for name, rank in adaptation.planned.items()
-    )
-    losses = f"{adaptation.planned_loss:.4g} -> {adaptation.adapted_loss:.4g}"
-    text = f"{moves} for the same {adaptation.limit:,} {unit}, validation loss {losses}"
-    kept = "" if adaptation.taken else "; NOT better, the planned ranks were kept"
-    return f"Ranks        {text} in {len(adaptation.trials) + 3} trials{kept}"
+def _print_conversions(artifacts: Iterable[ArtifactReport], console: Console) -> None:
+    verdicts = [(item.label, item.conversion) for item in artifacts if item.conversion]
+    parities = [(label, verdict.parity) for label, verdict in verdicts if verdict.parity]
+    qualities = [(label, verdict.quality) for label, verdict in verdicts if verdict.quality]
+    if parities:
+        console.print(_parity_table(parities))
+    if qualities:
+        console.print(_quality_table(qualities))
 
 
-def _phase_line(history: History) -> str:
-    first, best = history.epochs[0], history.epochs[history.best]
-    parts = [f"{history.phase}, {len(history.epochs) - 1} epochs in {history.seconds:.0f} s"]
-    if history.ending != "finished":
-        parts.append(_ENDINGS[history.ending])
-    if first.accuracy is not None and best.accuracy is not None:
-        parts.append(f"validation accuracy {first.accuracy:.2%} -> {best.accuracy:.2%}")
-    elif first.validation_loss is not None and best.validation_loss is not None:
-        parts.append(f"validation loss {first.validation_loss:.4g} -> {best.validation_loss:.4g}")
-    return f"Fine-tuning  {', '.join(parts)}, weights of epoch {history.best}"
-
-
-_ENDINGS = {
-    "no better": "stopped when validation got no better",
-    "interrupted": "INTERRUPTED",
-    "diverged": "DIVERGED",
-}
-
-
-def _budget_text(budget: Budget) -> Text:
-    limit, reached = (_quantity(budget.goal, value) for value in (budget.limit, budget.reached))
-    label = budget.goal.replace("max_", "").capitalize()
-    where = " on the validation data" if budget.goal == "max_drop" else ""
-    text = f"Budget       {label} {reached} of at most {limit}{where}: "
-    return Text(text).append_text(_verdict(budget.held))
-
-
-def _quantity(goal: str, value: float) -> str:
-    if goal == "max_latency":
-        return f"{value * 1e6:,.1f} µs"
-    if goal == "max_drop":
-        return f"{value:.2%}"
-    return f"{value:,.0f}{' bytes' if goal == 'max_size' else ''}"
-
-
-def _verdict(passed: bool) -> Text:
-    return Text("passed", "green") if passed else Text("FAILED", "bold red")
-
-
-def _latency_cells(latency: LatencyPair | None) -> tuple[str, str, str]:
-    if latency is None:
-        return "", "", ""
-    baseline, compressed = latency.baseline.p50, latency.compressed.p50
-    return f"{baseline * 1e6:,.0f} µs", f"{compressed * 1e6:,.0f} µs", f"{latency.speedup:.1f}×"
-
-
-def _parity_table(artifacts: Iterable[ArtifactReport]) -> Table:
+def _parity_table(parities: Iterable[tuple[str, Parity]]) -> Table:
     table = open_table(
         "Conversion: artifact against the compressed Keras model, the worst of all probes",
         ["artifact", "runtime", "output"],
         ["max abs", "allowed", "max rel", "RMSE", "SNR", "top-1", "probe"],
-        [],
     )
-    for item in artifacts:
-        parity = item.conversion.parity if item.conversion else None
-        if item.artifact is None or parity is None:
-            continue
-        for worst in _worst_by_output(parity):
-            log = worst.view == "log_probability"
-            agreement = worst.top1_agreement
+    for label, parity in parities:
+        groups: dict[tuple[str, str], list[Comparison]] = {}
+        for comparison in parity.comparisons:
+            groups.setdefault((comparison.backend, comparison.output), []).append(comparison)
+        for group in groups.values():
+            worst = max(group, key=lambda comparison: comparison.strain)
+            log = "log " if worst.view == "log_probability" else ""
+            relative = f" + {worst.tolerance.rtol:.0e}|y|" if worst.tolerance.rtol else ""
             table.add_row(
-                item.artifact.path.name,
+                label,
                 worst.backend,
-                Text(f"log {worst.output}" if log else worst.output),
+                Text(f"{log}{worst.output}"),
                 Text(f"{worst.max_abs:.1e}", "" if worst.passed else "bold red"),
-                f"{worst.tolerance.atol:.1e}"
-                + (f" + {worst.tolerance.rtol:.0e}|y|" if worst.tolerance.rtol else ""),
+                f"{worst.tolerance.atol:.1e}{relative}",
                 f"{worst.max_rel:.1e}",
                 f"{worst.rmse:.1e}",
                 f"{worst.snr_db:.0f} dB",
-                "" if agreement is None else f"{agreement:.2%}",
+                _cell(worst.top1_agreement, ".2%"),
                 worst.probe,
             )
     return table
 
 
-def _quality_table(artifacts: Iterable[ArtifactReport]) -> Table:
+def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
     table = open_table(
         "Conversion: quantized artifact against the compressed Keras model, limits in brackets",
         ["artifact", "runtime", "output"],
         ["SNR", "top-1", "loss", "samples"],
-        [],
     )
-    for item in artifacts:
-        quality = item.conversion.quality if item.conversion else None
-        if item.artifact is None or quality is None:
-            continue
+    for label, quality in qualities:
         limits = quality.limits
         for output in quality.outputs:
             agreement, drop = output.top1_agreement, output.drop
             table.add_row(
-                item.artifact.path.name,
+                label,
                 output.backend,
                 Text(output.output, "" if output.passed else "bold red"),
                 f"{output.snr_db:.1f} dB [{limits.snr_db:.0f}]",
@@ -284,16 +164,110 @@ def _quality_table(artifacts: Iterable[ArtifactReport]) -> Table:
     return table
 
 
-def _worst_by_output(parity: Parity) -> list[Comparison]:
-    groups: dict[tuple[str, str], list[Comparison]] = {}
-    for comparison in parity.comparisons:
-        groups.setdefault((comparison.backend, comparison.output), []).append(comparison)
-    return [max(group, key=lambda comparison: comparison.strain) for group in groups.values()]
+def _layer_table(layers: Iterable[LayerReport]) -> Table:
+    right = ["m × n", "rank", "params", "rel. error"]
+    table = open_table("Layers", ["layer", "kind"], right, ["why"])
+    for layer in layers:
+        plan, params = layer.plan, f"{layer.plan.params_before:,}"
+        if plan.params_after != plan.params_before:
+            params += f" -> {plan.params_after:,}"
+        table.add_row(
+            Text(plan.name),
+            plan.kind,
+            "" if plan.shape is None else f"{plan.shape[0]} × {plan.shape[1]}",
+            _cell(plan.rank, "") or "kept",
+            params,
+            _cell(layer.relative_error, ".2%"),
+            Text(plan.reason),
+        )
+    return table
+
+
+def _artifact_table(report: Report) -> Table:
+    table = open_table(
+        "Artifacts (latency: one thread, batch 1, median)",
+        ["artifact"],
+        ["bytes", "ratio", "conversion", "compression", "baseline", "compressed", "speedup"],
+    )
+    compression = _verdict(report.compression.passed)
+    for item in report.artifacts:
+        if item.artifact is None:
+            table.add_row(item.label, "", "", Text("not converted", "red"), compression)
+            continue
+        latency = []
+        if item.latency is not None:
+            medians = (item.latency.baseline.p50, item.latency.compressed.p50)
+            latency = [f"{p50 * 1e6:,.0f} µs" for p50 in medians]
+            latency.append(f"{item.latency.speedup:.1f}×")
+        table.add_row(
+            item.artifact.path.relative_to(report.output).as_posix(),
+            f"{item.artifact.size:,}",
+            "" if item.ratio is None else f"{item.ratio:.1f}×",
+            _verdict(item.conversion is not None and item.conversion.passed),
+            compression,
+            *latency,
+        )
+    return table
+
+
+def _training_lines(report: CompressionReport) -> Iterator[str]:
+    if report.finetuning is None:
+        return
+    adaptation = report.finetuning.adaptation
+    if adaptation is not None:
+        unit = "parameters" if adaptation.unit == "params" else "MACs"
+        moves = ", ".join(
+            f"{name} {rank} -> {adaptation.adapted[name] or 'whole'}"
+            for name, rank in adaptation.planned.items()
+        )
+        kept = "" if adaptation.taken else "; NOT better, the planned ranks were kept"
+        yield (
+            f"Ranks        {moves} for the same {adaptation.limit:,} {unit}, validation loss "
+            f"{adaptation.planned_loss:.4g} -> {adaptation.adapted_loss:.4g} in "
+            f"{len(adaptation.trials) + 3} trials{kept}"
+        )
+    yield from map(_phase_line, report.finetuning.phases)
+
+
+def _phase_line(history: History) -> str:
+    first, best = history.epochs[0], history.epochs[history.best]
+    done = f"{history.phase}, {len(history.epochs) - 1} epochs in {history.seconds:.0f} s"
+    parts = [done, _ENDINGS[history.ending]]
+    if first.accuracy is not None and best.accuracy is not None:
+        parts.append(f"validation accuracy {first.accuracy:.2%} -> {best.accuracy:.2%}")
+    elif first.validation_loss is not None and best.validation_loss is not None:
+        parts.append(f"validation loss {first.validation_loss:.4g} -> {best.validation_loss:.4g}")
+    return f"Fine-tuning  {', '.join(filter(None, parts))}, weights of epoch {history.best}"
+
+
+def _budget_text(budget: Budget) -> Text:
+    def quantity(value: float) -> str:
+        if budget.goal == "max_latency":
+            return f"{value * 1e6:,.1f} µs"
+        if budget.goal == "max_drop":
+            return f"{value:.2%}"
+        return f"{value:,.0f}{' bytes' if budget.goal == 'max_size' else ''}"
+
+    label = budget.goal.replace("max_", "").capitalize()
+    where = " on the validation data" if budget.goal == "max_drop" else ""
+    text = f"{label} {quantity(budget.reached)} of at most {quantity(budget.limit)}{where}: "
+    return Text(f"Budget       {text}").append_text(_verdict(budget.held))
+
+
+def _written(report: CompressionReport) -> str:
+    return f"\nWritten to {report.output} in {report.seconds:.0f} s"
+
+
+def _verdict(passed: bool) -> Text:
+    return Text("passed", "green") if passed else Text("FAILED", "bold red")
+
+
+def _cell(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)
 
 
 def _findings(report: Report) -> Iterator[str]:
-    for output in report.compression.outputs:
-        yield _compression_line(output)
+    yield from map(_compression_line, report.compression.outputs)
     for item in report.artifacts:
         name = item.label
         if item.error:
@@ -301,10 +275,21 @@ def _findings(report: Report) -> Iterator[str]:
         if item.comparison_error:
             yield f"{name}: not compared with the baseline. {item.comparison_error}"
         if item.gauge is not None:
-            yield f"Gauge        {name}: {_gauge_text(item.gauge)}"
+            layers = ", ".join(f"{layer.name} {layer.gauge}" for layer in item.gauge.layers)
+            yield (
+                f"Gauge        {name}: {layers}; SNR of the outputs in simulated integers "
+                f"{item.gauge.snr_before:.1f} -> {item.gauge.snr_after:.1f} dB"
+            )
         yield from _conversion_lines(item)
-        if item.conversion is not None and item.conversion.quality is not None:
-            yield from _stage_lines(name, item.conversion, report.compression)
+        if item.conversion is None or item.conversion.quality is None:
+            continue
+        for output in report.compression.outputs:
+            before, after = output.baseline, item.conversion.metrics.get(output.output)
+            if before is not None and output.compressed is not None and after is not None:
+                yield (
+                    f"Stages       {name}, {output.output}: {before.name} {_metric(before)} -> "
+                    f"{_metric(output.compressed)} by low rank -> {_metric(after)} by quantization"
+                )
 
 
 def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
@@ -327,38 +312,13 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
         )
 
 
-def _gauge_text(gauge: GaugeReport) -> str:
-    layers = ", ".join(f"{layer.name} {layer.gauge}" for layer in gauge.layers)
-    return (
-        f"{layers}; SNR of the outputs in simulated integers {gauge.snr_before:.1f} -> "
-        f"{gauge.snr_after:.1f} dB"
-    )
-
-
-def _stage_lines(
-    name: str, conversion: ConversionVerdict, compression: CompressionVerdict
-) -> Iterator[str]:
-    """Tells which stage cost what: low rank, and quantization."""
-    quality = conversion.quality
-    for output in compression.outputs:
-        after = conversion.metrics.get(output.output)
-        if quality is None or output.baseline is None or output.compressed is None or after is None:
-            continue
-        yield (
-            f"Stages       {name}, {output.output}: {output.baseline.name} "
-            f"{_metric(output.baseline)} -> {_metric(output.compressed)} by low rank -> "
-            f"{_metric(after)} by quantization"
-        )
-
-
 def _compression_line(output: OutputCompression) -> str:
-    parts = []
+    parts = [f"SNR {output.snr_db:.1f} dB"]
+    if output.top1_agreement is not None:
+        parts.insert(0, f"agreement with the baseline {output.top1_agreement:.2%}")
     if output.baseline is not None and output.compressed is not None:
         before, after = _metric(output.baseline), _metric(output.compressed)
-        parts.append(f"{output.baseline.name} {before} -> {after}")
-    if output.top1_agreement is not None:
-        parts.append(f"agreement with the baseline {output.top1_agreement:.2%}")
-    parts.append(f"SNR {output.snr_db:.1f} dB")
+        parts.insert(0, f"{output.baseline.name} {before} -> {after}")
     source = "test" if output.baseline is not None else "unlabelled"
     collapsed = " COLLAPSED: no better than a constant" if output.collapsed else ""
     return (
@@ -372,21 +332,19 @@ def _metric(metric: Metric) -> str:
 
 
 def _structure_text(proof: StructureProof) -> str:
-    missing = [layer.layer for layer in proof.layers if not layer.found]
-    dense = [layer.layer for layer in proof.layers if not layer.dense_gone]
+    missing = ", ".join(layer.layer for layer in proof.layers if not layer.found)
+    dense = ", ".join(layer.layer for layer in proof.layers if not layer.dense_gone)
     count = sum(len(layer.factors) for layer in proof.layers)
-    parts = []
-    if not proof.layers:
-        parts.append("no layer was factorized")
+    weights = f"weights {proof.stored_bytes:,} bytes, {proof.predicted_bytes:,} planned"
+    parts = [] if proof.layers else ["no layer was factorized"]
     if missing:
-        parts.append(f"FACTORS MISSING of {', '.join(missing)}")
+        parts.append(f"FACTORS MISSING of {missing}")
     if dense:
-        parts.append(f"DENSE MATRIX FOUND of {', '.join(dense)}")
+        parts.append(f"DENSE MATRIX FOUND of {dense}")
     if proof.layers and not missing and not dense:
         parts.append(
             f"all {count} factors found at their shapes, none of the matrices they replace"
         )
-    weights = f"weights {proof.stored_bytes:,} bytes, {proof.predicted_bytes:,} planned"
     parts.append(weights if proof.weights_as_predicted else f"NOT AS PLANNED: {weights}")
     if not proof.file_as_predicted:
         parts.append(f"FILE TOO LARGE: {proof.file_bytes:,} bytes")

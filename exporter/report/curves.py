@@ -1,19 +1,14 @@
-"""The curves of fine-tuning, as a picture."""
+"""Draws the curves of fine-tuning."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.training.loop import Epoch, History
+from exporter.training.loop import History
 
 
 def draw_curves(phases: Sequence[History], file: Path) -> None:
-    """Draws loss and accuracy over the epochs, one phase after the other.
-
-    Args:
-        phases: What was trained.
-        file: PNG to write.
-    """
+    """Draws loss and accuracy over the epochs to a PNG file, one phase after the other."""
     from matplotlib.figure import Figure
 
     classifies = any(epoch.accuracy is not None for phase in phases for epoch in phase.epochs)
@@ -21,13 +16,14 @@ def draw_curves(phases: Sequence[History], file: Path) -> None:
     panels = figure.subplots(1, 1 + classifies, squeeze=False)[0]
     start = 0
     for number, phase in enumerate(phases):
-        colours = f"C{2 * number}", f"C{2 * number + 1}"
-        named = {"label": f"{phase.phase}, training", "color": colours[0]}
-        _draw(panels[0], phase, start, "loss", **named)
-        named = {"label": f"{phase.phase}, validation", "color": colours[1]}
-        _draw(panels[0], phase, start, "validation_loss", **named)
+        training, validation = (
+            {"label": f"{phase.phase}, {part}", "color": f"C{2 * number + index}"}
+            for index, part in enumerate(("training", "validation"))
+        )
+        _draw(panels[0], phase, start, "loss", **training)
+        _draw(panels[0], phase, start, "validation_loss", **validation)
         if classifies:
-            _draw(panels[1], phase, start, "accuracy", **named)
+            _draw(panels[1], phase, start, "accuracy", **validation)
         for panel in panels:
             panel.axvline(start + phase.best, color="gray", linestyle=":", linewidth=1)
         start += len(phase.epochs) - 1
@@ -41,14 +37,8 @@ def draw_curves(phases: Sequence[History], file: Path) -> None:
 
 
 def _draw(panel: Any, phase: History, start: int, name: str, **style: str) -> None:
-    points: list[tuple[Epoch, float]] = [
-        (epoch, getattr(epoch, name)) for epoch in phase.epochs if getattr(epoch, name) is not None
-    ]
+    scale = 100 if name == "accuracy" else 1
+    values = [(epoch.number, getattr(epoch, name)) for epoch in phase.epochs]
+    points = [(start + number, scale * value) for number, value in values if value is not None]
     if points:
-        scale = 100 if name == "accuracy" else 1
-        panel.plot(
-            [start + epoch.number for epoch, _ in points],
-            [scale * value for _, value in points],
-            marker=".",
-            **style,
-        )
+        panel.plot(*zip(*points, strict=True), marker=".", **style)

@@ -1,4 +1,4 @@
-"""``manifest.json``: all that a run found, for machines. Other reports are drawn from it.
+"""Writes ``manifest.json``: all findings of a run, for machines.
 
 The file follows ``manifest_schema()``. ``SCHEMA_VERSION`` grows when a reader of the old version
 could misread the new one; version 1 had the options of the recipe without their groups. Paths are
@@ -15,24 +15,18 @@ from typing import Any
 from exporter.formats.base import measure
 from exporter.output import MANIFEST, REJECTED
 from exporter.recipe import recipe_schema
-from exporter.report.results import ArtifactReport, CompressionReport, FineTuningReport, Report
+from exporter.report.results import ArtifactReport, CompressionReport, Report
 from exporter.verification.verifier import ConversionVerdict
 
 SCHEMA_VERSION = 2
 
 
 def write_manifest(report: Report, folder: Path) -> None:
-    """Writes the manifest beside the files that it tells of.
-
-    Args:
-        report: What the run found.
-        folder: Holds what the run wrote, and nothing else.
-    """
+    """Writes the manifest into a folder that holds the files of the run and nothing else."""
     entries = sorted(path.name for path in folder.iterdir())
     written = [folder / name for name in entries if name != REJECTED]
-    rejected = sorted((folder / REJECTED).iterdir()) if REJECTED in entries else []
     files = []
-    for path in (*written, *rejected):
+    for path in (*written, *sorted((folder / REJECTED).glob("*"))):
         size, sha256 = measure(path)
         files.append({"path": path.relative_to(folder).as_posix(), "bytes": size, "sha256": sha256})
     manifest = {
@@ -62,19 +56,21 @@ def report_dict(report: Report) -> dict[str, Any]:
         "card": plain(report.card),
         "data": {"notes": list(report.data_notes), "samples": dict(report.samples)},
         **compression_dict(report),
-        "budget": report.budget and {"held": report.budget.held, **plain(report.budget)},
-        "compression": {"passed": report.compression.passed, **plain(report.compression)},
+        "budget": _judged(report.budget, "held"),
+        "compression": _judged(report.compression, "passed"),
         "artifacts": [_artifact(artifact, report.output) for artifact in report.artifacts],
         "versions": dict(report.versions),
     }
 
 
 def compression_dict(report: CompressionReport) -> dict[str, Any]:
-    """Returns what compressing a model came to, as values that JSON knows."""
+    """Returns the findings of a compression as values that JSON knows."""
+    tuning = report.finetuning
     return {
         "model_name": report.model_name,
         "training": plain(report.training),
-        "finetuning": report.finetuning and _finetuning(report.finetuning),
+        "finetuning": tuning
+        and {**plain(tuning), "adaptation": _judged(tuning.adaptation, "taken")},
         "layers": [
             {
                 **plain(layer.plan),
@@ -89,27 +85,15 @@ def compression_dict(report: CompressionReport) -> dict[str, Any]:
     }
 
 
-def _finetuning(report: FineTuningReport) -> dict[str, Any]:
-    adaptation = report.adaptation
-    return {
-        **plain(report),
-        "adaptation": adaptation and {"taken": adaptation.taken, **plain(adaptation)},
-    }
-
-
 def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
     artifact, conversion, latency = report.artifact, report.conversion, report.latency
+    path = artifact and artifact.path.relative_to(output).as_posix()
     return {
         "format": report.format,
         "variant": report.variant,
         "accepted": report.accepted,
         "error": report.error,
-        "file": None
-        if artifact is None
-        else {
-            **plain(artifact),
-            "path": artifact.path.relative_to(output).as_posix(),
-        },
+        "file": artifact and {**plain(artifact), "path": path},
         "baseline_size": report.baseline_size,
         "ratio": report.ratio,
         "latency": latency and {**plain(latency), "speedup": latency.speedup},
@@ -122,17 +106,19 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
 
 def verdict_dict(verdict: ConversionVerdict) -> dict[str, Any]:
     """Returns the verdict on an artifact as values that JSON knows."""
-    parts = {
-        "parity": verdict.parity,
-        "quality": verdict.quality,
-        "structure": verdict.structure,
-    }
     return {
         "passed": verdict.passed,
         "error": verdict.error,
         "metrics": plain(verdict.metrics),
-        **{n: part and {"passed": part.passed, **plain(part)} for n, part in parts.items()},
+        "parity": _judged(verdict.parity, "passed"),
+        "quality": _judged(verdict.quality, "passed"),
+        "structure": _judged(verdict.structure, "passed"),
     }
+
+
+def _judged(value: Any, verdict: str) -> Any:
+    """Returns a dataclass as values that JSON knows, with a property that is its verdict."""
+    return value and {verdict: getattr(value, verdict), **plain(value)}
 
 
 def plain(value: Any) -> Any:

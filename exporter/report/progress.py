@@ -9,11 +9,19 @@ from rich.text import Text
 
 
 class ConsoleProgress:
-    """Shows a bar on a terminal, and a line a stage elsewhere."""
+    """Shows a bar on a terminal; prints a line for each stage elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars: Progress | None = None
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            console=console,
+            transient=True,
+        )
 
     def note(self, text: str) -> None:
         """Prints a line."""
@@ -21,33 +29,16 @@ class ConsoleProgress:
 
     @contextmanager
     def track(self, label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Opens a bar, below those that are open; see the protocol."""
+        """Opens a bar below those that are open; see ``exporter.progress.Progress``."""
         if not self._console.is_terminal:
             self._console.print(Text(f"{label} ..."))
             yield lambda done, status: None
             return
-        with self._live() as bars:
-            task = bars.add_task(label, total=total, status="")
-            try:
-                yield lambda done, status: bars.update(task, completed=done, status=status)
-            finally:
-                bars.remove_task(task)
-
-    @contextmanager
-    def _live(self) -> Iterator[Progress]:
-        if self._bars is not None:
-            yield self._bars
-            return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-        )
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            self._bars = bars
-            try:
-                yield bars
-            finally:
-                self._bars = None
+        self._bars.start()
+        task = self._bars.add_task(label, total=total, status="")
+        try:
+            yield lambda done, status: self._bars.update(task, completed=done, status=status)
+        finally:
+            self._bars.remove_task(task)
+            if not self._bars.tasks:
+                self._bars.stop()

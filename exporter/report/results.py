@@ -1,4 +1,4 @@
-"""What a run found, as frozen dataclasses of numbers."""
+"""The findings of a run, as frozen dataclasses of numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +18,6 @@ from exporter.training.reference import Training
 from exporter.verification.compression import CompressionVerdict
 from exporter.verification.verifier import ConversionVerdict
 
-EXIT_PASSED = 0
-EXIT_REJECTED = 1
-EXIT_NOT_CONVERTED = 3
-
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
 """Parts of the energy whose ranks are shown."""
 
@@ -30,15 +26,15 @@ SPECTRUM_POINTS = 16
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of the plan and, if it was factorized, what that discarded.
+    """One layer of the plan, and the error of its truncation.
 
     Attributes:
-        plan: What became of the layer.
-        discarded_energy: Part of the squared error norm that is left out: of the outputs, weighted
-            by the loss gradient if it was gathered, where calibration data cut the kernel, and of
-            the kernel's elements otherwise; None if dense.
+        plan: The decision about the layer.
+        discarded_energy: Relative squared error of the truncation; None if dense. It is that of
+            the kernel; with calibration data that of the outputs, weighted by the loss gradient if
+            it was gathered.
         relative_error: Its square root; None if dense.
-        data_aware: Whether calibration data cut the kernel; None if dense.
+        data_aware: Whether calibration data were used for the truncation; None if dense.
     """
 
     plan: LayerPlan
@@ -52,18 +48,13 @@ class ArtifactReport:
     """One artifact.
 
     Attributes:
-        format: Its format.
-        variant: Its numeric variant.
-        artifact: What was written; None if the converter failed.
-        conversion: The verdict; None if the converter failed.
+        artifact: The file; None, as the conversion is, if the converter failed.
         accepted: Whether it and the compression passed; otherwise it is in ``rejected/``.
-        error: What the converter said.
-        baseline_size: Bytes of the baseline in the same format, in float32.
+        baseline_size: Size of the baseline in the same format, in float32, in bytes.
         latency: Baseline, in float32, and compressed model in the same runtime.
-        trials: How its weights might have been quantized, the way that was chosen first; empty if
-            they were not.
-        gauge: Which of the factors of the same products it was made of; None where they are those
-            that were cut.
+        trials: The granularities of the weights that were compared, the chosen one first; empty if
+            there was no choice.
+        gauge: The factor pairs that were chosen for quantization; None if they were not changed.
         comparison_error: Why baseline size or latency are None: the baseline did not convert, or a
             runtime could not run it.
     """
@@ -82,7 +73,7 @@ class ArtifactReport:
 
     @property
     def label(self) -> str:
-        """Name of the file, or of what was not converted."""
+        """Name of the file, or format and variant if there is none."""
         if self.artifact is not None:
             return self.artifact.path.name
         return self.format if self.variant == FLOAT32 else f"{self.format} {self.variant}"
@@ -101,8 +92,8 @@ class FineTuningReport:
 
     Attributes:
         phases: In order.
-        at_full_rank: Kernels that the projected training did not truncate, but were cut afterwards.
-        adaptation: How ranks were chosen anew by trials; None if they were not.
+        at_full_rank: Kernels that the projected training left at full rank, cut afterwards.
+        adaptation: The choice of new ranks by trials; None if the ranks were kept.
     """
 
     phases: tuple[History, ...]
@@ -112,12 +103,7 @@ class FineTuningReport:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a model.
-
-    Attributes:
-        params: Parameters, biases included.
-        macs: Multiply-accumulates for one sample.
-    """
+    """Parameters of a model, biases included, and multiply-accumulates for one sample."""
 
     params: int
     macs: int
@@ -125,13 +111,12 @@ class Totals:
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit, and what came of it.
+    """A limit, and the figure that was reached.
 
     Attributes:
         goal: The field of the recipe: ``max_params``, ``max_macs``, ``max_size`` (bytes),
             ``max_latency`` (seconds) or ``max_drop`` (accuracy, 0 to 1).
-        limit: What was asked for.
-        reached: What the compressed model, or the worst of the artifacts, takes.
+        reached: The figure of the compressed model, or of the worst artifact.
     """
 
     goal: str
@@ -146,19 +131,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class KernelInspection:
-    """One kernel, or a layer that has none to factorize.
+    """One kernel, or a layer without a kernel to factorize, whose optional fields are None.
 
     Attributes:
-        name: As in a rank plan.
         kind: The layer's Keras class name.
-        shape: (m, n) of the matrix; None if the layer cannot be factorized.
-        params: Parameters, biases included.
-        macs: Multiply-accumulates of one call on one sample; None if the layer cannot be
-            factorized.
-        break_even_rank: From which on factors are no smaller; None likewise.
-        effective_ranks: The rank that keeps each of ``ENERGIES``; None likewise.
+        shape: (m, n) of the matrix.
+        macs: Multiply-accumulates of one call on one sample.
+        break_even_rank: The rank from which on factors are no smaller.
+        effective_ranks: The rank that keeps each of ``ENERGIES``.
         spectrum: Singular values over the largest one, at ``SPECTRUM_POINTS`` evenly spaced ranks;
-            of the outputs where calibration data were given. None likewise.
+            those of the outputs if there are calibration data.
         reason: Why it cannot be factorized; empty if it can.
     """
 
@@ -175,13 +157,12 @@ class KernelInspection:
 
 @dataclass(frozen=True)
 class PolicyPreview:
-    """What one way of choosing ranks would do.
+    """The effect of one rank policy, or the error that keeps it from being applied.
 
     Attributes:
         option: As on the command line.
-        params: Parameters of the model.
+        params: Parameters of the whole model.
         ranks: The rank of each kernel that would be factorized, by name.
-        error: Why it cannot be done; None if it can.
     """
 
     option: str
@@ -192,16 +173,7 @@ class PolicyPreview:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that was found.
-
-    Attributes:
-        model_name: Name of the Keras model.
-        data_aware: Whether spectra are those of outputs on calibration data, or of weights.
-        params: Parameters of the model.
-        macs: Its multiply-accumulates for one sample.
-        kernels: In the order of the model.
-        policies: Ways of choosing ranks.
-    """
+    """The findings of an inspection; spectra are of outputs if ``data_aware``, else of weights."""
 
     model_name: str
     data_aware: bool
@@ -213,17 +185,13 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
-    """What compressing a model came to.
+    """The findings of a compression.
 
     Attributes:
-        model_name: Name of the Keras model.
         output: Folder that was written.
         training: How the reference MLP was trained; None if a model was given.
         finetuning: How the compressed model was fine-tuned; None if it was not.
-        layers: The layers with weights; their errors are those of the cut, before fine-tuning.
-        before: The baseline.
-        after: The compressed model.
-        seconds: What it took.
+        layers: The layers with weights; their errors are those before fine-tuning.
     """
 
     model_name: str
@@ -238,16 +206,13 @@ class CompressionReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report(CompressionReport):
-    """All that a run found.
+    """The findings of a run.
 
     Attributes:
-        recipe: What was asked for.
-        card: What artifacts tell of the model.
         data_notes: Choices made in reading the data.
-        samples: How many samples each part of the data has.
-        budget: What was to be held, and what came of it; None if the ranks were given.
-        compression: Compressed model against baseline.
-        artifacts: One entry a format and variant asked for.
+        samples: Number of samples in each part of the data.
+        budget: The limit of the recipe; None if the ranks were given.
+        artifacts: One entry for each format and variant.
         versions: Of Python and the libraries.
     """
 
@@ -263,14 +228,13 @@ class Report(CompressionReport):
     @property
     def passed(self) -> bool:
         """Whether every artifact was written and passed."""
-        return self.exit_code == EXIT_PASSED
+        return self.exit_code == 0
 
     @property
     def exit_code(self) -> int:
         """0: all passed; 1: a verdict failed; 3: a conversion failed."""
         if any(artifact.error is not None for artifact in self.artifacts):
-            return EXIT_NOT_CONVERTED
+            return 3
         held = self.budget is None or self.budget.held
         accepted = all(artifact.accepted for artifact in self.artifacts)
-        passed = held and self.compression.passed and accepted
-        return EXIT_PASSED if passed else EXIT_REJECTED
+        return 0 if held and self.compression.passed and accepted else 1
