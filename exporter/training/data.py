@@ -1,8 +1,8 @@
-"""What is learned from: batches with the baseline's outputs, and validation."""
+"""Prepares training batches with the baseline's outputs, and evaluates on validation data."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,34 +21,34 @@ MAX_KEPT_BYTES = 2**30
 
 _TEACHER = "teacher/"
 
-Arrays = Mapping[str, NDArray[Any]]
 
-
-@dataclass(frozen=True)
-class Lesson:
-    """A batch.
+class Batch(NamedTuple):
+    """Arrays or tensors of some samples, by input or output name, samples along the first axis.
 
     Attributes:
-        inputs: By input name.
-        labels: By output name; empty if there are none.
-        teacher: The baseline's outputs by name; empty if they are not needed.
-        samples: How many there are.
+        inputs: Of the model.
+        labels: Empty if there are none.
+        teacher: The baseline's outputs; empty if they are not needed.
     """
 
-    inputs: Arrays
-    labels: Arrays
-    teacher: Arrays
-    samples: int
+    inputs: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.inputs.values())))
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a model is on the validation data.
+    """The quality of a model on the validation data.
 
     Attributes:
         loss: Mean over the samples; None without validation data.
         accuracy: Mean over the outputs that classify, 0 to 1; None where none does.
-        samples: How many there are.
+        samples: Number of samples.
     """
 
     loss: float | None
@@ -57,10 +57,10 @@ class Score:
 
 
 def training_part(dataset: Dataset) -> tuple[BatchSource, Split]:
-    """Returns what there is to train on, as batches and as samples.
+    """Returns the training part of a data set, as batches and as samples.
 
     Raises:
-        DataError: If there is nothing.
+        DataError: If there is none.
     """
     if dataset.source is None or dataset.train is None:
         raise DataError(
@@ -70,125 +70,113 @@ def training_part(dataset: Dataset) -> tuple[BatchSource, Split]:
     return dataset.source, dataset.train
 
 
-class Course:
-    """The training batches of one data set, and its validation.
+class TrainingData:
+    """The training batches and the validation part of one data set.
 
     Attributes:
-        fixed_batch: The batch size that the model asks for; None if it takes any.
+        objective: The loss that is minimized.
+        fixed_batch: The batch size that the model demands; None if it takes any.
+        batch_size: Samples in each training batch.
         steps_per_epoch: None where a pipeline does not know its length.
     """
 
     def __init__(
         self, dataset: Dataset, baseline: Network, objective: Objective, batch_size: int
     ) -> None:
-        """Has the baseline predict once what it will be asked for many times.
+        """Computes the baseline's outputs once, where they are needed and fit into memory.
 
         Args:
             dataset: Fitted to the model.
             baseline: The teacher.
-            objective: Says whether a teacher is needed.
-            batch_size: Of training.
+            objective: The loss to minimize.
+            batch_size: Samples in each training batch, if the model takes any number.
 
         Raises:
             DataError: If there is nothing to train on.
         """
         source, train = training_part(dataset)
-        self.fixed_batch = baseline.fixed_batch
+        self.objective, self.fixed_batch = objective, baseline.fixed_batch
+        self.batch_size = self.fixed_batch or batch_size
         self._dtypes = {info.name: info.dtype for info in baseline.inputs}
-        self._batch_size = self.fixed_batch or batch_size
-        labelled = frozenset(train.labels)
-        self._teacher = baseline.runner() if objective.needs_teacher(labelled) else None
-        self._source = self._taught(source)
-        samples = source.samples
+        needed = objective.needs_teacher(frozenset(train.labels))
+        self._teacher = baseline.runner() if needed else None
+        self._source = self._with_teacher(source)
         self.steps_per_epoch: int | None = None
-        if samples is not None:
-            whole, rest = divmod(samples, self._batch_size)
+        if source.samples is not None:
+            whole, rest = divmod(source.samples, self.batch_size)
             self.steps_per_epoch = whole + bool(rest and not self.fixed_batch)
             if not self.steps_per_epoch:
                 raise DataError(
                     f"The model takes batches of {self.fixed_batch} samples. Received: "
-                    f"{samples} training samples."
+                    f"{source.samples} training samples."
                 )
-        validation = dataset.validation
-        if validation is not None and len(validation) < (self.fixed_batch or 1):
-            validation = None
-        self._validation = None if validation is None else self._lesson(validation)
+        part = dataset.validation
+        enough = part is not None and len(part) >= (self.fixed_batch or 1)
+        self._validation = self._batch(part) if part is not None and enough else None
 
-    def batches(self, *, seed: int, epoch: int, start: int) -> Iterator[Lesson]:
-        """Yields an epoch's batches, from number ``start`` on.
+    def batches(self, *, seed: int, epoch: int, start: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number ``start`` on.
 
         Args:
-            seed: With the epoch, decides the order.
+            seed: Decides the order, together with the epoch.
             epoch: Counted from 1.
-            start: How many were seen already.
+            start: Number of batches to skip.
         """
-        for batch in self._source.batches(self._batch_size, seed=seed, epoch=epoch, start=start):
+        for batch in self._source.batches(self.batch_size, seed=seed, epoch=epoch, start=start):
             if not self.fixed_batch or len(batch) == self.fixed_batch:
-                yield self._lesson(batch)
+                yield self._batch(batch)
 
-    def evaluate(self, runner: KerasRunner, objective: Objective) -> Score:
-        """Measures a model on the validation data.
+    def evaluate(self, runner: KerasRunner) -> Score:
+        """Measures a model on the validation data."""
+        import tensorflow as tf
 
-        Args:
-            runner: Of the model.
-            objective: What was minimized.
-        """
-        lesson = self._validation
-        if lesson is None:
+        if self._validation is None:
             return Score(None, None, 0)
-        outputs = self._predict(runner, lesson.inputs)
+        inputs, labels, teacher = self._validation
+        outputs = self._predict(runner, inputs)
         count = len(next(iter(outputs.values())))
-
-        def kept(arrays: Arrays) -> dict[str, Any]:
-            import tensorflow as tf
-
-            return {name: tf.convert_to_tensor(array[:count]) for name, array in arrays.items()}
-
-        losses = objective(kept(outputs), kept(lesson.labels), kept(lesson.teacher))
+        tensors = (
+            {name: tf.convert_to_tensor(array[:count]) for name, array in arrays.items()}
+            for arrays in (outputs, labels, teacher)
+        )
+        losses = self.objective(*tensors)
         hits = [
-            task_metric(outputs[name], labels[:count]).value
-            for name, labels in lesson.labels.items()
-            if is_classes(labels) or is_one_hot(labels)
+            task_metric(outputs[name], array[:count]).value
+            for name, array in labels.items()
+            if is_classes(array) or is_one_hot(array)
         ]
         return Score(float(np.mean(losses)), float(np.mean(hits)) if hits else None, count)
 
-    def _taught(self, source: BatchSource) -> BatchSource:
-        """Adds the baseline's outputs to arrays, if they are not too many."""
+    def _with_teacher(self, source: BatchSource) -> BatchSource:
+        """Adds the baseline's outputs to arrays, if they take at most ``MAX_KEPT_BYTES``."""
         if self._teacher is None or self.fixed_batch or not isinstance(source, ArraySource):
             return source
         split = source.split
-        size = sum(array.nbytes for array in self._predicted(split.take(slice(1)).inputs).values())
-        if size * len(split) > MAX_KEPT_BYTES:
+        sample = self._predict(self._teacher, split.take(slice(1)).inputs)
+        if sum(array.nbytes for array in sample.values()) * len(split) > MAX_KEPT_BYTES:
             return source
-        outputs = self._predicted(split.inputs)
-        taught = {f"{_TEACHER}{name}": array for name, array in outputs.items()}
-        return ArraySource(Split(split.inputs, {**split.labels, **taught}))
+        outputs = self._predict(self._teacher, split.inputs)
+        kept = {f"{_TEACHER}{name}": array for name, array in outputs.items()}
+        return ArraySource(Split(split.inputs, {**split.labels, **kept}))
 
-    def _lesson(self, split: Split) -> Lesson:
+    def _batch(self, split: Split) -> Batch:
         inputs = {
             name: array.astype(self._dtypes[name], copy=False)
             for name, array in in_memory(split.inputs).items()
         }
         labels = in_memory(split.labels)
-        teacher = {
-            name.removeprefix(_TEACHER): labels.pop(name)
-            for name in list(labels)
-            if name.startswith(_TEACHER)
-        }
+        kept = [name for name in labels if name.startswith(_TEACHER)]
+        teacher = {name.removeprefix(_TEACHER): labels.pop(name) for name in kept}
         if self._teacher is not None and not teacher:
-            teacher = self._predicted(inputs)
-        return Lesson(inputs, labels, teacher, len(split))
-
-    def _predicted(self, inputs: Mapping[str, Samples]) -> dict[str, NDArray[Any]]:
-        if self._teacher is None:
-            return {}
-        return self._predict(self._teacher, inputs)
+            teacher = self._predict(self._teacher, inputs)
+        return Batch(inputs, labels, teacher)
 
     def _predict(
         self, runner: KerasRunner, inputs: Mapping[str, Samples]
     ) -> dict[str, NDArray[Any]]:
-        """Predicts all samples; of a model of a fixed batch size, those that fill whole batches."""
+        """Predicts all samples; of a fixed batch size, the samples that fill whole batches."""
         count = len(next(iter(inputs.values())))
-        if self.fixed_batch:
-            count = count // self.fixed_batch * self.fixed_batch
-        return predict_in_batches(runner, inputs, self.fixed_batch or PREDICTION_BATCH, count)
+        size = self.fixed_batch or PREDICTION_BATCH
+        return predict_in_batches(
+            runner, inputs, size, count // size * size if self.fixed_batch else count
+        )
