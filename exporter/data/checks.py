@@ -24,10 +24,6 @@ def check_values(where: str, array: Samples) -> None:
 def checked_digest(source: str, arrays: Mapping[str, Samples]) -> str:
     """Hashes arrays with their names, types and shapes, in chunks, and checks their values.
 
-    Args:
-        source: Name of the data in messages.
-        arrays: Arrays by name.
-
     Raises:
         DataError: If there is a NaN or infinity.
     """

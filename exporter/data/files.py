@@ -26,15 +26,7 @@ _LOCAL_HEADER = 30
 
 @dataclass(frozen=True)
 class FileRows:
-    """An array at some place of a file.
-
-    Attributes:
-        path: The file.
-        dtype: Type of the array.
-        shape: Shape of the array.
-        offset: Position of the first value in bytes.
-        fortran: Whether the array is in Fortran order; ``read`` needs C order.
-    """
+    """An array in a file, from byte ``offset`` on; ``read`` needs C order."""
 
     path: Path
     dtype: np.dtype[Any]
@@ -134,13 +126,7 @@ def _arrays(path: Path, file: IO[bytes]) -> dict[str, Samples]:
 
 
 def _header(path: Path, file: IO[bytes], start: int = 0) -> FileRows | None:
-    """Reads the header of an array; returns None if the array does not hold numbers.
-
-    Args:
-        path: The file.
-        file: Stream at the header.
-        start: Position of the header in the file at ``path``.
-    """
+    """Reads the header of an array at byte ``start``; returns None if it does not hold numbers."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)

@@ -26,12 +26,7 @@ SHOWN_CLASSES = 10
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images in files.
-
-    Attributes:
-        files: One file a sample.
-        size: Height, width and channels; None until the images are fitted to a model.
-    """
+    """Images in files; height, width and channels are None until they are fitted to a model."""
 
     files: Sequence[str]
     size: tuple[int, int, int] | None = None
@@ -73,13 +68,7 @@ class ImageRows:
 
 
 def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> LazyArray:
-    """Sets the size of images to that of a model's input.
-
-    Args:
-        source: The folder.
-        array: Images without a size.
-        rows: The source of ``array``.
-        spec: The input, with ``name`` and ``shape``, batch first.
+    """Sets the size of images, an array over ``rows``, to that of a model's input.
 
     Raises:
         DataError: If the input has no fixed size, or not the shape of an image.
@@ -99,9 +88,8 @@ def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> Laz
 def read_folder(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
     """Lists and hashes the images of a folder, without decoding them.
 
-    Args:
-        root: Holds a folder of images for each class, or ``train``, ``validation`` (or ``val``) and
-            ``test`` that do.
+    It holds a folder of images for each class, or folders ``train``, ``validation`` (or ``val``)
+    and ``test`` with such folders.
 
     Returns:
         The parts by name, with an empty name where the folder is not divided; a digest; notes.

@@ -36,23 +36,13 @@ class Rows(Protocol):
 class LazyArray:
     """Samples that are read when they are asked for: ``array[:256]`` is a NumPy array.
 
-    Attributes:
-        source: Rows to read from.
-        shape: As of a NumPy array.
-        dtype: As of a NumPy array.
-        ndim: As of a NumPy array.
+    ``shape``, ``dtype``, ``ndim``, ``size`` and ``nbytes`` are those of a NumPy array.
     """
 
     def __init__(
         self, source: Rows, rows: range | Index | None = None, steps: tuple[Step, ...] = ()
     ) -> None:
-        """Stores the arguments, without reading.
-
-        Args:
-            source: Rows to read from.
-            rows: Numbers of the samples in the source; None for all of them.
-            steps: Functions that are applied in order to the samples that are read.
-        """
+        """Takes the samples with the numbers ``rows``, or all, and applies ``steps`` when read."""
         self.source = source
         self._rows = range(source.shape[0]) if rows is None else rows
         self._steps = steps
@@ -70,7 +60,7 @@ class LazyArray:
 
     @property
     def nbytes(self) -> int:
-        """Size of all samples in memory."""
+        """Bytes of all samples in memory."""
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:

@@ -19,8 +19,6 @@ class Metric:
 
     Attributes:
         name: ``accuracy`` (0 to 1, more is better) or ``mse`` (mean squared error, less is better).
-        value: Value of the metric.
-        samples: Number of samples.
     """
 
     name: MetricName

@@ -34,10 +34,9 @@ class PipelineSource:
 
     Attributes:
         part: Name in messages.
-        pipeline: A ``tf.data.Dataset`` of single samples.
         skipped: Number of first samples that are held out for validation and test.
         samples: Samples in an epoch; None where the pipeline does not know.
-        step: Function that is applied to every batch.
+        step: Function of every batch.
     """
 
     part: str
@@ -61,24 +60,14 @@ class PipelineSource:
 
 
 class Head(NamedTuple):
-    """The first samples of a pipeline, in memory.
-
-    Attributes:
-        split: The samples.
-        ended: Whether the pipeline has no others.
-    """
+    """The first samples of a pipeline, in memory, and whether it ended with them."""
 
     split: Split
     ended: bool
 
 
 def read_head(part: str, pipeline: Any, samples: int) -> Head:
-    """Reads the first samples of a pipeline.
-
-    Args:
-        part: Name in messages.
-        pipeline: A ``tf.data.Dataset`` of single samples.
-        samples: Most samples; fewer are read if they take more than ``HELD_BYTES``.
+    """Reads at most the first ``samples``, fewer if they take more than ``HELD_BYTES``.
 
     Raises:
         DataError: If it yields something else, repeats for ever, fails, or holds nothing.

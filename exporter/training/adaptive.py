@@ -44,13 +44,7 @@ DIVERGED = 1e30
 
 @dataclass(frozen=True)
 class RankTrial:
-    """A short training with one kernel at a lower rank than all others.
-
-    Attributes:
-        kernel: Name of that kernel.
-        rank: Its rank.
-        loss: Validation loss at the end.
-    """
+    """The validation loss of a short training with one kernel at a lower rank than all others."""
 
     kernel: str
     rank: int
@@ -66,10 +60,8 @@ class Adaptation:
         limit: The budget: the cost of the factors in the original plan.
         planned: Rank of each kernel in that plan.
         adapted: Rank after the trials; None leaves the kernel whole.
-        trials: Trials of single kernels.
         wider_loss: Loss with all kernels wider than planned.
-        planned_loss: Loss at the planned ranks.
-        adapted_loss: Loss at the new ranks, which are taken only if it is less.
+        adapted_loss: Loss at the new ranks, which are taken if it is less than ``planned_loss``.
     """
 
     unit: CostKind
@@ -93,14 +85,7 @@ class AdaptivePolicy(RankPolicy):
     def __init__(
         self, plan: RankPlan, unit: CostKind, reference: float, trials: Sequence[RankTrial]
     ) -> None:
-        """Sorts the trials by kernel.
-
-        Args:
-            plan: Sets the budget; only the kernels that it cuts may change.
-            unit: Unit of the budget.
-            reference: Loss with all kernels wider than planned.
-            trials: Trials of the kernels.
-        """
+        """Sorts the trials by kernel; ``reference`` is the loss with all ranks wider."""
         self._plan, self._unit, self._reference = plan, unit, reference
         self._tried = {name: [t for t in trials if t.kernel == name] for name in plan.ranks}
 
@@ -147,14 +132,8 @@ class Trials:
     ) -> None:
         """Stores the arguments, without a trial.
 
-        Args:
-            engine: Engine of the baseline.
-            plan: Sets the budget.
-            unit: Unit of the budget.
-            train: Trains a model for a short time, and returns its validation loss.
-            strategy: A ``tf.distribute`` strategy.
-            progress: Is told of each trial.
-            file: Keeps the losses of all trials, to go on from; None keeps nothing.
+        ``train`` trains a model for a short time and returns its validation loss. ``file`` keeps
+        the losses of all trials, to go on from; None keeps nothing.
         """
         self._engine, self._plan, self._unit, self._train = engine, plan, unit, train
         self._strategy, self._progress, self._file = strategy, progress, file

@@ -22,11 +22,8 @@ _PARTS = ("state", "optimizer", "best")
 class Checkpoint:
     """State from which a training goes on as if it had never stopped.
 
-    Attributes:
-        state: Values of the phase's variables.
-        optimizer: Values of the optimizer's variables.
-        best: Values of the phase's variables in the best epoch so far.
-        progress: Position in the training, as JSON values.
+    ``state`` and ``best`` are values of the phase's variables, now and in the best epoch so far;
+    ``progress`` is the position in the training as JSON values.
     """
 
     state: Arrays

@@ -43,12 +43,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """The quality of a model on the validation data.
+    """The mean loss of the validation samples, and the mean accuracy, 0 to 1, of the classifiers.
 
-    Attributes:
-        loss: Mean over the samples; None without validation data.
-        accuracy: Mean over the outputs that classify, 0 to 1; None where none does.
-        samples: Number of samples.
+    The loss is None without validation data, the accuracy where no output classifies.
     """
 
     loss: float | None
@@ -74,28 +71,20 @@ class TrainingData:
     """The training batches and the validation part of one data set.
 
     Attributes:
-        objective: The loss that is minimized.
         fixed_batch: The batch size that the model demands; None if it takes any.
-        batch_size: Samples in each training batch.
         steps_per_epoch: None where a pipeline does not know its length.
     """
 
     def __init__(
-        self, dataset: Dataset, baseline: Network, objective: Objective, batch_size: int
+        self, dataset: Dataset, baseline: Network, objective: Objective, batch_size: int, seed: int
     ) -> None:
         """Computes the baseline's outputs once, where they are needed and fit into memory.
-
-        Args:
-            dataset: Fitted to the model.
-            baseline: The teacher.
-            objective: The loss to minimize.
-            batch_size: Samples in each training batch, if the model takes any number.
 
         Raises:
             DataError: If there is nothing to train on.
         """
         source, train = training_part(dataset)
-        self.objective, self.fixed_batch = objective, baseline.fixed_batch
+        self.objective, self.fixed_batch, self._seed = objective, baseline.fixed_batch, seed
         self.batch_size = self.fixed_batch or batch_size
         self._dtypes = {info.name: info.dtype for info in baseline.inputs}
         needed = objective.needs_teacher(frozenset(train.labels))
@@ -114,15 +103,10 @@ class TrainingData:
         enough = part is not None and len(part) >= (self.fixed_batch or 1)
         self._validation = self._batch(part) if part is not None and enough else None
 
-    def batches(self, *, seed: int, epoch: int, start: int) -> Iterator[Batch]:
-        """Yields the batches of an epoch, from number ``start`` on.
-
-        Args:
-            seed: Decides the order, together with the epoch.
-            epoch: Counted from 1.
-            start: Number of batches to skip.
-        """
-        for batch in self._source.batches(self.batch_size, seed=seed, epoch=epoch, start=start):
+    def batches(self, *, epoch: int, start: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number ``start`` on."""
+        size, seed = self.batch_size, self._seed
+        for batch in self._source.batches(size, seed=seed, epoch=epoch, start=start):
             if not self.fixed_batch or len(batch) == self.fixed_batch:
                 yield self._batch(batch)
 

@@ -17,13 +17,10 @@ _EXAMPLE = (
 
 
 def strategy_for(distribution: str) -> Any:
-    """Builds a strategy; for several workers, waits for all of them.
+    """Builds the strategy ``mirrored`` or ``multiworker``; for ``none``, returns the current one.
 
-    TensorFlow demands that the strategy of several workers is built before any computation.
-
-    Args:
-        distribution: ``mirrored``, ``multiworker``, or ``none`` for the current strategy: one
-            device, unless the caller has entered the scope of another strategy.
+    TensorFlow demands that the strategy of several workers is built before any computation. It
+    waits for all workers.
 
     Raises:
         RecipeError: If the environment does not describe a cluster, or it cannot be joined.
@@ -101,13 +98,7 @@ def _cluster_of(strategy: Any) -> Any:
 
 
 def shared_out(strategy: Any, batch: Any, samples: int) -> Any:
-    """Divides a batch among the replicas.
-
-    Args:
-        strategy: The strategy.
-        batch: A structure of arrays, samples along the first axis.
-        samples: Number of samples.
-    """
+    """Divides a batch, a structure of arrays with samples along the first axis, among replicas."""
     import tensorflow as tf
 
     count = strategy.num_replicas_in_sync
@@ -125,14 +116,8 @@ def shared_out(strategy: Any, batch: Any, samples: int) -> Any:
 def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
     """Scales one replica's gradients so that their sum over all replicas has at most a norm.
 
-    Keras optimizers clip the gradients of each replica instead, before the sum.
-
-    Args:
-        gradients: Gradients of this replica; None where there is none.
-        norm: Most norm of all gradients together.
-
-    Returns:
-        The gradients times one number, which is the same in all replicas.
+    All replicas scale by the same number. Keras optimizers clip the gradients of each replica
+    instead, before the sum.
     """
     import tensorflow as tf
 
@@ -145,12 +130,7 @@ def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
 
 
 def from_first(strategy: Any, values: Sequence[Any]) -> list[NDArray[Any]]:
-    """Returns the values of the first replica, in every process.
-
-    Args:
-        strategy: The strategy.
-        values: Numbers or arrays, of the same shapes in all processes.
-    """
+    """Returns the first replica's numbers or arrays in every process; all have the same shapes."""
     import tensorflow as tf
 
     own = [np.asarray(value) for value in values]

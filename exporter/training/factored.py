@@ -24,12 +24,9 @@ class Factored(Phase):
     def __init__(
         self, network: Network, factors: Mapping[str, Factors], decay: float = 0.0
     ) -> None:
-        """Prepares a network that was built under the current strategy.
+        """Prepares a network that was built under the current strategy, to train it in place.
 
-        Args:
-            network: The compressed model; it is trained in place.
-            factors: Its factors by kernel.
-            decay: Weight of half the squared Frobenius norm of each product.
+        ``decay`` is the weight of half the squared Frobenius norm of each product of factors.
         """
         self.student = network
         self.trained = network.model.trainable_variables

@@ -20,7 +20,7 @@ from exporter.training.adaptive import Adaptation, Trials, tried_out
 from exporter.training.data import TrainingData, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
-from exporter.training.loop import History, Loop, Settings
+from exporter.training.loop import History, Loop
 from exporter.training.objective import Objective, known_losses
 from exporter.training.phase import Phase
 from exporter.training.projected import Projected
@@ -68,19 +68,11 @@ class FineTuner:
         checkpoints: Path | None = None,
         on_step: Callable[[Phase, int], None] | None = None,
     ) -> None:
-        """Prepares the data and the objective, which all phases share.
+        """Prepares the data, fitted to the model, and the objective, which all phases share.
 
-        Args:
-            engine: Engine of the baseline.
-            dataset: Data fitted to the model.
-            tuning: Options of fine-tuning.
-            unit: Unit of the budget that adaptive training keeps.
-            strategy: A ``tf.distribute`` strategy.
-            progress: Is told of steps and epochs.
-            loss: As for ``keras.Model.compile``; None is the cross-entropy of distributions and the
-                squared error of values.
-            checkpoints: Folder of checkpoints, from which training goes on; None writes none.
-            on_step: Is called after every step with the phase and the number of steps so far.
+        ``loss`` is as for ``keras.Model.compile``; None is the cross-entropy of distributions and
+        the squared error of values. Training goes on from files in the folder ``checkpoints``; None
+        writes none. ``on_step`` is called after every step with the phase and the number of steps.
 
         Raises:
             DataError: If there are no training data, or no validation data to compare ranks by.
@@ -90,13 +82,10 @@ class FineTuner:
         self._engine, self._dataset, self._tuning, self._unit = engine, dataset, tuning, unit
         self._strategy, self._progress = strategy, progress
         self._checkpoints, self._on_step = checkpoints, on_step
-        self._settings = Settings(
-            tuning.finetune, tuning.learning_rate, tuning.patience, engine.seed
-        )
         families = network.families({n for n, array in train.labels.items() if is_classes(array)})
         losses = known_losses(loss, network)
         objective = Objective(families, losses, tuning.distill, tuning.temperature)
-        self._data = TrainingData(dataset, network, objective, tuning.batch_size)
+        self._data = TrainingData(dataset, network, objective, tuning.batch_size, engine.seed)
         if dataset.validation is None:
             progress.note("No validation data: the weights of the last epoch are kept")
 
@@ -106,25 +95,22 @@ class FineTuner:
         Raises:
             ClusterError: If a worker was lost.
         """
-        with losses_explained(self._strategy):
-            return self._run(compressed)
-
-    def _run(self, compressed: Compressed) -> FineTuned:
         train = self._tuning.train
-        if train == "adaptive" and compressed.factors:
-            return self._adaptive(compressed)
-        if not train.startswith("projected"):
-            return FineTuned(compressed, (self._factored(compressed),))
-        projected = self._projected(compressed.plan)
-        if train == "projected":
-            return projected
-        history = self._factored(projected.compressed)
-        return replace(projected, histories=(*projected.histories, history))
+        with losses_explained(self._strategy):
+            if train == "adaptive" and compressed.factors:
+                return self._adaptive(compressed)
+            if not train.startswith("projected"):
+                return FineTuned(compressed, (self._factored(compressed),))
+            projected = self._projected(compressed.plan)
+            if train == "projected":
+                return projected
+            history = self._factored(projected.compressed)
+            return replace(projected, histories=(*projected.histories, history))
 
-    def _factored(self, compressed: Compressed, settings: Settings | None = None) -> History:
+    def _factored(self, compressed: Compressed, tuning: Tuning | None = None) -> History:
         """Trains the weights of a compressed model in place."""
         phase = self._phase_of(compressed)
-        history = self._train(phase, compressed.plan, settings or self._settings)
+        history = self._train(phase, compressed.plan, tuning or self._tuning)
         # Variables of a strategy are bound to its devices; those of the model are not.
         _copy_weights(phase.student, compressed.network)
         return history
@@ -156,7 +142,7 @@ class FineTuner:
                 "Interrupted while ranks were tried out: goes on with those of the cut, without "
                 "training; Ctrl-C once more stops all"
             )
-            history = self._factored(compressed, replace(self._settings, epochs=0))
+            history = self._factored(compressed, replace(self._tuning, finetune=0))
             history = replace(history, ending="interrupted")
             return FineTuned(compressed, (history,))
         if adaptation.taken:
@@ -172,12 +158,13 @@ class FineTuner:
             batch = data.batch_size
             samples = max(batch, len(whole) * rest // trials // batch * batch)
             thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
-            data = TrainingData(thinned, self._engine.network, data.objective, batch)
-        settings = replace(self._settings, epochs=max(1, epochs), patience=0)
+            engine = self._engine
+            data = TrainingData(thinned, engine.network, data.objective, batch, engine.seed)
+        tuning = replace(self._tuning, finetune=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
             phase = self._phase_of(compressed)
-            loop = Loop(phase, data, settings, strategy=self._strategy, progress=Silent())
+            loop = Loop(phase, data, tuning, strategy=self._strategy, progress=Silent())
             history = loop.run()
             if history.ending == "interrupted":
                 raise KeyboardInterrupt
@@ -194,7 +181,7 @@ class FineTuner:
             self._progress.note(
                 f"Trained at full rank, and cut afterwards: {', '.join(phase.left_out)}"
             )
-        history = self._train(phase, plan, self._settings)
+        history = self._train(phase, plan, self._tuning)
         updated = engine.network.copy()
         _copy_weights(phase.finish(), updated)
         cut = replace(engine.cut, fold=False)
@@ -205,13 +192,13 @@ class FineTuner:
             compressed = anew.factorize(plan)
         return FineTuned(compressed, (history,), truncated.model, updated.model, phase.left_out)
 
-    def _train(self, phase: Phase, plan: RankPlan, settings: Settings) -> History:
+    def _train(self, phase: Phase, plan: RankPlan, tuning: Tuning) -> History:
         ranks = sorted(set(plan.ranks.values())) or [0]
         several = f"ranks {ranks[0]} to {ranks[-1]}"
         loop = Loop(
             phase,
             self._data,
-            settings,
+            tuning,
             strategy=self._strategy,
             progress=self._progress,
             checkpoint=self._checkpoints and self._checkpoints / f"{phase.name}.npz",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from exporter.options.groups import Tuning
 from exporter.progress import Progress
 from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exporter.training.data import Batch, TrainingData
@@ -33,34 +34,16 @@ be kept. It is less than one, since epochs are wrong on much the same samples.""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Length and speed of a training.
-
-    Attributes:
-        epochs: Most epochs.
-        learning_rate: Highest learning rate of Adam.
-        patience: Epochs without a better validation after which training stops; 0 never stops.
-        seed: Seed of the order of the samples.
-    """
-
-    epochs: int
-    learning_rate: float
-    patience: int
-    seed: int
-
-
-@dataclass(frozen=True)
 class Epoch:
-    """Figures of one epoch.
+    """Figures of one epoch; number 0 is the start, before any step.
 
     Attributes:
-        number: From 1; 0 is the start, before any step.
         loss: Mean over the training samples during the epoch; None at the start.
         validation_loss: Loss after the epoch; None without validation data.
         accuracy: On the validation data, 0 to 1, the mean over the outputs that classify; None
             where none does.
-        learning_rate: At the end of the epoch.
-        seconds: Since the training began, including processes that were cut off.
+        learning_rate: Rate at the end of the epoch.
+        seconds: Time since the training began, including processes that were cut off.
     """
 
     number: int
@@ -73,14 +56,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Record of one phase.
+    """Record of one phase, with the reason why it ended.
 
     Attributes:
-        phase: Name of the phase.
-        epochs: In order, the start first.
+        epochs: All epochs in order, the start first.
         best: Number of the epoch whose weights were kept.
-        ending: Reason why training ended.
-        steps: Number of steps.
         seconds: Duration, including processes that were cut off.
     """
 
@@ -99,7 +79,7 @@ class Loop:
         self,
         phase: Phase,
         data: TrainingData,
-        settings: Settings,
+        tuning: Tuning,
         *,
         strategy: Any,
         progress: Progress,
@@ -107,25 +87,18 @@ class Loop:
         label: str = "Fine-tuning",
         on_step: Callable[[Phase, int], None] | None = None,
     ) -> None:
-        """Builds the optimizer and the step, without taking one.
+        """Builds the optimizer and the step, under a ``tf.distribute`` strategy.
 
-        Args:
-            phase: Phase that was made under the strategy.
-            data: Training and validation data.
-            settings: Length and speed.
-            strategy: A ``tf.distribute`` strategy.
-            progress: Is told of steps and epochs.
-            checkpoint: File of checkpoints, from which training goes on; None writes none.
-            label: Label of the progress bar.
-            on_step: Is called after every step with the phase and the number of steps so far.
+        Training goes on from the file ``checkpoint`` if it exists; without a name, none is written.
+        ``on_step`` is called after every step with the phase and the number of steps so far.
         """
         import tensorflow as tf
 
-        self._phase, self._data, self._settings = phase, data, settings
+        self._phase, self._data, self._tuning = phase, data, tuning
         self._strategy, self._progress = strategy, progress
         self._file, self._label, self._on_step = checkpoint, label, on_step
         with strategy.scope():
-            self._optimizer = _optimizer(settings, data.steps_per_epoch)
+            self._optimizer = _optimizer(tuning, data.steps_per_epoch)
             self._optimizer.build(phase.trained)
         self._runner = phase.student.runner()
         self._prepare = tf.function(phase.prepare, autograph=False)
@@ -140,7 +113,7 @@ class Loop:
         self._started = time.perf_counter()
         self._resume()
         at = self._at
-        total = self._settings.epochs * (self._data.steps_per_epoch or 1)
+        total = self._tuning.finetune * (self._data.steps_per_epoch or 1)
         try:
             with self._progress.track(self._label, total) as advance:
                 if not at.epochs:
@@ -164,12 +137,12 @@ class Loop:
     def _run_epoch(self, advance: Callable[[int, str], None]) -> None:
         at = self._at
         saved = time.perf_counter()
-        for batch in self._data.batches(seed=self._settings.seed, epoch=at.epoch, start=at.step):
+        for batch in self._data.batches(epoch=at.epoch, start=at.step):
             at.loss += self._take_step(batch) * batch.samples
             at.samples += batch.samples
             at.step += 1
             at.total_steps += 1
-            status = f"epoch {at.epoch}/{self._settings.epochs}, loss {at.loss / at.samples:.4f}"
+            status = f"epoch {at.epoch}/{self._tuning.finetune}, loss {at.loss / at.samples:.4f}"
             if (accuracy := at.epochs[-1].accuracy) is not None:
                 status += f", validation accuracy {accuracy:.2%}"
             advance(at.total_steps, status)
@@ -205,7 +178,7 @@ class Loop:
 
     def _close_epoch(self, number: int, loss: float | None) -> None:
         """Evaluates, keeps the best weights, and decides whether to go on."""
-        at, settings = self._at, self._settings
+        at, tuning = self._at, self._tuning
         self._prepare()
         score = self._data.evaluate(self._runner)
         rate = float(self._optimizer.learning_rate)
@@ -217,16 +190,16 @@ class Loop:
             at.best = number
             self._best = _values(self._phase.state)
         if number:
-            self._progress.note(_line(epoch, settings.epochs))
+            self._progress.note(_line(epoch, tuning.finetune))
         if diverged:
             at.ending = "diverged"
             self._progress.note(
                 f"Diverged in epoch {number}: goes on with the best so far, that of epoch "
-                f"{at.best}. Lower the learning rate, now {settings.learning_rate:g}"
+                f"{at.best}. Lower the learning rate, now {tuning.learning_rate:g}"
             )
-        elif number >= settings.epochs:
+        elif number >= tuning.finetune:
             at.ending = "finished"
-        elif settings.patience and number - peak.number >= settings.patience:
+        elif tuning.patience and number - peak.number >= tuning.patience:
             at.ending = "no better"
         # All workers must agree, even where their processors round differently.
         (goes_on,) = from_first(self._strategy, [float(at.ending is None)])
@@ -286,19 +259,19 @@ class _Position:
     ending: Ending | None = None
 
 
-def _optimizer(settings: Settings, steps_per_epoch: int | None) -> Any:
+def _optimizer(tuning: Tuning, steps_per_epoch: int | None) -> Any:
     """Builds Adam, with warm-up and cosine decay where the number of steps is known."""
     import keras
 
-    rate: Any = settings.learning_rate
+    rate: Any = tuning.learning_rate
     if steps_per_epoch is not None:
-        total = steps_per_epoch * settings.epochs
+        total = steps_per_epoch * tuning.finetune
         warm_up = int(WARM_UP * total)
         rate = keras.optimizers.schedules.CosineDecay(
-            settings.learning_rate / max(1, warm_up),
+            tuning.learning_rate / max(1, warm_up),
             max(1, total - warm_up),
             alpha=FINAL_RATE,
-            warmup_target=settings.learning_rate,
+            warmup_target=tuning.learning_rate,
             warmup_steps=warm_up,
         )
     return keras.optimizers.Adam(rate)
@@ -329,12 +302,6 @@ def _is_kept(epoch: Epoch, start: Epoch, peak: Epoch, samples: int) -> bool:
     The epoch must be better than the start. If the validation data cannot tell its accuracy from
     the best, its weights are kept, since its steps were the smallest: the highest of many noisy
     accuracies is often that of an early epoch. Without accuracies, the least loss decides.
-
-    Args:
-        epoch: The epoch that ended.
-        start: Figures before any step.
-        peak: The best epoch so far, which may be ``epoch``.
-        samples: Number of validation samples.
     """
     if epoch is peak:
         return True

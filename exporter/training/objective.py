@@ -39,10 +39,8 @@ class Objective:
     def __call__(self, outputs: Tensors, labels: Tensors, teacher: Tensors) -> Any:
         """Computes the loss of each sample, a float32 tensor of shape (samples,).
 
-        Args:
-            outputs: Predictions of the model by output name.
-            labels: Labels by output name; outputs without labels are missing.
-            teacher: Predictions of the baseline; empty if they are not needed.
+        All arguments are by output name. ``teacher``, the baseline's outputs, may be empty if they
+        are not needed.
         """
         total: Any = 0.0
         for name, family in self.families.items():
@@ -62,11 +60,7 @@ class Objective:
 
 
 def known_losses(loss: Any, network: Network) -> dict[str, Callable[[Any, Any], Any]]:
-    """Resolves the loss of a model: one for all outputs, or one for each.
-
-    Args:
-        loss: As for ``keras.Model.compile``; None for none.
-        network: The model.
+    """Resolves a loss of ``keras.Model.compile``: None, one for all outputs, or one for each.
 
     Returns:
         Functions of labels and predictions, without reduction, by output name.

@@ -9,7 +9,7 @@ import numpy as np
 from exporter.graph.hooks import called, watched
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
-from exporter.graph.types import Layer, Tensor, Variable
+from exporter.graph.types import Tensor, Variable
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import build_replacements
 from exporter.lowrank.kernels import Kernel
@@ -39,12 +39,7 @@ class Projected(Phase):
     name = "projected"
 
     def __init__(self, network: Network, ranks: Mapping[str, int]) -> None:
-        """Copies the network, under the current strategy.
-
-        Args:
-            network: The network of full weights; it is not changed.
-            ranks: Ranks by candidate name.
-        """
+        """Copies the network of full weights under the current strategy."""
         self.updated = network.copy()
         found = [c for c in candidates(self.updated) if c.name in ranks]
         pieces = [_piece(candidate, ranks[candidate.name]) for candidate in found]
@@ -69,17 +64,18 @@ class Projected(Phase):
         """See the base class."""
         import tensorflow as tf
 
-        heads = [piece.head for piece in self._pieces]
-        tails = [(piece.tail, piece.kernel.gradient_at) for piece in self._pieces]
-        with tf.GradientTape() as tape, watched(tails, tape) as results, called(heads) as calls:
+        heads = [piece.replacement.layers[0] for piece in self._pieces]
+        tails = [piece.replacement.layers[-1] for piece in self._pieces]
+        places = [(t, p.kernel.gradient_at) for t, p in zip(tails, self._pieces, strict=True)]
+        with tf.GradientTape() as tape, watched(places, tape) as results, called(heads) as calls:
             outputs = self.student.signature.call(batch.inputs, training=True)
             loss = share * tf.reduce_sum(objective(outputs, batch.labels, batch.teacher))
             total = loss + penalties(self.student)
-        at_outputs = [results[id(piece.tail)] for piece in self._pieces]
+        at_outputs = [results[id(tail)] for tail in tails]
         others, at_outputs = tape.gradient(total, (self._others, at_outputs))
         kernels = [
-            piece.gradient([given for given, _ in calls[id(piece.head)]], gradients)
-            for piece, gradients in zip(self._pieces, at_outputs, strict=True)
+            piece.gradient([given for given, _ in calls[id(head)]], gradients)
+            for piece, head, gradients in zip(self._pieces, heads, at_outputs, strict=True)
         ]
         return loss, [*kernels, *others]
 
@@ -98,15 +94,9 @@ class Projected(Phase):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A kernel of full weights and the layers of its factors.
+    """A kernel of full weights, the student's two layers of its factors, and a basis.
 
-    Attributes:
-        name: Name of the candidate.
-        path: Path of its layer.
-        kernel: Kernel in the model of full weights.
-        rank: Rank of the truncation.
-        replacement: The two layers of the factors, part of the student.
-        basis: Start of the next subspace iteration.
+    The next subspace iteration starts from the basis.
     """
 
     name: str
@@ -115,14 +105,6 @@ class _Piece:
     rank: int
     replacement: Replacement
     basis: Any
-
-    @property
-    def head(self) -> Layer:
-        return self.replacement.layers[0]
-
-    @property
-    def tail(self) -> Layer:
-        return self.replacement.layers[-1]
 
     @property
     def factors(self) -> tuple[Variable, ...]:
@@ -146,9 +128,8 @@ class _Piece:
     def gradient(self, given: Sequence[Tensor], at_outputs: Sequence[Tensor]) -> Tensor:
         """Computes the gradient at the truncation, in the shape of the full weights.
 
-        Args:
-            given: Inputs of each call.
-            at_outputs: Gradient of the loss at the outputs of each call.
+        ``given`` and ``at_outputs`` are the inputs of each call and the loss gradient at its
+        outputs.
         """
         import tensorflow as tf
 

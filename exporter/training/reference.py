@@ -26,14 +26,9 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Training:
-    """Record of the training of the reference MLP.
+    """Record of the training of the reference MLP, by an earlier run if it is ``cached``.
 
-    Attributes:
-        epochs: Number of epochs.
-        best_epoch: Epoch of the highest validation accuracy, from 1, whose weights were kept.
-        validation_accuracy: Accuracy of these weights, 0 to 1.
-        seconds: Duration.
-        cached: Whether an earlier run trained it.
+    The weights of ``best_epoch``, from 1, had the best ``validation_accuracy``, 0 to 1.
     """
 
     epochs: int
@@ -96,14 +91,8 @@ def train_reference(
     """Trains the reference MLP, or loads it from the cache.
 
     Adam with cosine decay minimizes the sparse cross-entropy; the weights of the epoch with the
-    best validation accuracy are kept. The cache is keyed by a hash of all that makes the result.
-
-    Args:
-        model: Model that ``reference_for`` built.
-        dataset: Data fitted to the model.
-        seed: Seed of the order of the samples.
-        cache: Folder of the cache.
-        progress: Is told of every step.
+    best validation accuracy are kept. The cache is keyed by a hash of all that makes the result:
+    the model of ``reference_for``, the fitted data, the seed of their order, and the settings.
 
     Raises:
         DataError: If training diverges.
