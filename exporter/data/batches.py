@@ -24,13 +24,10 @@ class BatchSource(Protocol):
         """Samples in an epoch; None where a pipeline does not know."""
 
     def batches(self, size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Split]:
-        """Yields the batches of an epoch, in memory.
+        """Yields batches of ``size`` samples in memory; the last batch of an epoch may be smaller.
 
-        Args:
-            size: Samples in each batch; the last one may be smaller.
-            seed: Seed of the order.
-            epoch: Number of the epoch; each one has an order of its own.
-            start: Number of batches to skip, to go on where training stopped.
+        ``seed`` and ``epoch`` decide the order. The first ``start`` batches are skipped, to go on
+        where training stopped.
         """
 
 

@@ -15,7 +15,6 @@ class Dataset:
     """Checked arrays in parts.
 
     Attributes:
-        name: Name or path that the user gave.
         train: Part for training and calibration, the first samples of a pipeline; may be None.
         validation: Part that models are selected by; may be None.
         test: Part that is only reported on; None where data are ``"none"``.

@@ -68,7 +68,6 @@ class ArrayRows:
     """An array that NumPy has mapped."""
 
     def __init__(self, array: Array) -> None:
-        """Wraps an array."""
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
 
     def read(self, rows: slice | Index) -> Array:

@@ -25,15 +25,10 @@ def fit_to_model(
 ) -> Dataset:
     """Gives a data set the names, shapes and scales of a model.
 
-    Integer images in 0 to 255 become float in 0 to 1, unless the model rescales them itself. A
-    trailing axis of one is added or dropped. ``normalization`` of the result tells the scaling of
-    each input of floats.
-
-    Args:
-        dataset: Data set that ``load_dataset`` returned.
-        inputs: Inputs of the model, each with ``name``, ``shape`` (batch first) and ``dtype``.
-        outputs: Outputs of the model, each with the same attributes.
-        scaled_inside: Whether the model has a layer that rescales or normalises its input.
+    Each of the model's inputs and outputs has a ``name``, a ``shape`` (batch first) and a
+    ``dtype``. Integer images in 0 to 255 become float in 0 to 1, unless a layer of the model
+    rescales or normalises them (``scaled_inside``). A trailing axis of one is added or dropped.
+    ``normalization`` of the result tells the scaling of each input of floats.
 
     Raises:
         DataError: If names, shapes or labels do not fit; before any work.

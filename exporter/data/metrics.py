@@ -15,11 +15,7 @@ _ROW_SUM_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class Metric:
-    """A task metric on labelled data.
-
-    Attributes:
-        name: ``accuracy`` (0 to 1, more is better) or ``mse`` (mean squared error, less is better).
-    """
+    """A metric on labelled data: ``accuracy``, 0 to 1, or ``mse``, the mean squared error."""
 
     name: MetricName
     value: float

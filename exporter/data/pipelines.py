@@ -18,8 +18,7 @@ PIPELINE = "pipeline"
 """Name of the data sets of pipelines."""
 
 _READ_AT_ONCE = 64
-_COMPARED = 64
-"""Number of samples that show whether a pipeline begins alike each time."""
+_COMPARED = 64  # first samples, which show whether a pipeline begins alike each time
 
 
 def is_pipeline(value: object) -> bool:
@@ -33,10 +32,8 @@ class PipelineSource:
     """Batches of a ``tf.data`` pipeline, which shuffles by itself: ``seed`` has no effect.
 
     Attributes:
-        part: Name in messages.
         skipped: Number of first samples that are held out for validation and test.
         samples: Samples in an epoch; None where the pipeline does not know.
-        step: Function of every batch.
     """
 
     part: str

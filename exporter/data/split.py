@@ -61,10 +61,8 @@ def divide(
 ) -> tuple[Split | None, Split | None, Split]:
     """Divides samples into disjoint train, validation and test parts.
 
-    Args:
-        parts: ``train``, ``validation`` and ``test``, or one part with an empty name. Missing parts
-            are taken from the training part.
-        shuffle: Whether they are random samples; otherwise they are the first ones.
+    The given parts are ``train``, ``validation`` and ``test``, or one with an empty name. Missing
+    parts are random samples of the training part, or its first samples without ``shuffle``.
     """
     if "test" in parts and "train" not in parts:
         return None, None, parts["test"]

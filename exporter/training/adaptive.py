@@ -7,7 +7,7 @@ that kernel at a lower rank. The knapsack gets the loss *after* training as the 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -116,48 +116,46 @@ class AdaptivePolicy(RankPolicy):
         return [Option(cost(rank) or 0, loss, rank) for rank, loss in losses.items()]
 
 
+@dataclass
 class Trials:
-    """Measures the loss of single kernels after training, and divides the budget anew."""
+    """Measures the loss of single kernels after training, and divides the budget of a plan anew.
 
-    def __init__(
-        self,
-        engine: Engine,
-        plan: RankPlan,
-        unit: CostKind,
-        train: Callable[[Compressed], float],
-        *,
-        strategy: Any,
-        progress: Progress,
-        file: Path | None,
-    ) -> None:
-        """Stores the arguments, without a trial.
+    Attributes:
+        engine: Engine of the baseline.
+        train: Trains a model for a short time, and returns its validation loss.
+        strategy: A ``tf.distribute`` strategy.
+        file: Keeps the losses of all trials, to go on from; None keeps nothing.
+    """
 
-        ``train`` trains a model for a short time and returns its validation loss. ``file`` keeps
-        the losses of all trials, to go on from; None keeps nothing.
-        """
-        self._engine, self._plan, self._unit, self._train = engine, plan, unit, train
-        self._strategy, self._progress, self._file = strategy, progress, file
-        self._truncations: dict[tuple[str, int], Truncation] = {}
-        self._losses: list[float] = []
+    engine: Engine
+    plan: RankPlan
+    unit: CostKind
+    train: Callable[[Compressed], float]
+    _: KW_ONLY
+    strategy: Any
+    progress: Progress
+    file: Path | None
+    _truncations: dict[tuple[str, int], Truncation] = field(default_factory=dict, init=False)
+    _losses: list[float] = field(default_factory=list, init=False)
 
     def run(self) -> tuple[RankPlan, Adaptation]:
         """Runs all trials; returns the plan to train by, and the record of its choice."""
-        planned, cuts = self._plan.ranks, tried_out(self._plan)
+        planned, cuts = self.plan.ranks, tried_out(self.plan)
         wider = {
             c.name: min(WIDER * planned[c.name], c.kernel.full_rank)
-            for c in self._engine.candidates
+            for c in self.engine.candidates
             if c.name in planned and c.kernel is not None
         }
         count = 1 + len(cuts) + 2
         known = self._known(count)
-        with self._progress.track("Trying out ranks", count) as advance:
+        with self.progress.track("Trying out ranks", count) as advance:
 
             def loss_at(ranks: Mapping[str, int], status: str) -> float:
                 number = len(self._losses)
                 advance(number, status)
                 self._losses.append(known[number] if number < len(known) else self._tried(ranks))
-                if self._file is not None and is_chief(self._strategy):
-                    save_checkpoint(Checkpoint([], [], [], {"losses": self._losses}), self._file)
+                if self.file is not None and is_chief(self.strategy):
+                    save_checkpoint(Checkpoint([], [], [], {"losses": self._losses}), self.file)
                 return self._losses[-1]
 
             reference = loss_at(wider, "all ranks wider than planned")
@@ -165,10 +163,10 @@ class Trials:
                 RankTrial(name, rank, loss_at({**wider, name: rank}, f"{name} at rank {rank}"))
                 for name, rank in cuts
             ]
-            plan = self._engine.plan(AdaptivePolicy(self._plan, self._unit, reference, trials))
+            plan = self.engine.plan(AdaptivePolicy(self.plan, self.unit, reference, trials))
             adaptation = Adaptation(
-                unit=self._unit,
-                limit=budget_of(self._plan, self._unit),
+                unit=self.unit,
+                limit=budget_of(self.plan, self.unit),
                 planned=planned,
                 adapted={name: plan.ranks.get(name) for name in planned},
                 trials=tuple(trials),
@@ -177,17 +175,17 @@ class Trials:
                 adapted_loss=loss_at(plan.ranks, "all ranks anew"),
             )
             advance(count, "done")
-        return plan if adaptation.taken else self._plan, adaptation
+        return plan if adaptation.taken else self.plan, adaptation
 
     def _tried(self, ranks: Mapping[str, int]) -> float:
         """Runs a trial; returns the first worker's loss in all workers."""
-        loss = self._train(self._cut(ranks))
+        loss = self.train(self._cut(ranks))
         finite = loss if math.isfinite(loss) else DIVERGED
-        return float(from_first(self._strategy, [finite])[0])
+        return float(from_first(self.strategy, [finite])[0])
 
     def _cut(self, ranks: Mapping[str, int]) -> Compressed:
         """Truncates each kernel as if all others were whole; training repairs the difference."""
-        engine = self._engine
+        engine = self.engine
         plan = engine.plan(RankByLayer(ranks))
         for candidate in engine.candidates:
             name, kernel = candidate.name, candidate.kernel
@@ -200,12 +198,11 @@ class Trials:
 
     def _known(self, count: int) -> list[float]:
         """Returns the losses that the first worker has in its file."""
-        found = None
-        if self._file is not None and is_chief(self._strategy):
-            found = load_checkpoint(self._file)
+        chief = is_chief(self.strategy)
+        found = load_checkpoint(self.file) if self.file is not None and chief else None
         losses = [] if found is None else found.progress["losses"][:count]
         padded = np.array([*losses, *[0.0] * (count - len(losses))])
-        number, shared = from_first(self._strategy, [len(losses), padded])
+        number, shared = from_first(self.strategy, [len(losses), padded])
         return [float(loss) for loss in shared[: int(number)]]
 
 

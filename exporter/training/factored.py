@@ -7,7 +7,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.engine import Factors
 from exporter.training.data import Batch
 from exporter.training.objective import Objective
-from exporter.training.phase import Phase, penalties
+from exporter.training.phase import Phase
 
 
 class Factored(Phase):
@@ -41,9 +41,7 @@ class Factored(Phase):
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            outputs = self.student.signature.call(batch.inputs, training=True)
-            loss = share * tf.reduce_sum(objective(outputs, batch.labels, batch.teacher))
-            total = loss + penalties(self.student)
+            loss, total = self.losses(objective, batch, share)
             if self._decay:
                 replicas = tf.distribute.get_replica_context().num_replicas_in_sync
                 norms = [squared_product_norm(each) for each in self._products]

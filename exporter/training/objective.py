@@ -62,8 +62,7 @@ class Objective:
 def known_losses(loss: Any, network: Network) -> dict[str, Callable[[Any, Any], Any]]:
     """Resolves a loss of ``keras.Model.compile``: None, one for all outputs, or one for each.
 
-    Returns:
-        Functions of labels and predictions, without reduction, by output name.
+    The result holds functions of labels and predictions, without reduction, by output name.
 
     Raises:
         RecipeError: If the loss or the name of an output is unknown.

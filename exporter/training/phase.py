@@ -30,25 +30,21 @@ class Phase(ABC):
     def prepare(self) -> None:  # noqa: B027 - most prepare nothing
         """Updates the student before a step or an evaluation, once for all replicas."""
 
+    def losses(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, Any]:
+        """Computes this replica's part of the mean loss, without and with regularization losses."""
+        import tensorflow as tf
+
+        outputs = self.student.signature.call(batch.inputs, training=True)
+        loss = share * tf.reduce_sum(objective(outputs, batch.labels, batch.teacher))
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        return loss, loss + sum(self.student.model.losses, 0.0) / replicas
+
     @abstractmethod
     def gradients(
         self, objective: Objective, batch: Batch, share: Any
     ) -> tuple[Any, Sequence[Any]]:
-        """Computes one replica's part of a step.
+        """Computes this replica's part of the mean loss, without regularization, and its gradients.
 
-        Args:
-            objective: The loss of each sample.
-            batch: The replica's samples.
-            share: Weight of each sample's loss: one over the samples of all replicas.
-
-        Returns:
-            The part of the mean loss, without penalties, and gradients in the order of ``trained``.
+        The gradients are in the order of ``trained``. ``share`` is the weight of each sample's
+        loss: one over the samples of all replicas.
         """
-
-
-def penalties(network: Network) -> Any:
-    """Returns this replica's part of the regularization losses of a network."""
-    import tensorflow as tf
-
-    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    return sum(network.model.losses, 0.0) / replicas

@@ -17,7 +17,7 @@ from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.training.data import Batch
 from exporter.training.objective import Objective
-from exporter.training.phase import Phase, penalties
+from exporter.training.phase import Phase
 
 
 class Projected(Phase):
@@ -68,9 +68,7 @@ class Projected(Phase):
         tails = [piece.replacement.layers[-1] for piece in self._pieces]
         places = [(t, p.kernel.gradient_at) for t, p in zip(tails, self._pieces, strict=True)]
         with tf.GradientTape() as tape, watched(places, tape) as results, called(heads) as calls:
-            outputs = self.student.signature.call(batch.inputs, training=True)
-            loss = share * tf.reduce_sum(objective(outputs, batch.labels, batch.teacher))
-            total = loss + penalties(self.student)
+            loss, total = self.losses(objective, batch, share)
         at_outputs = [results[id(tail)] for tail in tails]
         others, at_outputs = tape.gradient(total, (self._others, at_outputs))
         kernels = [
@@ -126,11 +124,7 @@ class _Piece:
         self.basis.assign(truncated.basis)
 
     def gradient(self, given: Sequence[Tensor], at_outputs: Sequence[Tensor]) -> Tensor:
-        """Computes the gradient at the truncation, in the shape of the full weights.
-
-        ``given`` and ``at_outputs`` are the inputs of each call and the loss gradient at its
-        outputs.
-        """
+        """Computes the gradient of the full weights at the truncation, from all calls."""
         import tensorflow as tf
 
         variable = self.kernel.variable
