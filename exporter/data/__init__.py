@@ -1,29 +1,15 @@
-"""Data sets: the embedded digits, files, folders, pipelines; splits, checks and batches.
+"""Loads, checks, divides and fits data sets; arrays too large for memory are read lazily."""
 
-What does not fit into memory stays where it is: parts hold lazy arrays then, and their samples are
-read when they are asked for.
-"""
-
-from exporter.data.batches import ArraySource, BatchSource
-from exporter.data.dataset import Dataset
-from exporter.data.fitting import UINT8_MAX, fit_to_model
-from exporter.data.lazy import Array, LazyArray, Samples, in_memory, loaded_if_small
-from exporter.data.loading import load_dataset
-from exporter.data.pipelines import PipelineSource
-from exporter.data.split import Split
-
-__all__ = [
-    "UINT8_MAX",
-    "Array",
-    "ArraySource",
-    "BatchSource",
-    "Dataset",
-    "LazyArray",
-    "PipelineSource",
-    "Samples",
-    "Split",
-    "fit_to_model",
-    "in_memory",
-    "load_dataset",
-    "loaded_if_small",
-]
+from exporter.data.batches import ArraySource as ArraySource
+from exporter.data.batches import BatchSource as BatchSource
+from exporter.data.dataset import Dataset as Dataset
+from exporter.data.fitting import UINT8_MAX as UINT8_MAX
+from exporter.data.fitting import fit_to_model as fit_to_model
+from exporter.data.lazy import Array as Array
+from exporter.data.lazy import LazyArray as LazyArray
+from exporter.data.lazy import Samples as Samples
+from exporter.data.lazy import in_memory as in_memory
+from exporter.data.lazy import loaded_if_small as loaded_if_small
+from exporter.data.loading import load_dataset as load_dataset
+from exporter.data.pipelines import PipelineSource as PipelineSource
+from exporter.data.split import Split as Split

@@ -1,4 +1,4 @@
-"""Batches to train on, epoch by epoch."""
+"""Yields batches to train on, epoch by epoch."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,45 +11,39 @@ import numpy as np
 from exporter.data.split import Split
 
 READ_AHEAD = 2
-"""How many batches are read while another one is trained on."""
+"""Number of batches that are read while another one is trained on."""
 
 T = TypeVar("T")
 
 
 class BatchSource(Protocol):
-    """All of the training data, in batches."""
+    """All training data, in batches."""
 
     @property
     def samples(self) -> int | None:
-        """How many there are in an epoch; None where a pipeline does not know."""
+        """Samples in an epoch; None where a pipeline does not know."""
 
     def batches(self, size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Split]:
-        """Yields the batches of an epoch, in memory.
+        """Yields batches of ``size`` samples in memory; the last batch of an epoch may be smaller.
 
-        Args:
-            size: Samples in each; the last one may be smaller.
-            seed: Of the order.
-            epoch: Its number: each one has an order of its own.
-            start: How many batches are left out at the beginning, to go on where training stopped.
+        ``seed`` and ``epoch`` decide the order. The first ``start`` batches are skipped, to go on
+        where training stopped.
         """
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Batches of arrays; lazy ones are read ahead by a thread.
-
-    The order is a function of ``seed`` and ``epoch`` alone.
-    """
+    """Batches of arrays, in an order that depends on ``seed`` and ``epoch`` alone."""
 
     split: Split
 
     @property
     def samples(self) -> int:
-        """How many there are in an epoch."""
+        """Samples in an epoch."""
         return len(self.split)
 
     def batches(self, size: int, *, seed: int, epoch: int, start: int = 0) -> Iterator[Split]:
-        """Yields the batches of an epoch; see ``BatchSource``."""
+        """Yields the batches of an epoch; a thread reads lazy arrays ahead. See ``BatchSource``."""
         order = np.random.default_rng([seed, epoch]).permutation(len(self.split))
         firsts = range(start * size, len(order), size)
         reads = (self.split.take(order[first : first + size]).read for first in firsts)
@@ -57,10 +51,9 @@ class ArraySource:
 
 
 def read_ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Calls functions, in order, in a thread that is a few of them ahead.
+    """Calls functions in order, in a thread that is ``READ_AHEAD`` results ahead.
 
-    An error that one of them raises is raised where its result would have been yielded. The thread
-    ends with the iterator.
+    An error is raised where the result would have been yielded. The thread ends with the iterator.
     """
     pending: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")

@@ -1,4 +1,4 @@
-"""What every array must be."""
+"""Checks the values of arrays, and hashes them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from exporter.errors import DataError
 
 
 def check_values(where: str, array: Samples) -> None:
-    """Checks that an array holds numbers, without looking at them.
+    """Checks by its type and shape that an array holds numbers.
 
     Raises:
         DataError: If it does not.
@@ -21,21 +21,8 @@ def check_values(where: str, array: Samples) -> None:
         raise DataError(f"{where} must hold samples. Received: shape {array.shape}.")
 
 
-def check_finite(where: str, array: Array) -> None:
-    """Checks that there is no NaN or infinity in an array.
-
-    Raises:
-        DataError: If there is.
-    """
-    _refuse(where, _count_bad(array))
-
-
 def checked_digest(source: str, arrays: Mapping[str, Samples]) -> str:
-    """Hashes arrays with their names, types and shapes, and checks their values on the way.
-
-    Args:
-        source: What the data are called in messages.
-        arrays: By name; they are gone through once, in chunks.
+    """Hashes arrays with their names, types and shapes, in chunks, and checks their values.
 
     Raises:
         DataError: If there is a NaN or infinity.
@@ -46,16 +33,18 @@ def checked_digest(source: str, arrays: Mapping[str, Samples]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         bad = 0
         for chunk in chunks(array):
-            bad += _count_bad(chunk)
+            bad += count_bad(chunk)
             digest.update(np.ascontiguousarray(chunk).tobytes())
-        _refuse(f"Array {name!r} of data {source!r}", bad)
+        refuse_bad(f"Array {name!r} of data {source!r}", bad)
     return digest.hexdigest()
 
 
-def _count_bad(array: Array) -> int:
+def count_bad(array: Array) -> int:
+    """Counts NaN and infinite values."""
     return array.size - int(np.isfinite(array).sum()) if array.dtype.kind == "f" else 0
 
 
-def _refuse(where: str, bad: int) -> None:
+def refuse_bad(where: str, bad: int) -> None:
+    """Raises a ``DataError`` if the count of NaN and infinite values is not zero."""
     if bad:
         raise DataError(f"{where} must be finite. Received: {bad} NaN or infinite values.")

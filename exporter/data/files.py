@@ -1,5 +1,6 @@
-"""Arrays in ``.npz`` and ``.npy`` files; large ones stay there."""
+"""Reads ``.npz`` and ``.npy`` files; large arrays stay there."""
 
+import math
 import os
 import struct
 import zipfile
@@ -14,38 +15,37 @@ from exporter.data.split import ONLY_INPUT
 from exporter.errors import DataError, brief
 
 LARGE_BYTES = 256 * 2**20
-"""Arrays stay in a file that holds more than this."""
+"""Arrays stay in files larger than this."""
 
 READ_BYTES = 4 * 2**30
-"""The most that is read into memory of an array that cannot stay in its file."""
+"""Largest array that is read into memory where it cannot stay in its file."""
 
 _LOCAL_HEADER = 30
-"""Bytes of a zip member's own header, up to its name."""
+"""Bytes of the header of a zip member before its name and extra field, whose lengths end it."""
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """An array in C order, somewhere in a file.
-
-    Attributes:
-        path: The file.
-        dtype: Of the array.
-        shape: Of the array.
-        offset: Where it begins.
-    """
+    """An array in a file, from byte ``offset`` on; ``read`` needs C order."""
 
     path: Path
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
+    fortran: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, rows: slice | Index) -> Array:
-        """Reads some samples, those that lie side by side at once."""
+        """Reads samples; neighbours in the file are read at once."""
         numbers = numbered(rows, self.shape[0])
         samples = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         if not samples.size:
             return samples
-        # No memory map: for each sample that is looked at, the system may map two megabytes.
+        # A memory map would take up to two megabytes for each sample.
         content = samples.reshape(-1).view(np.uint8).data
         size = len(content) // len(numbers)
         done = 0
@@ -64,35 +64,25 @@ class FileRows:
         return samples
 
 
-@dataclass(frozen=True)
 class ArrayRows:
-    """An array that NumPy has mapped already."""
+    """An array that NumPy has mapped."""
 
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the array."""
-        return self.array.dtype
+    def __init__(self, array: Array) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
 
     def read(self, rows: slice | Index) -> Array:
-        """Reads some samples."""
+        """Reads samples."""
         return np.array(self.array[rows])
 
 
 def left_on_disk(array: Array) -> Samples:
-    """Keeps an array that the caller has mapped from being read, if it is large."""
+    """Makes a large array that the caller has mapped lazy."""
     large = isinstance(array, np.memmap) and array.nbytes > LARGE_BYTES
     return LazyArray(ArrayRows(array)) if large else array
 
 
 def read_file(path: Path) -> dict[str, Samples]:
-    """Reads arrays by name; those of large files are lazy.
+    """Reads arrays by name; arrays of large files are lazy.
 
     Raises:
         DataError: If they cannot be read, or would not fit into memory.
@@ -119,93 +109,73 @@ def _arrays(path: Path, file: IO[bytes]) -> dict[str, Samples]:
     file.seek(0)
     if is_npy:
         stored = _header(path, file)
-        if stored is not None and stored.nbytes > LARGE_BYTES:
-            lazy = _left_in_file(stored, ONLY_INPUT, compressed=False)
-            if lazy is not None:
-                return {ONLY_INPUT: lazy}
+        if stored is not None and stored.nbytes > LARGE_BYTES and _stays(stored, ONLY_INPUT):
+            return {ONLY_INPUT: LazyArray(stored)}
         file.seek(0)
         return {ONLY_INPUT: np.load(file, allow_pickle=False)}
     with np.load(file, allow_pickle=False) as loaded:
-        members = {info.filename.removesuffix(".npy"): info for info in loaded.zip.infolist()}
-        if sum(info.file_size for info in members.values()) <= LARGE_BYTES:
-            return {name: loaded[name] for name in loaded.files}
+        members = loaded.zip.infolist()
+        large = sum(member.file_size for member in members) > LARGE_BYTES
         found: dict[str, Samples] = {}
-        for name, info in members.items():
-            lazy = _member(path, file, loaded.zip, info, name)
-            found[name] = loaded[name] if lazy is None else lazy
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            stored = _member(path, file, loaded.zip, member, name) if large else None
+            found[name] = loaded[name] if stored is None else LazyArray(stored)
         return found
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What the header of an array says, and where the array begins behind it."""
-
-    rows: FileRows
-    fortran: bool
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.rows.shape, dtype=object)) * self.rows.dtype.itemsize
-
-
-def _header(path: Path, file: IO[bytes], start: int = 0) -> _Header | None:
-    """Reads the header of an array; None if the array is none of numbers.
-
-    Args:
-        path: The file.
-        file: Is at the header.
-        start: Where the header begins in the file at ``path``.
-    """
+def _header(path: Path, file: IO[bytes], start: int = 0) -> FileRows | None:
+    """Reads the header of an array at byte ``start``; returns None if it does not hold numbers."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     elif version == (2, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:  # Of names beyond Latin-1, which fields of records have.
+    else:  # Version 3 is for field names of records beyond Latin-1.
         return None
-    return _Header(FileRows(path, dtype, shape, start + file.tell()), fortran)
+    return FileRows(path, dtype, shape, start + file.tell(), fortran)
 
 
 def _member(
     path: Path, file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
-) -> LazyArray | None:
+) -> FileRows | None:
+    """Finds an array in an archive; returns None if it is to be read into memory."""
     file.seek(info.header_offset + _LOCAL_HEADER - 4)
-    name_length, extra_length = struct.unpack("<HH", file.read(4))
-    start = info.header_offset + _LOCAL_HEADER + name_length + extra_length
+    start = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
     with archive.open(info) as member:
-        header = _header(path, member, start)
-        if header is None:
+        stored = _header(path, member, start)
+        if stored is None:
             return None
-        if info.file_size < member.tell() + header.nbytes:
+        if info.file_size < member.tell() + stored.nbytes:
             raise ValueError(f"its array {name!r} is cut off.")
-    return _left_in_file(header, name, compressed=info.compress_type != zipfile.ZIP_STORED)
+    compressed = info.compress_type != zipfile.ZIP_STORED
+    return stored if _stays(stored, name, compressed=compressed) else None
 
 
-def _left_in_file(header: _Header, name: str, *, compressed: bool) -> LazyArray | None:
-    """Returns a lazy array, or None for one that is to be read now."""
-    rows = header.rows
-    if rows.dtype.hasobject or not header.nbytes:
-        return None
-    large = header.nbytes > READ_BYTES
-    if not compressed and not header.fortran:
+def _stays(stored: FileRows, name: str, *, compressed: bool = False) -> bool:
+    """Tells whether an array stays in its file; otherwise it is to be read into memory."""
+    if stored.dtype.hasobject or not stored.nbytes:
+        return False
+    large = stored.nbytes > READ_BYTES
+    if not compressed and not stored.fortran:
         # One number a sample takes no more than the order of the samples does.
-        return LazyArray(rows) if large or len(rows.shape) > 1 else None
+        return large or len(stored.shape) > 1
     if not large:
-        return None
+        return False
     reason, remedy = (
         ("compressed", "np.savez in place of np.savez_compressed")
         if compressed
         else ("in Fortran order", "np.save or np.savez after np.ascontiguousarray")
     )
     raise DataError(
-        f"Array {name!r} of data {str(rows.path)!r} takes {header.nbytes / 2**30:.1f} GB and is "
+        f"Array {name!r} of data {str(stored.path)!r} takes {stored.nbytes / 2**30:.1f} GB and is "
         f"{reason}, so that it must be read into memory as a whole; at most "
         f"{READ_BYTES / 2**30:.0f} GB are. Save it by {remedy}."
     )
 
 
 def read_keras(name: str) -> dict[str, Samples]:
-    """Reads the file where Keras keeps it, whichever way it came there, or has Keras fetch it."""
+    """Reads a data set of Keras from its cache, or has Keras download it."""
     import keras
 
     home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))

@@ -1,4 +1,4 @@
-"""Fits a data set to a model: names, shapes, scale."""
+"""Fits the names, shapes and scale of a data set to a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,17 +23,12 @@ def fit_to_model(
     *,
     scaled_inside: bool = False,
 ) -> Dataset:
-    """Names, shapes and scales a data set as a model takes it.
+    """Gives a data set the names, shapes and scales of a model.
 
-    Integer images in 0 to 255 become float in 0 to 1, unless the model rescales them itself. A
-    trailing axis of one is added or dropped. What was scaled is found in ``normalization``, for
-    each input that takes floats.
-
-    Args:
-        dataset: What ``load_dataset`` returned.
-        inputs: The model's inputs, each with ``name``, ``shape`` (batch first) and ``dtype``.
-        outputs: The model's outputs, likewise.
-        scaled_inside: Whether the model has a layer that rescales or normalises its input.
+    Each of the model's inputs and outputs has a ``name``, a ``shape`` (batch first) and a
+    ``dtype``. Integer images in 0 to 255 become float in 0 to 1, unless a layer of the model
+    rescales or normalises them (``scaled_inside``). A trailing axis of one is added or dropped.
+    ``normalization`` of the result tells the scaling of each input of floats.
 
     Raises:
         DataError: If names, shapes or labels do not fit; before any work.
@@ -41,7 +36,7 @@ def fit_to_model(
     if not dataset.parts:
         return dataset
     source = dataset.name
-    notes = dict.fromkeys(dataset.notes)  # Each once, in order: every batch of a pipeline adds its.
+    notes = dict.fromkeys(dataset.notes)  # Ordered and unique: each batch adds its notes again.
 
     def shape(part: Split) -> Split:
         arrays = _by_input(source, part.inputs, inputs)
@@ -51,40 +46,40 @@ def fit_to_model(
         return Split(shaped, _fit_labels(source, part.labels, outputs))
 
     shaped = dataset.map(shape)
-    steps: dict[str, Step] = {}
-    normalization: dict[str, Normalization] = {}
+    divisors: dict[str, int] = {}
     for spec in inputs:
         arrays = [part.inputs[spec.name] for part in shaped.parts.values()]
-        scaled = all(_is_image(array, spec) for array in arrays)
-        if scaled:
-            notes[_note_on_images(spec, arrays[0], scaled_inside)] = None
-        divided = scaled and not scaled_inside
-        steps[spec.name] = _scaling(spec) if divided else _casting(spec)
-        if str(spec.dtype).startswith("float"):
-            normalization[spec.name] = Normalization(std=UINT8_MAX if divided else 1)
+        if all(_is_image(array, spec) for array in arrays):
+            scaling = "left as they are, 0 to 255, for the model rescales them itself"
+            if not scaled_inside:
+                scaling, divisors[spec.name] = "scaled to [0, 1]", UINT8_MAX
+            notes[f"{spec.name}: {_stored_dtype(arrays[0])} images are {scaling}"] = None
+    steps = {spec.name: _casting(spec.dtype, divisors.get(spec.name)) for spec in inputs}
 
     def scale(part: Split) -> Split:
         arrays = part.inputs.items()
         return replace(part, inputs={name: mapped(array, steps[name]) for name, array in arrays})
 
-    fitted = shaped.map(scale)
-    return replace(fitted, notes=tuple(notes), normalization=normalization)
+    normalization = {
+        spec.name: Normalization(std=divisors.get(spec.name, 1))
+        for spec in inputs
+        if str(spec.dtype).startswith("float")
+    }
+    return replace(shaped.map(scale), notes=tuple(notes), normalization=normalization)
 
 
 def _by_input(
     source: str, arrays: Mapping[str, Samples], inputs: Sequence[Any]
-) -> dict[str, Samples]:
+) -> Mapping[str, Samples]:
     names = [spec.name for spec in inputs]
-    if len(names) == 1 and len(arrays) == 1 and ONLY_INPUT in arrays:
+    if len(names) == 1 and set(arrays) == {ONLY_INPUT}:
         return {names[0]: arrays[ONLY_INPUT]}
-    missing = [name for name in names if name not in arrays]
-    unused = sorted(set(arrays) - set(names))
-    if missing or unused:
+    if set(arrays) != set(names):
         raise DataError(
             f"Data {source!r} must hold one array for each model input, named {names} (or 'x' for "
             f"the only one). Received: {sorted(arrays)}."
         )
-    return dict(arrays)
+    return arrays
 
 
 def _shape_array(source: str, spec: Any, array: Samples, notes: dict[str, None]) -> Samples:
@@ -117,7 +112,7 @@ def _text(shape: tuple[int | None, ...]) -> str:
 
 
 def _is_image(array: Samples, spec: Any) -> bool:
-    """Integers of at least two axes in 0 to 255, for an input that takes floats."""
+    """Tells whether samples are integers of at least two axes in 0 to 255, for a float input."""
     dtype = _stored_dtype(array)
     if dtype.kind not in "iu" or not str(spec.dtype).startswith("float"):
         return False
@@ -127,24 +122,15 @@ def _is_image(array: Samples, spec: Any) -> bool:
 
 
 def _stored_dtype(array: Samples) -> np.dtype[Any]:
-    """Image files hold integers, of which resizing makes fractions."""
+    """Returns the type of stored values: integers in image files, though resizing interpolates."""
     from_files = isinstance(array, LazyArray) and isinstance(array.source, ImageRows)
     return np.dtype(np.uint8) if from_files else array.dtype
 
 
-def _note_on_images(spec: Any, array: Samples, scaled_inside: bool) -> str:
-    images = f"{spec.name}: {_stored_dtype(array)} images are"
-    if scaled_inside:
-        return f"{images} left as they are, 0 to 255, for the model rescales them itself"
-    return f"{images} scaled to [0, 1]"
-
-
-def _scaling(spec: Any) -> Step:
-    return lambda samples: (samples / np.float32(UINT8_MAX)).astype(spec.dtype)
-
-
-def _casting(spec: Any) -> Step:
-    return lambda samples: samples.astype(spec.dtype)
+def _casting(dtype: Any, divisor: int | None) -> Step:
+    if divisor is None:
+        return lambda samples: samples.astype(dtype)
+    return lambda samples: (samples / np.float32(divisor)).astype(dtype)
 
 
 def _fit_labels(
@@ -168,7 +154,7 @@ def _fit_labels(
 
 
 def _fit_label(source: str, labels: Samples, spec: Any) -> Samples:
-    """Classes as a vector of integers; anything else in the shape of the output."""
+    """Gives labels the shape of an output, or (samples,) where they are classes."""
     shape = tuple(spec.shape)[1:]
     where = f"Labels of output {spec.name!r} in data {source!r}"
     if labels.ndim == 2 and labels.shape[1] == 1:

@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class; decoded when they are asked for."""
+"""Reads images in folders, one folder a class; decodes them when they are asked for."""
 
 import hashlib
 import os
@@ -15,37 +15,34 @@ from exporter.data.split import LABELS, ONLY_INPUT, Split, shuffled
 from exporter.errors import DataError, brief
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-"""What Keras takes for an image."""
+"""Names of files that Keras reads as images."""
 
 PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 CHANNELS = (1, 3, 4)
 
+SHOWN_CLASSES = 10
+
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images in files.
-
-    Attributes:
-        files: One a sample.
-        size: Height, width and channels; None until they are fitted to a model.
-    """
+    """Images in files; height, width and channels are None until they are fitted to a model."""
 
     files: Sequence[str]
     size: tuple[int, int, int] | None = None
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Samples, height, width, channels; the last three None while they are unknown."""
+        """Samples, height, width, channels; the last three may be None."""
         return (len(self.files), *(self.size or (None, None, None)))
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Floating point once they are resized, for that interpolates."""
+        """Floating point once images are resized, since that interpolates."""
         return np.dtype(np.float32 if self.size else np.uint8)
 
     def read(self, rows: slice | Index) -> Array:
-        """Decodes some images, with values in 0 to 255."""
+        """Decodes images, with values in 0 to 255."""
         files = [self.files[number] for number in numbered(rows, len(self.files))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             images = list(pool.map(self._decode, files))
@@ -59,7 +56,6 @@ class ImageRows:
         height, width, channels = self.size
         try:
             content = Path(file).read_bytes()
-            # Of an animation, the first frame.
             image = tf.io.decode_image(content, channels=channels, expand_animations=False)
         except (OSError, tf.errors.OpError) as error:
             raise DataError(
@@ -72,16 +68,10 @@ class ImageRows:
 
 
 def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> LazyArray:
-    """Gives images the size that an input of a model has.
-
-    Args:
-        source: The folder.
-        array: Images of no size yet.
-        rows: The source of ``array``.
-        spec: The input, with ``name`` and ``shape``, batch first.
+    """Sets the size of images, an array over ``rows``, to that of a model's input.
 
     Raises:
-        DataError: If the size is free, or none of an image.
+        DataError: If the input has no fixed size, or not the shape of an image.
     """
     shape = tuple(spec.shape)[1:]
     size = (*shape, 1) if len(shape) == 2 else shape
@@ -96,17 +86,16 @@ def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> Laz
 
 
 def read_folder(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
-    """Lists the images of a folder; its contents are hashed and not decoded.
+    """Lists and hashes the images of a folder, without decoding them.
 
-    Args:
-        root: Holds a folder of images for each class, or ``train``, ``validation`` (or ``val``) and
-            ``test`` that do.
+    It holds a folder of images for each class, or folders ``train``, ``validation`` (or ``val``)
+    and ``test`` with such folders.
 
     Returns:
-        The parts by name, of none where the folder is not divided; a digest; notes.
+        The parts by name, with an empty name where the folder is not divided; a digest; notes.
 
     Raises:
-        DataError: If the folder is neither.
+        DataError: If the folder has another layout.
     """
     if root.resolve().parent == root.resolve():
         raise DataError(
@@ -123,25 +112,35 @@ def _read(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
     folders = _part_folders(root)
     listed = {part: _list_images(folder) for part, folder in folders.items()}
     classes = {part: names for part, (_, names) in listed.items()}
-    names = next(iter(classes.values()))
-    if any(other != names for other in classes.values()):
+    first, *others = classes.values()
+    if any(names != first for names in others):
         raise DataError(
             f"The parts of data {str(root)!r} must have the same classes, a folder for each of "
             f"them. Received: {classes}."
         )
+    numbers = {name: number for number, name in enumerate(first)}
     digest = hashlib.sha256()
     parts = {}
     for part, (files, _) in listed.items():
-        _update(digest, root, files)
-        split = _as_split(files, folders[part], names)
-        # Sorted by class they would not do: the first of them stand for all.
+        for path in map(Path, sorted(files)):
+            with path.open("rb") as content:
+                hashed = hashlib.file_digest(content, "sha256").hexdigest()
+            name = path.relative_to(root).as_posix()
+            digest.update(f"{name} {path.stat().st_size} {hashed}\n".encode())
+        labels = [numbers[Path(f).relative_to(folders[part]).parts[0]] for f in files]
+        split = Split(
+            {ONLY_INPUT: LazyArray(ImageRows(files))}, {LABELS: np.array(labels, np.int64)}
+        )
+        # The first samples stand for all, so they must not be sorted by class.
         parts[part] = split.take(shuffled(len(split)))
-    note = f"labels are the {len(names)} folders in sorted order: {_enumerated(names)}"
+    shown = [f"{number} {name}" for number, name in enumerate(first[:SHOWN_CLASSES])]
+    names = ", ".join([*shown, "..."] if len(first) > SHOWN_CLASSES else shown)
+    note = f"labels are the {len(first)} folders in sorted order: {names}"
     return parts, digest.hexdigest(), (note,)
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """Returns the folders of parts by name, or the root under no name."""
+    """Returns the folders of parts by name, or the root under an empty name."""
     folders = _folders(root)
     named = [name for name in folders if name in PARTS and _folders(root / name)]
     if not {"train", "test"} & set(named):
@@ -167,9 +166,9 @@ def _folders(root: Path) -> list[str]:
 
 
 def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Returns the images below a folder, and its classes."""
+    """Returns the images below a folder, and the names of its classes."""
     classes = _folders(folder)
-    # A look first: Keras goes through all of what lies below.
+    # Keras would go through all folders below before it finds that there is no image.
     if not any(
         file.suffix.lower() in SUFFIXES
         for name in classes
@@ -188,24 +187,3 @@ def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...]]:
         folder, batch_size=None, image_size=(1, 1), shuffle=False, verbose=False
     )
     return list(listing.file_paths), tuple(listing.class_names)
-
-
-def _as_split(files: Sequence[str], folder: Path, classes: Sequence[str]) -> Split:
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers[Path(file).relative_to(folder).parts[0]] for file in files]
-    images = LazyArray(ImageRows(files))
-    return Split({ONLY_INPUT: images}, {LABELS: np.array(labels, np.int64)})
-
-
-def _update(digest: Any, root: Path, files: Sequence[str]) -> None:
-    for file in sorted(files):
-        path = Path(file)
-        with path.open("rb") as content:
-            hashed = hashlib.file_digest(content, "sha256").hexdigest()
-        name, size = path.relative_to(root).as_posix(), path.stat().st_size
-        digest.update(f"{name} {size} {hashed}\n".encode())
-
-
-def _enumerated(names: Sequence[str], limit: int = 10) -> str:
-    shown = [f"{number} {name}" for number, name in enumerate(names[:limit])]
-    return ", ".join([*shown, "..."] if len(names) > limit else shown)

@@ -1,4 +1,4 @@
-"""Arrays that stay where they are until some of their samples are asked for."""
+"""Arrays whose samples are read when they are asked for."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -12,14 +12,14 @@ Index = NDArray[np.intp]
 Step = Callable[[Array], Array]
 
 CHUNK_BYTES = 2**24
-"""What is looked at at once, where all of an array is gone through."""
+"""Size of a chunk, where a whole array is read in chunks."""
 
 HELD_BYTES = 2**29
-"""Arrays that are gone through several times are read into memory if they take no more."""
+"""Arrays that are read several times are loaded into memory if they take no more."""
 
 
 class Rows(Protocol):
-    """Where the samples of a lazy array lie."""
+    """Source of the samples of a lazy array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ class Rows(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what is read."""
+        """Type of the samples."""
 
     def read(self, rows: slice | Index) -> Array:
         """Reads samples, by a slice of positive step or by ascending numbers, into memory."""
@@ -36,22 +36,13 @@ class Rows(Protocol):
 class LazyArray:
     """Samples that are read when they are asked for: ``array[:256]`` is a NumPy array.
 
-    Attributes:
-        source: What is read from.
-        shape: As of a NumPy array.
-        dtype: As of a NumPy array.
+    ``shape``, ``dtype``, ``ndim``, ``size`` and ``nbytes`` are those of a NumPy array.
     """
 
     def __init__(
         self, source: Rows, rows: range | Index | None = None, steps: tuple[Step, ...] = ()
     ) -> None:
-        """Reads nothing.
-
-        Args:
-            source: What is read from.
-            rows: Numbers of the samples in the source; None for all of them.
-            steps: Are applied, in order, to the samples that are read.
-        """
+        """Takes the samples with the numbers ``rows``, or all, and applies ``steps`` when read."""
         self.source = source
         self._rows = range(source.shape[0]) if rows is None else rows
         self._steps = steps
@@ -60,11 +51,7 @@ class LazyArray:
             nothing = self._transformed(np.empty((0, *sample), self.dtype))
             sample, self.dtype = nothing.shape[1:], nothing.dtype
         self.shape = (len(self._rows), *sample)
-
-    @property
-    def ndim(self) -> int:
-        """As of a NumPy array."""
-        return len(self.shape)
+        self.ndim = len(self.shape)
 
     @property
     def size(self) -> int:
@@ -73,7 +60,7 @@ class LazyArray:
 
     @property
     def nbytes(self) -> int:
-        """What all of it would take in memory."""
+        """Bytes of all samples in memory."""
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -96,33 +83,28 @@ class LazyArray:
         return np.asarray(self[:], dtype)
 
     def take(self, key: slice | Index) -> "LazyArray":
-        """Returns the samples at a slice or at numbers, without reading them."""
+        """Selects the samples at a slice or at numbers, without reading them."""
         return LazyArray(self.source, _select(self._rows, key), self._steps)
 
     def map(self, step: Step) -> "LazyArray":
-        """Returns what a function makes of each sample, without reading any.
-
-        Args:
-            step: Takes an array of any number of samples, none among them.
-        """
+        """Applies a function of any number of samples, none included, when samples are read."""
         return LazyArray(self.source, self._rows, (*self._steps, step))
 
     def over(self, source: Rows) -> "LazyArray":
-        """Returns the same samples of another source."""
+        """Selects the same samples of another source."""
         return LazyArray(source, self._rows, self._steps)
 
     def min(self) -> Any:
-        """Reads all of it, in chunks."""
+        """Reads all samples in chunks for their minimum."""
         return min(chunk.min() for chunk in chunks(self._ascending()))
 
     def max(self) -> Any:
-        """Reads all of it, in chunks."""
+        """Reads all samples in chunks for their maximum."""
         return max(chunk.max() for chunk in chunks(self._ascending()))
 
     def _ascending(self) -> "LazyArray":
-        if isinstance(self._rows, range):
-            return self
-        return LazyArray(self.source, np.sort(self._rows), self._steps)
+        rows = self._rows if isinstance(self._rows, range) else np.sort(self._rows)
+        return LazyArray(self.source, rows, self._steps)
 
     def _transformed(self, samples: Array) -> Array:
         for step in self._steps:
@@ -149,12 +131,12 @@ def _select(rows: range | Index, key: slice | Index) -> range | Index:
 
 
 def numbered(rows: slice | Index, count: int) -> Index:
-    """Returns the numbers of samples that are asked for, of ``count``."""
+    """Returns the numbers that a slice or an index selects of ``count`` samples."""
     return np.arange(*rows.indices(count)) if isinstance(rows, slice) else rows
 
 
 def chunks(array: Samples) -> Iterator[Array]:
-    """Goes through an array in pieces that fit into memory."""
+    """Yields an array in pieces of at most ``CHUNK_BYTES``."""
     sample = array.dtype.itemsize * math.prod(array.shape[1:])
     count = max(1, CHUNK_BYTES // max(1, sample))
     for start in range(0, len(array), count):
@@ -162,7 +144,7 @@ def chunks(array: Samples) -> Iterator[Array]:
 
 
 def mapped(array: Samples, step: Step) -> Samples:
-    """Applies a function to samples: now, or when they are read."""
+    """Applies a function to samples, now or when they are read."""
     return array.map(step) if isinstance(array, LazyArray) else step(array)
 
 

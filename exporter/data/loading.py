@@ -1,9 +1,8 @@
-"""Loads data sets by name, from files and folders, or from what the caller has.
+"""Loads data sets by name, from files and folders, or from arrays and pipelines of the caller.
 
-A file holds arrays by name: ``<input>_train``, ``<input>_test``, or ``<input>`` alone, where
-``<input>`` is an input of the model, or ``x`` if it has only one. Labels are ``y`` in place of an
-input, or ``y_<output>`` where the model has several outputs. The layout of Keras' ``mnist.npz``
-(``x_train``, ``y_train``, ``x_test``, ``y_test``) is the plainest case.
+A file holds arrays named ``<input>_train``, ``<input>_test``, or ``<input>`` alone, where
+``<input>`` is an input of the model, or ``x`` if it has only one. Labels have ``y`` in place of the
+input, or ``y_<output>`` where the model has several outputs.
 """
 
 import re
@@ -24,8 +23,7 @@ from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import DataError
 
 HELD_SAMPLES = 10_000
-"""The most that is taken of a validation or test part that is not in memory, and of the head of a
-pipeline."""
+"""Most samples of a lazy validation or test part, and of the head of a pipeline."""
 
 
 def load_dataset(source: Any) -> Dataset:
@@ -37,11 +35,11 @@ def load_dataset(source: Any) -> Dataset:
             ``fashion_mnist``); arrays by the names they would have in a file; a
             ``tf.data.Dataset`` to train on, or several of them as ``train``, ``validation`` and
             ``test``. A pipeline yields single samples, ``x`` or ``(x, y)``, each a tensor or
-            tensors by name. What is missing of validation and test is taken from the first samples
-            of ``train``, which must begin alike each time then.
+            tensors by name. Missing validation and test parts are the first samples of ``train``,
+            which must then begin alike each time.
 
     Raises:
-        DataError: If it cannot be read, is empty, or holds what no model takes.
+        DataError: If it cannot be read, is empty, or holds no finite numbers.
     """
     if is_pipeline(source):
         return _from_pipelines({"train": source})
@@ -90,13 +88,11 @@ def _from_arrays(source: str, arrays: Mapping[str, Samples]) -> Dataset:
 
 
 def _as_split(source: str, stems: Mapping[str, Samples]) -> Split:
-    def is_label(stem: str) -> bool:
-        return stem == LABELS or stem.startswith(f"{LABELS}_")
-
-    inputs = {stem: array for stem, array in stems.items() if not is_label(stem)}
-    labels = {
-        stem.removeprefix(f"{LABELS}_"): array for stem, array in stems.items() if is_label(stem)
-    }
+    inputs: dict[str, Samples] = {}
+    labels: dict[str, Samples] = {}
+    for stem, array in stems.items():
+        is_label = stem == LABELS or stem.startswith(f"{LABELS}_")
+        (labels if is_label else inputs)[stem.removeprefix(f"{LABELS}_")] = array
     if not inputs:
         raise DataError(f"Data {source!r} hold labels and no inputs: {sorted(stems)}.")
     counts = {stem: len(array) for stem, array in stems.items()}
@@ -110,18 +106,16 @@ def _as_split(source: str, stems: Mapping[str, Samples]) -> Split:
 def _from_parts(
     source: str, parts: Mapping[str, Split], digest: str, notes: tuple[str, ...] = ()
 ) -> Dataset:
-    """Divides arrays; what is not in memory of validation and test is limited."""
-    limited = list(notes)
-
-    def limit(name: str, part: Split | None) -> Split | None:
-        if part is None or not part.is_lazy or len(part) <= HELD_SAMPLES:
-            return part
-        limited.append(f"{name}: the first {HELD_SAMPLES:,} of {len(part):,} samples are used")
-        return part.take(slice(HELD_SAMPLES))
-
-    train, validation, test = divide(parts)
-    held_out = limit("validation", validation), limit("test", test)
-    return Dataset(source, train, *held_out, digest, tuple(limited))
+    """Divides arrays, and limits validation and test parts that are not in memory."""
+    train, *held_out = divide(parts)
+    for index, name in enumerate(("validation", "test")):
+        part = held_out[index]
+        if part is not None and part.is_lazy and len(part) > HELD_SAMPLES:
+            held_out[index] = part.take(slice(HELD_SAMPLES))
+            used = f"{name}: the first {HELD_SAMPLES:,} of {len(part):,} samples are used"
+            notes = (*notes, used)
+    validation, test = held_out
+    return Dataset(source, train, validation, test, digest, notes)
 
 
 def _from_pipelines(pipelines: Mapping[str, Any]) -> Dataset:

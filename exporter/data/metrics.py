@@ -1,4 +1,4 @@
-"""Measures of how well predictions agree with labels, and with each other."""
+"""Measures the agreement of predictions with labels, and with each other."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,13 +15,7 @@ _ROW_SUM_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class Metric:
-    """A task metric on labelled data.
-
-    Attributes:
-        name: ``accuracy`` (0 to 1, more is better) or ``mse`` (mean squared error, less is better).
-        value: The figure.
-        samples: On how many samples.
-    """
+    """A metric on labelled data: ``accuracy``, 0 to 1, or ``mse``, the mean squared error."""
 
     name: MetricName
     value: float
@@ -35,15 +29,12 @@ def task_metric(predictions: Array, labels: Array) -> Metric:
         predictions: (samples, classes), (samples, 1) for two classes, or any shape.
         labels: Integer classes (samples,), one-hot rows, or values of the predictions' shape.
     """
-    samples = len(labels)
-    if is_classes(labels):
-        hits = predicted_classes(predictions) == labels
-        return Metric("accuracy", float(np.mean(hits)), samples)
-    if is_one_hot(labels):
-        hits = predicted_classes(predictions) == labels.argmax(axis=-1)
-        return Metric("accuracy", float(np.mean(hits)), samples)
+    if is_classes(labels) or is_one_hot(labels):
+        classes = labels if is_classes(labels) else labels.argmax(axis=-1)
+        hits = predicted_classes(predictions) == classes
+        return Metric("accuracy", float(np.mean(hits)), len(labels))
     difference = predictions.astype(np.float64) - labels
-    return Metric("mse", float(np.mean(difference**2)), samples)
+    return Metric("mse", float(np.mean(difference**2)), len(labels))
 
 
 def trivial_metric(labels: Array) -> Metric:
@@ -57,14 +48,12 @@ def trivial_metric(labels: Array) -> Metric:
 
 
 def is_better(value: Metric, other: Metric) -> bool:
-    """Tells whether ``value`` is strictly better than ``other``, of the same name."""
-    if value.name == "accuracy":
-        return value.value > other.value
-    return value.value < other.value
+    """Tells whether ``value`` is strictly better than ``other``, a metric of the same name."""
+    return (value.value > other.value) if value.name == "accuracy" else (value.value < other.value)
 
 
 def loss_of(before: Metric, after: Metric) -> float:
-    """Returns how much is lost: points of accuracy, 0 to 1, or the relative growth of an error."""
+    """Returns the loss of accuracy, 0 to 1, or the relative growth of an error."""
     if before.name == "accuracy":
         return before.value - after.value
     if after.value <= before.value:
@@ -73,7 +62,7 @@ def loss_of(before: Metric, after: Metric) -> float:
 
 
 def predicted_classes(predictions: Array) -> Array:
-    """Returns the class of each row; a single column is a probability of the second class."""
+    """Returns the class of each row; a single column is the probability of the second class."""
     if predictions.shape[-1] == 1:
         return (predictions[..., 0] > _BINARY_THRESHOLD).astype(np.int64)
     classes: Array = predictions.argmax(axis=-1)
@@ -108,7 +97,7 @@ def are_probabilities(predictions: Array) -> bool:
 
 
 def top1_agreement(predictions: Array, reference: Array) -> float:
-    """Returns the part of samples, 0 to 1, for which both predict the same class."""
+    """Returns the part of samples, 0 to 1, with the same class in both predictions."""
     return float(np.mean(predicted_classes(predictions) == predicted_classes(reference)))
 
 
@@ -120,6 +109,6 @@ def snr_db(predictions: Array, reference: Array) -> float:
 
 
 def decibels(ratio: float) -> float:
-    """Returns the decibels of a ratio of powers; those of zero are minus infinity."""
+    """Returns a ratio of powers in decibels; zero gives minus infinity."""
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(ratio))

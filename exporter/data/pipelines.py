@@ -1,25 +1,24 @@
-"""Pipelines of ``tf.data``, which have no random access: a head in memory, the rest in batches."""
+"""Reads ``tf.data`` pipelines: the first samples into memory, all others in batches."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from exporter.data.checks import check_finite, check_values
-from exporter.data.lazy import HELD_BYTES, Array, in_memory
+from exporter.data.checks import check_values, count_bad, refuse_bad
+from exporter.data.lazy import HELD_BYTES, in_memory
 from exporter.data.split import LABELS, ONLY_INPUT, Split
 from exporter.errors import DataError, brief
 
 PARTS = ("train", "validation", "test")
 
 PIPELINE = "pipeline"
-"""What data sets of pipelines are called."""
+"""Name of the data sets of pipelines."""
 
 _READ_AT_ONCE = 64
-_COMPARED = 64
-"""Samples by which it is seen whether a pipeline begins alike each time."""
+_COMPARED = 64  # first samples, which show whether a pipeline begins alike each time
 
 
 def is_pipeline(value: object) -> bool:
@@ -30,17 +29,11 @@ def is_pipeline(value: object) -> bool:
 
 @dataclass(frozen=True)
 class PipelineSource:
-    """Batches of a ``tf.data`` pipeline, read ahead by ``tf.data``.
-
-    The order is the pipeline's own, whatever ``seed`` and ``epoch`` are: shuffle it with a seed for
-    determinism.
+    """Batches of a ``tf.data`` pipeline, which shuffles by itself: ``seed`` has no effect.
 
     Attributes:
-        part: What it is called in messages.
-        pipeline: Yields single samples.
-        skipped: How many of the first are held out, for validation and test.
-        samples: How many there are in an epoch; None where the pipeline does not know.
-        step: Is applied to every batch.
+        skipped: Number of first samples that are held out for validation and test.
+        samples: Samples in an epoch; None where the pipeline does not know.
     """
 
     part: str
@@ -50,7 +43,7 @@ class PipelineSource:
     step: Callable[[Split], Split] = lambda split: split
 
     def map(self, step: Callable[[Split], Split]) -> "PipelineSource":
-        """Applies a function to every batch, after those that are applied already."""
+        """Applies one more function to every batch."""
         former = self.step
         return replace(self, step=lambda split: step(former(split)))
 
@@ -63,26 +56,15 @@ class PipelineSource:
             yield self.step(batch)
 
 
-@dataclass(frozen=True)
-class Head:
-    """The first samples of a pipeline, in memory.
-
-    Attributes:
-        split: The samples.
-        ended: Whether these are all.
-    """
+class Head(NamedTuple):
+    """The first samples of a pipeline, in memory, and whether it ended with them."""
 
     split: Split
     ended: bool
 
 
 def read_head(part: str, pipeline: Any, samples: int) -> Head:
-    """Reads the first samples of a pipeline.
-
-    Args:
-        part: What it is called in messages.
-        pipeline: Yields single samples.
-        samples: The most that are read; fewer if they take more than ``HELD_BYTES``.
+    """Reads at most the first ``samples``, fewer if they take more than ``HELD_BYTES``.
 
     Raises:
         DataError: If it yields something else, repeats for ever, fails, or holds nothing.
@@ -101,20 +83,25 @@ def read_head(part: str, pipeline: Any, samples: int) -> Head:
         size += sum(array.nbytes for array in (*batch.inputs.values(), *batch.labels.values()))
     if not batches:
         raise DataError(f"The pipeline {part!r} must hold samples. Received: none.")
-    whole = _joined(batches)
-    _check(part, whole)
-    return Head(whole, ended)
+    inputs, labels = (
+        {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
+        for arrays in ([batch.inputs for batch in batches], [batch.labels for batch in batches])
+    )
+    _check(part, Split(inputs, labels))
+    return Head(Split(inputs, labels), ended)
 
 
 def source_after(part: str, pipeline: Any, head: Head, skipped: int) -> PipelineSource:
-    """Returns all of a training pipeline but its first samples, which are held out.
+    """Returns the batches of a training pipeline after its first samples, which are held out.
 
     Raises:
         DataError: If it does not begin with the same samples each time.
     """
     if skipped:
         again = read_head(part, pipeline, min(skipped, _COMPARED)).split
-        if not _same(again, head.split.take(slice(len(again)))):
+        first = head.split.take(slice(len(again)))
+        pairs = ((again.inputs, first.inputs), (again.labels, first.labels))
+        if not all(np.array_equal(one[name], two[name]) for one, two in pairs for name in one):
             raise DataError(
                 f"The first samples of the pipeline {part!r} are held out, and it begins with "
                 "others each time, so that they would be trained on. Give it together with a "
@@ -129,11 +116,7 @@ def _check_elements(part: str, pipeline: Any) -> None:
 
     spec = pipeline.element_spec
     structure = spec if isinstance(spec, tuple) else (spec,)
-    leaves = [
-        leaf
-        for level in structure
-        for leaf in (level.values() if isinstance(level, Mapping) else [level])
-    ]
+    leaves = [leaf for level in structure for leaf in _named(level, "").values()]
     if len(structure) > 2 or not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
         raise DataError(
             f"The pipeline {part!r} must yield x or (x, y), each a dense tensor or a dictionary of "
@@ -162,15 +145,11 @@ def _read(part: str, pipeline: Any, size: int) -> Iterator[Split]:
             raise DataError(f"The pipeline {part!r} failed: {brief(error)}") from error
         if batch is None:
             return
-        yield _as_split(batch)
+        inputs, labels = (*batch, {})[:2] if isinstance(batch, tuple) else (batch, {})
+        yield Split(_named(inputs, ONLY_INPUT), _named(labels, LABELS))
 
 
-def _as_split(batch: Any) -> Split:
-    inputs, *labels = batch if isinstance(batch, tuple) else (batch,)
-    return Split(_named(inputs, ONLY_INPUT), _named(labels[0], LABELS) if labels else {})
-
-
-def _named(arrays: Any, only: str) -> dict[str, Array]:
+def _named(arrays: Any, only: str) -> dict[str, Any]:
     return dict(arrays) if isinstance(arrays, Mapping) else {only: arrays}
 
 
@@ -179,20 +158,4 @@ def _check(part: str, split: Split) -> None:
         for name, array in in_memory(arrays).items():
             where = f"Array {name!r} of the pipeline {part!r}"
             check_values(where, array)
-            check_finite(where, array)
-
-
-def _joined(batches: list[Split]) -> Split:
-    first = batches[0]
-    return Split(
-        {name: np.concatenate([batch.inputs[name] for batch in batches]) for name in first.inputs},
-        {name: np.concatenate([batch.labels[name] for batch in batches]) for name in first.labels},
-    )
-
-
-def _same(one: Split, other: Split) -> bool:
-    return all(
-        np.array_equal(array, theirs[name])
-        for ours, theirs in ((one.inputs, other.inputs), (one.labels, other.labels))
-        for name, array in ours.items()
-    )
+            refuse_bad(where, count_bad(array))

@@ -1,14 +1,13 @@
-"""Ranks that training makes the most of: as many parameters, divided by what is left of each loss.
+"""Divides the budget of a rank plan anew, by the loss that remains after training.
 
-What the cut of a kernel loses does not tell what it costs in the end: training makes good nearly
-all of it in some layers, and little in others. So it is tried out. The model is trained for a short
-time with more rank than it may keep, and again for each kernel with that one cut further. What is
-left of each loss *after* training goes into the knapsack, in the place of what the cut loses.
+Training repairs nearly all of the truncation error in some layers, and little in others. So the
+model is trained for a short time with all ranks wider than planned, and again for each kernel with
+that kernel at a lower rank. The knapsack gets the loss *after* training as the cost of each rank.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,19 @@ from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_check
 from exporter.training.distribution import from_first, is_chief
 
 WIDER = 3
-"""How many times its planned rank each kernel has while another one is cut further."""
+"""Multiple of its planned rank that each kernel has while another one is tried out."""
 
 TRIED_PARTS = (0.5, 1.0)
-"""Ranks that are tried out, as parts of the planned one."""
+"""Ranks that are tried out, as parts of the planned rank."""
 
 NOISE = 0.005
-"""Part of the loss that two trainings differ by in any case."""
+"""Part of the loss by which two trainings differ by chance."""
 
 SINGLE_RANKS = 64
-"""Up to this one all ranks are considered: where there are few to share out, each one counts."""
+"""All ranks up to this one are considered; above it, a grid of ranks."""
 
 EXPONENTS = (0.5, 4.0)
-"""Bounds of how the loss falls with the rank."""
+"""Bounds of the exponent of the power law of loss and rank."""
 
 DIVERGED = 1e30
 """Stands for the loss of a training that diverged."""
@@ -45,13 +44,7 @@ DIVERGED = 1e30
 
 @dataclass(frozen=True)
 class RankTrial:
-    """A short training.
-
-    Attributes:
-        kernel: The one that was cut further than all others.
-        rank: Its rank.
-        loss: On the validation data, at the end.
-    """
+    """The validation loss of a short training with one kernel at a lower rank than all others."""
 
     kernel: str
     rank: int
@@ -60,18 +53,15 @@ class RankTrial:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How the ranks came about.
+    """Record of the choice of new ranks; each loss is a validation loss after a short training.
 
     Attributes:
-        unit: What the budget counts: ``"params"`` or ``"macs"``.
-        limit: The budget, which is what the plan of the cut takes.
-        planned: The rank of each kernel in that plan.
-        adapted: Its rank after the trials; None is whole.
-        trials: Of single kernels.
-        wider_loss: On the validation data, after a training as short as the trials, with all
-            kernels wider than planned.
-        planned_loss: Likewise, as planned.
-        adapted_loss: Likewise, at the new ranks. The ranks are kept as planned unless this is less.
+        unit: Unit of the budget: ``"params"`` or ``"macs"``.
+        limit: The budget: the cost of the factors in the original plan.
+        planned: Rank of each kernel in that plan.
+        adapted: Rank after the trials; None leaves the kernel whole.
+        wider_loss: Loss with all kernels wider than planned.
+        adapted_loss: Loss at the new ranks, which are taken if it is less than ``planned_loss``.
     """
 
     unit: CostKind
@@ -85,24 +75,17 @@ class Adaptation:
 
     @property
     def taken(self) -> bool:
-        """Whether the ranks were changed."""
+        """Whether the new ranks are better than the planned ones."""
         return self.adapted_loss < self.planned_loss
 
 
 class AdaptivePolicy(RankPolicy):
-    """The smallest loss that is predicted after training, for what a plan takes."""
+    """Minimizes the predicted loss after training, within the budget of a plan."""
 
     def __init__(
         self, plan: RankPlan, unit: CostKind, reference: float, trials: Sequence[RankTrial]
     ) -> None:
-        """Takes what was measured.
-
-        Args:
-            plan: Sets the budget; only the kernels that it cuts may change.
-            unit: What the budget counts.
-            reference: The loss where no kernel is cut further than the others.
-            trials: Of these kernels.
-        """
+        """Sorts the trials by kernel; ``reference`` is the loss with all ranks wider."""
         self._plan, self._unit, self._reference = plan, unit, reference
         self._tried = {name: [t for t in trials if t.kernel == name] for name in plan.ranks}
 
@@ -127,59 +110,52 @@ class AdaptivePolicy(RankPolicy):
         least = min(t.rank for t in tried)
         limit = min(kernel.break_even_rank, kernel.full_rank + 1)
         ranks = {*range(1, SINGLE_RANKS + 1), *rank_grid(kernel), *(t.rank for t in tried)}
-        losses = {r: scale * r**-exponent for r in sorted(ranks) if least <= r < limit}
-        return [
-            Option(self._cost(candidate, None), 0.0, None),
-            *(Option(self._cost(candidate, rank), loss, rank) for rank, loss in losses.items()),
-        ]
-
-    def _cost(self, candidate: Candidate, rank: int | None) -> int:
-        return candidate.params(rank) if self._unit == "params" else candidate.macs(rank) or 0
+        cost = candidate.params if self._unit == "params" else candidate.macs
+        losses: dict[int | None, float] = {None: 0.0}
+        losses |= {r: scale * r**-exponent for r in sorted(ranks) if least <= r < limit}
+        return [Option(cost(rank) or 0, loss, rank) for rank, loss in losses.items()]
 
 
+@dataclass
 class Trials:
-    """Tries out what single kernels cost after training, and divides the budget anew."""
+    """Measures the loss of single kernels after training, and divides the budget of a plan anew.
 
-    def __init__(
-        self,
-        engine: Engine,
-        plan: RankPlan,
-        unit: CostKind,
-        train: Callable[[Compressed], float],
-        *,
-        strategy: Any,
-        progress: Progress,
-        file: Path | None,
-    ) -> None:
-        """Prepares, without a trial.
+    Attributes:
+        engine: Engine of the baseline.
+        train: Trains a model for a short time, and returns its validation loss.
+        strategy: A ``tf.distribute`` strategy.
+        file: Keeps the losses of all trials, to go on from; None keeps nothing.
+    """
 
-        Args:
-            engine: Of the baseline.
-            plan: Sets the budget.
-            unit: What the budget counts.
-            train: Trains a model for a short time, and returns its loss on the validation data.
-            strategy: Of ``tf.distribute``.
-            progress: Is told of each trial.
-            file: Where what was measured is kept, to go on from; None keeps nothing.
-        """
-        self._engine, self._plan, self._unit, self._train = engine, plan, unit, train
-        self._strategy, self._progress, self._file = strategy, progress, file
-        self._truncations: dict[tuple[str, int], Truncation] = {}
-        self._losses: list[float] = []
+    engine: Engine
+    plan: RankPlan
+    unit: CostKind
+    train: Callable[[Compressed], float]
+    _: KW_ONLY
+    strategy: Any
+    progress: Progress
+    file: Path | None
+    _truncations: dict[tuple[str, int], Truncation] = field(default_factory=dict, init=False)
+    _losses: list[float] = field(default_factory=list, init=False)
 
     def run(self) -> tuple[RankPlan, Adaptation]:
-        """Returns the plan to train by, and how it came about."""
-        planned, cuts = self._plan.ranks, tried_out(self._plan)
-        wider = {c.name: self._wider(c) for c in self._engine.candidates if c.name in planned}
+        """Runs all trials; returns the plan to train by, and the record of its choice."""
+        planned, cuts = self.plan.ranks, tried_out(self.plan)
+        wider = {
+            c.name: min(WIDER * planned[c.name], c.kernel.full_rank)
+            for c in self.engine.candidates
+            if c.name in planned and c.kernel is not None
+        }
         count = 1 + len(cuts) + 2
         known = self._known(count)
-        with self._progress.track("Trying out ranks", count) as advance:
+        with self.progress.track("Trying out ranks", count) as advance:
 
             def loss_at(ranks: Mapping[str, int], status: str) -> float:
                 number = len(self._losses)
                 advance(number, status)
                 self._losses.append(known[number] if number < len(known) else self._tried(ranks))
-                self._save()
+                if self.file is not None and is_chief(self.strategy):
+                    save_checkpoint(Checkpoint([], [], [], {"losses": self._losses}), self.file)
                 return self._losses[-1]
 
             reference = loss_at(wider, "all ranks wider than planned")
@@ -187,10 +163,10 @@ class Trials:
                 RankTrial(name, rank, loss_at({**wider, name: rank}, f"{name} at rank {rank}"))
                 for name, rank in cuts
             ]
-            plan = self._engine.plan(AdaptivePolicy(self._plan, self._unit, reference, trials))
+            plan = self.engine.plan(AdaptivePolicy(self.plan, self.unit, reference, trials))
             adaptation = Adaptation(
-                unit=self._unit,
-                limit=budget_of(self._plan, self._unit),
+                unit=self.unit,
+                limit=budget_of(self.plan, self.unit),
                 planned=planned,
                 adapted={name: plan.ranks.get(name) for name in planned},
                 trials=tuple(trials),
@@ -199,21 +175,17 @@ class Trials:
                 adapted_loss=loss_at(plan.ranks, "all ranks anew"),
             )
             advance(count, "done")
-        return plan if adaptation.taken else self._plan, adaptation
-
-    def _wider(self, candidate: Candidate) -> int:
-        rank = WIDER * self._plan.ranks[candidate.name]
-        return rank if candidate.kernel is None else min(rank, candidate.kernel.full_rank)
+        return plan if adaptation.taken else self.plan, adaptation
 
     def _tried(self, ranks: Mapping[str, int]) -> float:
-        """Returns the loss of a trial, which is the first worker's in all of them."""
-        loss = self._train(self._cut(ranks))
+        """Runs a trial; returns the first worker's loss in all workers."""
+        loss = self.train(self._cut(ranks))
         finite = loss if math.isfinite(loss) else DIVERGED
-        return float(from_first(self._strategy, [finite])[0])
+        return float(from_first(self.strategy, [finite])[0])
 
     def _cut(self, ranks: Mapping[str, int]) -> Compressed:
-        """Cuts each kernel as if all others were whole; training makes up for that."""
-        engine = self._engine
+        """Truncates each kernel as if all others were whole; training repairs the difference."""
+        engine = self.engine
         plan = engine.plan(RankByLayer(ranks))
         for candidate in engine.candidates:
             name, kernel = candidate.name, candidate.kernel
@@ -225,22 +197,17 @@ class Trials:
         return engine.assemble(plan, {n: self._truncations[n, r] for n, r in plan.ranks.items()})
 
     def _known(self, count: int) -> list[float]:
-        """Returns the losses of the trials that the first worker knows already."""
-        found = None
-        if self._file is not None and is_chief(self._strategy):
-            found = load_checkpoint(self._file)
+        """Returns the losses that the first worker has in its file."""
+        chief = is_chief(self.strategy)
+        found = load_checkpoint(self.file) if self.file is not None and chief else None
         losses = [] if found is None else found.progress["losses"][:count]
         padded = np.array([*losses, *[0.0] * (count - len(losses))])
-        number, shared = from_first(self._strategy, [len(losses), padded])
+        number, shared = from_first(self.strategy, [len(losses), padded])
         return [float(loss) for loss in shared[: int(number)]]
-
-    def _save(self) -> None:
-        if self._file is not None and is_chief(self._strategy):
-            save_checkpoint(Checkpoint([], [], [], {"losses": self._losses}), self._file)
 
 
 def tried_out(plan: RankPlan) -> list[tuple[str, int]]:
-    """Lists the kernels with the ranks that each of them is cut to, all others wider."""
+    """Lists the trials of a plan as pairs of a kernel and its rank."""
     return [
         (name, tried)
         for name, rank in plan.ranks.items()
@@ -249,15 +216,13 @@ def tried_out(plan: RankPlan) -> list[tuple[str, int]]:
 
 
 def budget_of(plan: RankPlan, unit: CostKind) -> int:
-    """Returns what the kernels that a plan cuts take together."""
+    """Returns the cost of all factors in a plan."""
     cut = [layer for layer in plan.layers if layer.rank is not None]
-    if unit == "params":
-        return sum(layer.params_after for layer in cut)
-    return sum(layer.macs_after or 0 for layer in cut)
+    return sum((layer.params_after if unit == "params" else layer.macs_after) or 0 for layer in cut)
 
 
 def _power_law(trials: Sequence[RankTrial], reference: float) -> tuple[float, float]:
-    """Fits ``scale * rank ** -exponent`` to what a kernel's cut costs after training."""
+    """Fits ``scale * rank ** -exponent`` to the loss that a kernel's trials add to a reference."""
     least = max(NOISE * abs(reference), 1e-12)
     points = [(math.log(t.rank), math.log(max(least, t.loss - reference))) for t in trials]
     (x, y), (last_x, last_y) = points[0], points[-1]

@@ -1,4 +1,4 @@
-"""The state of a training that was cut off, in one file that is replaced at once."""
+"""Saves and loads the state of a training, in one file that is replaced atomically."""
 
 import json
 import os
@@ -15,16 +15,15 @@ from exporter.errors import OutputError
 
 Arrays = Sequence[NDArray[Any]]
 
+_PARTS = ("state", "optimizer", "best")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on as if it had never stopped.
+    """State from which a training goes on as if it had never stopped.
 
-    Attributes:
-        state: Values of the phase's variables.
-        optimizer: Values of the optimizer's variables.
-        best: Values of the phase's variables in the best epoch so far.
-        progress: Where it stands; JSON values.
+    ``state`` and ``best`` are values of the phase's variables, now and in the best epoch so far;
+    ``progress`` is the position in the training as JSON values.
     """
 
     state: Arrays
@@ -34,14 +33,14 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, file: Path) -> None:
-    """Writes a checkpoint; a process that dies meanwhile leaves the former one.
+    """Writes a checkpoint; a process that dies meanwhile leaves the former file.
 
     Raises:
         OutputError: If it cannot be written.
     """
     arrays = {
         f"{part}-{index}": array
-        for part in ("state", "optimizer", "best")
+        for part in _PARTS
         for index, array in enumerate(getattr(checkpoint, part))
     }
     partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
@@ -60,27 +59,21 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path) -> None:
 
 
 def load_checkpoint(file: Path) -> Checkpoint | None:
-    """Reads a checkpoint; None if there is none.
+    """Reads a checkpoint; returns None if there is none.
 
     Raises:
         OutputError: If the file is no checkpoint.
     """
     if not file.exists():
         return None
-    parts: dict[str, dict[int, NDArray[Any]]] = {"state": {}, "optimizer": {}, "best": {}}
     try:
         with np.load(file, allow_pickle=False) as loaded:
-            progress = json.loads(str(loaded["progress"]))
-            for name in loaded.files:
-                part, _, index = name.partition("-")
-                if index:
-                    parts[part][int(index)] = loaded[name]
+            names = [name.partition("-")[0] for name in loaded.files]
+            state, optimizer, best = (
+                [loaded[f"{part}-{index}"] for index in range(names.count(part))] for part in _PARTS
+            )
+            return Checkpoint(state, optimizer, best, json.loads(str(loaded["progress"])))
     except Exception as error:  # NumPy, zipfile and its codecs raise whatever they run into.
         raise OutputError(
             f"The checkpoint {file} cannot be read; remove it to train anew: {error}"
         ) from error
-
-    def in_order(part: str) -> list[NDArray[Any]]:
-        return [parts[part][index] for index in sorted(parts[part])]
-
-    return Checkpoint(in_order("state"), in_order("optimizer"), in_order("best"), progress)

@@ -1,4 +1,4 @@
-"""Training on several devices or machines, by ``tf.distribute``."""
+"""Distributes training over several devices or machines by ``tf.distribute``."""
 
 import json
 import os
@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 
 from exporter.errors import ClusterError, RecipeError, brief
 
-TF_CONFIG = "TF_CONFIG"
+_EXAMPLE = (
+    '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
+)
 
 
 def strategy_for(distribution: str) -> Any:
-    """Returns the strategy; for several workers, waits for all of them.
+    """Builds the strategy ``mirrored`` or ``multiworker``; for ``none``, returns the current one.
 
-    TensorFlow asks for that of several workers to be made before anything else is computed.
-
-    Args:
-        distribution: ``none`` is the current strategy, that of one device unless the caller has
-            entered another one's scope.
+    TensorFlow demands that the strategy of several workers is built before any computation. It
+    waits for all workers.
 
     Raises:
         RecipeError: If the environment does not describe a cluster, or it cannot be joined.
@@ -40,20 +39,16 @@ def strategy_for(distribution: str) -> Any:
 
 
 def worker_index() -> int:
-    """Returns which worker of the cluster this process is; the first one writes.
+    """Returns the number of this process among the workers of the cluster; number 0 writes.
 
     Raises:
         RecipeError: If ``TF_CONFIG`` does not describe a cluster.
     """
-    text = os.environ.get(TF_CONFIG)
-    example = (
-        '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
-        '"task": {"type": "worker", "index": 0}}'
-    )
+    text = os.environ.get("TF_CONFIG")
     if not text:
         raise RecipeError(
-            f"To train on several workers, each of them needs {TF_CONFIG} in its environment, such "
-            f"as {example}. Received: none."
+            "To train on several workers, each of them needs TF_CONFIG in its environment, such "
+            f"as {_EXAMPLE}. Received: none."
         )
     try:
         config = json.loads(text)
@@ -61,10 +56,10 @@ def worker_index() -> int:
         kind, index = config["task"]["type"], config["task"]["index"]
         known = kind == "worker" and 0 <= index < len(workers)
     except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{TF_CONFIG} must read like {example}. Received: {text!r}.") from error
+        raise RecipeError(f"TF_CONFIG must read like {_EXAMPLE}. Received: {text!r}.") from error
     if not known:
         raise RecipeError(
-            f"{TF_CONFIG} must name one of its {len(workers)} workers as the task. "
+            f"TF_CONFIG must name one of its {len(workers)} workers as the task. "
             f"Received: {kind!r} {index!r}."
         )
     return int(index)
@@ -72,10 +67,10 @@ def worker_index() -> int:
 
 @contextmanager
 def losses_explained(strategy: Any) -> Iterator[None]:
-    """Says plainly what it means if an operation fails that several workers take part in.
+    """Explains the failure of an operation that several workers take part in.
 
     Raises:
-        ClusterError: If it does.
+        ClusterError: If such an operation fails.
     """
     import tensorflow as tf
 
@@ -91,7 +86,7 @@ def losses_explained(strategy: Any) -> Iterator[None]:
 
 
 def is_chief(strategy: Any) -> bool:
-    """Tells whether this process writes what all of them compute."""
+    """Tells whether this process writes files for all workers."""
     cluster = _cluster_of(strategy)
     return cluster is None or cluster.task_id == 0
 
@@ -103,13 +98,7 @@ def _cluster_of(strategy: Any) -> Any:
 
 
 def shared_out(strategy: Any, batch: Any, samples: int) -> Any:
-    """Hands each replica its part of a global batch.
-
-    Args:
-        strategy: The strategy.
-        batch: A structure of arrays, samples along the first axis.
-        samples: How many there are.
-    """
+    """Divides a batch, a structure of arrays with samples along the first axis, among replicas."""
     import tensorflow as tf
 
     count = strategy.num_replicas_in_sync
@@ -125,16 +114,10 @@ def shared_out(strategy: Any, batch: Any, samples: int) -> Any:
 
 
 def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
-    """Scales one replica's gradients, so that the sum over all replicas is no longer than a norm.
+    """Scales one replica's gradients so that their sum over all replicas has at most a norm.
 
-    Optimizers of Keras clip what each replica has, before the sum.
-
-    Args:
-        gradients: Of this replica; None where there is none.
-        norm: Of all of them together.
-
-    Returns:
-        The gradients, all times the same number, which is the same in all replicas.
+    All replicas scale by the same number. Keras optimizers clip the gradients of each replica
+    instead, before the sum.
     """
     import tensorflow as tf
 
@@ -147,12 +130,7 @@ def clipped(gradients: Sequence[Any], norm: float) -> list[Any]:
 
 
 def from_first(strategy: Any, values: Sequence[Any]) -> list[NDArray[Any]]:
-    """Returns the values that the first replica has, in every process.
-
-    Args:
-        strategy: The strategy.
-        values: Numbers or arrays, of the same shapes in all processes.
-    """
+    """Returns the first replica's numbers or arrays in every process; all have the same shapes."""
     import tensorflow as tf
 
     own = [np.asarray(value) for value in values]

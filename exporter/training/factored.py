@@ -1,34 +1,32 @@
-"""Trains the factors themselves."""
+"""Trains the factors of a compressed model directly."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Factors
+from exporter.training.data import Batch
 from exporter.training.objective import Objective
-from exporter.training.phase import Phase, Tensors, penalties
+from exporter.training.phase import Phase
 
 
 class Factored(Phase):
-    """Trains a compressed model as it is: its factors, biases, and the layers that were kept.
+    """Trains all weights of a compressed model: its factors, biases and dense layers.
 
     Decay acts on the product of two factors, not on each: penalizing ``||U||^2 + ||V||^2`` would
     be a nuclear norm, which shrinks the rank as well (Khodak et al., 2021).
     """
 
     name = "factored"
-    # Factors of low rank are thrown far off by single steps otherwise: each moves with the other.
+    # A step of one factor changes the gradient of the other: without a clip, training is unstable.
     clip = 1.0
 
     def __init__(
         self, network: Network, factors: Mapping[str, Factors], decay: float = 0.0
     ) -> None:
-        """Takes a network that was made under the current strategy.
+        """Prepares a network that was built under the current strategy, to train it in place.
 
-        Args:
-            network: The compressed model; it is trained in place.
-            factors: Its factors by kernel.
-            decay: Weight of half the squared Frobenius norm of each product.
+        ``decay`` is the weight of half the squared Frobenius norm of each product of factors.
         """
         self.student = network
         self.trained = network.model.trainable_variables
@@ -37,15 +35,13 @@ class Factored(Phase):
         self._products = [each for each in factors.values() if each.is_plain_pair]
 
     def gradients(
-        self, objective: Objective, inputs: Tensors, labels: Tensors, teacher: Tensors, share: Any
+        self, objective: Objective, batch: Batch, share: Any
     ) -> tuple[Any, Sequence[Any]]:
         """See the base class."""
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            outputs = self.student.signature.call(inputs, training=True)
-            loss = share * tf.reduce_sum(objective(outputs, labels, teacher))
-            total = loss + penalties(self.student)
+            loss, total = self.losses(objective, batch, share)
             if self._decay:
                 replicas = tf.distribute.get_replica_context().num_replicas_in_sync
                 norms = [squared_product_norm(each) for each in self._products]
@@ -54,7 +50,7 @@ class Factored(Phase):
 
 
 def squared_product_norm(factors: Factors) -> Any:
-    """Returns ``||U V||_F^2 = <Ut U, V Vt>``, from r x r matrices alone."""
+    """Computes ``||U V||_F^2 = <Ut U, V Vt>`` from r x r matrices alone."""
     import tensorflow as tf
 
     u, v = (

@@ -1,4 +1,4 @@
-"""Fine-tuning: a compressed model goes in, a better one that is no larger comes out."""
+"""Fine-tunes a compressed model, which keeps its size."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.data import Dataset
+from exporter.data import Dataset, Split
 from exporter.data.metrics import is_classes
 from exporter.errors import DataError
 from exporter.graph.network import Network
@@ -17,10 +17,10 @@ from exporter.lowrank.ranks.policy import RankPlan
 from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
 from exporter.training.adaptive import Adaptation, Trials, tried_out
-from exporter.training.course import Course, training_part
+from exporter.training.data import TrainingData, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
-from exporter.training.loop import History, Loop, Settings
+from exporter.training.loop import History, Loop
 from exporter.training.objective import Objective, known_losses
 from exporter.training.phase import Phase
 from exporter.training.projected import Projected
@@ -28,15 +28,15 @@ from exporter.training.projected import Projected
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What fine-tuning yields.
+    """Result of fine-tuning.
 
     Attributes:
         compressed: The model to be exported.
-        histories: Of each phase.
-        truncated: The Keras model that the projected training trained at; None if there was none.
-        updated: The Keras model of its full weights; None if there was none.
+        histories: Record of each phase.
+        truncated: Keras model of the factors after projected training; None without such training.
+        updated: Keras model of the full weights after projected training; None without it.
         at_full_rank: Kernels that the projected training did not truncate.
-        adaptation: How ranks were chosen anew; None if they were not.
+        adaptation: Choice of new ranks by adaptive training; None without it.
     """
 
     compressed: Compressed
@@ -48,7 +48,7 @@ class FineTuned:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C cut it short."""
+        """Whether training was cut short by Ctrl-C."""
         return any(history.ending == "interrupted" for history in self.histories)
 
 
@@ -68,78 +68,55 @@ class FineTuner:
         checkpoints: Path | None = None,
         on_step: Callable[[Phase, int], None] | None = None,
     ) -> None:
-        """Prepares what all phases share.
+        """Prepares the data, fitted to the model, and the objective, which all phases share.
 
-        Args:
-            engine: Of the baseline.
-            dataset: Fitted to the model.
-            tuning: Says how.
-            unit: What adaptive training keeps as it is.
-            strategy: Of ``tf.distribute``.
-            progress: Is told of steps and epochs.
-            loss: As for ``keras.Model.compile``; None is the cross-entropy of distributions and the
-                squared error of values.
-            checkpoints: Folder of checkpoints, from which training goes on; None writes none.
-            on_step: Is called after every step with the phase and the number of steps so far.
+        ``loss`` is as for ``keras.Model.compile``; None is the cross-entropy of distributions and
+        the squared error of values. Training goes on from files in the folder ``checkpoints``; None
+        writes none. ``on_step`` is called after every step with the phase and the number of steps.
 
         Raises:
-            DataError: If there is nothing to train on, or nothing to try out ranks by.
-            RecipeError: If the loss is none.
+            DataError: If there are no training data, or no validation data to compare ranks by.
+            RecipeError: If the loss is unknown.
         """
-        check_training(tuning, dataset, engine.network)
-        self._engine, self._tuning, self._strategy = engine, tuning, strategy
-        self._unit = unit
-        self._progress, self._checkpoints, self._on_step = progress, checkpoints, on_step
-        self._dataset = dataset
-        train = dataset.train
-        labels = {} if train is None else train.labels
-        classes = {name for name, array in labels.items() if is_classes(array)}
-        self._objective = Objective(
-            engine.network.families(classes),
-            known_losses(loss, engine.network),
-            tuning.distill,
-            tuning.temperature,
-        )
-        self._course = Course(dataset, engine.network, self._objective, tuning.batch_size)
+        network, train = engine.network, check_training(tuning, dataset, engine.network)
+        self._engine, self._dataset, self._tuning, self._unit = engine, dataset, tuning, unit
+        self._strategy, self._progress = strategy, progress
+        self._checkpoints, self._on_step = checkpoints, on_step
+        families = network.families({n for n, array in train.labels.items() if is_classes(array)})
+        losses = known_losses(loss, network)
+        objective = Objective(families, losses, tuning.distill, tuning.temperature)
+        self._data = TrainingData(dataset, network, objective, tuning.batch_size, engine.seed)
         if dataset.validation is None:
             progress.note("No validation data: the weights of the last epoch are kept")
 
     def run(self, compressed: Compressed) -> FineTuned:
-        """Trains.
-
-        Args:
-            compressed: What the engine cut.
+        """Trains a model that the engine compressed.
 
         Raises:
             ClusterError: If a worker was lost.
         """
-        with losses_explained(self._strategy):
-            return self._run(compressed)
-
-    def _run(self, compressed: Compressed) -> FineTuned:
         train = self._tuning.train
-        if train == "adaptive" and compressed.factors:
-            return self._adaptive(compressed)
-        if not train.startswith("projected"):
-            model, history = self._factored(compressed)
-            return FineTuned(model, (history,))
-        projected = self._projected(compressed.plan)
-        if train == "projected":
-            return projected
-        model, history = self._factored(projected.compressed)
-        return replace(projected, compressed=model, histories=(*projected.histories, history))
+        with losses_explained(self._strategy):
+            if train == "adaptive" and compressed.factors:
+                return self._adaptive(compressed)
+            if not train.startswith("projected"):
+                return FineTuned(compressed, (self._factored(compressed),))
+            projected = self._projected(compressed.plan)
+            if train == "projected":
+                return projected
+            history = self._factored(projected.compressed)
+            return replace(projected, histories=(*projected.histories, history))
 
-    def _factored(
-        self, compressed: Compressed, *, epochs: int | None = None
-    ) -> tuple[Compressed, History]:
+    def _factored(self, compressed: Compressed, tuning: Tuning | None = None) -> History:
+        """Trains the weights of a compressed model in place."""
         phase = self._phase_of(compressed)
-        history = self._train(phase, compressed.plan, epochs=epochs)
+        history = self._train(phase, compressed.plan, tuning or self._tuning)
         # Variables of a strategy are bound to its devices; those of the model are not.
         _copy_weights(phase.student, compressed.network)
-        return compressed, history
+        return history
 
     def _phase_of(self, compressed: Compressed) -> Factored:
-        """Makes a copy, whose factors are to be trained."""
+        """Copies a compressed model under the strategy, to train its factors."""
         with self._strategy.scope():
             copy = compressed.copy()
             return Factored(copy.network, copy.factors, self._tuning.decay)
@@ -165,34 +142,29 @@ class FineTuner:
                 "Interrupted while ranks were tried out: goes on with those of the cut, without "
                 "training; Ctrl-C once more stops all"
             )
-            model, history = self._factored(compressed, epochs=0)
-            return FineTuned(model, (replace(history, ending="interrupted"),))
+            history = self._factored(compressed, replace(self._tuning, finetune=0))
+            history = replace(history, ending="interrupted")
+            return FineTuned(compressed, (history,))
         if adaptation.taken:
             compressed = engine.factorize(plan)
-        model, history = self._factored(compressed)
-        return FineTuned(model, (history,), adaptation=adaptation)
+        return FineTuned(compressed, (self._factored(compressed),), adaptation=adaptation)
 
     def _short_training(self, trials: int) -> Callable[[Compressed], float]:
-        """Returns what trains so shortly that all trials together are as long as the training."""
-        tuning, course = self._tuning, self._course
-        epochs, rest = divmod(tuning.finetune, trials)
+        """Builds a training so short that all trials together are as long as the training."""
+        data = self._data
+        epochs, rest = divmod(self._tuning.finetune, trials)
         if not epochs:
             _, whole = training_part(self._dataset)
-            batch = course.fixed_batch or tuning.batch_size
+            batch = data.batch_size
             samples = max(batch, len(whole) * rest // trials // batch * batch)
             thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
-            course = Course(thinned, self._engine.network, self._objective, tuning.batch_size)
-        settings = replace(self._settings, epochs=max(1, epochs), patience=0)
+            engine = self._engine
+            data = TrainingData(thinned, engine.network, data.objective, batch, engine.seed)
+        tuning = replace(self._tuning, finetune=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
-            loop = Loop(
-                self._phase_of(compressed),
-                self._objective,
-                course,
-                settings,
-                strategy=self._strategy,
-                progress=Silent(),
-            )
+            phase = self._phase_of(compressed)
+            loop = Loop(phase, data, tuning, strategy=self._strategy, progress=Silent())
             history = loop.run()
             if history.ending == "interrupted":
                 raise KeyboardInterrupt
@@ -209,65 +181,47 @@ class FineTuner:
             self._progress.note(
                 f"Trained at full rank, and cut afterwards: {', '.join(phase.left_out)}"
             )
-        history = self._train(phase, plan)
+        history = self._train(phase, plan, self._tuning)
         updated = engine.network.copy()
         _copy_weights(phase.finish(), updated)
         cut = replace(engine.cut, fold=False)
-        plainly = Engine(updated, None, replace(cut, method="svd"), self._progress)
-        truncated = plainly.factorize(plan)
-        compressed = truncated
+        by_weights = Engine(updated, None, replace(cut, method="svd"), self._progress)
+        compressed = truncated = by_weights.factorize(plan)
         if self._tuning.export_from == "updated":
             anew = Engine(updated, engine.calibration, cut, self._progress, seed=engine.seed)
             compressed = anew.factorize(plan)
         return FineTuned(compressed, (history,), truncated.model, updated.model, phase.left_out)
 
-    def _train(self, phase: Phase, plan: RankPlan, *, epochs: int | None = None) -> History:
-        settings = self._settings
-        if epochs is not None:
-            settings = replace(settings, epochs=epochs)
-        file = self._checkpoints and self._checkpoints / f"{phase.name}.npz"
+    def _train(self, phase: Phase, plan: RankPlan, tuning: Tuning) -> History:
+        ranks = sorted(set(plan.ranks.values())) or [0]
+        several = f"ranks {ranks[0]} to {ranks[-1]}"
         loop = Loop(
             phase,
-            self._objective,
-            self._course,
-            settings,
+            self._data,
+            tuning,
             strategy=self._strategy,
             progress=self._progress,
-            checkpoint=file,
-            label=f"Fine-tuning, {phase.name}, {_ranks(plan)}",
+            checkpoint=self._checkpoints and self._checkpoints / f"{phase.name}.npz",
+            label=f"Fine-tuning, {phase.name}, {several if ranks[1:] else f'rank {ranks[0]}'}",
             on_step=self._on_step,
         )
         return loop.run()
 
-    @property
-    def _settings(self) -> Settings:
-        tuning = self._tuning
-        return Settings(
-            epochs=tuning.finetune,
-            learning_rate=tuning.learning_rate,
-            patience=tuning.patience,
-            seed=self._engine.seed,
-        )
 
-
-def check_training(tuning: Tuning, dataset: Dataset, network: Network) -> None:
-    """Finds out, without computing, whether the data are enough to train on.
+def check_training(tuning: Tuning, dataset: Dataset, network: Network) -> Split:
+    """Checks, without computing, that the data suffice to train on; returns the training part.
 
     Raises:
-        DataError: If there is nothing to train on, or nothing to try out ranks by.
+        DataError: If there are no training data, or no validation data to compare ranks by.
     """
-    training_part(dataset)
+    _, train = training_part(dataset)
     batch, validation = network.fixed_batch or 1, dataset.validation
     if tuning.train == "adaptive" and (validation is None or len(validation) < batch):
         raise DataError(
             f"Adaptive training compares ranks on validation data, {batch} samples at least. "
             f"Received: data {dataset.name!r} with {len(validation) if validation else 0}."
         )
-
-
-def _ranks(plan: RankPlan) -> str:
-    ranks = sorted(set(plan.ranks.values())) or [0]
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    return train
 
 
 def _copy_weights(source: Network, target: Network) -> None:

@@ -1,4 +1,4 @@
-"""What is minimized: the loss of the task, the divergence from the baseline, or both."""
+"""Computes the loss of training: of the task, the divergence from the baseline, or both."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -13,18 +13,16 @@ Tensors = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of every sample, summed over the outputs of a model.
+    """The loss of each sample, summed over the outputs of a model.
 
-    ``(1 - distill) * task + distill * divergence``; where an output has no labels, or labels whose
-    loss is not known, the divergence alone.
-
-    The divergence of distributions is ``T^2 KL(teacher || student)``, both softened by the
-    temperature T (Hinton, Vinyals and Dean, 2015); that of values is the squared error.
+    The loss of an output is ``(1 - distill) * task + distill * divergence`` if it has labels, and
+    the divergence otherwise. The divergence of distributions is ``T^2 KL(teacher || student)`` at
+    the temperature T (Hinton, Vinyals and Dean, 2015); of values it is the squared error.
 
     Attributes:
-        families: What each output is, by its name.
-        losses: The task's own loss by output; where there is none, the cross-entropy of
-            distributions and the squared error of values.
+        families: Family of each output by name.
+        losses: Loss of the task by output; the default is the cross-entropy of distributions and
+            the squared error of values.
         distill: Weight of the divergence, 0 to 1.
         temperature: T, at least 1.
     """
@@ -35,20 +33,14 @@ class Objective:
     temperature: float
 
     def needs_teacher(self, labelled: Collection[str]) -> bool:
-        """Tells whether the divergence counts.
-
-        Args:
-            labelled: Outputs that have labels.
-        """
+        """Tells whether the loss needs the divergence, given the outputs that have labels."""
         return self.distill > 0 or any(name not in labelled for name in self.families)
 
     def __call__(self, outputs: Tensors, labels: Tensors, teacher: Tensors) -> Any:
-        """Returns the loss of each sample, a float32 tensor.
+        """Computes the loss of each sample, a float32 tensor of shape (samples,).
 
-        Args:
-            outputs: What the model predicts, by output name.
-            labels: By output name; outputs without labels are missing.
-            teacher: What the baseline predicts; empty if it is not needed.
+        All arguments are by output name. ``teacher``, the baseline's outputs, may be empty if they
+        are not needed.
         """
         total: Any = 0.0
         for name, family in self.families.items():
@@ -57,36 +49,29 @@ class Objective:
             if weight > 0:
                 total += weight * _divergence(predicted, teacher[name], family, self.temperature)
             if weight < 1:
-                total += (1 - weight) * self._task(name, predicted, labels[name])
+                own = self.losses.get(name)
+                loss = (
+                    own(_like(labels[name], predicted), predicted)
+                    if own is not None
+                    else _task_loss(predicted, labels[name], family)
+                )
+                total += (1 - weight) * _by_sample(loss)
         return total
-
-    def _task(self, name: str, predicted: Any, labels: Any) -> Any:
-        own = self.losses.get(name)
-        if own is not None:
-            return _by_sample(own(_like(labels, predicted), predicted))
-        return _by_sample(_task_loss(predicted, labels, self.families[name]))
 
 
 def known_losses(loss: Any, network: Network) -> dict[str, Callable[[Any, Any], Any]]:
-    """Reads what Keras takes as the loss of a model: one for all outputs, or one for each.
+    """Resolves a loss of ``keras.Model.compile``: None, one for all outputs, or one for each.
 
-    Args:
-        loss: As for ``keras.Model.compile``; None for none.
-        network: The model.
-
-    Returns:
-        Functions of labels and predictions, not reduced, by output name.
+    The result holds functions of labels and predictions, without reduction, by output name.
 
     Raises:
-        RecipeError: If it is none, or names an output that there is not.
+        RecipeError: If the loss or the name of an output is unknown.
     """
     if loss is None:
         return {}
     names = [info.name for info in network.outputs]
     if isinstance(loss, Mapping):
-        keys = dict(zip(network.model.output_names, names, strict=True)) | {
-            name: name for name in names
-        }
+        keys = dict(zip([*network.model.output_names, *names], names * 2, strict=True))
         unknown = sorted(set(loss) - set(keys))
         if unknown:
             raise RecipeError(f"A loss is given for {unknown}. The model's outputs: {names}.")
@@ -109,10 +94,10 @@ def _function(loss: Any) -> Callable[[Any, Any], Any]:
         found = keras.losses.get(loss)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"The loss {loss!r} is none of Keras: {brief(error)}") from error
-    # What an object's `call` returns is not reduced yet.
-    function: Callable[[Any, Any], Any]
-    function = found.call if isinstance(found, keras.losses.Loss) else found
-    return function
+    # The method `call` of a loss does not reduce.
+    unreduced: Callable[[Any, Any], Any]
+    unreduced = found.call if isinstance(found, keras.losses.Loss) else found
+    return unreduced
 
 
 def _task_loss(predicted: Any, labels: Any, family: Family) -> Any:
@@ -121,11 +106,10 @@ def _task_loss(predicted: Any, labels: Any, family: Family) -> Any:
     if family == "gaussian":
         return tf.square(_like(tf.cast(labels, tf.float32), predicted) - predicted)
     logits = as_logits(predicted, family)
+    wanted = _like(tf.cast(labels, tf.float32), logits)
     if family == "bernoulli":
-        wanted = _like(tf.cast(labels, tf.float32), logits)
         return tf.nn.sigmoid_cross_entropy_with_logits(labels=wanted, logits=logits)
     if labels.shape.rank == logits.shape.rank:
-        wanted = tf.cast(labels, tf.float32)
         return tf.nn.softmax_cross_entropy_with_logits(labels=wanted, logits=logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
@@ -144,14 +128,14 @@ def _divergence(student: Any, teacher: Any, family: Family, temperature: float) 
 
 
 def _like(labels: Any, predicted: Any) -> Any:
-    """Gives labels of a single column the axis that the predictions have."""
+    """Adds the last axis to labels of predictions with a single column."""
     if labels.shape.rank == predicted.shape.rank - 1 and predicted.shape[-1] == 1:
         return labels[..., None]
     return labels
 
 
 def _by_sample(losses: Any) -> Any:
-    """Takes the mean over all axes but the first."""
+    """Averages over all axes but the first."""
     import tensorflow as tf
 
     losses = tf.cast(losses, tf.float32)

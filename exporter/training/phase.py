@@ -1,26 +1,24 @@
-"""The contract of a way to train."""
+"""Defines the contract of a training phase."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from exporter.graph.network import Network
 from exporter.graph.types import Variable
+from exporter.training.data import Batch
 from exporter.training.objective import Objective
-
-Tensors = Mapping[str, Any]
 
 
 class Phase(ABC):
-    """A model in training: which weights it has, and what moves them.
+    """A model in training, with its weights and their gradients.
 
     Attributes:
-        name: Of the way.
-        clip: What the norm of all gradients together is clipped to; None leaves them as they are.
+        name: Name of the kind of training.
+        clip: Most norm of all gradients together; None does not clip.
         student: The model of low rank, which predicts.
-        trained: The variables that the optimizer moves.
-        state: All variables that make the phase what it is, those of ``trained`` among them, in an
-            order that is the same in every process.
+        trained: The variables that the optimizer updates.
+        state: All variables to save, ``trained`` included, in the same order in every process.
     """
 
     name: ClassVar[str]
@@ -30,29 +28,23 @@ class Phase(ABC):
     state: Sequence[Variable]
 
     def prepare(self) -> None:  # noqa: B027 - most prepare nothing
-        """Does, once for all replicas, what comes before a step and before an evaluation."""
+        """Updates the student before a step or an evaluation, once for all replicas."""
+
+    def losses(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, Any]:
+        """Computes this replica's part of the mean loss, without and with regularization losses."""
+        import tensorflow as tf
+
+        outputs = self.student.signature.call(batch.inputs, training=True)
+        loss = share * tf.reduce_sum(objective(outputs, batch.labels, batch.teacher))
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        return loss, loss + sum(self.student.model.losses, 0.0) / replicas
 
     @abstractmethod
     def gradients(
-        self, objective: Objective, inputs: Tensors, labels: Tensors, teacher: Tensors, share: Any
+        self, objective: Objective, batch: Batch, share: Any
     ) -> tuple[Any, Sequence[Any]]:
-        """Computes one replica's part of a step.
+        """Computes this replica's part of the mean loss, without regularization, and its gradients.
 
-        Args:
-            objective: The loss of each sample.
-            inputs: Tensors by input name.
-            labels: By output name.
-            teacher: The baseline's outputs by name; empty if they are not needed.
-            share: What each sample's loss is multiplied by: one over the samples of all replicas.
-
-        Returns:
-            The part of the mean loss, without penalties, and gradients in the order of ``trained``.
+        The gradients are in the order of ``trained``. ``share`` is the weight of each sample's
+        loss: one over the samples of all replicas.
         """
-
-
-def penalties(network: Network) -> Any:
-    """Returns this replica's part of the regularization losses that a network collected."""
-    import tensorflow as tf
-
-    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    return sum(network.model.losses, 0.0) / replicas

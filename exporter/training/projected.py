@@ -1,4 +1,4 @@
-"""Trains full weights at their truncation: the algorithm of the notebook."""
+"""Trains full weights by the gradient at their truncation: the algorithm of the notebook."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ import numpy as np
 from exporter.graph.hooks import called, watched
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
-from exporter.graph.types import Layer, Tensor, Variable
+from exporter.graph.types import Tensor, Variable
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import build_replacements
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
+from exporter.training.data import Batch
 from exporter.training.objective import Objective
-from exporter.training.phase import Phase, Tensors, penalties
+from exporter.training.phase import Phase
 
 
 class Projected(Phase):
-    """Predicts by the truncation P(W) of each kernel, and applies the gradient there to W.
+    """Predicts with the truncation P(W) of each kernel W, and applies the gradient at P(W) to W.
 
-    Each step truncates the full weights anew, by one warm-started subspace iteration; predicts by
-    the two thin factors; and moves W by the gradient of the loss at P(W), which takes the inputs of
-    the first factor and the gradient at the outputs of the second: full matrices are multiplied
-    once, in W's gradient. Biases, and layers that have no truncation, are trained as usual.
+    Each step truncates W by one warm-started subspace iteration and predicts with the two factors.
+    The gradient at P(W) is computed from the inputs of the first factor and the gradient at the
+    outputs of the second, the only product of the size of W. Other weights are trained as usual.
 
-    A kernel takes part if its factors are plain matrices and the gradient at its outputs can be
-    read: dense, einsum and embedding layers, convolutions cut by channel. The others are trained at
-    full rank, and cut when training has ended.
+    This works for kernels whose factors are plain matrices and whose output gradient can be read:
+    dense, einsum and embedding layers, convolutions cut by channel. Other kernels are trained at
+    full rank and cut when training has ended.
 
     Attributes:
         updated: The network of full weights.
@@ -39,28 +39,19 @@ class Projected(Phase):
     name = "projected"
 
     def __init__(self, network: Network, ranks: Mapping[str, int]) -> None:
-        """Copies the network, under the current strategy.
-
-        Args:
-            network: Of full weights; it is not changed.
-            ranks: By candidate name.
-        """
+        """Copies the network of full weights under the current strategy."""
         self.updated = network.copy()
         found = [c for c in candidates(self.updated) if c.name in ranks]
         pieces = [_piece(candidate, ranks[candidate.name]) for candidate in found]
         self._pieces = [piece for piece in pieces if piece is not None]
-        taking_part = {piece.name for piece in self._pieces}
-        self.left_out = tuple(name for name in ranks if name not in taking_part)
+        self.left_out = tuple(n for n in ranks if n not in {p.name for p in self._pieces})
         self.student = self.updated.rewrite({p.path: p.replacement for p in self._pieces})
-        thin = {id(weight) for piece in self._pieces for weight in piece.factors}
-        others = [v for v in self.student.model.trainable_variables if id(v) not in thin]
-        self._others = others
-        self.trained = [*(piece.kernel.variable for piece in self._pieces), *others]
-        self.state = [
-            *(piece.kernel.variable for piece in self._pieces),
-            *(piece.basis for piece in self._pieces),
-            *self.student.model.variables,
-        ]
+        thin = [weight for piece in self._pieces for weight in piece.factors]
+        self._others = _without(self.student.model.trainable_variables, thin)
+        kernels = [piece.kernel.variable for piece in self._pieces]
+        self.trained = [*kernels, *self._others]
+        bases = [piece.basis for piece in self._pieces]
+        self.state = [*kernels, *bases, *self.student.model.variables]
 
     def prepare(self) -> None:
         """Truncates the full weights."""
@@ -68,36 +59,32 @@ class Projected(Phase):
             piece.truncate()
 
     def gradients(
-        self, objective: Objective, inputs: Tensors, labels: Tensors, teacher: Tensors, share: Any
+        self, objective: Objective, batch: Batch, share: Any
     ) -> tuple[Any, Sequence[Any]]:
         """See the base class."""
         import tensorflow as tf
 
-        heads = [piece.head for piece in self._pieces]
-        tails = [(piece.tail, piece.kernel.gradient_at) for piece in self._pieces]
-        with tf.GradientTape() as tape, watched(tails, tape) as results, called(heads) as calls:
-            outputs = self.student.signature.call(inputs, training=True)
-            loss = share * tf.reduce_sum(objective(outputs, labels, teacher))
-            total = loss + penalties(self.student)
-        at_outputs = [results[id(piece.tail)] for piece in self._pieces]
+        heads = [piece.replacement.layers[0] for piece in self._pieces]
+        tails = [piece.replacement.layers[-1] for piece in self._pieces]
+        places = [(t, p.kernel.gradient_at) for t, p in zip(tails, self._pieces, strict=True)]
+        with tf.GradientTape() as tape, watched(places, tape) as results, called(heads) as calls:
+            loss, total = self.losses(objective, batch, share)
+        at_outputs = [results[id(tail)] for tail in tails]
         others, at_outputs = tape.gradient(total, (self._others, at_outputs))
         kernels = [
-            piece.gradient([given for given, _ in calls[id(piece.head)]], gradients)
-            for piece, gradients in zip(self._pieces, at_outputs, strict=True)
+            piece.gradient([given for given, _ in calls[id(head)]], gradients)
+            for piece, head, gradients in zip(self._pieces, heads, at_outputs, strict=True)
         ]
         return loss, [*kernels, *others]
 
     def finish(self) -> Network:
-        """Brings the network of full weights up to date, and returns it.
-
-        Its kernels are those that were trained; all else was trained in the student.
-        """
+        """Copies the weights that were trained in the student to the network of full weights."""
         layers = self.student.layers
         by_path = {piece.path: piece for piece in self._pieces}
         for path, layer in self.updated.layers.items():
             piece = by_path.get(path)
             source = layers[path].variables if piece is None else piece.other_variables
-            target = [v for v in layer.variables if piece is None or v is not piece.kernel.variable]
+            target = _without(layer.variables, [] if piece is None else [piece.kernel.variable])
             for variable, value in zip(target, source, strict=True):
                 variable.assign(value)
         return self.updated
@@ -105,15 +92,9 @@ class Projected(Phase):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A kernel of full weights, the two thin layers that predict for it, and what it keeps.
+    """A kernel of full weights, the student's two layers of its factors, and a basis.
 
-    Attributes:
-        name: Of the candidate.
-        path: Of its layer.
-        kernel: In the model of full weights.
-        rank: r.
-        replacement: The thin layers, which become part of the student.
-        basis: What the next subspace iteration starts from.
+    The next subspace iteration starts from the basis.
     """
 
     name: str
@@ -124,58 +105,44 @@ class _Piece:
     basis: Any
 
     @property
-    def head(self) -> Layer:
-        return self.replacement.layers[0]
-
-    @property
-    def tail(self) -> Layer:
-        return self.replacement.layers[-1]
-
-    @property
     def factors(self) -> tuple[Variable, ...]:
         return self.replacement.factors[self.kernel.name]
 
     @property
     def other_variables(self) -> list[Variable]:
-        """What the thin layers hold beside the factors."""
-        thin = {id(weight) for weight in self.factors}
-        return [
-            v for layer in self.replacement.layers for v in layer.variables if id(v) not in thin
-        ]
+        """Variables of the two layers other than the factors."""
+        variables = [v for layer in self.replacement.layers for v in layer.variables]
+        return _without(variables, self.factors)
 
     def truncate(self) -> None:
         import tensorflow as tf
 
-        truncated = iterate(self._matrix(), tf.convert_to_tensor(self.basis), self.rank)
+        matrix = tf.reshape(tf.convert_to_tensor(self.kernel.variable), (-1, self.kernel.n))
+        truncated = iterate(matrix, tf.convert_to_tensor(self.basis), self.rank)
         for factor, value in zip(self.factors, (truncated.thin, truncated.wide), strict=True):
             factor.assign(tf.reshape(value, factor.shape))
         self.basis.assign(truncated.basis)
 
     def gradient(self, given: Sequence[Tensor], at_outputs: Sequence[Tensor]) -> Tensor:
-        """Returns the gradient at the truncation, in the shape of the full weights.
-
-        Args:
-            given: Inputs of each call.
-            at_outputs: The loss gradient at the outputs of each call.
-        """
+        """Computes the gradient of the full weights at the truncation, from all calls."""
         import tensorflow as tf
 
         variable = self.kernel.variable
         shape = (-1, self.kernel.groups, self.kernel.n)
         with tf.GradientTape() as tape:
-            # Only its gradient is computed: nothing else of it is used, and the graph is pruned.
+            # TensorFlow prunes the outputs from the graph; only their gradient is computed.
             rows = [self.kernel.outputs(tf.stop_gradient(x)) for x in given]
         total = tape.gradient(rows, variable, [tf.reshape(g, shape) for g in at_outputs])
         return tf.convert_to_tensor(total)
 
-    def _matrix(self) -> Any:
-        import tensorflow as tf
 
-        return tf.reshape(tf.convert_to_tensor(self.kernel.variable), (-1, self.kernel.n))
+def _without(variables: Sequence[Variable], others: Sequence[Variable]) -> list[Variable]:
+    left_out = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in left_out]
 
 
 def _piece(candidate: Candidate, rank: int) -> _Piece | None:
-    """Returns None where the kernel cannot take part."""
+    """Builds the layers of a kernel's factors; returns None if it is to be trained at full rank."""
     import keras
 
     kernel = candidate.kernel
@@ -186,9 +153,8 @@ def _piece(candidate: Candidate, rank: int) -> _Piece | None:
     truncation = kernel.truncate(rank)
     (replacement,) = build_replacements([candidate], {candidate.name: truncation}).values()
     array = kernel.variable.numpy()
-    if not (
-        _same_layout(kernel.read(array), array) and _are_plain(replacement, kernel, truncation)
-    ):
+    same = _same_layout(kernel.read(array), array)
+    if not same or not _are_plain(replacement, kernel, truncation):
         return None
     start = starting_basis(kernel.matrices(precise=False)[0], rank)
     basis = keras.Variable(start, trainable=False, dtype="float32", name="basis")
@@ -202,7 +168,7 @@ def _same_layout(matrices: Any, array: Any) -> bool:
 
 
 def _are_plain(replacement: Replacement, kernel: Kernel, truncation: Truncation) -> bool:
-    """Tells whether all that comes before the bias is two matrices, reshaped at most."""
+    """Tells whether the two factors are the matrices of the truncation, reshaped at most."""
     weights = replacement.factors[kernel.name]
     if len(replacement.layers) != 2 or len(replacement.layers[0].variables) != 1:
         return False

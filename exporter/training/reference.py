@@ -1,6 +1,7 @@
-"""The model that goes in: loaded from a file, or the reference MLP, trained here."""
+"""Builds and trains the reference MLP, the baseline where no model is given."""
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -25,14 +26,9 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Training:
-    """How the reference MLP was trained.
+    """Record of the training of the reference MLP, by an earlier run if it is ``cached``.
 
-    Attributes:
-        epochs: Epochs run; the weights are those of the best one by validation.
-        best_epoch: That epoch, counted from 1.
-        validation_accuracy: Of those weights, 0 to 1.
-        seconds: What it took.
-        cached: Whether it was done in an earlier run.
+    The weights of ``best_epoch``, from 1, had the best ``validation_accuracy``, 0 to 1.
     """
 
     epochs: int
@@ -45,24 +41,20 @@ class Training:
 def reference_mlp(sample_shape: tuple[int, ...], classes: int) -> Any:
     """Builds the notebook's network: Flatten, five Dense(1024, relu), Dense(classes, softmax)."""
     import keras
+    from keras.layers import Dense, Flatten
 
-    hidden = [
-        keras.layers.Dense(HIDDEN_UNITS, activation="relu", name=f"dense_{index}")
-        for index in range(1, HIDDEN_LAYERS + 1)
+    numbers = range(1, HIDDEN_LAYERS + 1)
+    layers = [
+        keras.Input(sample_shape, name="image"),
+        Flatten(name="flatten"),
+        *(Dense(HIDDEN_UNITS, activation="relu", name=f"dense_{number}") for number in numbers),
+        Dense(classes, activation="softmax", name="probabilities"),
     ]
-    return keras.Sequential(
-        [
-            keras.Input(sample_shape, name="image"),
-            keras.layers.Flatten(name="flatten"),
-            *hidden,
-            keras.layers.Dense(classes, activation="softmax", name="probabilities"),
-        ],
-        name=REFERENCE_NAME.replace("-", "_"),
-    )
+    return keras.Sequential(layers, name=REFERENCE_NAME.replace("-", "_"))
 
 
 def reference_for(dataset: Dataset, seed: int) -> Any:
-    """Builds the untrained reference MLP for a data set, seeded.
+    """Builds the untrained reference MLP for a data set.
 
     Raises:
         DataError: If the data set cannot train a classifier.
@@ -96,17 +88,11 @@ def reference_for(dataset: Dataset, seed: int) -> Any:
 def train_reference(
     model: Any, dataset: Dataset, *, seed: int, cache: Path, progress: Progress
 ) -> tuple[Any, Training]:
-    """Trains the reference MLP, or takes it from the cache.
+    """Trains the reference MLP, or loads it from the cache.
 
-    Adam with cosine decay on the sparse cross-entropy; the weights of the epoch with the best
-    validation accuracy are kept. The cache is keyed by a hash of all that makes the result.
-
-    Args:
-        model: What ``reference_for`` returned.
-        dataset: Fitted to the model.
-        seed: Of the shuffling.
-        cache: Folder of the cache.
-        progress: Is told every step.
+    Adam with cosine decay minimizes the sparse cross-entropy; the weights of the epoch with the
+    best validation accuracy are kept. The cache is keyed by a hash of all that makes the result:
+    the model of ``reference_for``, the fitted data, the seed of their order, and the settings.
 
     Raises:
         DataError: If training diverges.
@@ -126,8 +112,7 @@ def train_reference(
     record = file.with_suffix(".json")
     try:
         cached = keras.models.load_model(file, compile=False)
-        training = Training(**{**json.loads(record.read_text()), "cached": True})
-        return cached, training
+        return cached, Training(**{**json.loads(record.read_text()), "cached": True})
     except (OSError, ValueError, TypeError) as error:
         if file.exists():
             progress.note(
@@ -149,9 +134,10 @@ def train_reference(
 def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Training:
     import keras
 
-    samples, train = _training_data(dataset, seed)
-    validation = _arrays(dataset.validation)
-    # A twin is trained, for the loss and the optimizer's state, twice the weights, stay with it.
+    if dataset.validation is None:
+        raise DataError("Training needs a training and a validation part.")
+    samples, train = _fit_arguments(dataset, seed)
+    # A twin is trained, since it keeps the loss and the optimizer's state, twice the weights.
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     keras.utils.set_random_seed(seed)
@@ -164,48 +150,38 @@ def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Train
     )
     start = time.perf_counter()
     best: tuple[float, int, list[Any]] = (-1.0, 0, [])
+    done = itertools.count(1)
     with progress.track("Training the reference MLP", steps) as advance:
-        done = 0
 
         def count_step(batch: int, logs: Any) -> None:
-            nonlocal done
             del batch, logs
-            done += 1
-            advance(done, f"best validation accuracy {max(best[0], 0):.2%}")
+            advance(next(done), f"best validation accuracy {max(best[0], 0):.2%}")
 
         def keep_best(epoch: int, logs: dict[str, float]) -> None:
             nonlocal best
             if logs["val_accuracy"] > best[0]:
                 best = (logs["val_accuracy"], epoch + 1, twin.get_weights())
 
-        twin.fit(
-            **train,
-            validation_data=validation,
-            epochs=EPOCHS,
-            verbose=0,
-            callbacks=[
-                keras.callbacks.LambdaCallback(
-                    on_train_batch_end=count_step, on_epoch_end=keep_best
-                ),
-                keras.callbacks.TerminateOnNaN(),
-            ],
-        )
+        callbacks = [
+            keras.callbacks.LambdaCallback(on_train_batch_end=count_step, on_epoch_end=keep_best),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+        validation = _arrays(dataset.validation)
+        twin.fit(**train, validation_data=validation, epochs=EPOCHS, verbose=0, callbacks=callbacks)
     if not best[2] or not all(np.isfinite(weight).all() for weight in best[2]):
         raise DataError(f"Training on data {dataset.name!r} diverged; scale its inputs to [0, 1].")
     model.set_weights(best[2])
     return Training(EPOCHS, best[1], float(best[0]), time.perf_counter() - start)
 
 
-def _arrays(split: Split | None) -> tuple[Any, Any]:
-    if split is None:
-        raise DataError("Training needs a training and a validation part.")
+def _arrays(split: Split) -> tuple[Any, Any]:
     part = split.read()
     (inputs,), (labels,) = part.inputs.values(), part.labels.values()
     return inputs, labels
 
 
-def _training_data(dataset: Dataset, seed: int) -> tuple[int, dict[str, Any]]:
-    """Returns how many samples there are in an epoch, and arguments of Keras' ``fit``."""
+def _fit_arguments(dataset: Dataset, seed: int) -> tuple[int, dict[str, Any]]:
+    """Returns the number of samples in an epoch, and arguments of ``keras.Model.fit``."""
     source, train = dataset.source, dataset.train
     if dataset.stream is None and train is not None and not train.is_lazy:
         x, y = _arrays(train)

@@ -10,6 +10,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.options.groups import Cut
+from exporter.training.data import Batch
 from exporter.training.factored import Factored, squared_product_norm
 from exporter.training.objective import Objective
 
@@ -49,12 +50,12 @@ def test_decay_acts_on_products_of_two_factors_alone(cut):
 
 def test_gradient_of_the_decay(cut, classifier):
     compressed = cut(classifier, 3)
-    batch = {"features": tf.zeros((4, 12))}, {"classes": tf.zeros(4, tf.int64)}
+    batch = Batch({"features": tf.zeros((4, 12))}, {"classes": tf.zeros(4, tf.int64)}, {})
     objective = Objective({"classes": "categorical"}, {}, 0.0, 1.0)
 
     def gradients(decay):
         phase = Factored(compressed.network, compressed.factors, decay)
-        loss, found = phase.gradients(objective, *batch, {}, tf.constant(0.0))
+        loss, found = phase.gradients(objective, batch, tf.constant(0.0))
         assert float(loss) == 0.0  # Penalties are no part of it.
         return dict(zip((v.path for v in phase.trained), found, strict=True))
 

@@ -9,7 +9,7 @@ import pytest
 
 from exporter.errors import DataError, OutputError
 from exporter.training import loop as loop_module
-from exporter.training.course import Course, Score
+from exporter.training.data import Score, TrainingData
 from exporter.training.loop import Loop
 
 
@@ -96,7 +96,7 @@ def judged(tuner, classifier, monkeypatch):
             close(self, number, loss)
             states.append(weights_of(self._phase.student.model))
 
-        monkeypatch.setattr(Course, "evaluate", lambda *_: next(scores))
+        monkeypatch.setattr(TrainingData, "evaluate", lambda *_: next(scores))
         monkeypatch.setattr(Loop, "_close_epoch", closing)
         made, compressed = tuner(classifier, finetune=len(losses) - 1, **choices)
         (history,) = made.run(compressed).histories

@@ -9,6 +9,7 @@ from keras import layers
 from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
 from exporter.lowrank.linalg.svd import truncated_svd
+from exporter.training.data import Batch
 from exporter.training.objective import Objective
 from exporter.training.projected import Projected
 
@@ -88,7 +89,7 @@ def test_gradient_is_that_at_the_truncation(kind, make):
     inputs, labels = batch_of(model)
 
     phase.prepare()
-    loss, gradients = phase.gradients(objective, inputs, labels, {}, tf.constant(0.1))
+    loss, gradients = phase.gradients(objective, Batch(inputs, labels, {}), tf.constant(0.1))
 
     at_truncation = rewrite(model, {})
     truncate_in_place(at_truncation, 3)
@@ -119,7 +120,7 @@ def test_layer_that_is_called_twice_gets_the_sum_of_its_gradients(randomize):
     objective = Objective({"y": "categorical"}, {}, 0.0, 1.0)
     given, labels = batch_of(model)
     phase.prepare()
-    _, gradients = phase.gradients(objective, given, labels, {}, tf.constant(0.1))
+    _, gradients = phase.gradients(objective, Batch(given, labels, {}), tf.constant(0.1))
     truncate_in_place(model, 2)
     with tf.GradientTape() as tape:
         predicted = model(given["x"])

@@ -1,0 +1,166 @@
+"""Prepares training batches with the baseline's outputs, and evaluates on validation data."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
+from exporter.data.metrics import is_classes, is_one_hot, task_metric
+from exporter.errors import DataError
+from exporter.graph.network import Network
+from exporter.graph.runner import KerasRunner, predict_in_batches
+from exporter.training.objective import Objective
+
+PREDICTION_BATCH = 500
+
+MAX_KEPT_BYTES = 2**30
+"""The baseline's outputs for all training samples are kept if they take no more than this."""
+
+_TEACHER = "teacher/"
+
+
+class Batch(NamedTuple):
+    """Arrays or tensors of some samples, by input or output name, samples along the first axis.
+
+    Attributes:
+        inputs: Of the model.
+        labels: Empty if there are none.
+        teacher: The baseline's outputs; empty if they are not needed.
+    """
+
+    inputs: Mapping[str, Any]
+    labels: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean loss of the validation samples, and the mean accuracy, 0 to 1, of the classifiers.
+
+    The loss is None without validation data, the accuracy where no output classifies.
+    """
+
+    loss: float | None
+    accuracy: float | None
+    samples: int
+
+
+def training_part(dataset: Dataset) -> tuple[BatchSource, Split]:
+    """Returns the training part of a data set, as batches and as samples.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if dataset.source is None or dataset.train is None:
+        raise DataError(
+            f"Fine-tuning needs a training part. Received: data {dataset.name!r} without one. "
+            "Give x_train and y_train, or x and y."
+        )
+    return dataset.source, dataset.train
+
+
+class TrainingData:
+    """The training batches and the validation part of one data set.
+
+    Attributes:
+        fixed_batch: The batch size that the model demands; None if it takes any.
+        steps_per_epoch: None where a pipeline does not know its length.
+    """
+
+    def __init__(
+        self, dataset: Dataset, baseline: Network, objective: Objective, batch_size: int, seed: int
+    ) -> None:
+        """Computes the baseline's outputs once, where they are needed and fit into memory.
+
+        Raises:
+            DataError: If there is nothing to train on.
+        """
+        source, train = training_part(dataset)
+        self.objective, self.fixed_batch, self._seed = objective, baseline.fixed_batch, seed
+        self.batch_size = self.fixed_batch or batch_size
+        self._dtypes = {info.name: info.dtype for info in baseline.inputs}
+        needed = objective.needs_teacher(frozenset(train.labels))
+        self._teacher = baseline.runner() if needed else None
+        self._source = self._with_teacher(source)
+        self.steps_per_epoch: int | None = None
+        if source.samples is not None:
+            whole, rest = divmod(source.samples, self.batch_size)
+            self.steps_per_epoch = whole + bool(rest and not self.fixed_batch)
+            if not self.steps_per_epoch:
+                raise DataError(
+                    f"The model takes batches of {self.fixed_batch} samples. Received: "
+                    f"{source.samples} training samples."
+                )
+        part = dataset.validation
+        enough = part is not None and len(part) >= (self.fixed_batch or 1)
+        self._validation = self._batch(part) if part is not None and enough else None
+
+    def batches(self, *, epoch: int, start: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number ``start`` on."""
+        size, seed = self.batch_size, self._seed
+        for batch in self._source.batches(size, seed=seed, epoch=epoch, start=start):
+            if not self.fixed_batch or len(batch) == self.fixed_batch:
+                yield self._batch(batch)
+
+    def evaluate(self, runner: KerasRunner) -> Score:
+        """Measures a model on the validation data."""
+        import tensorflow as tf
+
+        if self._validation is None:
+            return Score(None, None, 0)
+        inputs, labels, teacher = self._validation
+        outputs = self._predict(runner, inputs)
+        count = len(next(iter(outputs.values())))
+        tensors = (
+            {name: tf.convert_to_tensor(array[:count]) for name, array in arrays.items()}
+            for arrays in (outputs, labels, teacher)
+        )
+        losses = self.objective(*tensors)
+        hits = [
+            task_metric(outputs[name], array[:count]).value
+            for name, array in labels.items()
+            if is_classes(array) or is_one_hot(array)
+        ]
+        return Score(float(np.mean(losses)), float(np.mean(hits)) if hits else None, count)
+
+    def _with_teacher(self, source: BatchSource) -> BatchSource:
+        """Adds the baseline's outputs to arrays, if they take at most ``MAX_KEPT_BYTES``."""
+        if self._teacher is None or self.fixed_batch or not isinstance(source, ArraySource):
+            return source
+        split = source.split
+        sample = self._predict(self._teacher, split.take(slice(1)).inputs)
+        if sum(array.nbytes for array in sample.values()) * len(split) > MAX_KEPT_BYTES:
+            return source
+        outputs = self._predict(self._teacher, split.inputs)
+        kept = {f"{_TEACHER}{name}": array for name, array in outputs.items()}
+        return ArraySource(Split(split.inputs, {**split.labels, **kept}))
+
+    def _batch(self, split: Split) -> Batch:
+        inputs = {
+            name: array.astype(self._dtypes[name], copy=False)
+            for name, array in in_memory(split.inputs).items()
+        }
+        labels = in_memory(split.labels)
+        kept = [name for name in labels if name.startswith(_TEACHER)]
+        teacher = {name.removeprefix(_TEACHER): labels.pop(name) for name in kept}
+        if self._teacher is not None and not teacher:
+            teacher = self._predict(self._teacher, inputs)
+        return Batch(inputs, labels, teacher)
+
+    def _predict(
+        self, runner: KerasRunner, inputs: Mapping[str, Samples]
+    ) -> dict[str, NDArray[Any]]:
+        """Predicts all samples; of a fixed batch size, the samples that fill whole batches."""
+        count = len(next(iter(inputs.values())))
+        size = self.fixed_batch or PREDICTION_BATCH
+        return predict_in_batches(
+            runner, inputs, size, count // size * size if self.fixed_batch else count
+        )
