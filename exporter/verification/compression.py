@@ -1,4 +1,4 @@
-"""What compression cost: the compressed Keras model against its baseline."""
+"""The cost of compression: the compressed Keras model against its baseline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class OutputCompression:
     """One output of the compressed model against the baseline's.
 
     Attributes:
-        output: The output.
-        samples: How many samples.
+        output: Name of the output.
+        samples: Number of samples.
         snr_db: Signal to noise ratio in decibels.
-        top1_agreement: Part of the samples with the same class; None where there are no classes.
+        top1_agreement: Part of the samples with the same class; None without classes.
         baseline: Task metric of the baseline; None without labels.
         compressed: Task metric of the compressed model; None without labels.
         trivial: Task metric of the best constant prediction; None without labels.
@@ -47,10 +47,10 @@ class OutputCompression:
 
 @dataclass(frozen=True)
 class CompressionVerdict:
-    """Whether the compressed model is still a model; how good a one is for the user to judge.
+    """Tells whether the compressed model is still a model; its quality is for the user to judge.
 
     Attributes:
-        outputs: One entry an output.
+        outputs: One entry for each output.
         labelled: Whether there were labels to measure the task by.
     """
 
@@ -71,12 +71,14 @@ def judge_compression(
     """Compares predictions on the same inputs.
 
     Args:
-        baseline: The baseline's predictions by output.
-        compressed: The compressed model's.
+        baseline: Predictions of the baseline by output.
+        compressed: Predictions of the compressed model by output.
         labels: Test labels by output, as many as samples; empty without labels.
     """
+    classes = outputs_with_classes(baseline, labels)
     outputs = tuple(
-        _judge(name, baseline[name], compressed[name], labels.get(name)) for name in baseline
+        _judge(name, values, compressed[name], labels.get(name), has_classes=name in classes)
+        for name, values in baseline.items()
     )
     return CompressionVerdict(outputs, bool(labels))
 
@@ -94,26 +96,22 @@ def outputs_with_classes(
 
 
 def _judge(
-    name: str, baseline: Array, compressed: Array, labels: Array | None
+    name: str, baseline: Array, compressed: Array, labels: Array | None, *, has_classes: bool
 ) -> OutputCompression:
-    varies = len(compressed) == 1 or bool((compressed != compressed[:1]).any())
+    varies = len(compressed) == 1 or (compressed != compressed[:1]).any()
     collapsed = not (np.isfinite(compressed).all() and varies)
-    metrics: tuple[Metric | None, Metric | None, Metric | None] = (None, None, None)
+    before = after = trivial = None
     if labels is not None:
         before, after = task_metric(baseline, labels), task_metric(compressed, labels)
         trivial = trivial_metric(labels)
-        metrics = (before, after, trivial)
         collapsed |= is_better(before, trivial) and not is_better(after, trivial)
-    has_classes = name in outputs_with_classes({name: baseline}, _present(name, labels))
     return OutputCompression(
         name,
         len(compressed),
         snr_db(compressed, baseline),
         top1_agreement(compressed, baseline) if has_classes else None,
-        *metrics,
+        before,
+        after,
+        trivial,
         collapsed=bool(collapsed),
     )
-
-
-def _present(name: str, labels: Array | None) -> dict[str, Array]:
-    return {} if labels is None else {name: labels}
