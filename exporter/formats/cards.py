@@ -21,10 +21,10 @@ def make_card(
     """Makes the card of a model.
 
     Args:
-        normalization: By input.
-        outputs: Of the model.
-        labels: A file of labels, for the output that has as many classes.
-        description: What the model does.
+        normalization: Normalization by input name.
+        outputs: The outputs of the model.
+        labels: Path of a file of labels, for the output that has as many classes.
+        description: Text that tells the purpose of the model.
 
     Raises:
         RecipeError: If the file cannot be read, or fits no output or several.
@@ -43,10 +43,10 @@ def make_card(
 
 
 def read_labels(path: str) -> tuple[str, ...]:
-    """Reads a text file of one label a line.
+    """Reads a text file with one label in each line.
 
     Raises:
-        RecipeError: If it cannot be read, is empty, or has a line without a label.
+        RecipeError: If the file cannot be read, is empty, or has a line without a label.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -66,14 +66,13 @@ def read_labels(path: str) -> tuple[str, ...]:
 def check_card(
     card: ModelCard, inputs: Sequence["TensorInfo"], outputs: Sequence["TensorInfo"]
 ) -> None:
-    """Checks that a card is one of a model with these inputs and outputs.
+    """Checks that a card fits a model with these inputs and outputs.
 
     Raises:
-        InputError: If it tells of others, or of another number of classes.
+        InputError: If the card names other inputs or outputs, or another number of classes.
     """
     known = [info.name for info in inputs]
-    unknown = sorted(set(card.normalization) - set(known))
-    if unknown:
+    if unknown := sorted(set(card.normalization) - set(known)):
         raise InputError(
             f"The card's normalization must be by input, {', '.join(known)}. "
             f"Received: {', '.join(unknown)}."

@@ -18,13 +18,18 @@ import numpy as np
 from exporter.data import Array
 from exporter.data.metrics import are_probabilities
 from exporter.errors import ModelError
-from exporter.formats.variants import ToleranceRule
 from exporter.graph.network import Network
 from exporter.graph.types import Layer, Tensor
 
 View = Literal["value", "log_probability"]
 
 UNIT_ROUNDOFF = 2.0**-24
+ERROR_MULTIPLE = 10.0
+"""The tolerance as a multiple of TensorFlow's own rounding error."""
+
+FLOOR_ULPS = 16.0
+"""The least tolerance, in units of ``UNIT_ROUNDOFF`` times the largest absolute prediction."""
+
 _SMALLEST_PROBABILITY = 1e-30
 """Below this, float32 probabilities run into denormals and tell nothing of the logits."""
 
@@ -101,9 +106,7 @@ def given_tolerances(reference: Predictions, atol: float | None, rtol: float | N
     return {(probe, name, "value"): tolerance for probe in reference for name in reference[probe]}
 
 
-def derive_tolerances(
-    reference: Predictions, exact: Predictions, rule: ToleranceRule
-) -> Tolerances:
+def derive_tolerances(reference: Predictions, exact: Predictions) -> Tolerances:
     """Derives a tolerance for each probe, output and view.
 
     The error of a probe is taken relative to its largest value, and the largest such ratio of all
@@ -112,7 +115,6 @@ def derive_tolerances(
     Args:
         reference: TensorFlow's predictions in the precision of the model.
         exact: Predictions of the float64 copy, perhaps of the first samples only.
-        rule: The multiple and the floor.
     """
     errors: dict[tuple[str, str, View], tuple[float, float]] = {}
     ratios: dict[tuple[str, View], list[float]] = {}
@@ -128,9 +130,9 @@ def derive_tolerances(
     tolerances = {}
     for (probe, output, view), (error, largest) in errors.items():
         ratio = max(ratios.get((output, view), [0.0]))
-        atol = rule.multiple * max(error, ratio * largest)
+        atol = ERROR_MULTIPLE * max(error, ratio * largest)
         if np.issubdtype(reference[probe][output].dtype, np.inexact):
-            atol = max(atol, rule.floor_ulps * UNIT_ROUNDOFF * largest)
+            atol = max(atol, FLOOR_ULPS * UNIT_ROUNDOFF * largest)
         tolerances[probe, output, view] = Tolerance(
             atol if math.isfinite(atol) else 0.0, 0.0, derived=True, rounding_error=error
         )

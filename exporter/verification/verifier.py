@@ -8,7 +8,6 @@ from exporter.data import Dataset
 from exporter.data.metrics import Metric, task_metric
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
-from exporter.formats.variants import ToleranceRule
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
@@ -123,19 +122,19 @@ class Verifier:
             if (backend == shipped and probe is self.probes[0] and output in probe.labels)
             and (values is not None and values.shape == expected.shape)
         }
-        if isinstance(variant.rule, ToleranceRule):
-            parity = compare(execution, self._tolerances(variant.rule), self._classes)
+        if variant.rule is None:
+            parity = compare(execution, self._tolerances(), self._classes)
             return ConversionVerdict(parity, structure, metrics)
         quality = judge_quality(execution, variant.rule, self._classes)
         return ConversionVerdict(None, structure, metrics, quality)
 
-    def _tolerances(self, rule: ToleranceRule) -> Tolerances:
+    def _tolerances(self) -> Tolerances:
         if self._atol is not None or self._rtol is not None:
             return given_tolerances(self.reference, self._atol, self._rtol)
         if self._exact is None:
             exact = float64_copy(self._compressed.network)
             self._exact = _predict_all(exact, self.probes, self._limit)
-        return derive_tolerances(self.reference, self._exact, rule)
+        return derive_tolerances(self.reference, self._exact)
 
 
 def _predict_all(

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from exporter.data.metrics import snr_db
-from exporter.formats.variants import ToleranceRule
 from exporter.verification.parity import Execution, Parity, compare
 from exporter.verification.probes import Probe
 from exporter.verification.tolerance import Tolerance, derive_tolerances, given_tolerances
@@ -230,7 +229,7 @@ def _softmax(logits: Any) -> Any:
 def _derived_parity(reference: Any, exact: Any, actual: Any) -> Parity:
     probe = Probe("test", {"x": np.zeros((len(reference), 1), "float32")}, len(reference))
     references = {"test": {"probabilities": reference}}
-    tolerances = derive_tolerances(references, {"test": {"probabilities": exact}}, ToleranceRule())
+    tolerances = derive_tolerances(references, {"test": {"probabilities": exact}})
     outputs = {"cpu": {"test": {"probabilities": actual}}}
     execution = Execution(outputs, references, [probe], {"cpu": None})
     return compare(execution, tolerances, frozenset({"probabilities"}))

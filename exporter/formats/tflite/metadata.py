@@ -1,9 +1,9 @@
-"""TensorFlow Lite Metadata: what task libraries and code generators read in a flatbuffer.
+"""Writes TensorFlow Lite Metadata, which task libraries and code generators read.
 
-``ModelMetadata`` is a flatbuffer of its own in a buffer of the model, by the name
-``TFLITE_METADATA``; files that it refers to are a ZIP archive at the end of the model. The numbers
-of fields are those of ``metadata_schema.fbs`` of tflite-support and MediaPipe. No package that goes
-with TensorFlow has code generated from it.
+``ModelMetadata`` is a flatbuffer of its own in a buffer of the model with the name
+``TFLITE_METADATA``; the files that it refers to are a ZIP archive at the end of the model. The
+field numbers are those of ``metadata_schema.fbs`` of tflite-support and MediaPipe. No package that
+is compatible with TensorFlow has code generated from it.
 """
 
 import io
@@ -19,20 +19,14 @@ from exporter.formats.tflite.packing import add_entry, pack, unpack
 _METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 _PARSER_VERSION = "1.0.0"
-"""Of the schema; later ones added nothing that is written here."""
+"""The version of the schema; later ones added no field that is written here."""
 
 _NORMALIZATION_OPTIONS = 1
 _TENSOR_AXIS_LABELS = 2
 
 
 def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
-    """Returns a TFLite flatbuffer with metadata; what it computes stays as it is.
-
-    Args:
-        content: The flatbuffer, with one signature.
-        name: Of the model.
-        card: What is told of it.
-    """
+    """Returns a TFLite flatbuffer of one signature with the name and card of its model."""
     model = unpack(content)
     (signature,) = model.signatureDefs
     graph = model.subgraphs[signature.subgraphIndex]
@@ -43,7 +37,7 @@ def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
     file = io.BytesIO()
     file.write(pack(model))
     if card.labels:
-        # Stored as they are: mobile libraries map them into memory. Of a fixed date.
+        # Uncompressed, for mobile libraries map it into memory; ZipInfo has a fixed date.
         with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
             for output, labels in card.labels.items():
                 archive.writestr(zipfile.ZipInfo(_file_of(output)), "\n".join(labels))
