@@ -32,11 +32,11 @@ def make_card(
     if labels is None:
         return ModelCard(description, normalization)
     names = read_labels(labels)
-    fitting = [output.name for output in outputs if _classes(output) == len(names)]
+    classes = _classes(outputs)
+    fitting = [name for name, count in classes.items() if count == len(names)]
     if len(fitting) != 1:
-        sizes = ", ".join(f"{output.name} has {_classes(output)}" for output in outputs)
         raise RecipeError(
-            f"labels must be as many as the classes of one output ({sizes}). "
+            f"labels must be as many as the classes of one output ({_listed(classes)}). "
             f"Received: {len(names)} labels in {labels!r}, which fit {len(fitting)} outputs."
         )
     return ModelCard(description, normalization, {fitting[0]: names})
@@ -77,15 +77,18 @@ def check_card(
             f"The card's normalization must be by input, {', '.join(known)}. "
             f"Received: {', '.join(unknown)}."
         )
-    classes = {info.name: _classes(info) for info in outputs}
+    classes = _classes(outputs)
     for name, labels in card.labels.items():
         if classes.get(name) != len(labels):
-            sizes = ", ".join(f"{output} has {size}" for output, size in classes.items())
             raise InputError(
-                f"The card's labels must be as many as the classes of their output ({sizes}). "
-                f"Received: {len(labels)} for {name!r}."
+                "The card's labels must be as many as the classes of their output "
+                f"({_listed(classes)}). Received: {len(labels)} for {name!r}."
             )
 
 
-def _classes(output: "TensorInfo") -> int | None:
-    return output.shape[-1] if len(output.shape) > 1 else None
+def _classes(outputs: Sequence["TensorInfo"]) -> dict[str, int | None]:
+    return {each.name: each.shape[-1] if len(each.shape) > 1 else None for each in outputs}
+
+
+def _listed(classes: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{name} has {count}" for name, count in classes.items())

@@ -75,12 +75,24 @@ def judge_compression(
         compressed: Predictions of the compressed model by output.
         labels: Test labels by output, as many as samples; empty without labels.
     """
+    outputs = []
     classes = outputs_with_classes(baseline, labels)
-    outputs = tuple(
-        _judge(name, values, compressed[name], labels.get(name), has_classes=name in classes)
-        for name, values in baseline.items()
-    )
-    return CompressionVerdict(outputs, bool(labels))
+    for name, original in baseline.items():
+        values, before, after, trivial = compressed[name], None, None, None
+        varies = len(values) == 1 or (values != values[:1]).any()
+        collapsed = not (np.isfinite(values).all() and varies)
+        if name in labels:
+            before, after = (task_metric(each, labels[name]) for each in (original, values))
+            trivial = trivial_metric(labels[name])
+            collapsed |= is_better(before, trivial) and not is_better(after, trivial)
+        agreement = top1_agreement(values, original) if name in classes else None
+        ratio = snr_db(values, original)
+        outputs.append(
+            OutputCompression(
+                name, len(values), ratio, agreement, before, after, trivial, bool(collapsed)
+            )
+        )
+    return CompressionVerdict(tuple(outputs), bool(labels))
 
 
 def outputs_with_classes(
@@ -92,26 +104,4 @@ def outputs_with_classes(
         for name, values in predictions.items()
         if are_probabilities(values)
         or (name in labels and (is_classes(labels[name]) or is_one_hot(labels[name])))
-    )
-
-
-def _judge(
-    name: str, baseline: Array, compressed: Array, labels: Array | None, *, has_classes: bool
-) -> OutputCompression:
-    varies = len(compressed) == 1 or (compressed != compressed[:1]).any()
-    collapsed = not (np.isfinite(compressed).all() and varies)
-    before = after = trivial = None
-    if labels is not None:
-        before, after = task_metric(baseline, labels), task_metric(compressed, labels)
-        trivial = trivial_metric(labels)
-        collapsed |= is_better(before, trivial) and not is_better(after, trivial)
-    return OutputCompression(
-        name,
-        len(compressed),
-        snr_db(compressed, baseline),
-        top1_agreement(compressed, baseline) if has_classes else None,
-        before,
-        after,
-        trivial,
-        collapsed=bool(collapsed),
     )

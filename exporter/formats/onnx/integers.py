@@ -1,7 +1,7 @@
 """Makes ONNX graphs take and give integers, and notes their scales in the metadata."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -82,7 +82,8 @@ class _Boundary:
     def take(self, name: str, ends: tuple[float, float]) -> Quantization:
         """Replaces an input by integers, converted for the nodes that need real numbers."""
         real = self._rename(name, f"{name}_real")
-        quantizer = self._find(QUANTIZE, lambda node: node.input[0] == real)
+        quantizers = (n for n in self._graph.node if n.op_type == QUANTIZE and n.input[0] == real)
+        quantizer: Any = next(quantizers, None)
         quantization, same_type = self._quantization(quantizer, ends)
         if same_type:
             self._rename(quantizer.output[0], name)
@@ -95,7 +96,8 @@ class _Boundary:
     def give(self, name: str, ends: tuple[float, float]) -> Quantization:
         """Replaces an output by integers: those that the graph computes, if it does."""
         real = self._rename(name, f"{name}_real")
-        dequantizer = self._find(DEQUANTIZE, lambda node: node.output[0] == real)
+        producers = (node for node in self._graph.node if node.output[0] == real)
+        dequantizer: Any = next((n for n in producers if n.op_type == DEQUANTIZE), None)
         quantization, same_type = self._quantization(dequantizer, ends)
         if not same_type:
             node = conversion(self._graph, QUANTIZE, (real, name), quantization, self._io_type)
@@ -123,10 +125,6 @@ class _Boundary:
         shift = np.iinfo(self._io_type).min - np.iinfo(zero_point.dtype).min
         quantization = Quantization(scale.item(), zero_point.item() + int(shift))
         return quantization, zero_point.dtype == self._io_type
-
-    def _find(self, operator: str, condition: Callable[[Any], bool]) -> Any:
-        nodes = self._graph.node
-        return next((n for n in nodes if n.op_type == operator and condition(n)), None)
 
     def _rename(self, former: str, name: str) -> str:
         """Renames a tensor in all nodes, and returns the new name."""
