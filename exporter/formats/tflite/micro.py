@@ -14,6 +14,7 @@ from exporter.errors import ConversionError
 from exporter.formats.base import Runner, to_real, to_stored
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
+from exporter.graph.runner import predict_in_batches
 from exporter.graph.signature import Tensors, split
 from exporter.isolation import ChildError, call_in_child
 
@@ -63,10 +64,8 @@ class BatchByBatch:
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts any number of whole batches."""
-        import numpy as np
-
-        results = [self._runner(batch) for batch in split(inputs, self._size)]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        count = len(next(iter(inputs.values())))
+        return predict_in_batches(self._runner, inputs, self._size, count)
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds any number of whole batches; see the protocol."""
