@@ -1,4 +1,4 @@
-"""What can be exported to: one file a format, one row each in the table below."""
+"""The table of formats: one file and one row for each."""
 
 from exporter.formats.base import Format
 from exporter.formats.onnx.onnx import Onnx
@@ -16,6 +16,6 @@ FORMAT_NAMES: tuple[str, ...] = tuple(FORMATS)
 VARIANT_NAMES: tuple[str, ...] = tuple(
     dict.fromkeys(variant.name for fmt in FORMATS.values() for variant in fmt.variants)
 )
-"""Of all formats, the one that is not quantized first."""
+"""Variants of all formats, the one that is not quantized first."""
 
 __all__ = ["FORMATS", "FORMAT_NAMES", "VARIANT_NAMES", "Format"]

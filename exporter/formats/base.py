@@ -1,14 +1,14 @@
 """The contract of a format, and the named signature that every format exports.
 
 A format turns a Keras model into an artifact, opens the artifact in its own runtime, and lists the
-tensors that are stored in it. Nothing after this package asks for a format's name: what differs
-between formats is an attribute or a method here.
+tensors that are stored in it. Nothing after this package asks for a format's name: formats differ
+by the attributes and methods defined here.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -32,7 +32,7 @@ class StoredTensor:
         name: Its name there; empty if it has none.
         shape: Its sizes.
         nbytes: The bytes it takes in the file.
-        digest: A hash of its bytes: equal digests are one tensor stored or referred to twice.
+        digest: A hash of its bytes, by which a tensor that is stored twice is found.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Artifact:
     """A file, or folder, that an export wrote.
 
     Attributes:
-        format: The name of its format.
-        variant: The name of its variant.
-        path: Where it is.
-        size: Bytes that it takes where it runs: of the file, of all files in the folder, or of what
-            source code defines.
+        format: Name of its format.
+        variant: Name of its variant.
+        path: Path of the file or folder.
+        size: Bytes that it takes where it runs: of the file, of all files in the folder, or of the
+            array that source code defines.
         sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
-        inputs: What it takes.
-        outputs: What it gives.
-        figures: What else was measured of it, by name.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        figures: Further measurements, by name.
     """
 
     format: str
@@ -75,19 +75,18 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What formats can be asked for; each reads what concerns it.
+    """Options of an export; each format reads the ones that concern it.
 
     Attributes:
         variant: Name of the numeric variant, one of the format's.
         opset: ONNX operator set.
         io_type: Element type of inputs and outputs of a variant that computes in integers.
         granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``.
-        dense_by_tensor: Whether those of dense layers have one scale a tensor in any case.
+        dense_by_tensor: Whether dense layers have one scale a tensor whatever the granularity.
         ranges: How the range of an activation is estimated: ``"minmax"``, ``"percentile"``,
             ``"mse"`` or ``"entropy"``.
-        calibration: Batches of inputs by name that activations are observed on; for variants that
-            are calibrated.
-        card: What the artifact tells of its model.
+        calibration: Batches of inputs by name, for variants that are calibrated.
+        card: The card that the artifact carries.
     """
 
     variant: str = FLOAT32
@@ -115,8 +114,7 @@ class ExportOptions:
 class Runner(Protocol):
     """An artifact opened in a runtime: named arrays in, named arrays out.
 
-    Where an artifact takes or gives integers that stand for real numbers, the runner converts:
-    callers see real numbers alone.
+    Callers see real numbers only; a runner converts them where the artifact has integers.
     """
 
     def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
@@ -126,20 +124,44 @@ class Runner(Protocol):
         """Binds a batch and returns the bare call of the runtime, for timing."""
 
 
+def to_stored(inputs: Tensors, infos: Iterable[TensorInfo]) -> "dict[str, NDArray[Any]]":
+    """Converts real inputs to the element types of an artifact."""
+    from exporter.quantization.affine import to_integers
+
+    return {
+        info.name: to_integers(inputs[info.name], info.quantization, info.dtype)
+        if info.quantization
+        else inputs[info.name].astype(info.dtype, copy=False)
+        for info in infos
+    }
+
+
+def to_real(outputs: Tensors, infos: Iterable[TensorInfo]) -> "dict[str, NDArray[Any]]":
+    """Converts the outputs of an artifact to real numbers."""
+    from exporter.quantization.affine import to_reals
+
+    return {
+        info.name: to_reals(outputs[info.name], info.quantization)
+        if info.quantization
+        else outputs[info.name]
+        for info in infos
+    }
+
+
 class Format(ABC):
-    """What can be exported to.
+    """A format that models are exported to.
 
     Attributes:
-        name: As in ``--format``.
-        suffix: Of the artifact's name; empty for a folder.
+        name: Its name for ``--format``.
+        suffix: Suffix of the artifact's name; empty for a folder.
         variants: The numeric variants on offer, the one that is not quantized first.
         backends: Ways in which the runtime can execute an artifact. All are verified; the first is
             the one that ships, and the one that is timed.
-        slow: Whether even the first computes by plain reference kernels, and is verified on fewer
-            samples where the model is large; the others always are.
-        thread_environment: Environment variables that hold the runtime to one thread, for those
-            that take it from nowhere else.
-        extra: What has to be installed for it.
+        slow: Whether the first backend computes by plain reference kernels too, and is verified on
+            fewer samples where the model is large; the other backends always are.
+        thread_environment: Environment variables that hold the runtime to one thread, if nothing
+            else does.
+        extra: The extra that has to be installed for it.
         batch: Batch size of its artifacts where the model leaves it free; None leaves it so.
     """
 
@@ -157,11 +179,7 @@ class Format(ABC):
         return next(variant for variant in self.variants if variant.name == name)
 
     def require_extra(self) -> None:
-        """Checks that what it needs is installed.
-
-        Raises:
-            RecipeError: If it is not; the message names the extra.
-        """
+        """Raises a RecipeError that names the extra, if that is not installed."""
         self.extra.require(f"Format {self.name!r}")
 
     @abstractmethod
@@ -173,9 +191,23 @@ class Format(ABC):
         """
 
     def interface(self, path: Path, network: Network) -> Interface:
-        """Returns the inputs and the outputs of an artifact of a network."""
-        del path
-        return network.signature.interface(self.batch)
+        """Returns the inputs and outputs of a network with the element types of its artifact."""
+        inputs, outputs = (
+            tuple(
+                replace(info, dtype=stored.dtype, quantization=stored.quantization)
+                for info in infos
+                for stored in found
+                if stored.name == info.name
+            )
+            for infos, found in zip(
+                network.signature.interface(self.batch), self.read_interface(path), strict=True
+            )
+        )
+        return inputs, outputs
+
+    def read_interface(self, path: Path) -> Interface:
+        """Reads the inputs and outputs from an artifact that is calibrated."""
+        raise NotImplementedError(f"Format {self.name!r} has no calibrated variants.")
 
     def recognizes(self, path: Path) -> bool:
         """Tells whether a path looks like an artifact of this format."""
@@ -186,7 +218,7 @@ class Format(ABC):
         return measure(path)[0]
 
     def figures(self, path: Path) -> Mapping[str, int]:
-        """Returns what else was measured of an artifact, by name."""
+        """Returns further measurements of an artifact, by name."""
         del path
         return {}
 
@@ -197,7 +229,7 @@ class Format(ABC):
         Args:
             path: The artifact.
             backend: One of ``backends``.
-            threads: How many threads the runtime may use; None leaves it to the runtime.
+            threads: Number of threads; None leaves it to the runtime.
         """
 
     @abstractmethod
@@ -206,10 +238,10 @@ class Format(ABC):
 
 
 def describe(fmt: Format, variant: str, path: Path, network: Network) -> Artifact:
-    """Measures what an export wrote."""
-    if fmt.variant(variant).calibrated:
+    """Describes the artifact of a network."""
+    if fmt.variant(variant).calibrated:  # Only these take and give integers.
         inputs, outputs = fmt.interface(path, network)
-    else:  # Only what computes in integers may take and give them.
+    else:
         inputs, outputs = network.signature.interface(fmt.batch)
     size, (_, sha256), figures = fmt.size(path), measure(path), fmt.figures(path)
     return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures)

@@ -21,10 +21,10 @@ def make_card(
     """Makes the card of a model.
 
     Args:
-        normalization: By input.
-        outputs: Of the model.
-        labels: A file of labels, for the output that has as many classes.
-        description: What the model does.
+        normalization: Normalization by input name.
+        outputs: The outputs of the model.
+        labels: Path of a file of labels, for the output that has as many classes.
+        description: Text that tells the purpose of the model.
 
     Raises:
         RecipeError: If the file cannot be read, or fits no output or several.
@@ -32,21 +32,21 @@ def make_card(
     if labels is None:
         return ModelCard(description, normalization)
     names = read_labels(labels)
-    fitting = [output.name for output in outputs if _classes(output) == len(names)]
+    classes = _classes(outputs)
+    fitting = [name for name, count in classes.items() if count == len(names)]
     if len(fitting) != 1:
-        sizes = ", ".join(f"{output.name} has {_classes(output)}" for output in outputs)
         raise RecipeError(
-            f"labels must be as many as the classes of one output ({sizes}). "
+            f"labels must be as many as the classes of one output ({_listed(classes)}). "
             f"Received: {len(names)} labels in {labels!r}, which fit {len(fitting)} outputs."
         )
     return ModelCard(description, normalization, {fitting[0]: names})
 
 
 def read_labels(path: str) -> tuple[str, ...]:
-    """Reads a text file of one label a line.
+    """Reads a text file with one label in each line.
 
     Raises:
-        RecipeError: If it cannot be read, is empty, or has a line without a label.
+        RecipeError: If the file cannot be read, is empty, or has a line without a label.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -66,27 +66,29 @@ def read_labels(path: str) -> tuple[str, ...]:
 def check_card(
     card: ModelCard, inputs: Sequence["TensorInfo"], outputs: Sequence["TensorInfo"]
 ) -> None:
-    """Checks that a card is one of a model with these inputs and outputs.
+    """Checks that a card fits a model with these inputs and outputs.
 
     Raises:
-        InputError: If it tells of others, or of another number of classes.
+        InputError: If the card names other inputs or outputs, or another number of classes.
     """
     known = [info.name for info in inputs]
-    unknown = sorted(set(card.normalization) - set(known))
-    if unknown:
+    if unknown := sorted(set(card.normalization) - set(known)):
         raise InputError(
             f"The card's normalization must be by input, {', '.join(known)}. "
             f"Received: {', '.join(unknown)}."
         )
-    classes = {info.name: _classes(info) for info in outputs}
+    classes = _classes(outputs)
     for name, labels in card.labels.items():
         if classes.get(name) != len(labels):
-            sizes = ", ".join(f"{output} has {size}" for output, size in classes.items())
             raise InputError(
-                f"The card's labels must be as many as the classes of their output ({sizes}). "
-                f"Received: {len(labels)} for {name!r}."
+                "The card's labels must be as many as the classes of their output "
+                f"({_listed(classes)}). Received: {len(labels)} for {name!r}."
             )
 
 
-def _classes(output: "TensorInfo") -> int | None:
-    return output.shape[-1] if len(output.shape) > 1 else None
+def _classes(outputs: Sequence["TensorInfo"]) -> dict[str, int | None]:
+    return {each.name: each.shape[-1] if len(each.shape) > 1 else None for each in outputs}
+
+
+def _listed(classes: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{name} has {count}" for name, count in classes.items())

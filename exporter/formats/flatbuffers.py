@@ -1,17 +1,17 @@
-"""Writes flatbuffers; alone imports the package of this name, whose writer is not documented."""
+"""Writes flatbuffers, by the writer of the package of this name, which is not documented."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ALIGNMENT = 16
-"""Of the bytes of a vector, as TensorFlow Lite's schema demands it."""
+"""Alignment of vectors in bytes, as TensorFlow Lite's schema demands it."""
 
 
 def write(root: Callable[[Any], int], identifier: bytes) -> bytes:
     """Writes a flatbuffer.
 
     Args:
-        root: Writes the root table with the builder that it is given, and returns its offset.
+        root: Function that writes the root table with a builder, and returns its offset.
         identifier: Four bytes that name the schema.
     """
     import flatbuffers
@@ -22,7 +22,7 @@ def write(root: Callable[[Any], int], identifier: bytes) -> bytes:
 
 
 def align(builder: Any, count: int) -> None:
-    """Pads, so that a vector of so many bytes starts at a multiple of 16 if it is written next."""
+    """Pads, so that a vector of ``count`` bytes that is written next starts at a multiple of 16."""
     builder.Prep(ALIGNMENT, count)
 
 
@@ -34,7 +34,7 @@ def write_bytes(builder: Any, content: bytes) -> int:
 
 
 def write_offsets(builder: Any, offsets: Sequence[int]) -> int:
-    """Writes a vector of tables or strings that are written already, and returns its offset."""
+    """Writes a vector of tables or strings that were written before, and returns its offset."""
     builder.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         builder.PrependUOffsetTRelative(offset)
@@ -49,14 +49,14 @@ def write_table(
 
     Args:
         builder: The builder that ``write`` gave.
-        offsets: Offset of what is written already, by number of the field.
-        numbers: Unsigned integers of one byte, by number of the field.
+        offsets: Offsets of tables, vectors and strings that were written before, by field number.
+        numbers: Unsigned integers of one byte, by field number.
     """
-    single = numbers or {}
-    builder.StartObject(1 + max([*offsets, *single]))
-    for number, offset in offsets.items():
-        builder.PrependUOffsetTRelativeSlot(number, offset, 0)
-    for number, value in single.items():
-        builder.PrependUint8Slot(number, value, 0)
+    numbers = numbers or {}
+    builder.StartObject(1 + max([*offsets, *numbers]))
+    for field, offset in offsets.items():
+        builder.PrependUOffsetTRelativeSlot(field, offset, 0)
+    for field, value in numbers.items():
+        builder.PrependUint8Slot(field, value, 0)
     end: int = builder.EndObject()
     return end

@@ -1,8 +1,9 @@
-"""TensorFlow SavedModel, for TensorFlow Serving and TensorFlow itself."""
+"""The SavedModel format, for TensorFlow Serving and TensorFlow itself."""
 
 import errno
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,7 @@ class SavedModel(Format):
             signatures = {"serving_default": function, "serve": function}
             tf.saved_model.save(module, str(path), signatures=signatures)
         except tf.errors.ResourceExhaustedError as error:
-            # What TensorFlow makes of a full disk.
+            # TensorFlow raises it on a full disk.
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise ConversionError(f"SavedModel export failed: {brief(error)}") from error
@@ -60,8 +61,8 @@ class SavedModel(Format):
         proto = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
         for meta_graph in proto.meta_graphs:
             graph = meta_graph.graph_def
-            functions = [list(function.node_def) for function in graph.library.function]
-            for node in (node for nodes in [list(graph.node), *functions] for node in nodes):
+            functions = (function.node_def for function in graph.library.function)
+            for node in chain(graph.node, *functions):
                 if node.op == "Const" and node.attr["dtype"].type != tf.string.as_datatype_enum:
                     constant = tf.make_ndarray(node.attr["value"].tensor)
                     stored.append(StoredTensor.of(node.name, constant))

@@ -1,4 +1,4 @@
-"""Numeric variants of formats, and what verification allows of each."""
+"""Numeric variants of formats, and the limits that verification applies to each."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,8 @@ INT4 = "int4"
 
 
 @dataclass(frozen=True)
-class ToleranceRule:
-    """How much of the float32 rounding error of the model itself an artifact may differ by.
-
-    The tolerance is ``max(multiple * e, floor_ulps * 2**-24 * largest)``, where ``e`` is the
-    largest difference between TensorFlow's float32 and float64 predictions on the same inputs and
-    ``largest`` is the largest absolute value predicted. See ``exporter.verification.tolerance``.
-    """
-
-    multiple: float = 10.0
-    floor_ulps: float = 16.0
-
-
-@dataclass(frozen=True)
 class QualityRule:
-    """What a quantized artifact must keep of the float model's predictions on the first probe.
+    """The limits for a quantized artifact against the float model on the first probe.
 
     Attributes:
         snr_db: Least signal to noise ratio in decibels.
@@ -47,16 +34,16 @@ class Variant:
     """A numeric variant of a format.
 
     Attributes:
-        name: As in ``--quantize``; ``float32`` is what was not quantized.
+        name: Its name for ``--quantize``; ``float32`` is not quantized.
         scheme: How it computes in integers; None if it computes in float.
-        float_bits: Bits of an element of a kernel that is not of integers.
-        rule: What verification allows.
+        float_bits: Bits of an element of a kernel of floats.
+        rule: The limits of verification; None for a tolerance that is derived from rounding errors.
     """
 
     name: str
     scheme: IntegerScheme | None = None
     float_bits: int = 32
-    rule: ToleranceRule | QualityRule = ToleranceRule()
+    rule: QualityRule | None = None
 
     @property
     def weight_bits(self) -> int:
@@ -65,5 +52,5 @@ class Variant:
 
     @property
     def calibrated(self) -> bool:
-        """Whether activations have ranges, which calibration data show."""
+        """Whether calibration data give the ranges of activations."""
         return self.scheme is not None and self.scheme.activations == "static"

@@ -1,4 +1,4 @@
-"""What compression cost: the compressed Keras model against its baseline."""
+"""The cost of compression: the compressed Keras model against its baseline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class OutputCompression:
     """One output of the compressed model against the baseline's.
 
     Attributes:
-        output: The output.
-        samples: How many samples.
+        output: Name of the output.
+        samples: Number of samples.
         snr_db: Signal to noise ratio in decibels.
-        top1_agreement: Part of the samples with the same class; None where there are no classes.
+        top1_agreement: Part of the samples with the same class; None without classes.
         baseline: Task metric of the baseline; None without labels.
         compressed: Task metric of the compressed model; None without labels.
         trivial: Task metric of the best constant prediction; None without labels.
@@ -47,10 +47,10 @@ class OutputCompression:
 
 @dataclass(frozen=True)
 class CompressionVerdict:
-    """Whether the compressed model is still a model; how good a one is for the user to judge.
+    """Tells whether the compressed model is still a model; its quality is for the user to judge.
 
     Attributes:
-        outputs: One entry an output.
+        outputs: One entry for each output.
         labelled: Whether there were labels to measure the task by.
     """
 
@@ -71,14 +71,28 @@ def judge_compression(
     """Compares predictions on the same inputs.
 
     Args:
-        baseline: The baseline's predictions by output.
-        compressed: The compressed model's.
+        baseline: Predictions of the baseline by output.
+        compressed: Predictions of the compressed model by output.
         labels: Test labels by output, as many as samples; empty without labels.
     """
-    outputs = tuple(
-        _judge(name, baseline[name], compressed[name], labels.get(name)) for name in baseline
-    )
-    return CompressionVerdict(outputs, bool(labels))
+    outputs = []
+    classes = outputs_with_classes(baseline, labels)
+    for name, original in baseline.items():
+        values, before, after, trivial = compressed[name], None, None, None
+        varies = len(values) == 1 or (values != values[:1]).any()
+        collapsed = not (np.isfinite(values).all() and varies)
+        if name in labels:
+            before, after = (task_metric(each, labels[name]) for each in (original, values))
+            trivial = trivial_metric(labels[name])
+            collapsed |= is_better(before, trivial) and not is_better(after, trivial)
+        agreement = top1_agreement(values, original) if name in classes else None
+        ratio = snr_db(values, original)
+        outputs.append(
+            OutputCompression(
+                name, len(values), ratio, agreement, before, after, trivial, bool(collapsed)
+            )
+        )
+    return CompressionVerdict(tuple(outputs), bool(labels))
 
 
 def outputs_with_classes(
@@ -91,29 +105,3 @@ def outputs_with_classes(
         if are_probabilities(values)
         or (name in labels and (is_classes(labels[name]) or is_one_hot(labels[name])))
     )
-
-
-def _judge(
-    name: str, baseline: Array, compressed: Array, labels: Array | None
-) -> OutputCompression:
-    varies = len(compressed) == 1 or bool((compressed != compressed[:1]).any())
-    collapsed = not (np.isfinite(compressed).all() and varies)
-    metrics: tuple[Metric | None, Metric | None, Metric | None] = (None, None, None)
-    if labels is not None:
-        before, after = task_metric(baseline, labels), task_metric(compressed, labels)
-        trivial = trivial_metric(labels)
-        metrics = (before, after, trivial)
-        collapsed |= is_better(before, trivial) and not is_better(after, trivial)
-    has_classes = name in outputs_with_classes({name: baseline}, _present(name, labels))
-    return OutputCompression(
-        name,
-        len(compressed),
-        snr_db(compressed, baseline),
-        top1_agreement(compressed, baseline) if has_classes else None,
-        *metrics,
-        collapsed=bool(collapsed),
-    )
-
-
-def _present(name: str, labels: Array | None) -> dict[str, Array]:
-    return {} if labels is None else {name: labels}

@@ -1,7 +1,7 @@
 """Whether an artifact predicts what the Keras model predicts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,33 @@ from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, 
 
 NOT_FINITE = "not finite"
 
-Outputs = Mapping[str, Mapping[str, Mapping[str, Array]]]
+Outputs = Mapping[str, Predictions]
 """Arrays by backend, probe and output."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The predictions of an artifact, beside those of the Keras model.
+
+    Attributes:
+        outputs: Predictions of the artifact; ``execute`` returns them.
+        reference: Predictions of the Keras model.
+        probes: The inputs.
+        limits: The limits that the artifact was executed with.
+    """
+
+    outputs: Outputs
+    reference: Predictions
+    probes: Sequence[Probe]
+    limits: Limits
+
+    def pairs(self) -> Iterator[tuple[str, Probe, str, Array | None, Array]]:
+        """Yields backend, probe, output, its values (None if it is missing) and the reference."""
+        for backend, by_probe in self.outputs.items():
+            for probe in self.probes:
+                count = samples_within(probe, self.limits[backend])
+                for output, expected in self.reference[probe.name].items():
+                    yield backend, probe, output, by_probe[probe.name].get(output), expected[:count]
 
 
 @dataclass(frozen=True)
@@ -28,17 +53,17 @@ class Comparison:
 
     Attributes:
         backend: How the runtime executed the artifact.
-        probe: The inputs.
-        output: The output.
-        view: Whether the values were compared, or their logarithms (for distributions).
-        samples: How many samples.
+        probe: Name of the inputs.
+        output: Name of the output.
+        view: Whether values were compared, or their logarithms (for distributions).
+        samples: Number of samples.
         max_abs: Largest absolute difference.
         max_rel: Largest difference relative to the reference, whose size is taken to be at least
             the root mean square of all its elements.
         rmse: Root mean square difference.
         snr_db: Signal to noise ratio in decibels; infinite if equal.
-        top1_agreement: Part of the samples with the same class; None where there are no classes.
-        tolerance: What was allowed.
+        top1_agreement: Part of the samples with the same class; None without classes.
+        tolerance: The tolerance that was applied.
         passed: Whether every element is within the tolerance.
     """
 
@@ -65,14 +90,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Fault:
-    """An output that no comparison can excuse.
+    """A defect of an output that no tolerance excuses.
 
     Attributes:
         backend: How the runtime executed the artifact.
-        probe: The inputs.
-        output: The output.
+        probe: Name of the inputs.
+        output: Name of the output.
         kind: ``missing``, ``wrong shape``, ``not finite``, ``all zero`` or ``constant``.
-        in_reference: Whether the Keras model's own output is as bad.
+        in_reference: Whether the Keras model's own output has the same defect.
     """
 
     backend: str
@@ -91,7 +116,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether there is something compared, all of it within tolerance, and no fault."""
+        """Whether anything was compared, all of it is within tolerance, and there is no fault."""
         within = all(comparison.passed for comparison in self.comparisons)
         return bool(self.comparisons) and within and not self.faults
 
@@ -102,10 +127,10 @@ def execute(
     """Predicts all probes with an artifact in every backend of its format, in a fresh process.
 
     Args:
-        artifact: What to run.
+        artifact: The artifact.
         probes: The inputs.
-        folder: For the arrays that go to the child and back.
-        limits: How many samples each backend predicts.
+        folder: Folder for the arrays that go to the child and back.
+        limits: The most samples that each backend predicts.
 
     Returns:
         Arrays by backend, probe and output.
@@ -124,119 +149,87 @@ def execute(
         "probes": [(probe.name, probe.batch_size) for probe in probes],
         "limits": dict(limits),
     }
-    files = call_in_child(f"{__name__}:_execute_here", job)
     results: dict[str, dict[str, dict[str, Array]]] = {}
-    for backend, probe_name, file in files:
-        with np.load(file) as loaded:
-            results.setdefault(backend, {})[probe_name] = {n: loaded[n] for n in loaded.files}
-        Path(file).unlink()
+    for backend, probe_name, written in call_in_child(f"{__name__}:_execute_here", job):
+        results.setdefault(backend, {})[probe_name] = _load(Path(written))
+        Path(written).unlink()
     return results
 
 
 def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The child's part of ``execute``: writes one file of outputs a backend and probe."""
-    fmt = FORMATS[job["format"]]
-    folder = Path(job["folder"])
-    files = []
+    """Runs in the child of ``execute``: writes one file of outputs for each backend and probe."""
+    fmt, folder, files = FORMATS[job["format"]], Path(job["folder"]), []
     for backend in fmt.backends:
         runner = fmt.load(Path(job["path"]), backend)
         for name, batch_size in job["probes"]:
-            with np.load(folder / f"{name}.npz") as loaded:
-                probe = Probe(name, {n: loaded[n] for n in loaded.files}, batch_size)
+            probe = Probe(name, _load(folder / f"{name}.npz"), batch_size)
             outputs = predict(runner, probe, job["limits"][backend])
-            file = folder / f"{job['format']}-{backend}-{name}-outputs.npz"
+            file = folder / f"{fmt.name}-{backend}-{name}-outputs.npz"
             np.savez(file, **outputs)  # type: ignore[arg-type]
             files.append((backend, name, str(file)))
     return files
 
 
-def find_faults(
-    outputs: Outputs, reference: Predictions, probes: Sequence[Probe], *, limits: Limits
-) -> tuple[Fault, ...]:
-    """Finds the outputs of an artifact that no tolerance can excuse.
+def _load(file: Path) -> dict[str, Array]:
+    with np.load(file) as arrays:
+        return dict(arrays)
 
-    Args:
-        outputs: As ``execute`` returns them.
-        reference: The Keras model's predictions by probe and output.
-        probes: The inputs.
-        limits: As given to ``execute``.
-    """
+
+def find_faults(execution: Execution) -> tuple[Fault, ...]:
+    """Finds the outputs of an artifact that no tolerance excuses."""
     faults = []
-    for backend, by_probe in outputs.items():
-        for probe in probes:
-            count = samples_within(probe, limits[backend])
-            for output, all_expected in reference[probe.name].items():
-                expected = all_expected[:count]
-                fault = _fault_kind(by_probe[probe.name].get(output), expected)
-                in_reference = _fault_kind(expected, expected) == fault
-                # A model may saturate on noise; on real data, no useful one is constant.
-                if fault and (not in_reference or fault == NOT_FINITE or probe.must_vary):
-                    faults.append(Fault(backend, probe.name, output, fault, in_reference))
+    for backend, probe, output, values, expected in execution.pairs():
+        kind = _fault_kind(values, expected)
+        in_reference = _fault_kind(expected, expected) == kind
+        # A model may saturate on noise; on real data, no useful one is constant.
+        if kind and (not in_reference or kind == NOT_FINITE or probe.must_vary):
+            faults.append(Fault(backend, probe.name, output, kind, in_reference))
     return tuple(faults)
 
 
-def compare(
-    outputs: Outputs,
-    reference: Predictions,
-    probes: Sequence[Probe],
-    tolerances: Tolerances,
-    *,
-    limits: Limits,
-    classes: frozenset[str],
-) -> Parity:
-    """Compares what an artifact predicted with the reference.
+def compare(execution: Execution, tolerances: Tolerances, classes: frozenset[str]) -> Parity:
+    """Compares the predictions of an artifact with the reference.
 
     Args:
-        outputs: As ``execute`` returns them.
-        reference: The Keras model's predictions by probe and output.
-        probes: The inputs.
-        tolerances: What is allowed, by probe, output and view.
-        limits: As given to ``execute``.
+        execution: Both predictions.
+        tolerances: Tolerances by probe, output and view; other views are not compared.
         classes: Outputs whose largest element names a class.
     """
-    comparisons: list[Comparison] = []
-    for backend, by_probe in outputs.items():
-        for probe in probes:
-            count = samples_within(probe, limits[backend])
-            for output, all_expected in reference[probe.name].items():
-                expected = all_expected[:count]
-                values = by_probe[probe.name].get(output)
-                if values is None or values.shape != expected.shape:
-                    continue
-                for view, transform in views(expected).items():
-                    tolerance = tolerances.get((probe.name, output, view))
-                    if tolerance is not None:
-                        agreement = top1_agreement(values, expected) if output in classes else None
-                        comparisons.append(
-                            Comparison(
-                                backend=backend,
-                                probe=probe.name,
-                                output=output,
-                                view=view,
-                                samples=len(values),
-                                **_differences(transform(values), transform(expected), tolerance),
-                                top1_agreement=agreement,
-                                tolerance=tolerance,
-                            )
-                        )
-    faults = find_faults(outputs, reference, probes, limits=limits)
-    return Parity(tuple(comparisons), faults)
+    comparisons = []
+    for backend, probe, output, values, expected in execution.pairs():
+        if values is None or values.shape != expected.shape:
+            continue
+        agreement = top1_agreement(values, expected) if output in classes else None
+        for view, transform in views(expected).items():
+            tolerance = tolerances.get((probe.name, output, view))
+            if tolerance is not None:
+                comparison = Comparison(
+                    backend=backend,
+                    probe=probe.name,
+                    output=output,
+                    view=view,
+                    samples=len(values),
+                    **_differences(transform(values), transform(expected), tolerance),
+                    top1_agreement=agreement,
+                    tolerance=tolerance,
+                )
+                comparisons.append(comparison)
+    return Parity(tuple(comparisons), find_faults(execution))
 
 
 def _fault_kind(values: Array | None, expected: Array) -> str | None:
-    kind = None
     if values is None:
-        kind = "missing"
-    elif values.shape != expected.shape:
-        kind = "wrong shape"
-    elif values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            kind = NOT_FINITE
-        elif not values.any():
-            kind = "all zero"
-        elif len(values) > 1 and (values == values[:1]).all():
-            kind = "constant"
-    return kind
+        return "missing"
+    if values.shape != expected.shape:
+        return "wrong shape"
+    if values.dtype.kind != "f":
+        return None
+    kinds = {
+        NOT_FINITE: not np.isfinite(values).all(),
+        "all zero": not values.any(),
+        "constant": len(values) > 1 and (values == values[:1]).all(),
+    }
+    return next((kind for kind, found in kinds.items() if found), None)
 
 
 def _differences(actual: Array, wanted: Array, tolerance: Tolerance) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The inputs that artifacts are compared on."""
+"""Makes the inputs that artifacts are compared on."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporter.data import Array, Dataset, Samples, in_memory
+from exporter.data import UINT8_MAX, Array, Dataset, Samples, in_memory
+from exporter.graph.network import Network
 from exporter.graph.runner import predict_in_batches
-from exporter.graph.signature import FREE_SIZE, TensorInfo
+from exporter.graph.signature import TensorInfo
 
 BATCH_SIZE = 64
 LEAST_BATCH = 8
 BATCH_MACS = 16_000_000_000
-"""What a batch may cost before it is made smaller: time, and memory for activations."""
+"""The most MACs of a batch: they take time, and memory for activations."""
 
 SINGLE_SAMPLES = 16
 RANDOM_SAMPLES = 128
@@ -28,10 +29,10 @@ class Probe:
 
     Attributes:
         name: ``test`` (real data), ``random`` (uniform in the range of the data), ``single`` (the
-            first of the former, at batch 1) or ``edge`` (zeros and the extremes of the range).
+            first samples of the first probe, at batch 1) or ``edge`` (zeros and the extremes).
         inputs: Arrays by input name, samples along the first axis.
-        batch_size: How many samples are predicted at once.
-        must_vary: Whether an output that is the same for all samples is a fault in any case.
+        batch_size: Number of samples that are predicted at once.
+        must_vary: Whether an output that is the same for all samples is always a fault.
         labels: Labels by output name; empty if there are none.
     """
 
@@ -45,37 +46,25 @@ class Probe:
         return len(next(iter(self.inputs.values())))
 
 
-def make_probes(
-    inputs: Sequence[TensorInfo],
-    outputs: Sequence[TensorInfo],
-    dataset: Dataset,
-    seed: int,
-    *,
-    largest: float = 1,
-    macs: int = 1,
-) -> list[Probe]:
+def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     """Makes the probes for a model; the first is the one that counts most.
 
     Args:
-        inputs: The inputs of the model.
-        outputs: Its outputs; large ones limit how many samples are kept in memory.
-        dataset: Fitted to the model; without a test part, the first probe is the random one.
-        seed: Of the random inputs.
-        largest: Without a test part, floating point inputs are within 0 and this.
-        macs: Multiply-accumulates for one sample; large ones make batches smaller.
+        network: The model; large outputs make the first probe smaller, many MACs its batches.
+        dataset: The data set, fitted to the model; without a test part, the first probe is random.
+        seed: Seed of the random inputs.
     """
     # A model with a fixed batch takes no other.
-    fixed = next((info.fixed_batch for info in inputs if info.fixed_batch), None)
-    batch = fixed or max(LEAST_BATCH, min(BATCH_SIZE, BATCH_MACS // max(1, macs)))
-    test = dataset.test
+    fixed, inputs = network.fixed_batch, network.inputs
+    batch = fixed or max(LEAST_BATCH, min(BATCH_SIZE, BATCH_MACS // max(1, network.macs)))
     probes: list[Probe] = []
-    if test is None:
-        ranges: dict[str, tuple[float, float]] = {
-            info.name: (0, largest if _is_float(info.dtype) else 1) for info in inputs
-        }
-        shapes = {info.name: tuple(size or FREE_SIZE for size in info.shape[1:]) for info in inputs}
+    if dataset.test is None:
+        largest = UINT8_MAX if network.scales_input else 1
+        ranges = {info.name: (0, largest if _is_float(info.dtype) else 1) for info in inputs}
+        shapes = {info.name: info.sample_shape[1:] for info in inputs}
     else:
-        taken = test.take(slice(_affordable_samples(test.inputs, outputs)))
+        count = _affordable_samples(dataset.test.inputs, network.outputs)
+        taken = dataset.test.take(slice(count))
         real = in_memory(taken.inputs)
         ranges = {name: (array.min(), array.max()) for name, array in real.items()}
         shapes = {name: array.shape[1:] for name, array in real.items()}
@@ -83,17 +72,20 @@ def make_probes(
     rng = np.random.default_rng(seed)
     randoms, edges = {}, {}
     for info in inputs:
-        low, high = ranges[info.name]
-        shape = shapes[info.name]
-        randoms[info.name] = _random(rng, (RANDOM_SAMPLES, *shape), low, high, info.dtype)
+        (low, high), shape = ranges[info.name], shapes[info.name]
+        size = (RANDOM_SAMPLES, *shape)
+        if _is_float(info.dtype):
+            randoms[info.name] = rng.uniform(low, high, size).astype(info.dtype)
+        else:
+            integers = rng.integers(int(low), int(high), size, endpoint=True)
+            randoms[info.name] = integers.astype(info.dtype)
         # Integers are indices or classes, and zero need not be one of them.
         zero = 0 if _is_float(info.dtype) else np.clip(0, low, high)
-        corners = np.array([zero, low, high], dtype=info.dtype)
-        edges[info.name] = np.stack([np.full(shape, corner, info.dtype) for corner in corners])
+        edges[info.name] = np.stack([np.full(shape, end, info.dtype) for end in (zero, low, high)])
     probes.append(Probe("random", randoms, batch))
     first = replace(probes[0], must_vary=True)
     single = {name: array[:SINGLE_SAMPLES] for name, array in first.inputs.items()}
-    probes = [first, *probes[1:], Probe("single", single, 1), Probe("edge", edges, len(corners))]
+    probes = [first, *probes[1:], Probe("single", single, 1), Probe("edge", edges, 3)]
     return [_whole_batches(probe, fixed) for probe in probes] if fixed else probes
 
 
@@ -107,14 +99,6 @@ def _is_float(dtype: str) -> bool:
     return dtype.startswith(("float", "bfloat"))
 
 
-def _random(
-    rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float, dtype: str
-) -> Array:
-    if _is_float(dtype):
-        return rng.uniform(low, high, shape).astype(dtype)
-    return rng.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
-
-
 def _whole_batches(probe: Probe, batch: int) -> Probe:
     """Drops the last samples that fill no batch; repeats samples where there are too few."""
     count = max(batch, len(probe) // batch * batch)
@@ -126,16 +110,11 @@ def _whole_batches(probe: Probe, batch: int) -> Probe:
 
 
 Limits = Mapping[str, int | None]
-"""The most samples of a probe that a backend predicts, by backend; None for all."""
+"""The most samples of a probe that each backend predicts; None for all."""
 
 
 def samples_within(probe: Probe, limit: int | None) -> int:
-    """Returns how many samples of a probe are predicted under a limit: whole batches, at least one.
-
-    Args:
-        probe: The inputs.
-        limit: The most samples that may be predicted; None for all.
-    """
+    """Returns the number of samples of a probe in whole batches, at least one, under a limit."""
     if limit is None:
         return len(probe)
     return min(len(probe), max(1, limit // probe.batch_size) * probe.batch_size)
@@ -146,12 +125,6 @@ def predict(
     probe: Probe,
     limit: int | None = None,
 ) -> dict[str, Array]:
-    """Predicts a probe batch by batch.
-
-    Args:
-        runner: Named arrays in, named arrays out.
-        probe: The inputs.
-        limit: Predicts no more samples than ``samples_within`` this limit.
-    """
+    """Predicts as many samples of a probe as ``samples_within`` the limit, batch by batch."""
     count = samples_within(probe, limit)
     return predict_in_batches(runner, probe.inputs, probe.batch_size, count)

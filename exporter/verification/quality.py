@@ -1,13 +1,10 @@
-"""What quantization cost: a quantized artifact against the float Keras model it was made from."""
+"""The cost of quantization: a quantized artifact against the float Keras model it was made from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exporter.data.metrics import loss_of, snr_db, task_metric, top1_agreement
 from exporter.formats.variants import QualityRule
-from exporter.verification.parity import Fault, Outputs
-from exporter.verification.probes import Limits, Probe, samples_within
-from exporter.verification.tolerance import Predictions
+from exporter.verification.parity import Execution, Fault, find_faults
 
 
 @dataclass(frozen=True)
@@ -16,10 +13,10 @@ class OutputQuality:
 
     Attributes:
         backend: How the runtime executed the artifact.
-        output: The output.
-        samples: How many samples.
+        output: Name of the output.
+        samples: Number of samples.
         snr_db: Signal to noise ratio in decibels; infinite if equal.
-        top1_agreement: Part of the samples with the same class; None where there are no classes.
+        top1_agreement: Part of the samples with the same class; None without classes.
         drop: Loss of accuracy, 0 to 1; of another metric, relative. None without labels.
         passed: Whether each of these is within the limits.
     """
@@ -38,9 +35,9 @@ class Quality:
     """How near a quantized artifact is to the float model.
 
     Attributes:
-        outputs: One entry a backend and output.
-        faults: Outputs that nothing can excuse.
-        limits: What was asked for.
+        outputs: One entry for each backend and output.
+        faults: Outputs that no limit excuses.
+        limits: The limits that were applied.
     """
 
     outputs: tuple[OutputQuality, ...]
@@ -49,52 +46,34 @@ class Quality:
 
     @property
     def passed(self) -> bool:
-        """Whether there is something compared, all of it within the limits, and no fault."""
+        """Whether anything was compared, all of it is within the limits, and there is no fault."""
         within = all(output.passed for output in self.outputs)
         return bool(self.outputs) and within and not self.faults
 
 
-def judge_quality(
-    outputs: Outputs,
-    reference: Predictions,
-    probe: Probe,
-    rule: QualityRule,
-    faults: Sequence[Fault],
-    *,
-    limits: Limits,
-    classes: frozenset[str],
-) -> Quality:
-    """Compares what an artifact predicted for a probe with the reference.
+def judge_quality(execution: Execution, rule: QualityRule, classes: frozenset[str]) -> Quality:
+    """Compares the predictions of an artifact for the first probe with the reference.
 
     Args:
-        outputs: Arrays by backend, probe and output, as ``execute`` returns them.
-        reference: The Keras model's predictions by probe and output.
-        probe: Real data, where there are any.
+        execution: Both predictions; those for the other probes are only searched for faults.
         rule: The limits.
-        faults: What ``find_faults`` found.
-        limits: As given to ``execute``.
         classes: Outputs whose largest element names a class.
     """
     judged = []
-    for backend, by_probe in outputs.items():
-        count = samples_within(probe, limits[backend])
-        for output, all_expected in reference[probe.name].items():
-            expected, values = all_expected[:count], by_probe[probe.name].get(output)
-            if values is None or values.shape != expected.shape:
-                continue
-            ratio, agreement, drop = snr_db(values, expected), None, None
-            if output in classes:
-                agreement = top1_agreement(values, expected)
-            if output in probe.labels:
-                labels = probe.labels[output][:count]
-                drop = loss_of(task_metric(expected, labels), task_metric(values, labels))
-            # Written so that NaN fails.
-            passed = (
-                ratio >= rule.snr_db
-                and (agreement is None or agreement >= rule.agreement)
-                and (drop is None or drop <= rule.drop)
-            )
-            judged.append(
-                OutputQuality(backend, output, len(values), ratio, agreement, drop, passed)
-            )
-    return Quality(tuple(judged), tuple(faults), rule)
+    for backend, probe, output, values, expected in execution.pairs():
+        if probe is not execution.probes[0] or values is None or values.shape != expected.shape:
+            continue
+        ratio, agreement, drop = snr_db(values, expected), None, None
+        if output in classes:
+            agreement = top1_agreement(values, expected)
+        if output in probe.labels:
+            labels = probe.labels[output][: len(values)]
+            drop = loss_of(task_metric(expected, labels), task_metric(values, labels))
+        # Written so that NaN fails.
+        passed = (
+            ratio >= rule.snr_db
+            and (agreement is None or agreement >= rule.agreement)
+            and (drop is None or drop <= rule.drop)
+        )
+        judged.append(OutputQuality(backend, output, len(values), ratio, agreement, drop, passed))
+    return Quality(tuple(judged), find_faults(execution), rule)

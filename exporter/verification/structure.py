@@ -1,7 +1,7 @@
-"""Whether the thin factors survived conversion: what is stored in the artifact, counted.
+"""Proves that the thin factors survived conversion, by the tensors that an artifact stores.
 
 A converter may fold two matrix products back into one, or store a tensor twice, and still predict
-the same. So the constants of the artifact are listed and held against the compressed model.
+the same. So the constants of the artifact are compared with the weights of the compressed model.
 """
 
 import math
@@ -22,7 +22,7 @@ WEIGHT_ALLOWANCE = 16 * 1024
 FILE_SLACK = 0.25
 FILE_ALLOWANCE = 256 * 1024
 LAYER_ALLOWANCE = 12 * 1024
-"""Bytes that the graph of one layer may take; a SavedModel, which has two, takes 7 to 9 KB."""
+"""The most bytes of the graph of one layer; a SavedModel, which has two graphs, takes 7 to 9 KB."""
 
 FLOAT_BITS = 32
 
@@ -31,13 +31,12 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class LayerProof:
-    """What was looked for, and found, of one factorized layer.
+    """The factors of one layer, searched for in an artifact.
 
     Attributes:
         layer: Path of the layer.
         factors: Shapes of its factors.
-        found: Whether the artifact stores as many tensors of each of these sizes as the
-            compressed model has.
+        found: Whether the artifact stores as many tensors of these sizes as the compressed model.
         dense_shape: (m, n) of the matrix that the factors replace.
         dense_gone: Whether the artifact stores no more m x n matrices than the compressed model.
     """
@@ -51,10 +50,10 @@ class LayerProof:
 
 @dataclass(frozen=True)
 class StructureProof:
-    """What is stored in an artifact, held against the plan.
+    """The tensors of an artifact, compared with the plan.
 
     Attributes:
-        layers: One entry a factorized layer.
+        layers: One entry for each factorized layer.
         predicted_bytes: Bytes of the weights of the compressed model, in the artifact's variant.
         stored_bytes: Bytes of the distinct constants in the artifact.
         file_bytes: Bytes of the artifact.
@@ -73,11 +72,8 @@ class StructureProof:
     @property
     def passed(self) -> bool:
         """Whether all factors were found, no dense matrix was, and the bytes are as predicted."""
-        return (
-            self.weights_as_predicted
-            and self.file_as_predicted
-            and all(proof.found and proof.dense_gone for proof in self.layers)
-        )
+        proven = all(proof.found and proof.dense_gone for proof in self.layers)
+        return proven and self.weights_as_predicted and self.file_as_predicted
 
 
 def prove_structure(
@@ -86,22 +82,19 @@ def prove_structure(
     compressed: Compressed,
     weight_bits: int = FLOAT_BITS,
 ) -> StructureProof:
-    """Counts what an artifact stores.
-
-    Orientation is left open, for formats transpose at will.
+    """Compares the tensors of an artifact with those of the compressed model.
 
     Args:
-        stored: All constants of the artifact.
-        file_bytes: Its size.
+        stored: All constants of the artifact, in any orientation: formats transpose at will.
+        file_bytes: Size of the artifact.
         compressed: The compressed Keras model and its plan.
-        weight_bits: Of an element of a kernel in the artifact; 32 if it is not quantized.
+        weight_bits: Bits of an element of a kernel in the artifact; 32 if it is not quantized.
     """
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
-    # Of the factors alone: converters drop a bias that is zero.
-    factors = _distinct(
-        _described(weight for parts in compressed.factors.values() for weight in parts.weights)
-    )
+    # Biases are left out: converters drop one that is zero.
+    thin = (weight for parts in compressed.factors.values() for weight in parts.weights)
+    factors = _distinct(_described(thin))
     proofs = []
     for plan in compressed.plan.layers:
         if plan.rank is not None and plan.shape is not None:
@@ -127,8 +120,8 @@ def _bytes_of_weights(network: Network, weight_bits: int) -> tuple[int, int, int
     """Returns the bytes of all weights as they are stored in an artifact: least, likely, most."""
     layers = network.layers.values()
     if weight_bits == FLOAT_BITS:
-        # A converter may store a weight as it is cast for the computation, or half precision as
-        # float32; and weights that are equal once, or each.
+        # A converter may store a weight in the type of the computation, or half precision as
+        # float32; and equal weights once, or each of them.
         cast = [
             (weight.numpy().size, _itemsize(weight.dtype), _itemsize(layer.compute_dtype))
             for layer in layers
@@ -143,8 +136,8 @@ def _bytes_of_weights(network: Network, weight_bits: int) -> tuple[int, int, int
     others = sum(math.prod(shape) for shape in shapes if len(shape) <= 1)
     least = sum(map(math.prod, kernels)) * weight_bits // 8
     predicted = least + others * _FLOAT32_BYTES
-    # Normalisations may be folded, and biases take 16 to 64 bits; small kernels may stay as they
-    # are; and each channel may have a scale of its own, for its kernel and for its bias.
+    # Normalisations may be folded; biases take 16 to 64 bits; small kernels may stay in float32;
+    # and each channel may have two scales, for its kernel and for its bias.
     small = sum(size for size in map(math.prod, kernels) if size < SMALL_KERNEL)
     channels = sum(shape[-1] for shape in kernels)
     return least, predicted, predicted + (small + others + 2 * channels) * _FLOAT32_BYTES
@@ -167,13 +160,13 @@ def _count(tensors: Sequence[StoredTensor], matrix: tuple[int, int]) -> int:
 
     Converters transpose, add axes of one, and merge or split axes, such as the heads of attention.
     """
-    return sum(_is_layout_of(tensor.shape, matrix) for tensor in tensors)
-
-
-def _is_layout_of(shape: Sequence[int], matrix: tuple[int, int]) -> bool:
     rows, columns = matrix
-    if math.prod(shape) != rows * columns:
-        return False
-    sizes = [size for size in shape if size != 1]
-    subsets = (part for k in range(len(sizes) + 1) for part in combinations(sizes, k))
-    return any(math.prod(part) == rows for part in subsets)
+    return sum(
+        math.prod(tensor.shape) == rows * columns
+        and any(
+            math.prod(part) == rows
+            for count in range(len(tensor.shape) + 1)
+            for part in combinations(tensor.shape, count)
+        )
+        for tensor in tensors
+    )

@@ -31,6 +31,7 @@ from exporter.formats.tflite.micro import adapted, measure_arena
 from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
 from exporter.formats.tflite.quantization import quantize
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner, observable
+from exporter.graph.network import Network
 
 PACKAGE = Path(exporter.__file__).parent
 
@@ -113,7 +114,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def content(model):
-    return convert(model, ExportOptions())
+    return convert(Network(model), ExportOptions())
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_litert_quantizer_takes_recipes_and_ranges(variant, content, batch):
 def test_tf2onnx_is_helped(model):
     converter = "onnx/converter.py"
     with canary("tf2onnx", "converts with our handler and without XLA", converter):
-        proto = build_onnx(model, ExportOptions())
+        proto = build_onnx(Network(model), ExportOptions())
         operators = {node.op_type for node in proto.graph.node}
         assert "Erf" in operators
         assert not {"Erfc", "PartitionedCall", "StatefulPartitionedCall"} & operators

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from exporter.data.metrics import snr_db
-from exporter.formats.variants import ToleranceRule
-from exporter.verification.parity import Parity, compare
+from exporter.verification.parity import Execution, Parity, compare
 from exporter.verification.probes import Probe
 from exporter.verification.tolerance import Tolerance, derive_tolerances, given_tolerances
 
@@ -31,14 +30,9 @@ def judge(
 ) -> Parity:
     """Compares on one probe in one backend, under a given tolerance."""
     probe = Probe("test", {"x": np.zeros((ROWS, 2), "float32")}, 2, must_vary=must_vary)
-    return compare(
-        {"cpu": {"test": outputs}},
-        {"test": reference},
-        [probe],
-        given_tolerances({"test": reference}, atol, rtol),
-        limits={"cpu": None},
-        classes=frozenset({"scores"}),
-    )
+    execution = Execution({"cpu": {"test": outputs}}, {"test": reference}, [probe], {"cpu": None})
+    tolerances = given_tolerances({"test": reference}, atol, rtol)
+    return compare(execution, tolerances, frozenset({"scores"}))
 
 
 def with_scores(scores: Any) -> dict[str, Any]:
@@ -194,14 +188,10 @@ def test_figures_are_those_computed_by_hand() -> None:
     expected = np.array([[3.0, 4.0], [0.0, -12.0]], "float32")
     actual = np.array([[3.5, 4.0], [0.25, -12.0]], "float32")
     probe = Probe("test", {"x": np.zeros((2, 1), "float32")}, 2)
-    parity = compare(
-        {"cpu": {"test": {"scores": actual}}},
-        {"test": {"scores": expected}},
-        [probe],
-        given_tolerances({"test": {"scores": expected}}, 0.6, 0.1),
-        limits={"cpu": None},
-        classes=frozenset({"scores"}),
-    )
+    reference = {"test": {"scores": expected}}
+    outputs = {"cpu": {"test": {"scores": actual}}}
+    execution = Execution(outputs, reference, [probe], {"cpu": None})
+    parity = compare(execution, given_tolerances(reference, 0.6, 0.1), frozenset({"scores"}))
 
     (comparison,) = parity.comparisons
     # The reference has the root mean square sqrt((9 + 16 + 0 + 144) / 4) = 6.5.
@@ -239,15 +229,10 @@ def _softmax(logits: Any) -> Any:
 def _derived_parity(reference: Any, exact: Any, actual: Any) -> Parity:
     probe = Probe("test", {"x": np.zeros((len(reference), 1), "float32")}, len(reference))
     references = {"test": {"probabilities": reference}}
-    tolerances = derive_tolerances(references, {"test": {"probabilities": exact}}, ToleranceRule())
-    return compare(
-        {"cpu": {"test": {"probabilities": actual}}},
-        references,
-        [probe],
-        tolerances,
-        limits={"cpu": None},
-        classes=frozenset({"probabilities"}),
-    )
+    tolerances = derive_tolerances(references, {"test": {"probabilities": exact}})
+    outputs = {"cpu": {"test": {"probabilities": actual}}}
+    execution = Execution(outputs, references, [probe], {"cpu": None})
+    return compare(execution, tolerances, frozenset({"probabilities"}))
 
 
 def test_logarithms_catch_an_error_of_logits_that_the_softmax_hides() -> None:
@@ -280,14 +265,9 @@ def test_logarithms_of_equal_distributions_agree_even_where_they_vanish() -> Non
 def test_backends_are_compared_on_the_samples_that_they_saw() -> None:
     reference = {"scores": REFERENCE["scores"]}
     probe = Probe("test", {"x": np.zeros((ROWS, 1), "float32")}, 2)
-    parity = compare(
-        {"fast": {"test": reference}, "slow": {"test": {"scores": reference["scores"][:4]}}},
-        {"test": reference},
-        [probe],
-        given_tolerances({"test": reference}, 0.0, None),
-        limits={"fast": None, "slow": 5},
-        classes=frozenset(),
-    )
+    outputs = {"fast": {"test": reference}, "slow": {"test": {"scores": reference["scores"][:4]}}}
+    execution = Execution(outputs, {"test": reference}, [probe], {"fast": None, "slow": 5})
+    parity = compare(execution, given_tolerances({"test": reference}, 0.0, None), frozenset())
 
     assert parity.passed
     assert {c.backend: c.samples for c in parity.comparisons} == {"fast": ROWS, "slow": 4}

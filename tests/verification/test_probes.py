@@ -1,6 +1,7 @@
 """The inputs that artifacts are compared on."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,18 @@ def dataset(inputs: Mapping[str, Any], labels: Mapping[str, Any] | None = None) 
     return Dataset("arrays", None, None, Split(inputs, labels or {}), "digest")
 
 
+def network(inputs: list[TensorInfo], output: TensorInfo = SCORES, macs: int = 1) -> Any:
+    """What probes depend on of a network."""
+    fixed = inputs[0].fixed_batch
+    return SimpleNamespace(
+        inputs=inputs, outputs=[output], macs=macs, fixed_batch=fixed, scales_input=False
+    )
+
+
 def probes_by_name(
     inputs: list[TensorInfo], data: Dataset | None = None, seed: int = 0
 ) -> dict[str, Probe]:
-    probes = make_probes(inputs, [SCORES], data or load_dataset("none"), seed)
+    probes = make_probes(network(inputs), data or load_dataset("none"), seed)
     return {probe.name: probe for probe in probes}
 
 
@@ -35,7 +44,7 @@ def features(count: int, low: float = -2.0, high: float = 3.0) -> Any:
 
 def test_real_data_come_first_and_every_kind_is_there() -> None:
     values, labels = features(100), np.arange(100) % 3
-    probes = make_probes([FEATURES], [SCORES], dataset({"features": values}, {"scores": labels}), 0)
+    probes = make_probes(network([FEATURES]), dataset({"features": values}, {"scores": labels}), 0)
 
     assert [probe.name for probe in probes] == ["test", "random", "single", "edge"]
     np.testing.assert_array_equal(probes[0].inputs["features"], values)
@@ -44,7 +53,7 @@ def test_real_data_come_first_and_every_kind_is_there() -> None:
 
 
 def test_random_inputs_come_first_where_there_are_no_data() -> None:
-    probes = make_probes([FEATURES], [SCORES], load_dataset("none"), 0)
+    probes = make_probes(network([FEATURES]), load_dataset("none"), 0)
 
     assert [probe.name for probe in probes] == ["random", "single", "edge"]
     assert [probe.must_vary for probe in probes] == [True, False, False]
@@ -151,8 +160,8 @@ def test_large_outputs_limit_the_samples_that_are_kept() -> None:
     data = dataset({"features": features(2000)})
     huge = TensorInfo("image", (None, 1024, 1024, 3), "float32")
 
-    assert len(make_probes([FEATURES], [huge], data, 0)[0]) < 100
-    assert len(make_probes([FEATURES], [SCORES], data, 0)[0]) == 2000
+    assert len(make_probes(network([FEATURES], huge), data, 0)[0]) < 100
+    assert len(make_probes(network([FEATURES]), data, 0)[0]) == 2000
 
 
 @pytest.mark.parametrize(
@@ -183,7 +192,7 @@ def test_predicts_in_batches_and_joins_them_in_order() -> None:
     ("macs", "batch"), [(10**6, 64), (250 * 10**6, 64), (10**9, 16), (16 * 10**9, 8)]
 )
 def test_batches_of_costly_models_are_small(macs, batch):
-    probes = make_probes([FEATURES], [SCORES], load_dataset("none"), 0, macs=macs)
+    probes = make_probes(network([FEATURES], macs=macs), load_dataset("none"), 0)
     assert probes[0].batch_size == batch
     assert len(probes[0]) == 128
     # Slow executions see one batch at least.

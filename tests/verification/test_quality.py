@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from exporter.formats.variants import QualityRule
-from exporter.verification.parity import find_faults
+from exporter.verification.parity import Execution
 from exporter.verification.probes import Probe
 from exporter.verification.quality import judge_quality
 
@@ -28,11 +28,8 @@ def judged(probe, expected, values, rule, *, slow=None):
     outputs, limits = {"fast": {"test": {"scores": values}}}, {"fast": None, "slow": slow}
     if slow is not None:
         outputs["slow"] = {"test": {"scores": values[:slow]}}
-    reference = {"test": {"scores": expected}}
-    faults = find_faults(outputs, reference, [probe], limits=limits)
-    return judge_quality(
-        outputs, reference, probe, rule, faults, limits=limits, classes=frozenset({"scores"})
-    )
+    execution = Execution(outputs, {"test": {"scores": expected}}, [probe], limits)
+    return judge_quality(execution, rule, frozenset({"scores"}))
 
 
 def test_measures_noise_agreement_and_loss(probe, scores):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from exporter.errors import ModelError
-from exporter.formats.variants import ToleranceRule
 from exporter.graph.network import Network
 from exporter.verification.tolerance import (
     UNIT_ROUNDOFF,
@@ -17,15 +16,13 @@ from exporter.verification.tolerance import (
     given_tolerances,
 )
 
-RULE = ToleranceRule()
 
-
-def derived_atol(model: Any, inputs: dict[str, Any], rule: ToleranceRule = RULE) -> Tolerance:
+def derived_atol(model: Any, inputs: dict[str, Any]) -> Tolerance:
     """The tolerance for the values of a model with one output."""
     reference = Network(model).runner()(inputs)
     exact = float64_copy(Network(model)).runner()(inputs)
     (name,) = reference
-    return derive_tolerances({"test": reference}, {"test": exact}, rule)["test", name, "value"]
+    return derive_tolerances({"test": reference}, {"test": exact})["test", name, "value"]
 
 
 def dense(width: int, seed: int = 0) -> tuple[Any, dict[str, Any]]:
@@ -169,9 +166,7 @@ def test_weight_that_is_one_percent_off_is_beyond_the_derived_tolerance(width: i
 def test_derived_tolerance_is_a_multiple_of_the_rounding_error() -> None:
     exact = np.array([[1.0, -2.0], [4.0, 3.0]])
     rounded = exact + np.array([[1e-3, 0], [0, -2e-3]])
-    tolerances = derive_tolerances(
-        {"test": {"y": rounded}}, {"test": {"y": exact}}, ToleranceRule(10, 16)
-    )
+    tolerances = derive_tolerances({"test": {"y": rounded}}, {"test": {"y": exact}})
 
     assert tolerances.keys() == {("test", "y", "value")}
     tolerance = tolerances["test", "y", "value"]
@@ -182,9 +177,9 @@ def test_derived_tolerance_is_a_multiple_of_the_rounding_error() -> None:
 
 def test_derived_tolerance_has_a_floor_where_nothing_rounds() -> None:
     exact = np.array([[1.0, -8.0]])
-    tolerance = derive_tolerances(
-        {"test": {"y": exact.astype("float32")}}, {"test": {"y": exact}}, ToleranceRule(10, 16)
-    )["test", "y", "value"]
+    tolerance = derive_tolerances({"test": {"y": exact.astype("float32")}}, {"test": {"y": exact}})[
+        "test", "y", "value"
+    ]
 
     assert tolerance.atol == 16 * UNIT_ROUNDOFF * 8
     assert tolerance.rounding_error == 0
@@ -193,7 +188,7 @@ def test_derived_tolerance_has_a_floor_where_nothing_rounds() -> None:
 def test_probe_that_rounds_well_by_luck_is_allowed_what_the_others_need() -> None:
     exact = {"test": {"y": np.array([[100.0]])}, "edge": {"y": np.array([[2.0]])}}
     reference = {"test": {"y": np.array([[101.0]])}, "edge": {"y": np.array([[2.0]])}}
-    tolerances = derive_tolerances(reference, exact, ToleranceRule(10, 0))
+    tolerances = derive_tolerances(reference, exact)
 
     assert tolerances["test", "y", "value"].atol == pytest.approx(10)
     # In proportion to its own size.
@@ -203,7 +198,7 @@ def test_probe_that_rounds_well_by_luck_is_allowed_what_the_others_need() -> Non
 def test_outputs_do_not_lend_each_other_tolerance() -> None:
     exact = {"test": {"rough": np.array([[1.0]]), "fine": np.array([[1.0]])}}
     reference = {"test": {"rough": np.array([[1.1]]), "fine": np.array([[1.0]])}}
-    tolerances = derive_tolerances(reference, exact, ToleranceRule(10, 16))
+    tolerances = derive_tolerances(reference, exact)
 
     assert tolerances["test", "rough", "value"].atol == pytest.approx(1)
     assert tolerances["test", "fine", "value"].atol == 16 * UNIT_ROUNDOFF
@@ -212,19 +207,19 @@ def test_outputs_do_not_lend_each_other_tolerance() -> None:
 def test_integer_outputs_are_allowed_no_difference() -> None:
     values = {"test": {"ids": np.array([[7, 3]])}}
 
-    assert derive_tolerances(values, values, RULE)["test", "ids", "value"].atol == 0
+    assert derive_tolerances(values, values)["test", "ids", "value"].atol == 0
 
 
 def test_output_that_is_not_finite_is_allowed_nothing() -> None:
     values = {"test": {"y": np.array([[np.nan, 1.0]])}}
 
-    assert derive_tolerances(values, values, RULE)["test", "y", "value"].atol == 0
+    assert derive_tolerances(values, values)["test", "y", "value"].atol == 0
 
 
 def test_distributions_get_a_tolerance_for_their_logarithms_too() -> None:
     exact = np.array([[0.75, 0.25], [0.5, 0.5]])
     values = {"test": {"p": exact.astype("float32"), "y": 2 * exact.astype("float32")}}
-    tolerances = derive_tolerances(values, {"test": {"p": exact, "y": 2 * exact}}, RULE)
+    tolerances = derive_tolerances(values, {"test": {"p": exact, "y": 2 * exact}})
 
     assert set(tolerances) == {
         ("test", "p", "value"),
@@ -239,7 +234,7 @@ def test_distributions_get_a_tolerance_for_their_logarithms_too() -> None:
 def test_exact_predictions_may_be_of_fewer_samples() -> None:
     exact = np.linspace(1, 2, 6).reshape(3, 2)
     reference = np.concatenate([exact + 1e-3, np.full((4, 2), 99.0)])
-    tolerance = derive_tolerances({"test": {"y": reference}}, {"test": {"y": exact}}, RULE)
+    tolerance = derive_tolerances({"test": {"y": reference}}, {"test": {"y": exact}})
 
     assert tolerance["test", "y", "value"].rounding_error == pytest.approx(1e-3)
 

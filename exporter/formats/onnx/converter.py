@@ -1,10 +1,11 @@
-"""Converts Keras models to ONNX graphs; alone uses tf2onnx, and changes what it gets to see."""
+"""Converts Keras models to ONNX graphs by tf2onnx, mending its input and its output."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, count
 from typing import Any
 
 from exporter.errors import ConversionError, brief
@@ -12,14 +13,12 @@ from exporter.formats.base import ExportOptions
 from exporter.graph.network import Network
 from exporter.graph.signature import Signature
 
-_BATCH = "batch"
-
 LARGE_BYTES = 2**24
-"""Size of a weight from which on it is kept away from tf2onnx, which takes 36 times its memory."""
+"""The least size of a weight that tf2onnx is not given: it takes 36 times the memory."""
 
 
 def build(network: Network, options: ExportOptions) -> Any:
-    """Converts a Keras model to a graph, which may hold operators that ONNX lacks.
+    """Converts a Keras model to a graph, which may contain operators that ONNX lacks.
 
     Raises:
         ConversionError: If the converter fails.
@@ -29,7 +28,7 @@ def build(network: Network, options: ExportOptions) -> Any:
     import tf2onnx
 
     signature = network.signature
-    # They are inputs while the graph is converted, and stored afterwards.
+    # These are inputs while the graph is converted, and stored afterwards.
     large = {
         f"large_weight_{index}": variable
         for index, variable in enumerate(network.model.variables)
@@ -39,11 +38,10 @@ def build(network: Network, options: ExportOptions) -> Any:
     specs += [tf.TensorSpec(v.shape, v.value.dtype, name=name) for name, v in large.items()]
 
     def serve(*tensors: Any) -> dict[str, Any]:
-        count = len(signature.inputs)
-        named = dict(zip((i.name for i in signature.inputs), tensors[:count], strict=True))
-        weights = list(zip(large.values(), tensors[count:], strict=True))
+        named = dict(zip((spec.name for spec in specs), tensors, strict=True))
+        weights = [(variable, named[name]) for name, variable in large.items()]
         with keras.StatelessScope(state_mapping=weights), _functions_inlined():
-            return signature(**named)
+            return signature.call(named)
 
     function = tf.function(serve, input_signature=specs, autograph=False)
 
@@ -59,9 +57,9 @@ def build(network: Network, options: ExportOptions) -> Any:
         try:
             with _failing_fast():
                 proto = converted()
-        except Exception:  # A pass of its optimizer may fail that it can do without.
+        except Exception:  # An optional pass of its optimizer may have failed.
             proto = converted()
-    except Exception as error:  # tf2onnx raises whatever its rewriters run into.
+    except Exception as error:  # tf2onnx raises any exception of its rewriters.
         raise ConversionError(f"ONNX conversion failed: {brief(error)}") from error
     captures = function.get_concrete_function().graph.captures
     constants = {inner.name: outer for outer, inner in captures if outer.dtype != "resource"}
@@ -74,14 +72,14 @@ def build(network: Network, options: ExportOptions) -> Any:
 
 @contextmanager
 def _functions_inlined() -> Iterator[None]:
-    """Keeps Keras from calling functions that XLA must compile: tf2onnx cannot look into them.
+    """Keeps Keras from compiling functions by XLA, which tf2onnx cannot look into.
 
-    It has grouped convolutions computed by such a function, on a CPU.
+    Keras computes grouped convolutions by such a function on a CPU.
     """
     import tensorflow as tf
 
     former = tf.function
-    # With brackets it is a decorator of options, without them one of the function.
+    # Keras uses the decorator with and without arguments.
     tf.function = lambda call=None, **_: call or (lambda decorated: decorated)
     try:
         yield
@@ -93,7 +91,7 @@ def _functions_inlined() -> Iterator[None]:
 def _failing_fast() -> Iterator[None]:
     """Keeps tf2onnx from copying the whole graph before each of its two dozen optimizer passes.
 
-    It does that to go on without a pass that fails, and takes fifty times the memory of the model.
+    The copies, which it needs to skip a failed pass, take fifty times the memory of the model.
     """
     os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
     try:
@@ -107,22 +105,22 @@ def _erfc_as_erf(ctx: Any, node: Any, name: str, args: Any) -> None:
     import numpy as np
 
     del args
-    dtype = ctx.get_dtype(node.output[0])
-    shape = ctx.get_shape(node.output[0])
+    (output,) = node.output
+    dtypes, shapes = [ctx.get_dtype(output)], [ctx.get_shape(output)]
     node.type = "Erf"
-    consumers = ctx.find_output_consumers(node.output[0])
-    one = ctx.make_const(f"{name}_one", np.ones((), dtype=np.float32))
+    consumers = ctx.find_output_consumers(output)
+    (one,) = ctx.make_const(f"{name}_one", np.ones((), dtype=np.float32)).output
     difference = ctx.make_node(
-        "Sub", [one.output[0], node.output[0]], dtypes=[dtype], shapes=[shape], name=f"{name}_erfc"
+        "Sub", [one, output], dtypes=dtypes, shapes=shapes, name=f"{name}_erfc"
     )
-    ctx.replace_all_inputs(node.output[0], difference.output[0], ops=consumers)
+    ctx.replace_all_inputs(output, difference.output[0], ops=consumers)
 
 
 def _store(proto: Any, constants: Mapping[str, Any]) -> None:
     """Stores the constants that tf2onnx took for inputs.
 
-    Those are large weights, and tensors that are no variables: a Normalization layer keeps what it
-    derives from its weights in them.
+    These are large weights, and tensors such as those that a Normalization layer derives from its
+    weights.
     """
     import onnx
 
@@ -133,7 +131,7 @@ def _store(proto: Any, constants: Mapping[str, Any]) -> None:
 
 
 def _fold_transposes(proto: Any) -> None:
-    """Stores constants as they are used: tf2onnx transposes those that it does not know."""
+    """Stores constants transposed, where tf2onnx transposes inputs that it does not know."""
     import onnx
 
     graph = proto.graph
@@ -156,41 +154,36 @@ def _name_batch(proto: Any, signature: Signature) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         dims = value.type.tensor_type.shape.dim
         if dims and infos[value.name].fixed_batch is None:
-            dims[0].dim_param = _BATCH
+            dims[0].dim_param = "batch"
         for axis, dim in enumerate(dims):
             if axis and dim.HasField("dim_param"):
                 dim.dim_param = f"{value.name}_{axis}"
-    # Inferred shapes of intermediate values carry the old names; runtimes infer them anew.
+    # Inferred shapes of activations carry the old names; runtimes infer them again.
     del proto.graph.value_info[:]
 
 
 def _make_names_canonical(proto: Any) -> None:
-    """Renames what TensorFlow and tf2onnx numbered from counters of their process.
+    """Replaces names that TensorFlow and tf2onnx number by counters of their process.
 
-    Two exports of one model would otherwise differ in names alone.
+    Otherwise two exports of one model would differ in these names.
     """
-    fixed = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    renamed: dict[str, str] = {}
-    taken = set(fixed)
-
-    def unique(name: str) -> str:
-        base = re.sub(r"__\d+", "", name)
-        free, count = base, 1
-        while free in taken:
-            free, count = f"{base}_{count}", count + 1
-        taken.add(free)
-        return free
+    fixed = [value.name for value in (*proto.graph.input, *proto.graph.output)]
+    renamed: dict[str, str] = {name: name for name in ("", *fixed)}
+    taken = set(renamed)
 
     def canonical(name: str, preferred: str = "") -> str:
-        if name and name not in fixed and name not in renamed:
-            renamed[name] = unique(preferred or name)
-        return renamed.get(name, name)
+        if name not in renamed:
+            base = re.sub(r"__\d+", "", preferred or name)
+            names = chain([base], (f"{base}_{number}" for number in count(1)))
+            renamed[name] = next(each for each in names if each not in taken)
+            taken.add(renamed[name])
+        return renamed[name]
 
     def rename(graph: Any, constants: frozenset[str]) -> None:
         constants |= {tensor.name for tensor in graph.initializer}
         for node in graph.node:
             node.output[:] = [canonical(name) for name in node.output]
-            # Of equal constants tf2onnx keeps one, and the name of any: they are named by use.
+            # tf2onnx keeps one of equal constants under the name of any, so its use names it.
             node.input[:] = [
                 canonical(name, f"{node.output[0]}/{position}" if name in constants else "")
                 for position, name in enumerate(node.input)
@@ -205,4 +198,4 @@ def _make_names_canonical(proto: Any) -> None:
             node.name = f"{node.op_type}_{index}"
 
     rename(proto.graph, frozenset())
-    proto.graph.doc_string = ""  # The numbered name of TensorFlow's function.
+    proto.graph.doc_string = ""  # It names TensorFlow's function with a number.

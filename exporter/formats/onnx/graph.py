@@ -1,4 +1,4 @@
-"""The ONNX graph, which several formats are made of, and how onnxruntime runs it."""
+"""Makes, reads and runs the ONNX graph, which several formats consist of."""
 
 import json
 from collections.abc import Callable
@@ -8,44 +8,41 @@ from typing import Any
 
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.base import ExportOptions, Format, Runner, to_real, to_stored
 from exporter.formats.onnx.converter import build
-from exporter.formats.onnx.integers import interface_quantization, with_integers
-from exporter.formats.onnx.quantization import VARIANTS, as_variant, check
-from exporter.formats.variants import FLOAT32
+from exporter.formats.onnx.integers import interface_quantization
+from exporter.formats.onnx.quantization import VARIANTS, as_variant
+from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.layers import with_parts
 from exporter.graph.network import Network
-from exporter.graph.signature import Interface, Tensors
+from exporter.graph.signature import Interface, TensorInfo, Tensors
 
 
 def convert(network: Network, options: ExportOptions) -> bytes:
     """Converts a Keras model to a serialized graph that onnxruntime can run.
 
     Raises:
-        DataError: If the variant is calibrated, and the data do not serve.
+        DataError: If the variant is calibrated, and the data are missing or do not fit.
         ConversionError: If the converter fails, or the graph cannot be run.
     """
-    check(options)
-    if options.variant != FLOAT32 and _computes_otherwise(network):
-        network = network.recast(FLOAT32)  # What quantizers expect to start from.
+    if options.variant == INT8:  # Checked before the conversion, which takes long.
+        options.require_calibration()
+    parts = (part for layer in network.model.layers for part in with_parts(layer))
+    others = {"float16", "bfloat16", "float64"}
+    if options.variant != FLOAT32 and any(part.compute_dtype in others for part in parts):
+        network = network.recast(FLOAT32)  # Quantizers expect float32.
     proto = as_variant(build(network, options), options)
     add_metadata(proto, network.name, options.card)
     return checked(proto)
 
 
-def _computes_otherwise(network: Network) -> bool:
-    parts = (part for layer in network.model.layers for part in with_parts(layer))
-    return any(part.compute_dtype in {"float16", "bfloat16", "float64"} for part in parts)
-
-
 def add_metadata(proto: Any, name: str, card: ModelCard) -> None:
-    """Puts a card where onnxruntime's ``get_modelmeta`` finds it.
+    """Writes a card into ``metadata_props``, which onnxruntime's ``get_modelmeta`` returns.
 
-    Normalization and labels are JSON by input and by output in ``metadata_props``, where all values
-    are text.
+    Normalization and labels are JSON objects by input and by output, for all values are text.
     """
     proto.graph.name = name
-    properties = {"name": name}  # The ORT format has no place for that of a graph.
+    properties = {"name": name}  # The ORT format has no place for the name of a graph.
     if card.normalization:
         by_input = {key: asdict(value) for key, value in card.normalization.items()}
         properties["normalization"] = json.dumps(by_input)
@@ -58,7 +55,7 @@ def add_metadata(proto: Any, name: str, card: ModelCard) -> None:
 
 
 def checked(proto: Any) -> bytes:
-    """Checks a graph in full, opens it in onnxruntime once, and returns it serialized.
+    """Checks a graph in full, opens it in onnxruntime, and returns it serialized.
 
     tf2onnx does not raise on operators that it lacks; the checker and the runtime do.
 
@@ -79,31 +76,16 @@ def checked(proto: Any) -> bytes:
     return content
 
 
-def list_tensors(path: Path) -> list[StoredTensor]:
-    """Lists the initializers and the constant nodes of a graph."""
-    import onnx
-
-    graph = onnx.load(path).graph
-    constants = [
-        (node.output[0], attribute.t)
-        for node in graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    ]
-    named = [*((tensor.name, tensor) for tensor in graph.initializer), *constants]
-    return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]
-
-
 class OnnxRuntimeFormat(Format):
-    """What all formats have in common that onnxruntime runs."""
+    """The common base of the formats that onnxruntime runs."""
 
     variants = VARIANTS
     backends = ("cpu",)
 
-    def interface(self, path: Path, network: Network) -> Interface:
-        """Returns the inputs and outputs, with what those that are integers stand for."""
-        return with_integers(super().interface(path, network), path)
+    def read_interface(self, path: Path) -> Interface:
+        """Reads the inputs and outputs from a file of any of these formats."""
+        runner = OnnxRunner(path, None)
+        return tuple(runner.inputs), tuple(runner.outputs)
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the file in onnxruntime's CPU provider."""
@@ -112,57 +94,46 @@ class OnnxRuntimeFormat(Format):
 
 
 class OnnxRunner:
-    """A graph opened in onnxruntime's CPU provider, from a file of any of its formats."""
+    """A file of any of these formats, opened in onnxruntime's CPU provider.
+
+    Attributes:
+        inputs: Names and element types of its inputs.
+        outputs: Names and element types of its outputs.
+    """
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        """Opens a file.
-
-        Args:
-            path: The file.
-            threads: How many threads the runtime may use; None leaves it to the runtime.
-        """
+        """Opens a file; ``threads`` of None leaves their number to the runtime."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = threads
+            options.intra_op_num_threads = options.inter_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        # Such as "tensor(int8)".
-        self._types = {value.name: value.type[7:-1] for value in self._session.get_inputs()}
-        self._outputs = [value.name for value in self._session.get_outputs()]
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self._quantization = interface_quantization(metadata)
-
-    def _arrays(self, inputs: Tensors) -> dict[str, Any]:
-        from exporter.quantization.affine import to_integers
-
-        return {
-            name: to_integers(inputs[name], quantization, dtype)
-            if (quantization := self._quantization.get(name))
-            else inputs[name]
-            for name, dtype in self._types.items()
-        }
+        noted = interface_quantization(self._session.get_modelmeta().custom_metadata_map)
+        self.inputs, self.outputs = (
+            [TensorInfo(v.name, (), _dtype(v.type), noted.get(v.name)) for v in values]
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
-        from exporter.quantization.affine import to_reals
-
-        values = self._session.run(self._outputs, self._arrays(inputs))
-        return {
-            name: to_reals(value, quantization)
-            if (quantization := self._quantization.get(name))
-            else value
-            for name, value in zip(self._outputs, values, strict=True)
-        }
+        names = [info.name for info in self.outputs]
+        values = self._session.run(names, to_stored(inputs, self.inputs))
+        return to_real(dict(zip(names, values, strict=True)), self.outputs)
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds a batch and returns the bare call of the runtime, for timing."""
         binding = self._session.io_binding()
-        for name, array in self._arrays(inputs).items():
+        for name, array in to_stored(inputs, self.inputs).items():
             binding.bind_cpu_input(name, array)
-        for name in self._outputs:
-            binding.bind_output(name)
+        for info in self.outputs:
+            binding.bind_output(info.name)
         return lambda: self._session.run_with_iobinding(binding)
+
+
+def _dtype(ort_type: str) -> str:
+    """Returns NumPy's name of an element type that onnxruntime calls ``"tensor(float)"``."""
+    name = ort_type[len("tensor(") : -1]
+    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -1,28 +1,27 @@
-"""ONNX graphs that take and give integers, and what these stand for, noted in the metadata."""
+"""Makes ONNX graphs take and give integers, and notes their scales in the metadata."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from exporter.graph.signature import Interface, Quantization
+from exporter.graph.signature import Quantization
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 
 _KEY = "quantization"
-"""Of the metadata; the value is JSON: scale and zero point by input or output."""
+"""Key of the metadata whose value is JSON: scale and zero point by input or output."""
 
 
 def make_interface_integer(
     proto: Any, ranges: Mapping[str, tuple[float, float]], io_type: str
 ) -> None:
-    """Has a graph take and give integers in place of float32 numbers.
+    """Makes a graph take and give integers in place of float32 numbers.
 
     Args:
         proto: The graph, which computes in integers between QuantizeLinear and DequantizeLinear.
-        ranges: Low and high ends, by name of the input or output.
+        ranges: Low and high ends, by input or output.
         io_type: ``"int8"`` or ``"uint8"``.
     """
     import onnx
@@ -35,50 +34,26 @@ def make_interface_integer(
             if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
                 value.type.tensor_type.elem_type = boundary.elem_type
                 noted[value.name] = asdict(move(value.name, ranges[value.name]))
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = _KEY, json.dumps(noted)
+    proto.metadata_props.add(key=_KEY, value=json.dumps(noted))
 
 
 def interface_quantization(metadata: Mapping[str, str]) -> dict[str, Quantization]:
-    """Reads what the integers of inputs and outputs stand for from the metadata of a graph."""
+    """Reads the quantization of inputs and outputs from the metadata of a graph."""
     noted = json.loads(metadata.get(_KEY, "{}"))
     return {name: Quantization(**values) for name, values in noted.items()}
-
-
-def with_integers(interface: Interface, path: Path) -> Interface:
-    """Notes in the interface of a Keras model which of it a graph takes and gives as integers.
-
-    The file is an ``.onnx`` or an ``.ort``.
-    """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    noted = interface_quantization(session.get_modelmeta().custom_metadata_map)
-    # Types read "tensor(int8)".
-    types = {v.name: v.type[7:-1] for v in (*session.get_inputs(), *session.get_outputs())}
-    inputs, outputs = (
-        tuple(
-            replace(info, dtype=types[info.name], quantization=noted[info.name])
-            if info.name in noted
-            else info
-            for info in infos
-        )
-        for infos in interface
-    )
-    return inputs, outputs
 
 
 def conversion(
     graph: Any, operator: str, names: tuple[str, str], quantization: Quantization, dtype: str
 ) -> Any:
-    """Makes an operator between real numbers and integers, and stores its constants in the graph.
+    """Makes a node between real numbers and integers, and stores its constants in the graph.
 
     Args:
-        graph: Where the operator is to be put.
+        graph: The graph that the node is made for; the caller inserts it.
         operator: ``QUANTIZE`` or ``DEQUANTIZE``.
-        names: Of the tensor that it takes, and of the one that it gives.
-        quantization: What the integers stand for.
-        dtype: Of the integers.
+        names: Names of its input and its output.
+        quantization: Scale and zero point of the integers.
+        dtype: Element type of the integers.
     """
     import numpy as np
     import onnx
@@ -95,7 +70,7 @@ def conversion(
 
 
 class _Boundary:
-    """Where a graph meets its callers."""
+    """The inputs and outputs of a graph, and the nodes next to them."""
 
     def __init__(self, graph: Any, io_type: str) -> None:
         import numpy as np
@@ -105,9 +80,10 @@ class _Boundary:
         self.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(io_type))
 
     def take(self, name: str, ends: tuple[float, float]) -> Quantization:
-        """Replaces an input by integers, which are made real for what needs real numbers."""
+        """Replaces an input by integers, converted for the nodes that need real numbers."""
         real = self._rename(name, f"{name}_real")
-        quantizer = self._find(QUANTIZE, lambda node: node.input[0] == real)
+        quantizers = (n for n in self._graph.node if n.op_type == QUANTIZE and n.input[0] == real)
+        quantizer: Any = next(quantizers, None)
         quantization, same_type = self._quantization(quantizer, ends)
         if same_type:
             self._rename(quantizer.output[0], name)
@@ -118,9 +94,10 @@ class _Boundary:
         return quantization
 
     def give(self, name: str, ends: tuple[float, float]) -> Quantization:
-        """Replaces an output by integers: its own, if they are computed."""
+        """Replaces an output by integers: those that the graph computes, if it does."""
         real = self._rename(name, f"{name}_real")
-        dequantizer = self._find(DEQUANTIZE, lambda node: node.output[0] == real)
+        producers = (node for node in self._graph.node if node.output[0] == real)
+        dequantizer: Any = next((n for n in producers if n.op_type == DEQUANTIZE), None)
         quantization, same_type = self._quantization(dequantizer, ends)
         if not same_type:
             node = conversion(self._graph, QUANTIZE, (real, name), quantization, self._io_type)
@@ -132,9 +109,9 @@ class _Boundary:
         return quantization
 
     def _quantization(self, node: Any, ends: tuple[float, float]) -> tuple[Quantization, bool]:
-        """Returns that of a tensor, and whether its integers are in the graph already.
+        """Returns the quantization of a tensor, and whether the graph has its integers already.
 
-        Where they are, but of the other type, the zero point is shifted: nothing else differs.
+        If the graph has integers of the other type, only the zero point is shifted.
         """
         import numpy as np
         import onnx
@@ -149,12 +126,8 @@ class _Boundary:
         quantization = Quantization(scale.item(), zero_point.item() + int(shift))
         return quantization, zero_point.dtype == self._io_type
 
-    def _find(self, operator: str, condition: Callable[[Any], bool]) -> Any:
-        nodes = self._graph.node
-        return next((n for n in nodes if n.op_type == operator and condition(n)), None)
-
     def _rename(self, former: str, name: str) -> str:
-        """Gives a tensor another name, wherever an operator takes or gives it."""
+        """Renames a tensor in all nodes, and returns the new name."""
         for node in self._graph.node:
             for names in (node.input, node.output):
                 names[:] = [name if each == former else each for each in names]

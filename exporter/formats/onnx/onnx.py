@@ -1,9 +1,9 @@
-"""ONNX, for onnxruntime on servers, phones and in browsers."""
+"""The ONNX format, for onnxruntime on servers, phones and in browsers."""
 
 from pathlib import Path
 
 from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert, list_tensors
+from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert
 from exporter.graph.network import Network
 
 
@@ -19,4 +19,12 @@ class Onnx(OnnxRuntimeFormat):
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers and the constant nodes."""
-        return list_tensors(path)
+        import onnx
+
+        graph = onnx.load(path).graph
+        named = [(tensor.name, tensor) for tensor in graph.initializer]
+        for node in graph.node:
+            values = (each.t for each in node.attribute if each.name == "value")
+            if node.op_type == "Constant":
+                named += [(node.output[0], tensor) for tensor in values]
+        return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]

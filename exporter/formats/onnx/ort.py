@@ -16,9 +16,9 @@ class Ort(OnnxRuntimeFormat):
     suffix = ".ort"
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
-        """Writes what ``onnxruntime.tools.convert_onnx_models_to_ort`` makes of the ONNX graph.
+        """Writes the same file as ``onnxruntime.tools.convert_onnx_models_to_ort`` would.
 
-        That prints, and sets up logging for the whole process, so its one call is made here.
+        That tool prints, and sets up logging for the whole process, so its one call is made here.
         """
         import onnxruntime
 
@@ -34,7 +34,7 @@ class Ort(OnnxRuntimeFormat):
                 content,
                 session,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=["NchwcTransformer"],  # A layout that this machine alone reads.
+                disabled_optimizers=["NchwcTransformer"],  # A layout for this machine only.
             )
         except Exception as error:  # onnxruntime's errors share no public base.
             path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""The flatbuffer of the ORT format: what is stored in it, and how to write it alike each time."""
+"""Reads the flatbuffer of the ORT format, and rewrites it so that exports are reproducible."""
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,70 +24,64 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
 
 
 def canonical(content: bytes) -> bytes:
-    """Writes the kernels' types in an order of names.
+    """Writes the kernels' types, which are in front of the model, in the order of their names.
 
-    onnxruntime writes them in that of a hash map, which is another each time, in front of the
-    model. The model itself, which refers to what is behind it alone, is taken as it is.
+    onnxruntime writes them in the order of a hash map, which differs each time. The model only
+    refers to tables behind it, so its bytes are copied.
     """
     schema = _schema()
     session = schema.InferenceSession.InferenceSession.GetRootAs(content, 0)
     position = session.Model()._tab.Pos
-    # Its table of offsets is in front of it, or behind it if that of another table is the same.
+    # Its table of offsets is in front of it, or behind it if shared with another table.
     distance = int.from_bytes(content[position : position + 4], "little", signed=True)
     start = min(position, position - distance)
 
     def root(builder: Any) -> int:
-        # Distances from the end, which offsets are counted by, stay what they were.
+        def table(kind: str, **fields: int) -> int:
+            module = getattr(schema, kind)
+            module.Start(builder)
+            for name, value in fields.items():
+                getattr(module, f"Add{name}")(builder, value)
+            end: int = module.End(builder)
+            return end
+
+        def argument(found: Any) -> int:
+            return table("ArgTypeAndIndex", ArgType=found.ArgType(), Index=found.Index())
+
+        def kernel(found: Any) -> int:
+            args = write_offsets(builder, [argument(each) for each in _items(found, "Args")])
+            name = builder.CreateString(found.KernelTypeStr())
+            return table("KernelTypeStrArgsEntry", KernelTypeStr=name, Args=args)
+
+        def operator(found: Any) -> int:
+            kernels = [kernel(each) for each in _items(found, "KernelTypeStrArgs")]
+            args = write_offsets(builder, kernels)
+            name = builder.CreateString(found.OpId())
+            return table("OpIdKernelTypeStrArgsEntry", OpId=name, KernelTypeStrArgs=args)
+
+        # Offsets count from the end, so they stay valid.
         write_bytes(builder, bytes((start - len(content)) % ALIGNMENT) + content[start:])
         version = builder.CreateString(session.OrtVersion())
-        resolver = _resolver(builder, schema, session.KernelTypeStrResolver())
-        schema.InferenceSession.Start(builder)
-        schema.InferenceSession.AddOrtVersion(builder, version)
-        schema.InferenceSession.AddModel(builder, len(content) - position)
-        schema.InferenceSession.AddKernelTypeStrResolver(builder, resolver)
-        end: int = schema.InferenceSession.End(builder)
-        return end
+        operators = _items(session.KernelTypeStrResolver(), "OpKernelTypeStrArgs")
+        args = write_offsets(builder, [operator(each) for each in operators])
+        return table(
+            "InferenceSession",
+            OrtVersion=version,
+            Model=len(content) - position,
+            KernelTypeStrResolver=table("KernelTypeStrResolver", OpKernelTypeStrArgs=args),
+        )
 
     return write(root, b"ORTM")
 
 
-def _resolver(builder: Any, schema: Any, found: Any) -> int:
-    operators = []
-    for operator in _items(found.OpKernelTypeStrArgs, found.OpKernelTypeStrArgsLength()):
-        kernels = []
-        for kernel in _items(operator.KernelTypeStrArgs, operator.KernelTypeStrArgsLength()):
-            arguments = []
-            for argument in _items(kernel.Args, kernel.ArgsLength()):
-                schema.ArgTypeAndIndex.Start(builder)
-                schema.ArgTypeAndIndex.AddArgType(builder, argument.ArgType())
-                schema.ArgTypeAndIndex.AddIndex(builder, argument.Index())
-                arguments.append(schema.ArgTypeAndIndex.End(builder))
-            vector = write_offsets(builder, arguments)
-            name = builder.CreateString(kernel.KernelTypeStr())
-            schema.KernelTypeStrArgsEntry.Start(builder)
-            schema.KernelTypeStrArgsEntry.AddKernelTypeStr(builder, name)
-            schema.KernelTypeStrArgsEntry.AddArgs(builder, vector)
-            kernels.append(schema.KernelTypeStrArgsEntry.End(builder))
-        vector = write_offsets(builder, kernels)
-        name = builder.CreateString(operator.OpId())
-        schema.OpIdKernelTypeStrArgsEntry.Start(builder)
-        schema.OpIdKernelTypeStrArgsEntry.AddOpId(builder, name)
-        schema.OpIdKernelTypeStrArgsEntry.AddKernelTypeStrArgs(builder, vector)
-        operators.append(schema.OpIdKernelTypeStrArgsEntry.End(builder))
-    vector = write_offsets(builder, operators)
-    schema.KernelTypeStrResolver.Start(builder)
-    schema.KernelTypeStrResolver.AddOpKernelTypeStrArgs(builder, vector)
-    end: int = schema.KernelTypeStrResolver.End(builder)
-    return end
-
-
-def _items(at: Any, count: int) -> list[Any]:
-    """Returns the tables of a vector, which has been sorted by their names where they have any."""
+def _items(table: Any, field: str) -> list[Any]:
+    """Returns the elements of a vector, which are sorted by their names where they have any."""
+    at, count = getattr(table, field), getattr(table, f"{field}Length")()
     return [at(index) for index in range(count)]
 
 
 def _schema() -> Any:
-    """Imports the schema's modules from where onnxruntime ships them, off the path."""
+    """Imports the schema's modules from a folder of onnxruntime that is not on the path."""
     import onnxruntime
 
     folder = str(Path(onnxruntime.__file__).parent / "tools" / "ort_format_model")
@@ -99,8 +94,8 @@ def _schema() -> Any:
 
 def _graphs(graph: Any) -> Iterator[Any]:
     yield graph
-    for node in _items(graph.Nodes, graph.NodesLength()):
-        for attribute in _items(node.Attributes, node.AttributesLength()):
+    for node in _items(graph, "Nodes"):
+        for attribute in _items(node, "Attributes"):
             if attribute.G() is not None:
                 yield from _graphs(attribute.G())
 
@@ -108,8 +103,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 def _initializers(graph: Any) -> Iterator[StoredTensor]:
     import numpy as np
 
-    for tensor in _items(graph.Initializers, graph.InitializersLength()):
+    for tensor in _items(graph, "Initializers"):
         data = tensor.RawDataAsNumpy() if tensor.RawDataLength() else np.empty(0, np.uint8)
         flat = StoredTensor.of(tensor.Name().decode(), data)
-        shape = tuple(_items(tensor.Dims, tensor.DimsLength()))
-        yield StoredTensor(flat.name, shape, flat.nbytes, flat.digest)
+        yield replace(flat, shape=tuple(_items(tensor, "Dims")))

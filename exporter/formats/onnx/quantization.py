@@ -1,11 +1,11 @@
-"""The numeric variants of an ONNX graph: half precision, and integers by onnxruntime's quantizer.
+"""Makes the variants of an ONNX graph: half precision, and integers by onnxruntime's quantizer.
 
 On x86 processors without VNNI, onnxruntime multiplies uint8 activations by int8 weights with
 VPMADDUBSW, which adds two products in 16 bits: ``2 * 255 * 127`` saturates, and the predictions are
-wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx2.S). Weights of
-uint8, used here, go through kernels that widen to 16 bits before they multiply. Two layers with
-uniform weights and positive inputs came to 41 dB on an emulated Haswell with these, as with VNNI;
-to 14 dB with int8; and to 33 dB with weights of 7 bits (``reduce_range``), which do not saturate.
+wrong (its guide, "Quantize ONNX Models", and mlas/lib/x86_64/QgemmU8X8KernelAvx2.S). Kernels for
+weights of uint8, used here, widen to 16 bits before they multiply. Two layers with uniform weights
+and positive inputs reached 41 dB on an emulated Haswell with uint8, as with VNNI; 14 dB with int8;
+and 33 dB with weights of 7 bits (``reduce_range``), which do not saturate.
 """
 
 import tempfile
@@ -21,15 +21,15 @@ from exporter.graph.signature import Tensors
 from exporter.quantization.granularity import SMALL_KERNEL
 from exporter.quantization.scheme import IntegerScheme
 
-# Measured on ten trained models (dense layers and their rank-20 factors, two convolutional nets, an
-# embedding, attention, an LSTM, two inputs and outputs, regression) with either granularity, every
-# kind of range, and integer interfaces. At worst, float16 came to 56 dB, 99.9 % of the classes, and
-# no loss; dynamic to 30 dB, 98.1 %, 0.4 points of accuracy, 3.4 % of a squared error; int8 to 26,
-# 96.6 %, 0.95 points, 5.4 %. The limits allow about twice that noise, for models that are harder.
+# The rules were measured on ten trained models (dense layers and their rank-20 factors, two
+# convolutional nets, an embedding, attention, an LSTM, two inputs and outputs, regression) with
+# both granularities, all ranges, and integer interfaces. The worst were: float16 56 dB, 99.9 % of
+# the classes, no loss; dynamic 30 dB, 98.1 %, 0.4 points of accuracy, 3.4 % of a squared error;
+# int8 26 dB, 96.6 %, 0.95 points, 5.4 %. The limits allow about twice that noise, for hard models.
 # ``drop`` is for squared errors: accuracy cannot fall by more samples than change their class.
-# Kernels are of unsigned integers: the range of the weights is spread over all of them. Only where
-# each channel has a scale of its own, in QDQ form, does the quantizer make them symmetric. It knows
-# no scales of channels in ConvInteger, and DynamicQuantizeLinear takes one range of a whole tensor.
+# Kernels are of unsigned integers, over which the range of the weights is spread. The quantizer
+# makes them symmetric only in QDQ form with a scale for each channel. It has no scales of channels
+# for ConvInteger, and DynamicQuantizeLinear takes one range of a whole tensor.
 VARIANTS = (
     Variant(FLOAT32),
     Variant(FLOAT16, float_bits=16, rule=QualityRule(snr_db=50, agreement=0.998, drop=0.005)),
@@ -46,51 +46,24 @@ VARIANTS = (
 )
 
 _PRODUCTS = ("Gemm", "MatMul")
-"""Operators that onnxruntime computes in integers and returns as floats, or as integers."""
+"""Operators of integers whose results onnxruntime returns as floats, or as integers."""
 
-_STATIC = (
-    *_PRODUCTS,
-    "Add",
-    "AveragePool",
-    "Clip",
-    "Concat",
-    "Conv",
-    "ConvTranspose",
-    "Flatten",
-    "Gather",
-    "GlobalAveragePool",
-    "MaxPool",
-    "Pad",
-    "Relu",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-)
+_POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool")
+_MOVES = ("Concat", "Flatten", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose")
+_OTHERS = ("Add", "Clip", "Conv", "ConvTranspose", "Gather", "Relu", "Unsqueeze")
+_STATIC = (*_PRODUCTS, *_POOLS, *_MOVES, *_OTHERS)
 """Operators that compute in integers: those with weights, and those that lie between them.
 
-Others (softmax, normalisations, GELU) are a small part of the work, and lose most by it.
+The others (softmax, normalisations, GELU) are a small part of the work, and lose most by it.
 """
 
 _BOUNDED = ("Sigmoid", "Softmax")
-"""Operators of which it is known that they give all that lies between 0 and 1."""
+"""Operators whose results fill the range from 0 to 1."""
 
 _DYNAMIC = ("Conv", "Gather", "MatMul")
-"""Not LSTM, though onnxruntime has it: its quantizer gives that weights of int8 in any case."""
+"""Operators that are quantized dynamically; LSTM is not, for it always gets weights of int8."""
 
 _WEIGHTED = (*_PRODUCTS, "Conv", "ConvTranspose", "GRU", "Gather", "LSTM", "RNN")
-
-
-def check(options: ExportOptions) -> None:
-    """Checks what the variant needs, before the conversion, which takes long.
-
-    Raises:
-        DataError: If the variant is calibrated, and there is nothing to calibrate it on.
-    """
-    if options.variant == INT8:
-        options.require_calibration()
 
 
 def as_variant(proto: Any, options: ExportOptions) -> Any:
@@ -98,7 +71,7 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
 
     Raises:
         DataError: If the variant is calibrated, and the data do not fit.
-        RecipeError: If there is no such method to estimate ranges.
+        RecipeError: If the method to estimate ranges is unknown.
         ConversionError: If the graph cannot be quantized.
     """
     if options.variant == FLOAT32:
@@ -109,11 +82,11 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
             changed = make(proto, options, Path(folder))
     except ExporterError:
         raise
-    except Exception as error:  # Quantizers raise whatever they run into.
+    except Exception as error:  # Quantizers raise any exception.
         raise ConversionError(
             f"The ONNX graph has no {options.variant} variant: {brief(error)}"
         ) from error
-    # They may hold former types; runtimes infer them anew.
+    # These may contain former types; runtimes infer them again.
     del changed.graph.value_info[:]
     return changed
 
@@ -125,12 +98,12 @@ def _halved(proto: Any, options: ExportOptions, folder: Path) -> Any:
 
     del options, folder
     halved = ONNXModel(convert_float_to_float16(proto, keep_io_types=True))
-    halved.topological_sort()  # The casts are behind all that they feed.
+    halved.topological_sort()  # The casts stand behind the nodes that they feed.
     return halved.model
 
 
 def _prepared(proto: Any, folder: Path) -> Any:
-    """Has onnxruntime simplify the graph, for any processor, and infer the shapes in it.
+    """Returns the graph as onnxruntime simplifies it for any processor, with inferred shapes.
 
     A product and the addition of a bias become one operator, whose sum stays in 32 bits.
     """
@@ -139,13 +112,13 @@ def _prepared(proto: Any, folder: Path) -> Any:
 
     source, target = folder / "float.onnx", folder / "prepared.onnx"
     onnx.save(proto, source)
-    # The symbolic inference needs SymPy, and tells nothing more of a graph with one free size.
+    # The symbolic inference needs SymPy, and finds no more in a graph with one free size.
     quant_pre_process(source, target, skip_symbolic_shape=True)
     return onnx.load(target)
 
 
 def _dynamic(proto: Any, options: ExportOptions, folder: Path) -> Any:
-    """Quantizes weights, and activations as they come, each batch by its own range."""
+    """Quantizes weights; the graph quantizes activations, each batch by its own range."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -173,7 +146,7 @@ def _static(proto: Any, options: ExportOptions, folder: Path) -> Any:
     prepared = _prepared(proto, folder)
     ranges = estimate_ranges(prepared, options.calibration, options.ranges)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    # Ranges that are read, not estimated, are what they are whatever the method.
+    # The method has no effect on ranges that are read from a file.
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), cache)
     quantize_static(
         prepared,
@@ -195,7 +168,7 @@ def _static(proto: Any, options: ExportOptions, folder: Path) -> Any:
 
 
 def _shrink_remaining_kernels(graph: Any) -> None:
-    """Stores as integers the kernels of operators that compute with real numbers alone."""
+    """Stores as integers the kernels of operators that only compute with real numbers."""
     import numpy as np
     import onnx
 
@@ -207,8 +180,7 @@ def _shrink_remaining_kernels(graph: Any) -> None:
         if array.dtype != np.float32 or array.size < SMALL_KERNEL or max(array.shape) == array.size:
             continue
         quantization = spread(min(array.min(), 0.0), max(array.max(), 0.0), "uint8")
-        integers = to_integers(array, quantization, "uint8")
-        stored = f"{tensor.name}_quantized"
+        integers, stored = to_integers(array, quantization, "uint8"), f"{tensor.name}_quantized"
         names = stored, tensor.name
         graph.node.insert(0, conversion(graph, DEQUANTIZE, names, quantization, "uint8"))
         graph.initializer.remove(tensor)
@@ -216,10 +188,10 @@ def _shrink_remaining_kernels(graph: Any) -> None:
 
 
 def _float_nodes(graph: Any) -> Iterator[str]:
-    """Names the operators that are left in float32, though others of their type are not.
+    """Yields the names of nodes that stay in float32, though others of their type do not.
 
-    These are products of two activations, as in attention, and additions of a constant, such as
-    the bias of a product of sequences: it would get 8 bits.
+    These are products of two activations, as in attention, and additions of a constant, such as the
+    bias of a product of sequences, which would get 8 bits.
     """
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
@@ -234,9 +206,9 @@ def estimate_ranges(
     """Runs a float32 graph on calibration data, and estimates the ranges of its activations.
 
     Args:
-        proto: The graph, with the shapes that were inferred in it.
+        proto: The graph, with inferred shapes.
         calibration: Batches of inputs by name.
-        method: As ``Observer.range`` takes it.
+        method: One of the methods of ``Observer.range``.
 
     Returns:
         Low and high ends, by name of the float32 tensor.
@@ -252,15 +224,11 @@ def estimate_ranges(
     graph = proto.graph
     inputs = [value.name for value in graph.input]
     wanted = {value.name for value in (*graph.input, *graph.output)}
-    wanted |= {
-        name
-        for node in graph.node
-        if node.op_type in _STATIC
-        for name in (*node.input, *node.output)
-    }
+    for node in graph.node:
+        if node.op_type in _STATIC:
+            wanted.update(node.input, node.output)
     values = (*graph.input, *graph.value_info, *graph.output)
-    real = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    wanted &= real
+    wanted &= {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     computed = [name for node in graph.node for name in node.output if name in wanted]
     observed = onnx.ModelProto()
     observed.CopyFrom(proto)

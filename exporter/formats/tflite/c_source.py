@@ -1,4 +1,4 @@
-"""C source for microcontrollers: the flatbuffer as an array, for TensorFlow Lite Micro."""
+"""The C source format for microcontrollers: a flatbuffer as an array for TensorFlow Lite Micro."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,7 @@ from pathlib import Path
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.extras import Extra
-from exporter.formats.tflite.flatbuffer import (
-    convert,
-    interface,
-    list_operators,
-    list_tensors,
-    read_interface,
-)
+from exporter.formats.tflite.flatbuffer import convert, list_operators, list_tensors, read_interface
 from exporter.formats.tflite.micro import (
     ALIGNMENT,
     BatchByBatch,
@@ -36,14 +30,8 @@ _MICRO = "tflite_micro"
 _ARENA = re.compile(r"^#define \w+_ARENA_BYTES (\d+)$", re.MULTILINE)
 _BYTES_IN_LINE = 16
 
-_C_TYPES = {
-    "bool": "bool",
-    "float32": "float",
-    "int8": "int8_t",
-    "int16": "int16_t",
-    "int32": "int32_t",
-    "int64": "int64_t",
-    "uint8": "uint8_t",
+_C_TYPES = {"bool": "bool", "float32": "float"} | {
+    dtype: f"{dtype}_t" for dtype in ("int8", "int16", "int32", "int64", "uint8")
 }
 
 
@@ -55,7 +43,7 @@ class CSource(Format):
 
     name = "c"
     suffix = ""
-    # TFLite Micro runs neither float16 nor what computes in both integers and real numbers.
+    # TFLite Micro runs neither float16, nor kernels with weights of integers for real inputs.
     variants = tuple(v for v in VARIANTS if v.name in {FLOAT32, INT8})
     backends = (_MICRO, REFERENCE)
     slow = True
@@ -73,22 +61,19 @@ class CSource(Format):
         # A scale a channel takes 8 bytes of the arena, and kernels older than 2024 do not know it.
         options = replace(options, dense_by_tensor=True)
         content = adapted(convert(network, options, batch=self.batch))
-        arena_bytes = measure_arena(content)
-        name = identifier(network.name)
+        name, arena_bytes = identifier(network.name), measure_arena(content)
         path.mkdir()
-        for file, text in (
-            (SOURCE, _source(name, content)),
-            (HEADER, _header(name, content, arena_bytes)),
-        ):
+        texts = {SOURCE: _source(name, content), HEADER: _header(name, content, arena_bytes)}
+        for file, text in texts.items():
             (path / file).write_text(text, encoding="ascii", newline="\n")
 
     def recognizes(self, path: Path) -> bool:
         """Tells whether a path is a folder with the two files in it."""
         return (path / SOURCE).is_file() and (path / HEADER).is_file()
 
-    def interface(self, path: Path, network: Network) -> Interface:
-        """Reads what the array takes and gives; see the base class."""
-        return interface(_content(path), network)
+    def read_interface(self, path: Path) -> Interface:
+        """Reads the inputs and outputs from the array."""
+        return read_interface(_content(path))
 
     def size(self, path: Path) -> int:
         """Returns the bytes of the array."""
@@ -99,13 +84,13 @@ class CSource(Format):
         return {"arena_bytes": _arena_bytes(path)}
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
-        """Opens the array in TFLite Micro and the arena of the header, or in LiteRT."""
+        """Opens the array in TFLite Micro with the arena of the header, or in LiteRT."""
         content = _content(path)
-        runner: Runner
-        if backend == _MICRO:
-            runner = MicroRunner(content, _arena_bytes(path))
-        else:
-            runner = LiteRTRunner(content, backend, threads)
+        runner: Runner = (
+            MicroRunner(content, _arena_bytes(path))
+            if backend == _MICRO
+            else LiteRTRunner(content, backend, threads)
+        )
         return BatchByBatch(runner, read_interface(content)[0][0].fixed_batch or 1)
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
@@ -115,7 +100,7 @@ class CSource(Format):
 
 def identifier(name: str) -> str:
     """Turns a model's name into the first part of identifiers of C and C++."""
-    # No two underscores in a row, nor a leading one: those names are the compiler's.
+    # Names with two underscores in a row, or a leading one, are reserved for the compiler.
     words = re.sub(r"[^0-9A-Za-z]+", "_", name).strip("_")
     return words if words[:1].isalpha() else f"model_{words}".rstrip("_")
 
@@ -184,8 +169,7 @@ extern const size_t {name}_data_size;
 
 
 def _constants(prefix: str, info: TensorInfo) -> Iterator[str]:
-    sizes = [size or 1 for size in info.shape]
-    c_type = _C_TYPES.get(info.dtype)
+    sizes, c_type = [size or 1 for size in info.shape], _C_TYPES.get(info.dtype)
     if c_type is None:
         raise ConversionError(
             f"TFLite Micro takes and gives {', '.join(_C_TYPES)}. Received: {info.name!r} of type "
@@ -208,8 +192,7 @@ def _content(path: Path) -> bytes:
 
 
 def _arena_bytes(path: Path) -> int:
-    text = (path / HEADER).read_text(encoding="ascii")
-    found = _ARENA.search(text)
+    found = _ARENA.search((path / HEADER).read_text(encoding="ascii"))
     if found is None:
         raise ValueError(f"{path / HEADER} does not define the bytes of the arena")
     return int(found[1])

@@ -1,4 +1,4 @@
-"""TensorFlow Lite's flatbuffer, which several formats are made of."""
+"""Makes and reads TensorFlow Lite's flatbuffer, which several formats consist of."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,8 +7,8 @@ from typing import Any
 from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
 from exporter.formats.tflite.packing import operator_name, type_name, unpack
-from exporter.formats.tflite.quantization import check, is_quantized, quantize
-from exporter.formats.variants import FLOAT16
+from exporter.formats.tflite.quantization import check, quantize
+from exporter.formats.variants import FLOAT16, FLOAT32
 from exporter.graph.conversion import serving_module
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, Quantization, TensorInfo
@@ -19,8 +19,8 @@ def convert(network: Network, options: ExportOptions, *, batch: int | None = Non
 
     Args:
         network: The model.
-        options: What is asked for.
-        batch: The batch size, where that of the model is free; None leaves it so.
+        options: The variant, and how it is made.
+        batch: The batch size where the model leaves it free; None leaves it so.
 
     Raises:
         ConversionError: If the converter fails, or the model has no such variant.
@@ -28,7 +28,7 @@ def convert(network: Network, options: ExportOptions, *, batch: int | None = Non
     """
     check(options)
     content = _convert(network, half=options.variant == FLOAT16, batch=batch)
-    return quantize(content, options) if is_quantized(options.variant) else content
+    return content if options.variant in {FLOAT16, FLOAT32} else quantize(content, options)
 
 
 def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
@@ -37,7 +37,7 @@ def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
     try:
         module, function = serving_module(network.signature, batch=batch)
         if _computes_in_half(function.graph):
-            # LiteRT has no kernels for that; mixed precision is meant for training.
+            # LiteRT has no kernels for it; mixed precision is meant for training.
             module, function = serving_module(network.recast("float32").signature, batch=batch)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
@@ -56,6 +56,11 @@ def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
             "recurrent layers need a fixed batch or unroll=True."
         ) from error
     return bytes(content)
+
+
+def _computes_in_half(graph: Any) -> bool:
+    tensors = (tensor for operation in graph.get_operations() for tensor in operation.outputs)
+    return any(tensor.dtype.name in {"float16", "bfloat16"} for tensor in tensors)
 
 
 def list_tensors(content: bytes) -> list[StoredTensor]:
@@ -78,7 +83,7 @@ def list_operators(content: bytes) -> list[str]:
 
 
 def read_interface(content: bytes) -> Interface:
-    """Reads what a flatbuffer takes and gives, in the order in which interpreters number it."""
+    """Reads the inputs and outputs of a flatbuffer, in the order of their numbers there."""
     model = unpack(content)
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     return (
@@ -108,19 +113,3 @@ def _tensor_infos(
 
 def _sizes(stored: Iterable[int] | None) -> tuple[int, ...]:
     return () if stored is None else tuple(map(int, stored))
-
-
-def interface(content: bytes, network: Network) -> Interface:
-    """Reads what a flatbuffer takes and gives, in the order of the network that it was made of."""
-    inputs, outputs = read_interface(content)
-    return _in_order(inputs, network.inputs), _in_order(outputs, network.outputs)
-
-
-def _in_order(infos: Iterable[TensorInfo], wanted: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
-    by_name = {info.name: info for info in infos}
-    return tuple(by_name[info.name] for info in wanted)
-
-
-def _computes_in_half(graph: Any) -> bool:
-    tensors = (tensor for operation in graph.get_operations() for tensor in operation.outputs)
-    return any(tensor.dtype.name in {"float16", "bfloat16"} for tensor in tensors)

@@ -1,70 +1,54 @@
-"""TensorFlow Lite Metadata: what task libraries and code generators read in a flatbuffer.
+"""Writes TensorFlow Lite Metadata, which task libraries and code generators read.
 
-``ModelMetadata`` is a flatbuffer of its own in a buffer of the model, by the name
-``TFLITE_METADATA``; files that it refers to are a ZIP archive at the end of the model. The numbers
-of fields are those of ``metadata_schema.fbs`` of tflite-support and MediaPipe. No package that goes
-with TensorFlow has code generated from it.
+``ModelMetadata`` is a flatbuffer of its own in a buffer of the model with the name
+``TFLITE_METADATA``; the files that it refers to are a ZIP archive at the end of the model. The
+field numbers are those of ``metadata_schema.fbs`` of tflite-support and MediaPipe. No package that
+is compatible with TensorFlow has code generated from it.
 """
 
 import io
 import zipfile
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
 from exporter.formats.flatbuffers import write, write_offsets, write_table
+from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import add_entry, pack, unpack
+from exporter.graph.signature import Interface
 
 _METADATA = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 _PARSER_VERSION = "1.0.0"
-"""Of the schema; later ones added nothing that is written here."""
+"""The version of the schema; later ones added no field that is written here."""
 
 _NORMALIZATION_OPTIONS = 1
 _TENSOR_AXIS_LABELS = 2
 
 
 def add_metadata(content: bytes, name: str, card: ModelCard) -> bytes:
-    """Returns a TFLite flatbuffer with metadata; what it computes stays as it is.
-
-    Args:
-        content: The flatbuffer, with one signature.
-        name: Of the model.
-        card: What is told of it.
-    """
+    """Returns a TFLite flatbuffer of one signature with the name and card of its model."""
     model = unpack(content)
-    (signature,) = model.signatureDefs
-    graph = model.subgraphs[signature.subgraphIndex]
-    inputs = _in_order(graph.inputs, signature.inputs)
-    outputs = _in_order(graph.outputs, signature.outputs)
-    root = partial(_model_metadata, name=name, card=card, inputs=inputs, outputs=outputs)
+    root = partial(_model_metadata, name=name, card=card, interface=read_interface(content))
     add_entry(model, _METADATA, write(root, _IDENTIFIER))
     file = io.BytesIO()
     file.write(pack(model))
     if card.labels:
-        # Stored as they are: mobile libraries map them into memory. Of a fixed date.
+        # Uncompressed, for mobile libraries map it into memory; ZipInfo has a fixed date.
         with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
             for output, labels in card.labels.items():
                 archive.writestr(zipfile.ZipInfo(_file_of(output)), "\n".join(labels))
     return file.getvalue()
 
 
-def _in_order(indices: Sequence[int], maps: Sequence[Any]) -> list[str]:
-    """Returns the names in the signature in the order of a graph's tensors."""
-    names = {entry.tensorIndex: entry.name.decode() for entry in maps}
-    return [names[index] for index in indices]
-
-
 def _file_of(output: str) -> str:
     return f"{output}_labels.txt"
 
 
-def _model_metadata(
-    builder: Any, name: str, card: ModelCard, inputs: Sequence[str], outputs: Sequence[str]
-) -> int:
-    takes = [_input(builder, tensor, card.normalization.get(tensor)) for tensor in inputs]
-    gives = [_output(builder, tensor, labelled=tensor in card.labels) for tensor in outputs]
+def _model_metadata(builder: Any, name: str, card: ModelCard, interface: Interface) -> int:
+    inputs, outputs = interface
+    takes = [_input(builder, info.name, card.normalization.get(info.name)) for info in inputs]
+    gives = [_output(builder, info.name, labelled=info.name in card.labels) for info in outputs]
     tensors = {2: write_offsets(builder, takes), 3: write_offsets(builder, gives)}
     subgraph = write_table(builder, tensors)
     fields = {

@@ -1,23 +1,25 @@
-"""TensorFlow Lite for Microcontrollers: flatbuffers run by its interpreter on this machine."""
+"""Runs flatbuffers in TensorFlow Lite for Microcontrollers, on this machine."""
 
 import math
 import os
 import re
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError
-from exporter.formats.base import Runner
+from exporter.formats.base import Runner, to_real, to_stored
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
-from exporter.graph.signature import TensorInfo, Tensors, split
+from exporter.graph.runner import predict_in_batches
+from exporter.graph.signature import Tensors, split
 from exporter.isolation import ChildError, call_in_child
 
 ALIGNMENT = 16
-"""Of the model and of the arena, in bytes."""
+"""Alignment of the model and of the arena in bytes."""
 
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 
@@ -26,12 +28,7 @@ class MicroRunner:
     """A flatbuffer opened in TFLite Micro; batches must be of its own size."""
 
     def __init__(self, content: bytes, arena_bytes: int) -> None:
-        """Opens the flatbuffer.
-
-        Args:
-            content: The flatbuffer.
-            arena_bytes: Memory for tensors, and for what operators keep.
-        """
+        """Opens the flatbuffer, with ``arena_bytes`` of memory for tensors and operators."""
         from tflite_micro import runtime
 
         self._inputs, self._outputs = read_interface(content)
@@ -40,75 +37,49 @@ class MicroRunner:
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
         self.prepare(inputs)()
-        return {
-            info.name: _in_reals(self._interpreter.get_output(index), info)
+        outputs = {
+            info.name: self._interpreter.get_output(index)
             for index, info in enumerate(self._outputs)
         }
+        return to_real(outputs, self._outputs)
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds a batch; see the protocol."""
-        arrays = [_as_stored(inputs[info.name], info) for info in self._inputs]
+        arrays = to_stored(inputs, self._inputs)
 
         def run() -> None:
-            # Every time, for the memory of inputs is used again for activations.
-            for index, array in enumerate(arrays):
-                self._interpreter.set_input(array, index)
+            # Set each time: the interpreter uses the memory of inputs for activations.
+            for index, info in enumerate(self._inputs):
+                self._interpreter.set_input(arrays[info.name], index)
             self._interpreter.invoke()
 
         return run
 
 
-def _as_stored(array: Any, info: TensorInfo) -> Any:
-    from exporter.quantization.affine import to_integers
-
-    if info.quantization is None:
-        return array.astype(info.dtype)
-    return to_integers(array, info.quantization, info.dtype)
-
-
-def _in_reals(array: Any, info: TensorInfo) -> Any:
-    from exporter.quantization.affine import to_reals
-
-    return array if info.quantization is None else to_reals(array, info.quantization)
-
-
 class BatchByBatch:
-    """Feeds a runner that takes batches of one size alone."""
+    """Feeds a runner that only takes batches of one size."""
 
     def __init__(self, runner: Runner, size: int) -> None:
         self._runner, self._size = runner, size
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts any number of whole batches."""
-        import numpy as np
-
-        results = [self._runner(batch) for batch in split(inputs, self._size)]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        count = len(next(iter(inputs.values())))
+        return predict_in_batches(self._runner, inputs, self._size, count)
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds any number of whole batches; see the protocol."""
         calls = [self._runner.prepare(batch) for batch in split(inputs, self._size)]
-
-        def run() -> None:
-            for call in calls:
-                call()
-
-        return run
+        return lambda: [call() for call in calls]
 
 
 def adapted(content: bytes) -> bytes:
-    """Returns a flatbuffer as TFLite Micro runs it: of its operators, and without what it ignores.
+    """Returns an equivalent flatbuffer for TFLite Micro, without the names and metadata in it.
 
-    It computes the same.
+    Flash is scarce, and the signature still names inputs and outputs.
     """
     model = unpack(content)
     replace_select(model)
-    _drop_ignored(model)
-    return pack(model)
-
-
-def _drop_ignored(model: Any) -> None:
-    """Drops names and metadata, for flash is scarce; the signature names inputs and outputs."""
     model.description = None
     for entry in model.metadata or ():
         model.buffers[entry.buffer].data = None
@@ -117,6 +88,7 @@ def _drop_ignored(model: Any) -> None:
         graph.name = None
         for tensor in graph.tensors:
             tensor.name = None
+    return pack(model)
 
 
 def measure_arena(content: bytes) -> int:
@@ -132,58 +104,47 @@ def measure_arena(content: bytes) -> int:
         file = Path(folder) / "model.tflite"
         file.write_bytes(content)
         try:
-            # In a child, for what TFLite Micro cannot run may crash it.
+            # In a child, for a model that TFLite Micro cannot run may crash it.
             answer = call_in_child(f"{__name__}:_measure_here", {"path": str(file)})
         except ChildError as error:
             raise ConversionError(f"TFLite Micro cannot run the model: {error}") from error
-    refusal = answer["refusal"]
-    if refusal is None:
-        return int(answer["arena_bytes"])
-    lacking = _LACKING.search(refusal)
-    if lacking is None:
-        raise ConversionError(f"TFLite Micro cannot run the model: {' '.join(refusal.split())}")
-    raise ConversionError(
-        f"TFLite Micro has no operator {lacking[1]}, which the model needs. Replace the layer or "
-        "the activation, or export to tflite."
-    )
+    if isinstance(answer, int):
+        return answer
+    if lacking := _LACKING.search(answer):
+        raise ConversionError(
+            f"TFLite Micro has no operator {lacking[1]}, which the model needs. Replace the layer "
+            "or the activation, or export to tflite."
+        )
+    raise ConversionError(f"TFLite Micro cannot run the model: {' '.join(answer.split())}")
 
 
-def _measure_here(job: dict[str, Any]) -> dict[str, Any]:
-    """The child's part of ``measure_arena``."""
+def _measure_here(job: dict[str, Any]) -> int | str:
+    """Runs in the child of ``measure_arena``; returns the bytes, or why the model cannot run."""
     import numpy as np
 
     content = Path(job["path"]).read_bytes()
-    zeros = {
-        info.name: np.zeros([size or 1 for size in info.shape], info.dtype)
-        for info in read_interface(content)[0]
-    }
+    inputs, _ = read_interface(content)
+    zeros = {info.name: np.zeros([n or 1 for n in info.shape], info.dtype) for info in inputs}
 
     def run(arena_bytes: int) -> None:
         # Some kernels find out no sooner than now that they lack an element type.
         MicroRunner(content, arena_bytes)(zeros)
 
-    low, high = 0, _ample_arena(content)
-    refusal = _refusal(partial(run, high))
+    # More than any arena needs, as if no two tensors, nor constants, shared it.
+    tensors = [tensor for graph in unpack(content).subgraphs for tensor in graph.tensors]
+    ample = 2**20 + ALIGNMENT * sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
+    refusal = _refusal(partial(run, ample))
     if refusal is not None:
-        return {"arena_bytes": None, "refusal": refusal}
-    while high - low > ALIGNMENT:
-        middle = (low + high) // 2 // ALIGNMENT * ALIGNMENT
-        low, high = (low, middle) if _succeeds(partial(run, middle)) else (middle, high)
-    return {"arena_bytes": high, "refusal": None}
-
-
-def _ample_arena(content: bytes) -> int:
-    """Returns more bytes than any arena needs, as if no two tensors, nor constants, shared it."""
-    model = unpack(content)
-    tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    elements = sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
-    return 2**20 + ALIGNMENT * elements
+        return refusal
+    sizes = range(0, ample, ALIGNMENT)
+    count = bisect_left(sizes, True, key=lambda size: _succeeds(partial(run, size)))
+    return count * ALIGNMENT
 
 
 def _succeeds(action: Callable[[], object]) -> bool:
     """Tells whether an action succeeds in a process of its own.
 
-    Kernels do not check that they got the memory that they asked for, and crash without.
+    Kernels do not check whether they got the memory that they asked for, and crash without it.
     """
     child = os.fork()
     if child == 0:
@@ -197,13 +158,13 @@ def _succeeds(action: Callable[[], object]) -> bool:
 
 
 def _refusal(action: Callable[[], object]) -> str | None:
-    """Returns what TFLite Micro prints if an action fails; None if it does not."""
+    """Returns the message that TFLite Micro prints if an action fails; None if it succeeds."""
     with tempfile.TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             action()
-        except RuntimeError as error:  # Says no more than that.
+        except RuntimeError as error:  # Tells less than the printed message.
             file.seek(0)
             return file.read().decode(errors="replace").strip() or str(error)
         finally:

@@ -1,7 +1,4 @@
-"""Reads, changes and writes flatbuffers of TensorFlow Lite.
-
-Alone uses the code that LiteRT generates from the schema, which no documentation covers.
-"""
+"""Reads, changes and writes flatbuffers by LiteRT's generated code, which is not documented."""
 
 from functools import cache
 from typing import Any
@@ -17,13 +14,10 @@ def unpack(content: bytes) -> Any:
 
 
 def pack(model: Any) -> bytes:
-    """Packs a model with all that it needs inside, and data aligned.
+    """Packs a ``ModelT``, and replaces its buffers by aligned ones within the flatbuffer.
 
-    The quantizer appends the data of larger files, which TFLite Micro cannot read; and the
-    generated Python leaves them unaligned, which processors without unaligned access cannot.
-
-    Args:
-        model: What ``unpack`` returned; its buffers are replaced by aligned ones.
+    The quantizer appends the data of larger files, which TFLite Micro cannot read; the generated
+    Python code leaves data unaligned, which processors without unaligned access cannot read.
     """
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
@@ -43,7 +37,7 @@ def pack(model: Any) -> bytes:
 
 def operator_name(code: Any) -> str:
     """Returns the name of a builtin operator, such as ``"CONV_2D"``, by an operator code."""
-    # The older field has one byte, so newer operators are in the other alone.
+    # The older field has one byte, so newer operators are only in the other one.
     return _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
@@ -69,9 +63,9 @@ def add_entry(model: Any, name: str, content: bytes) -> None:
 
 
 def replace_select(model: Any) -> None:
-    """Replaces SELECT, which TFLite Micro has not, by SELECT_V2 where both do the same.
+    """Replaces SELECT, which TFLite Micro lacks, by SELECT_V2 where both compute the same.
 
-    They differ only in how a condition is spread that is smaller than what it chooses between.
+    They differ only in how they broadcast a condition that is smaller than the values.
     """
     from ai_edge_litert import schema_py_generated as schema
 

@@ -1,67 +1,48 @@
-"""The numeric variants of a flatbuffer that LiteRT Quantizer makes of its float32 one.
+"""Makes the numeric variants of a float32 flatbuffer with LiteRT Quantizer.
 
-It takes the ranges of activations from elsewhere, so they are estimated as for every other format.
-Operators that it does not know stay float32, between conversions; that is no error, unless their
-weights would stay float32 too.
+The quantizer is given the ranges of activations, which are estimated as for every other format. It
+leaves operators that it does not know in float32; that is an error only if their weights are large.
 """
 
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
 from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
 from exporter.formats.tflite.runner import observable
-from exporter.formats.variants import (
-    DYNAMIC,
-    FLOAT16,
-    FLOAT32,
-    INT4,
-    INT8,
-    INT16X8,
-    QualityRule,
-    Variant,
-)
-from exporter.graph.signature import Tensors, split
+from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, Variant
+from exporter.formats.variants import QualityRule as Rule
+from exporter.graph.signature import split
 from exporter.quantization.granularity import SMALL_KERNEL
 from exporter.quantization.scheme import IntegerScheme
 
-if TYPE_CHECKING:
-    from exporter.quantization.ranges import Observer
-
-# Measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10 and its rank-20
-# factors, convolutions with batch normalization, depthwise ones, attention), one of embeddings, a
-# regression, and one of both with two inputs; both granularities, all ranges but ``entropy``, which
-# ruined two of them (below 3 dB) and must fail. The least, of SNR and agreement: float16 58 dB,
-# 99.9 %; dynamic 22 dB, 98.4 %; int16x8 24 dB, 99.2 %; int8 18 dB, 97.7 %; int4 13.9 dB, 90.5 %.
-# The lowest SNR in 8 bits is that of the rank-20 factors, without a gauge, whose softmax is either
-# right or wrong. The error of a regression grew by at most 0.5 % in dynamic, 0.6 % in
-# int16x8 and 5.4 % in int8; in int4 by 10 to 72 %, and there int4 will not do. A scale of the first
-# kernel that is twice what it should be, a mild fault for ReLU networks, left 12.3 dB in int8.
-# LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
-# depthwise ones it reads as many scales as there are channels, though there be one.
+# The rules were measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10
+# and its rank-20 factors, convolutions with batch normalization, depthwise ones, attention), an
+# embedding, a regression, and a classifier with regression and two inputs; at both granularities
+# and all ranges but ``entropy``, which ruined two of them (below 3 dB) and must fail. The least SNR
+# and agreement: float16 58 dB, 99.9 %; dynamic 22 dB, 98.4 %; int16x8 24 dB, 99.2 %; int8 18 dB,
+# 97.7 %; int4 13.9 dB, 90.5 %. The least SNR in 8 bits is that of the rank-20 factors without a
+# gauge. The error of a regression grew by at most 0.5 % in dynamic, 0.6 % in int16x8 and 5.4 % in
+# int8; by 10 to 72 % in int4, which does not suit regressions. A scale of the first kernel that is
+# twice the right one, a mild fault for ReLU networks, left 12.3 dB in int8.
+# LiteRT needs a scale for each channel in some convolutions: it refuses grouped ones without, and
+# reads as many scales as there are channels in depthwise ones, even if only one is stored.
 _DYNAMIC = IntegerScheme("dynamic", convolutions="channel", smallest_kernel=SMALL_KERNEL)
 _STATIC = IntegerScheme("static")
+_STATIC_16, _DYNAMIC_4 = replace(_STATIC, activation_bits=16), replace(_DYNAMIC, weight_bits=4)
 VARIANTS = (
     Variant(FLOAT32),
-    Variant(FLOAT16, float_bits=16, rule=QualityRule(snr_db=45, agreement=0.99, drop=0.01)),
-    Variant(DYNAMIC, _DYNAMIC, rule=QualityRule(snr_db=18, agreement=0.97, drop=0.03)),
-    Variant(INT8, _STATIC, rule=QualityRule(snr_db=15, agreement=0.94, drop=0.1)),
-    Variant(
-        INT16X8,
-        replace(_STATIC, activation_bits=16),
-        rule=QualityRule(snr_db=18, agreement=0.97, drop=0.03),
-    ),
-    Variant(
-        INT4,
-        replace(_DYNAMIC, weight_bits=4),
-        rule=QualityRule(snr_db=10, agreement=0.85, drop=0.1),
-    ),
+    Variant(FLOAT16, float_bits=16, rule=Rule(snr_db=45, agreement=0.99, drop=0.01)),
+    Variant(DYNAMIC, _DYNAMIC, rule=Rule(snr_db=18, agreement=0.97, drop=0.03)),
+    Variant(INT8, _STATIC, rule=Rule(snr_db=15, agreement=0.94, drop=0.1)),
+    Variant(INT16X8, _STATIC_16, rule=Rule(snr_db=18, agreement=0.97, drop=0.03)),
+    Variant(INT4, _DYNAMIC_4, rule=Rule(snr_db=10, agreement=0.85, drop=0.1)),
 )
 
 _SCHEMES = {variant.name: variant.scheme for variant in VARIANTS if variant.scheme}
@@ -73,13 +54,8 @@ _Ranges = Mapping[str, dict[str, Any]]
 """Arrays ``min`` and ``max`` by the name of a tensor, as the quantizer takes them."""
 
 
-def is_quantized(variant: str) -> bool:
-    """Tells whether a variant is made of the float32 one."""
-    return variant in _SCHEMES
-
-
 def check(options: ExportOptions) -> None:
-    """Checks what the variant needs, before the conversion, which takes long.
+    """Checks the needs of the variant before the conversion, which takes long.
 
     Raises:
         DataError: If the variant is calibrated, and there is nothing to calibrate it on.
@@ -101,7 +77,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
 
     Args:
         content: The flatbuffer.
-        options: The variant, which is neither float32 nor float16, and what it is made with.
+        options: The variant, neither float32 nor float16, and how it is made.
 
     Raises:
         DataError: If activations are infinite or NaN on the calibration samples.
@@ -109,14 +85,12 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
     """
     try:
         scheme = _SCHEMES[options.variant]
-        if scheme.activations == "dynamic":
-            quantized = _with_integer_weights(content, options, scheme)
-        else:
-            ranges = _observed_ranges(content, options, scheme.activation_bits)
-            quantized = _with_integer_activations(content, options, ranges, scheme)
+        dynamic = scheme.activations == "dynamic"
+        make = _with_integer_weights if dynamic else _with_integer_activations
+        quantized = make(content, options, scheme)
     except (ConversionError, DataError):
         raise
-    except Exception as error:  # The quantizer and the interpreter raise whatever they run into.
+    except Exception as error:  # The quantizer and the interpreter raise any exception.
         raise ConversionError(
             f"The flatbuffer has no {options.variant} variant: {brief(error)}"
         ) from error
@@ -127,7 +101,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
 
 
 def _with_integer_weights(content: bytes, options: ExportOptions, scheme: IntegerScheme) -> bytes:
-    """Quantizes weights; LiteRT does the same to activations, each by its own range."""
+    """Quantizes weights; LiteRT quantizes activations as it runs, each by its own range."""
     from litert_quantizer import qtyping as q
     from litert_quantizer.quantizer import Quantizer
 
@@ -137,28 +111,27 @@ def _with_integer_weights(content: bytes, options: ExportOptions, scheme: Intege
         config = q.OpQuantizationConfig(
             weight_tensor_config=q.TensorQuantizationConfig(bits, granularity=granularity),
             compute_precision=q.ComputePrecision.INTEGER,
-            # Few bytes, whose operators are slower and lose more in integers.
+            # Smaller kernels save few bytes, and their operators are slower in integers.
             min_weight_elements=scheme.smallest_kernel,
         )
         quantizer.update_quantization_recipe(".*", operator, config)
 
-    # LiteRT takes some convolutions with a scale a channel alone: it refuses grouped ones, and in
-    # depthwise ones it reads as many scales as there are channels, though there be one.
     configure(q.TFLOperationName.ALL_SUPPORTED, 8, q.QuantGranularity.CHANNELWISE)
-    # Which layers these are, ``LayerKind.in_four_bits`` tells.
+    # ``LayerKind.in_four_bits`` names the layers of these operators.
     configure(q.TFLOperationName.CONV_2D, scheme.weight_bits, q.QuantGranularity.CHANNELWISE)
     configure(q.TFLOperationName.FULLY_CONNECTED, scheme.weight_bits, _granularity(options))
     return _result(quantizer, _with_integer_tables(quantizer, content))
 
 
 def _with_integer_activations(
-    content: bytes, options: ExportOptions, ranges: _Ranges, scheme: IntegerScheme
+    content: bytes, options: ExportOptions, scheme: IntegerScheme
 ) -> bytes:
-    """Quantizes weights, and activations by the ranges given."""
+    """Quantizes weights, and activations by the ranges that calibration data show."""
     from litert_quantizer import qtyping as q
     from litert_quantizer.algorithm_manager import AlgorithmName
     from litert_quantizer.quantizer import Quantizer
 
+    ranges = _observed_ranges(content, options, scheme.activation_bits)
     quantizer, bits = Quantizer(content), (scheme.activation_bits, scheme.weight_bits)
     every, dense = q.TFLOperationName.ALL_SUPPORTED, q.TFLOperationName.FULLY_CONNECTED
     quantizer.add_static_config(".*", every, *bits, _granularity(options))
@@ -181,17 +154,27 @@ def _with_integer_activations(
 
 
 def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
-    """Has what is looked up in constants, as in embeddings, stored in 8 bits; returns the ranges.
+    """Configures tables of constants, as of embeddings, for 8 bits, and returns their ranges.
 
-    Otherwise it would take the bits of an activation, for the quantizer knows no other weights of
-    this operator.
+    Otherwise they would get the bits of an activation: the quantizer does not know that they are
+    weights.
     """
+    import numpy as np
     from litert_quantizer.qtyping import TFLOperationName
 
-    ranges = {}
-    for result, table, values in _lookups(unpack(content)):
-        quantizer.add_static_config(f"^{re.escape(result)};", TFLOperationName.GATHER, 8, 8)
-        ranges[table] = {"min": values.min(keepdims=True), "max": values.max(keepdims=True)}
+    ranges, model = {}, unpack(content)
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if _operator_name(model, operator) != "GATHER":
+                continue
+            table = graph.tensors[operator.inputs[0]]
+            data = model.buffers[table.buffer].data
+            if type_name(table) == FLOAT32 and data is not None:
+                result = graph.tensors[operator.outputs[0]].name.decode()
+                quantizer.add_static_config(f"^{re.escape(result)};", TFLOperationName.GATHER, 8, 8)
+                values = np.frombuffer(data, np.float32).reshape(table.shape)
+                ends = {"min": values.min(keepdims=True), "max": values.max(keepdims=True)}
+                ranges[table.name.decode()] = ends
     return ranges
 
 
@@ -203,8 +186,7 @@ def _granularity(options: ExportOptions) -> Any:
 
 
 def _result(quantizer: Any, ranges: _Ranges) -> bytes:
-    # It looks up names in an interpreter that warns of its own options, and draws one of its
-    # progress bars for every larger graph.
+    # It opens an interpreter that warns of its own options, and draws progress bars.
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
         result = quantizer.quantize(
@@ -213,39 +195,8 @@ def _result(quantizer: Any, ranges: _Ranges) -> bytes:
     return bytes(result.quantized_model)
 
 
-def _lookups(model: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yields lookups in constants: the name of what was found, that of the table, its values."""
-    import numpy as np
-
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            if _operator_name(model, operator) != "GATHER":
-                continue
-            table = graph.tensors[operator.inputs[0]]
-            data = model.buffers[table.buffer].data
-            if type_name(table) == FLOAT32 and data is not None:
-                result = graph.tensors[operator.outputs[0]]
-                values = np.frombuffer(data, np.float32).reshape(table.shape)
-                yield result.name.decode(), table.name.decode(), values
-
-
 def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Ranges:
-    """Estimates the range of every activation, by the name of its tensor."""
-    import numpy as np
-
-    ranges = {}
-    for name, observer in _observe(content, options.calibration).items():
-        low, high = observer.range(options.ranges, bits)
-        if low == high:
-            # Any scale will do for zeros, but one so small that the biases of the next layer
-            # overflow.
-            high = 1.0
-        ranges[name] = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-    return ranges
-
-
-def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Observer]":
-    """Shows the activations for all calibration samples to one observer a tensor."""
+    """Estimates the ranges of activations on the calibration data, by the names of tensors."""
     import numpy as np
 
     from exporter.quantization.ranges import Observer
@@ -259,46 +210,47 @@ def _observe(content: bytes, calibration: Sequence[Tensors]) -> "dict[str, Obser
     interpreter = observable(content)
     run = interpreter.get_signature_runner()
     details = run.get_input_details()
-    dtypes = {name: detail["dtype"] for name, detail in details.items()}
     fixed = next((n for d in details.values() if (n := d["shape_signature"][0]) > 0), None)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
     observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
-    for batch in calibration:
+    for batch in options.calibration:
         seen: dict[int, list[Any]] = {index: [] for index in observers}
         for part in split(batch, fixed) if fixed else [batch]:
-            run(**{name: part[name].astype(dtype) for name, dtype in dtypes.items()})
+            run(**{name: part[name].astype(detail["dtype"]) for name, detail in details.items()})
             for index, values in seen.items():
                 values.append(interpreter.get_tensor(index))
         for index, observer in observers.items():
             observer.observe(np.stack(seen[index]))
-    return {graph.tensors[index].name.decode(): found for index, found in observers.items()}
+    ranges = {}
+    for index, observer in observers.items():
+        low, high = observer.range(options.ranges, bits)
+        if low == high:
+            high = 1.0  # Any scale suits zeros, unless the biases of the next layer overflow by it.
+        ends = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+        ranges[graph.tensors[index].name.decode()] = ends
+    return ranges
 
 
 def _refuse_float_kernels(model: Any, variant: str) -> None:
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            for index in operator.inputs:
-                tensor = graph.tensors[index]  # An index of -1 means none.
-                data = model.buffers[tensor.buffer].data if index >= 0 else None
-                if (
-                    data is not None
-                    and type_name(tensor) == FLOAT32
-                    and len(tensor.shape) > 1
-                    and len(data) >= SMALL_KERNEL * _FLOAT32_BYTES
-                ):
-                    raise ConversionError(
-                        f"The flatbuffer has no {variant} variant: the quantizer does not know "
-                        f"operator {_operator_name(model, operator)}, whose weights "
-                        f"{tuple(tensor.shape)} would stay float32. Leave out the variant, or the "
-                        "layer."
-                    )
+    for graph, operator in ((g, operator) for g in model.subgraphs for operator in g.operators):
+        for tensor in (graph.tensors[index] for index in operator.inputs if index >= 0):
+            data = model.buffers[tensor.buffer].data
+            if (
+                data is not None
+                and type_name(tensor) == FLOAT32
+                and len(tensor.shape) > 1
+                and len(data) >= SMALL_KERNEL * _FLOAT32_BYTES
+            ):
+                raise ConversionError(
+                    f"The flatbuffer has no {variant} variant: the quantizer does not know "
+                    f"operator {_operator_name(model, operator)}, whose weights "
+                    f"{tuple(tensor.shape)} would stay float32. Leave out the variant, or the "
+                    "layer."
+                )
 
 
 def _take_shapes_of_integers(model: Any) -> None:
-    """Drops conversions to float32 that only a shape is taken of, as models with a free batch do.
-
-    It is the same shape before and after.
-    """
+    """Drops conversions to float32 that only serve to read a shape, as in models of free batch."""
     for graph in model.subgraphs:
         sources = {
             operator.outputs[0]: operator.inputs[0]
@@ -309,12 +261,8 @@ def _take_shapes_of_integers(model: Any) -> None:
             if _operator_name(model, operator) == "SHAPE":
                 operator.inputs = [sources.get(index, index) for index in operator.inputs]
         used = {index for operator in graph.operators for index in operator.inputs}
-        used.update(graph.outputs)
-        graph.operators = [
-            operator
-            for operator in graph.operators
-            if operator.outputs[0] not in sources or operator.outputs[0] in used
-        ]
+        unused = sources.keys() - used - set(graph.outputs)
+        graph.operators = [each for each in graph.operators if each.outputs[0] not in unused]
 
 
 def _operator_name(model: Any, operator: Any) -> str:

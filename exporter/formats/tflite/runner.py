@@ -1,16 +1,15 @@
-"""How LiteRT runs a flatbuffer; alone opens its interpreter, whose options are experimental."""
+"""Runs flatbuffers in LiteRT's interpreter, whose options are experimental."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter.graph.signature import Quantization, Tensors
+from exporter.formats.base import to_real, to_stored
+from exporter.graph.signature import Quantization, TensorInfo, Tensors
 
 XNNPACK = "xnnpack"
 REFERENCE = "reference"
-
-_SIGNATURE = "serving_default"
 
 
 def observable(content: bytes) -> Any:
@@ -19,7 +18,7 @@ def observable(content: bytes) -> Any:
 
     return Interpreter(
         model_content=content,
-        # XNNPACK keeps what lies between its operators to itself.
+        # XNNPACK does not show the tensors between its operators.
         experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         experimental_preserve_all_tensors=True,
     )
@@ -33,10 +32,10 @@ class LiteRTRunner:
 
         Args:
             model: The file, which LiteRT maps into memory, or its content.
-            backend: ``XNNPACK``, or ``REFERENCE`` for the plain reference kernels. Where these lack
-                an operator of the model, as they do Elu, LiteRT's own optimized ones stand in for
-                all of them, still without XNNPACK.
-            threads: How many threads may be used; None leaves it to LiteRT.
+            backend: ``XNNPACK``, or ``REFERENCE`` for the plain reference kernels. If these lack an
+                operator of the model, such as Elu, LiteRT's optimized kernels are used for all
+                operators, still without XNNPACK.
+            threads: Number of threads; None leaves it to LiteRT.
         """
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -47,48 +46,29 @@ class LiteRTRunner:
                 **source, experimental_op_resolver_type=resolver, num_threads=threads
             )
 
-        if backend == XNNPACK:
-            self._open = partial(opened, OpResolverType.AUTO)
-        else:
-            self._open = partial(opened, OpResolverType.BUILTIN_REF)
-            try:
-                self._open()
-            except ValueError as error:
-                if "Didn't find op" not in str(error):
-                    raise
-                self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
-        self._interpreter = self._open()
-        self._signature = self._interpreter.get_signature_runner(_SIGNATURE)
-        details = self._signature.get_input_details()
-        self._dtypes = {name: detail["dtype"] for name, detail in details.items()}
-        self._inputs = _quantizations(details)
-        self._outputs = _quantizations(self._signature.get_output_details())
-
-    def _arrays(self, inputs: Tensors) -> dict[str, Any]:
-        from exporter.quantization.affine import to_integers
-
-        return {
-            name: to_integers(inputs[name], self._inputs[name], dtype)
-            if name in self._inputs
-            else inputs[name].astype(dtype)
-            for name, dtype in self._dtypes.items()
-        }
+        resolvers = {XNNPACK: OpResolverType.AUTO, REFERENCE: OpResolverType.BUILTIN_REF}
+        self._open = partial(opened, resolvers[backend])
+        try:
+            interpreter = self._open()
+        except ValueError as error:
+            if backend == XNNPACK or "Didn't find op" not in str(error):
+                raise
+            self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+            interpreter = self._open()
+        self._run = interpreter.get_signature_runner("serving_default")
+        self._inputs = _infos(self._run.get_input_details())
+        self._outputs = _infos(self._run.get_output_details())
 
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
-        from exporter.quantization.affine import to_reals
-
-        outputs: dict[str, Any] = self._signature(**self._arrays(inputs))
-        for name, quantization in self._outputs.items():
-            outputs[name] = to_reals(outputs[name], quantization)
-        return outputs
+        return to_real(self._run(**to_stored(inputs, self._inputs)), self._outputs)
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds a batch; see the protocol."""
         # An interpreter of its own: one with a signature runner refuses the bare call.
         interpreter = self._open()
-        details = self._signature.get_input_details()
-        arrays = self._arrays(inputs)
+        details = self._run.get_input_details()
+        arrays = to_stored(inputs, self._inputs)
         for name, array in arrays.items():
             interpreter.resize_tensor_input(details[name]["index"], array.shape)
         interpreter.allocate_tensors()
@@ -98,7 +78,10 @@ class LiteRTRunner:
         return run
 
 
-def _quantizations(details: dict[str, Any]) -> dict[str, Quantization]:
-    """Returns what the integers of inputs or outputs stand for; others have a scale of zero."""
-    pairs = {name: detail["quantization"] for name, detail in details.items()}
-    return {name: Quantization(float(s), int(zero)) for name, (s, zero) in pairs.items() if s}
+def _infos(details: Mapping[str, Any]) -> list[TensorInfo]:
+    infos = []
+    for name, detail in details.items():
+        scale, zero_point = detail["quantization"]  # A scale of zero stands for none.
+        quantization = Quantization(float(scale), int(zero_point)) if scale else None
+        infos.append(TensorInfo(name, (), detail["dtype"].__name__, quantization))
+    return infos

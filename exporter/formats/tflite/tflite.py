@@ -1,9 +1,9 @@
-"""TensorFlow Lite (LiteRT), for Android, iOS and small boards."""
+"""The TensorFlow Lite (LiteRT) format, for Android, iOS and small boards."""
 
 from pathlib import Path
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
-from exporter.formats.tflite.flatbuffer import convert, interface, list_tensors
+from exporter.formats.tflite.flatbuffer import convert, list_tensors, read_interface
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner
@@ -23,9 +23,9 @@ class TFLite(Format):
         """Writes the flatbuffer; see the base class."""
         path.write_bytes(add_metadata(convert(network, options), network.name, options.card))
 
-    def interface(self, path: Path, network: Network) -> Interface:
-        """Reads from the flatbuffer which inputs and outputs are integers."""
-        return interface(path.read_bytes(), network)
+    def read_interface(self, path: Path) -> Interface:
+        """Reads the inputs and outputs from the flatbuffer."""
+        return read_interface(path.read_bytes())
 
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
