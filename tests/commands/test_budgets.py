@@ -13,9 +13,10 @@ from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
-from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
+from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy
 from exporter.recipe import Recipe
 from exporter.report.results import Budget
+from scripts.bench.lib.policies import UniformBudgetPolicy
 
 
 @pytest.fixture(scope="module")

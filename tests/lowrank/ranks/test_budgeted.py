@@ -12,12 +12,11 @@ from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.ranks.budgeted import (
     BudgetPolicy,
     EnergyBudgetPolicy,
-    GreedyBudgetPolicy,
     Sensitivity,
-    UniformBudgetPolicy,
     rank_grid,
 )
 from exporter.lowrank.ranks.knapsack import UnreachableError
+from scripts.bench.lib.policies import GreedyBudgetPolicy, UniformBudgetPolicy
 
 POLICIES = [BudgetPolicy, GreedyBudgetPolicy, EnergyBudgetPolicy, UniformBudgetPolicy]
 
