@@ -42,6 +42,8 @@ class ConvolutionFactorizer(Factorizer):
     """
 
     convolution: Convolution | None = "channel"
+    constraint = "kernel_constraint"
+    """The constraint of the kernel that is factorized, in the configuration."""
 
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
         """See the base class."""
@@ -82,16 +84,10 @@ class ConvolutionFactorizer(Factorizer):
         }
 
     def head(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
-        """See the base class."""
-        return self.convolution_to(layer, name, matrices, shape, kernel_constraint=None)
-
-    def convolution_to(
-        self, layer: Any, name: str, matrices: Floats, shape: Shape, **changes: Any
-    ) -> Any:
-        """Builds the linear convolution to g * r channels, with the arguments of ``head``."""
+        """See the base class; builds the linear convolution to g * r channels."""
         filters = matrices.shape[0] * matrices.shape[2]
-        weights = self.head_weights(layer, matrices)
-        return rebuild(layer, shape, weights, name=name, filters=filters, **changes, **LINEAR)
+        changes = LINEAR | {"filters": filters, self.constraint: None}
+        return rebuild(layer, shape, self.head_weights(layer, matrices), name=name, **changes)
 
     def head_weights(self, layer: Any, matrices: Floats) -> list[Any]:
         """Returns the weights of the first layer, given the first factor, g x m x r."""
@@ -138,6 +134,8 @@ class SeparableFactorizer(ConvolutionFactorizer):
     Only the map between channels is factorized. The filter of each channel stays as it is.
     """
 
+    constraint = "pointwise_constraint"
+
     def obstacle(self, layer: Any) -> str:
         """See the base class."""
         if layer.data_format == "channels_first":
@@ -149,10 +147,6 @@ class SeparableFactorizer(ConvolutionFactorizer):
         *_, m, n = layer.pointwise_kernel.shape
         read = functools.partial(split_groups, groups=1)
         return (Kernel(m=m, n=n, read=read, **self.common(layer)),)
-
-    def head(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
-        """See the base class."""
-        return self.convolution_to(layer, name, matrices, shape, pointwise_constraint=None)
 
     def head_weights(self, layer: Any, matrices: Floats) -> list[Any]:
         """See the base class."""
