@@ -22,13 +22,12 @@ _BATCH_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs that show what flows through a model; labels are not needed.
+    """Calibration data: inputs without labels.
 
     Attributes:
         inputs: Arrays by input name, samples along the first axis; lazy if they are too large.
-        batch_size: How many samples are predicted at once.
-        logits: Outputs that classify. Unless they are a softmax or sigmoid, they are taken for
-            unnormalised log-probabilities.
+        batch_size: Number of samples that are predicted at once.
+        logits: Outputs that classify; unless they are probabilities, they are taken for logits.
     """
 
     inputs: Mapping[str, Samples]
@@ -40,11 +39,11 @@ class Calibration:
 
     @property
     def batch_count(self) -> int:
-        """How many batches there are."""
+        """The number of batches."""
         return -(-len(self) // self.batch_size)
 
     def head(self, samples: int) -> "Calibration":
-        """Returns the first samples alone, at least one batch of them."""
+        """Returns the first samples, in whole batches, at least one."""
         count = max(self.batch_size, samples // self.batch_size * self.batch_size)
         return replace(self, inputs={name: a[:count] for name, a in self.inputs.items()})
 
@@ -60,19 +59,18 @@ def calibration_from(network: Network, dataset: Dataset, samples: int) -> Calibr
 
     Args:
         network: The model.
-        dataset: Fitted to the model.
-        samples: The most that are taken, from the front: splits are shuffled.
+        dataset: The data set, fitted to the model.
+        samples: The most samples that are taken, from the front, because splits are shuffled.
 
     Returns:
-        None where the data set has no training part, or too few samples for a model whose batch
-        size is fixed.
+        None if the data set has no training part, or fewer samples than a fixed batch size.
     """
     train = dataset.train
     if train is None:
         return None
     fixed = network.fixed_batch
     count = min(samples, len(train))
-    # Small batches, if need be, for some to be held out.
+    # Batches are small enough that one can be held out.
     batch = fixed or min(_affordable_batch(network), -(-count // HELD_OUT_EVERY))
     if fixed:
         count = count // batch * batch

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from exporter.graph.network import Network
 from exporter.graph.types import Layer
 from exporter.lowrank.factorizers import Factorizer, factorizer_for, reason_kept
 from exporter.lowrank.kernels import Kernel
+
+CostKind = Literal["params", "macs"]
 
 
 @dataclass(frozen=True)
@@ -14,15 +17,14 @@ class Candidate:
     """A kernel, or a layer with weights that has none, as rank policies see it.
 
     Attributes:
-        name: Path of the layer: the names of the nested models that hold it, and its own; followed
-            by the name of the kernel where the layer has several.
-        path: Path of the layer.
-        kind: Its Keras class name.
+        name: The path, followed by the name of the kernel if the layer has several.
+        path: Path of the layer: the names of the nested models that hold it, and its own.
+        kind: Keras class name of the layer.
         layer: The layer.
-        factorizer: What can factorize it; None if nothing can.
+        factorizer: The factorizer of the layer; None if it cannot be factorized.
         kernel: The kernel; None if there is none to factorize.
         merge: Whether S would be merged into U.
-        note: Why there is none.
+        note: Why there is no kernel.
     """
 
     name: str
@@ -42,9 +44,11 @@ class Candidate:
 
     def macs(self, rank: int | None = None) -> int | None:
         """Counts the multiply-accumulates at a rank; None if the layer cannot be factorized."""
-        if self.kernel is None:
-            return None
-        return self.kernel.macs(rank, merge=self.merge)
+        return None if self.kernel is None else self.kernel.macs(rank, merge=self.merge)
+
+    def cost(self, kind: CostKind, rank: int | None) -> int:
+        """Counts the parameters or the multiply-accumulates at a rank."""
+        return self.params(rank) if kind == "params" else self.macs(rank) or 0
 
 
 def factorizable(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -66,14 +70,13 @@ def candidates(
     Args:
         network: The model.
         merge: Whether S would be merged into U.
-        convolution: How a convolution would be cut.
+        convolution: How a convolution would be factorized.
     """
     found = []
     for path, layer in network.layers.items():
         if not layer.weights:
             continue
-        kind = type(layer).__name__
-        factorizer = factorizer_for(layer, convolution=convolution)
+        kind, factorizer = type(layer).__name__, factorizer_for(layer, convolution)
         if factorizer is None:
             note = reason_kept(layer)
             found.append(Candidate(path, path, kind, layer, None, None, merge, note))

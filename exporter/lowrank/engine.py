@@ -1,8 +1,9 @@
-"""Factorizes one model by any plan; what does not depend on the plan is computed once."""
+"""Factorizes one model by any plan; moments and error curves are computed once."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 
 from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
@@ -19,22 +20,22 @@ from exporter.options.groups import Cut
 from exporter.progress import Progress, Silent
 
 MAX_STAGES = 8
-"""Passes over the data that a cascade makes; deep models have several layers in each."""
+"""Most passes over the data in a cascade; deep models have several layers in each."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What stands in for one kernel.
+    """The factors of one kernel.
 
     Attributes:
         weights: The weights of the compressed model, in the order in which they are applied.
-        matrices: Rows and columns of each of them, whatever its layout.
+        matrices: Rows and columns of each factor as a matrix.
         replaced: Rows and columns of the kernel.
         rank: The rank r.
         discarded_energy: The part of the squared norm that is left out, 0 to 1: of the kernel, or
-            of its outputs if it was cut by calibration data, with what earlier layers have lost.
-        relative_error: Its square root.
-        data_aware: Whether it was cut by calibration data.
+            of its outputs on calibration data, with the losses of earlier layers.
+        relative_error: The square root of ``discarded_energy``.
+        data_aware: Whether the kernel was factorized by calibration data.
     """
 
     weights: tuple[Variable, ...]
@@ -47,21 +48,20 @@ class Factors:
 
     @property
     def is_plain_pair(self) -> bool:
-        """Whether they are two matrices whose product stands for the kernel as a matrix."""
-        if len(self.matrices) != 2:
-            return False
-        (rows, inner), (again, columns) = self.matrices
-        return inner == again and (rows, columns) == self.replaced
+        """Whether they are two matrices whose product is the kernel as a matrix."""
+        rows, columns = self.replaced
+        inner = self.matrices[0][1]
+        return self.matrices == ((rows, inner), (inner, columns))
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A model in which thin factors stand in for some layers.
+    """A model in which thin factors replace some kernels.
 
     Attributes:
         network: The compressed model.
-        plan: What became of every layer with weights, and why.
-        factors: What stands in for each factorized kernel, by its name in the plan.
+        plan: The plan of every layer with weights.
+        factors: The factors of each factorized kernel, by its name in the plan.
         cut: How the kernels were factorized.
     """
 
@@ -76,11 +76,11 @@ class Compressed:
         return self.network.model
 
     def copy(self, replacements: Mapping[str, Replacement] | None = None) -> "Compressed":
-        """Returns the same with weights of its own, made under the current strategy.
+        """Returns a copy with weights of its own, made under the current strategy.
 
         Args:
-            replacements: What to call in place of layers, by path: one layer for each, with the
-                weights of that one first.
+            replacements: One layer by the path of each layer to replace, whose first weights
+                correspond to the weights of that layer.
         """
         network = self.network.rewrite(replacements or {})
         twins = {
@@ -99,10 +99,11 @@ class Engine:
     """Plans and factorizes one model.
 
     Attributes:
-        network: The model that is factorized: the original, or what folding made of it.
+        network: The model that is factorized: the original, or its folded copy.
         candidates: Its kernels and other layers with weights.
         cut: How kernels are factorized.
-        seed: Of the labels that ``"kfac"`` samples.
+        calibration: Calibration data; None if kernels are factorized by their weights.
+        seed: Seed of the labels that ``"kfac"`` samples.
     """
 
     def __init__(
@@ -118,10 +119,10 @@ class Engine:
 
         Args:
             network: The original; it is not changed.
-            calibration: Inputs; without them kernels are cut by their weights.
-            cut: How; without a method, by the weights and the loss gradient.
+            calibration: Calibration data; without them kernels are factorized by their weights.
+            cut: How kernels are factorized.
             progress: Is told of passes over the data and of each kernel.
-            seed: Of the labels that ``"kfac"`` samples.
+            seed: Seed of the labels that ``"kfac"`` samples.
 
         Raises:
             ModelError: If a layer cannot be copied from its configuration.
@@ -138,7 +139,23 @@ class Engine:
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Moments of the original model, by candidate name, in the order of the calls."""
-        return self._gather()
+        if self.calibration is None:
+            return {}
+        kernels = _data_aware(self.candidates)
+        weighted = self.cut.method != "whitened"
+        batches = self.calibration.batch_count
+        with self._progress.track("Calibrating", batches * (1 + weighted)) as advance:
+            done = count(1)
+
+            def step() -> None:
+                advance(next(done), "")
+
+            fishers = None
+            if weighted:
+                fishers = gather_fishers(
+                    self.network, kernels, self.calibration, seed=self.seed, advance=step
+                )
+            return gather(self.network, kernels, self.calibration, fishers=fishers, advance=step)
 
     @cached_property
     def curves(self) -> dict[str, Floats]:
@@ -149,11 +166,7 @@ class Engine:
         }
 
     def plan(self, policy: RankPolicy) -> RankPlan:
-        """Has a policy choose the ranks.
-
-        Raises:
-            RecipeError: If what was asked for is impossible for this model.
-        """
+        """Has a policy choose the ranks; raises RecipeError if it is impossible for this model."""
         plan = policy.select(self.candidates, self.curves if policy.needs_curves else None)
         if not self._folded:
             return plan
@@ -163,11 +176,7 @@ class Engine:
         )
 
     def factorize(self, plan: RankPlan) -> Compressed:
-        """Factorizes by a plan.
-
-        Raises:
-            ModelError: If a weight is not finite.
-        """
+        """Factorizes by a plan; raises ModelError if a weight is not finite."""
         chosen = [c for c in self.candidates if c.name in plan.ranks]
         truncations: dict[str, Truncation] = {}
         with self._progress.track("Factorizing", len(chosen)) as advance:
@@ -204,7 +213,7 @@ class Engine:
         return candidates(network, merge=self.cut.merge, convolution=self.cut.convolution)
 
     def _with_folded(self, before: Candidate, after: Mapping[str, LayerPlan]) -> LayerPlan:
-        """Returns the plan of a layer of the original, which folding may have taken or changed."""
+        """Returns the plan of a layer of the original, which folding may have changed."""
         if before.path in self._folded:
             return LayerPlan(
                 name=before.name,
@@ -220,44 +229,20 @@ class Engine:
             )
         return replace(after[before.name], params_before=before.params())
 
-    def _gather(self) -> dict[str, Moments]:
-        if self.calibration is None:
-            return {}
-        kernels = _data_aware(self.candidates)
-        weighted = self.cut.method != "whitened"
-        batches = self.calibration.batch_count
-        with self._progress.track("Calibrating", batches * (1 + weighted)) as advance:
-            done = 0
-
-            def step() -> None:
-                nonlocal done
-                done += 1
-                advance(done, "")
-
-            fishers = None
-            if weighted:
-                fishers = gather_fishers(
-                    self.network, kernels, self.calibration, seed=self.seed, advance=step
-                )
-            return gather(self.network, kernels, self.calibration, fishers=fishers, advance=step)
-
     @property
     def _cascades(self) -> bool:
         return self.cut.cascade and self.calibration is not None
 
     def _stages(self, chosen: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-        """Cuts the kernels into groups, in the order of the calls; a layer is never torn apart."""
+        """Divides the kernels into groups, in the order of the calls; layers stay whole."""
         if not self._cascades:
             yield list(chosen)
             return
         order = {name: number for number, name in enumerate(self.moments)}
-        by_path: dict[str, list[Candidate]] = {}
-        for candidate in sorted(chosen, key=lambda c: order.get(c.name, -1)):
-            by_path.setdefault(candidate.path, []).append(candidate)
-        layers = list(by_path.values())
-        count = min(MAX_STAGES, len(layers))
-        for number in range(count):
-            start, stop = (len(layers) * k // count for k in (number, number + 1))
+        layers = list(_by_path(sorted(chosen, key=lambda c: order.get(c.name, -1))).values())
+        stages = min(MAX_STAGES, len(layers))
+        for number in range(stages):
+            start, stop = (len(layers) * k // stages for k in (number, number + 1))
             yield [candidate for layer in layers[start:stop] for candidate in layer]
 
     def _compressed_moments(
@@ -266,7 +251,7 @@ class Engine:
         stage: Sequence[Candidate],
         truncations: Mapping[str, Truncation],
     ) -> Mapping[str, Moments]:
-        """Returns the moments of a stage where what comes before it is compressed."""
+        """Returns the moments of a stage with the layers before it compressed."""
         if self.calibration is None or not self._cascades or not truncations:
             return self.moments
         done = [candidate for candidate in chosen if candidate.name in truncations]
@@ -284,17 +269,21 @@ class Engine:
 def build_replacements(
     chosen: Iterable[Candidate], truncations: Mapping[str, Truncation]
 ) -> dict[str, Replacement]:
-    """Builds what stands in for each layer, anew: a Keras layer remembers the graphs it is in."""
-    by_path: dict[str, list[Candidate]] = {}
-    for candidate in chosen:
-        by_path.setdefault(candidate.path, []).append(candidate)
+    """Builds new layers for each path: a Keras layer remembers the graphs it was in."""
     replacements = {}
-    for path, group in by_path.items():
+    for path, group in _by_path(chosen).items():
         factorizer, layer = group[0].factorizer, group[0].layer
         if factorizer is not None:
             parts = {c.kernel.name: truncations[c.name] for c in group if c.kernel is not None}
             replacements[path] = factorizer.replace(layer, parts)
     return replacements
+
+
+def _by_path(chosen: Iterable[Candidate]) -> dict[str, list[Candidate]]:
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in chosen:
+        groups.setdefault(candidate.path, []).append(candidate)
+    return groups
 
 
 def _kernels(chosen: Iterable[Candidate]) -> dict[str, Kernel]:

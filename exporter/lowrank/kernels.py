@@ -1,9 +1,10 @@
-"""Kernels: the linear maps within layers, which are what is factorized."""
+"""Kernels: the linear maps within layers that are factorized."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -15,35 +16,35 @@ from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.truncation import Truncation, error_curve, truncate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kernel:
     """A linear map of a layer, as a stack of matrices of the same shape and rank.
 
-    Most layers have one; an attention layer has four. Costs are those of two factors, m x r and
-    r x n; kinds that are cut differently override them.
+    Most layers have one; an attention layer has four. It is replaced by two factors, m x r and
+    r x n; kinds that are factorized differently override the methods.
 
     Attributes:
-        name: Within its layer; empty if it is the only one.
+        name: Name within its layer; empty if it is the only one.
         m: Inputs of each matrix: for a convolution, the elements of a patch.
         n: Outputs of each matrix.
-        layer: The layer that is called with the inputs of the map: the layer itself, or one that
-            it is made of.
+        layer: The layer that is called with the inputs of the map: the layer itself, or a part.
         variable: The weight that holds the map.
         read: Turns the array of the weight into g x m x n matrices.
-        outputs: Applies the map alone, without bias: from a TensorFlow tensor of inputs to one of
-            rows x g x n.
+        outputs: Applies the map without bias to a tensor of inputs; returns rows x g x n.
         positions: How often the map is applied in one call on one sample; free sizes count as
             ``FREE_SIZE``.
-        groups: How many matrices, g.
-        has_bias: Whether a bias of the layer follows the map at once, so that errors of the mean
-            can be put right.
-        other_params: Parameters of the layer that stay: biases, recurrent kernels.
-        looked_up: Whether the inputs are indices, so that the full map costs no multiplication.
-        gradient_at: Where the loss gradient at the outputs can be read: what the layer hands to
-            its ``activation`` (the bias does not change it), what it returns, or nowhere.
+        applied: How often the map, the first factor, S and the last factor are multiplied in one
+            call on one sample; None if each is multiplied ``positions`` times.
+        groups: Number of matrices, g.
+        has_bias: Whether a bias of the layer follows the map directly, which can then correct the
+            error of the mean.
+        latent_bias: Whether the first factor gets a bias of r elements.
+        gradient_at: Where the loss gradient at the outputs can be read: at the input of the layer's
+            ``activation`` (the bias does not change it), at its output, or nowhere.
+        data_aware: Whether ``truncate`` uses moments.
     """
 
-    name: str
+    name: str = ""
     m: int
     n: int
     layer: Layer
@@ -51,14 +52,12 @@ class Kernel:
     read: Callable[[Any], Any]
     outputs: Callable[[Tensor], Tensor]
     positions: int
+    applied: tuple[int, int, int, int] | None = None
     groups: int = 1
     has_bias: bool = True
-    other_params: int = 0
-    looked_up: bool = False
+    latent_bias: bool = False
     gradient_at: Place | None = "activation"
-
-    data_aware: ClassVar[bool] = True
-    """Whether ``truncate`` makes use of moments."""
+    data_aware: bool = True
 
     @property
     def full_rank(self) -> int:
@@ -67,24 +66,33 @@ class Kernel:
 
     @property
     def break_even_rank(self) -> float:
-        """Mn / (m + n): from this rank on the factors are no smaller than the matrix."""
-        return self.m * self.n / (self.m + self.n)
+        """The rank mn / (m + n), from which on the factors are no smaller than the matrix."""
+        return self.m * self.n / (self.m + self.n + self.latent_bias)
+
+    @cached_property
+    def other_params(self) -> int:
+        """Parameters of the layer that stay: biases, recurrent and depthwise kernels."""
+        return int(self.layer.count_params()) - self.groups * self.m * self.n
 
     def params(self, rank: int | None, *, merge: bool = True) -> int:
         """Counts the parameters at a rank, biases included; None is the layer as it is."""
-        return self.other_params + self._elements(rank, merge)
+        bias = self.latent_bias * (rank or 0)
+        return self.other_params + bias + sum(map(math.prod, self._shapes(rank, merge)))
 
     def macs(self, rank: int | None, *, merge: bool = True) -> int:
         """Counts the multiply-accumulates of one call on one sample at a rank."""
-        elements = self._elements(rank, merge)
-        if self.looked_up:
-            elements = 0 if rank is None else elements - self.groups * self.m * rank
-        return self.positions * elements
-
-    def _elements(self, rank: int | None, merge: bool) -> int:
+        shapes = self._shapes(rank, merge)
+        full, *counts = self.applied or 4 * (self.positions,)
         if rank is None:
-            return self.groups * self.m * self.n
-        return self.groups * (rank * (self.m + self.n) + (0 if merge else rank**2))
+            counts = [full]
+        elif len(shapes) == 2:
+            counts = counts[::2]  # There is no S.
+        return sum(count * math.prod(each) for count, each in zip(counts, shapes, strict=True))
+
+    def _shapes(self, rank: int | None, merge: bool) -> tuple[tuple[int, ...], ...]:
+        if rank is None:
+            return ((self.groups, self.m, self.n),)
+        return self.factor_shapes(rank, merge=merge)
 
     def factor_shapes(self, rank: int, *, merge: bool = True) -> tuple[tuple[int, ...], ...]:
         """Returns the shapes of the matrices that ``truncate`` returns."""
@@ -95,14 +103,13 @@ class Kernel:
         """Returns the map as g x m x n.
 
         Args:
-            precise: Whether in float64; False leaves float32 as it is, which saves two thirds of
-                the memory that a large kernel takes here.
+            precise: Whether to convert to float64. Float32 takes a third of the memory here.
 
         Raises:
             ModelError: If an element is not finite.
         """
         array = self.variable.numpy()
-        bad = int(array.size - np.isfinite(array).sum())
+        bad = array.size - np.count_nonzero(np.isfinite(array))
         if bad:
             raise ModelError(
                 f"The kernel of layer {self.layer.name!r} must be finite. Received: {bad} NaN or "
@@ -121,22 +128,21 @@ class Kernel:
 
         Args:
             rank: Between 1 and ``full_rank``.
-            moments: Of the outputs; None truncates by the weights alone.
+            moments: Moments of the outputs; None truncates by the weights alone.
             merge: Whether S is merged into U.
 
         Raises:
             RecipeError: If the rank is out of its range.
             ModelError: If the kernel is not finite.
         """
-        # The SVD changes over to float64 by itself, where it has to.
-        matrices = self.matrices(precise=moments is not None)
-        return truncate(matrices, rank, moments, merge=merge)
+        # The SVD converts to float64 by itself where it has to.
+        return truncate(self.matrices(precise=moments is not None), rank, moments, merge=merge)
 
     def error_curve(self, moments: Moments | None = None) -> Floats:
         """Returns the squared error at every rank from 0 to ``full_rank``.
 
         Args:
-            moments: Of the outputs; None gives errors of the weights.
+            moments: Moments of the outputs; None gives the error of the weights.
         """
         return error_curve(self.matrices(), moments)
 
@@ -157,5 +163,5 @@ def one_matrix(array: Any) -> Any:
 
 
 def count_positions(shape: tuple[int | None, ...]) -> int:
-    """Multiplies sizes, free ones taken as ``FREE_SIZE``."""
+    """Multiplies sizes; a free one counts as ``FREE_SIZE``."""
     return math.prod(size or FREE_SIZE for size in shape)

@@ -1,14 +1,20 @@
 """Plans the ranks of one model for budgets of parameters or MACs."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from exporter.errors import RecipeError
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed, Engine
-from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
+from exporter.lowrank.ranks.budgeted import (
+    BudgetedPolicy,
+    BudgetPolicy,
+    EnergyBudgetPolicy,
+    Sensitivity,
+)
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
 from exporter.progress import Progress, Silent
@@ -22,11 +28,9 @@ class Planner:
     def __init__(self, engine: Engine, progress: Progress | None = None) -> None:
         self.engine = engine
         self._progress = progress or Silent()
-        self._sensitivities: Any = None
-        kernels = [c.macs() or 0 for c in engine.candidates]
-        self._fixed_macs = max(0, engine.network.macs - sum(kernels))
-        self.params = engine.network.params
-        self.macs = self._fixed_macs + sum(kernels)
+        kernels = sum(c.macs() or 0 for c in engine.candidates)
+        self._fixed_macs = max(0, engine.network.macs - kernels)
+        self.params, self.macs = engine.network.params, self._fixed_macs + kernels
 
     def within(self, unit: Unit, limit: int) -> RankPlan:
         """Returns the plan of the least loss within a limit.
@@ -38,22 +42,17 @@ class Planner:
 
     def smallest(self, unit: Unit) -> int:
         """Returns the least that any plan takes: rank 1 in every layer."""
-        fixed = self._fixed_macs if unit == "macs" else 0
-        total = fixed
-        for candidate in self.engine.candidates:
-            count = candidate.params if unit == "params" else candidate.macs
-            ranks = (None, 1) if candidate.kernel is not None else (None,)
-            total += min(count(rank) or 0 for rank in ranks)
-        return total
+        policy = BudgetPolicy(unit, 0, fixed_macs=self._fixed_macs)
+        return policy.smallest(self.engine.candidates)
 
     def best_within(
         self, unit: Unit, limit: int, *, fits: Callable[[RankPlan], bool] = lambda plan: True
     ) -> Compressed:
         """Factorizes within a limit by the knapsack, or at equal energies where that is better.
 
-        The knapsack adds up what each layer costs alone. Where layers spoil each other's input the
-        sum misleads, and then equal energies can be better; so both are held against the original
-        model on the calibration data.
+        The knapsack adds up losses that were measured one layer at a time. Where the error of one
+        layer changes the loss of another, equal energies can be better, so both models are compared
+        with the original on the calibration data.
 
         Raises:
             RecipeError: If the limit is below the smallest reachable figure, which it names.
@@ -73,12 +72,12 @@ class Planner:
     def policy(
         self, unit: Unit, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
     ) -> BudgetedPolicy:
-        """Returns a policy for a limit, with what was measured of each kernel."""
-        if self._sensitivities is None:
-            self._sensitivities = measure_sensitivities(self.engine, self._progress)
-        return kind(
-            unit, limit, fixed_macs=self._fixed_macs, sensitivities=self._sensitivities or None
-        )
+        """Returns a policy for a limit, with the sensitivities of the kernels."""
+        return kind(unit, limit, fixed_macs=self._fixed_macs, sensitivities=self._sensitivities)
+
+    @cached_property
+    def _sensitivities(self) -> dict[str, Sensitivity]:
+        return measure_sensitivities(self.engine, self._progress)
 
     def _loss(self, network: Network) -> float:
         calibration = self.engine.calibration

@@ -1,4 +1,4 @@
-"""How much the model's outputs suffer from the truncation of each kernel, measured."""
+"""Measures how much the truncation of each kernel changes the outputs of the model."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from exporter.lowrank.ranks.budgeted import Sensitivity
 from exporter.progress import Progress, Silent
 
 MAX_MACS = 10**12
-"""What all measurements together may cost, in multiply-accumulates."""
+"""Multiply-accumulates that all measurements together may take."""
 
 MAX_SAMPLES = 512
 
@@ -26,7 +26,7 @@ PROBE_PARTS = (0.1, 0.4)
 """Ranks at which the effect is measured, as parts of the break-even rank."""
 
 EXPONENTS = (0.5, 2.0)
-"""Bounds for the exponent: beyond them, two probes say more about noise than about the kernel."""
+"""Bounds for the exponent, because two probes do not average out noise."""
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -34,17 +34,16 @@ Outputs = Mapping[str, NDArray[Any]]
 def measure_sensitivities(
     engine: Engine, progress: Progress | None = None
 ) -> dict[str, Sensitivity]:
-    """Measures the effect of each kernel's truncation on the outputs, all others left as they are.
+    """Measures the effect of truncating each kernel alone on the outputs.
 
-    The Kullback-Leibler divergence (of outputs that are no distribution: half of the squared error
-    over the variance) at two ranks is fitted by ``scale * (curve[r] / curve[0]) ** exponent``.
+    The ``divergence`` at two ranks is fitted by ``scale * (curve[r] / curve[0]) ** exponent``.
 
     Args:
-        engine: Has calibration data.
+        engine: The engine; without calibration data nothing is measured.
         progress: Is told of every kernel.
 
     Returns:
-        By candidate name, for kernels that any rank would make smaller.
+        Sensitivities by candidate name, for kernels that some rank makes smaller.
     """
     if engine.calibration is None:
         return {}
@@ -62,16 +61,15 @@ def measure_sensitivities(
 
 
 def divergence(reference: Outputs, outputs: Outputs, logits: frozenset[str]) -> float:
-    """Returns how far outputs are from their reference, summed over the outputs of a model.
+    """Returns the distance of outputs from their reference, summed over the outputs of a model.
+
+    For distributions it is the mean Kullback-Leibler divergence in nats; for other outputs, half of
+    the squared error over the variance.
 
     Args:
         reference: Arrays by output name.
         outputs: Arrays by output name.
         logits: Outputs that are unnormalised log-probabilities, unless they are distributions.
-
-    Returns:
-        The mean Kullback-Leibler divergence of distributions, in nats; half of the squared error
-        over the variance of other outputs.
     """
     total = 0.0
     for name, expected in reference.items():

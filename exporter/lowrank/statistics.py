@@ -1,4 +1,4 @@
-"""Gathers the moments of kernels from calibration data, in batches: constant memory, any size."""
+"""Gathers the moments of kernels from calibration data, batch by batch in constant memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from exporter.graph.signature import Signature
 from exporter.graph.types import Tensor
 from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.linalg.moments import Accumulator, Fisher, Floats, Moments
+from exporter.lowrank.linalg.moments import Accumulator, Fisher, Moments
 
 Kernels = Mapping[str, Kernel]
 
@@ -35,12 +35,12 @@ def gather(
 
     Args:
         network: The original.
-        kernels: Kernels of it by candidate name; those with more than ``MAX_OUTPUTS`` are left out.
-        calibration: Is gone through once.
-        compressed: A copy in which earlier layers are compressed; None gathers of the original
-            alone.
+        kernels: Its kernels by candidate name; kernels with more outputs than ``MAX_OUTPUTS`` are
+            left out.
+        calibration: The data.
+        compressed: A copy in which earlier layers are compressed; None for the original alone.
         compressed_kernels: The same kernels in the copy.
-        fishers: What ``gather_fishers`` returned.
+        fishers: The result of ``gather_fishers``.
         advance: Is called after every batch.
 
     Returns:
@@ -91,21 +91,20 @@ def gather_fishers(
 ) -> dict[str, Fisher]:
     """Gathers the second moments of the loss gradient at the outputs of kernels.
 
-    The loss is the negative logarithm of what the model itself predicts, with labels sampled from
-    its predictions: their second moment is the Fisher information, which says how much the
-    predictions move (Martens and Grosse, 2015). Outputs that are no distribution count by their
-    squared error.
+    The loss is the negative log-likelihood of labels sampled from the model's own predictions, so
+    that the second moment is the Fisher information (Martens and Grosse, 2015). Outputs that are
+    no distribution count by their squared error.
 
     Args:
         network: The original.
-        kernels: Kernels of it by candidate name.
-        calibration: Is gone through once.
-        seed: Of the samples.
+        kernels: Its kernels by candidate name.
+        calibration: The data.
+        seed: Seed of the sampled labels.
         advance: Is called after every batch.
 
     Returns:
-        g x n x n by candidate name, summed over the positions of a sample; kernels whose outputs
-        cannot be reached, those of recurrent layers, are left out.
+        g x n x n by candidate name, summed over the positions of a sample. Kernels without
+        ``gradient_at`` are left out.
     """
     import tensorflow as tf
 
@@ -141,7 +140,7 @@ def gather_fishers(
 def _traced_outputs(
     signature: Signature, inputs: Mapping[str, Tensor], kernels: Kernels
 ) -> dict[str, Tensor]:
-    """Calls a model and returns each kernel's outputs, rows x g x n, in the order of the calls."""
+    """Calls a model and returns the outputs of kernels, rows x g x n, in the order of the calls."""
     import tensorflow as tf
 
     with called(kernel.layer for kernel in kernels.values()) as calls:
@@ -171,7 +170,7 @@ def _summary(left: Any, right: Any) -> tuple[Any, Any, Any, Any]:
 def _moments(
     folds: Mapping[str, tuple[Accumulator, Accumulator]], has_bias: bool, fisher: Fisher | None
 ) -> Moments:
-    """Returns the moments of all data, and of the part to fit on and the part to judge by."""
+    """Returns the moments of all data, with those of the two parts to fit on and to judge by."""
     whole = {part: first.merged(second) for part, (first, second) in folds.items()}
     moments = _part_moments(whole, has_bias, fisher)
     if any(not second.count for _, second in folds.values()):
@@ -186,27 +185,16 @@ def _moments(
 def _part_moments(
     sums: Mapping[str, Accumulator], has_bias: bool, fisher: Fisher | None
 ) -> Moments:
-    """Covariances where a bias can put the means right, second moments about zero elsewhere."""
-    y, z, cross = sums["y"], sums.get("z"), sums.get("zy")
-
-    def second(part: Accumulator | None) -> Floats | None:
-        if part is None:
-            return None
-        return part.covariance if has_bias else part.about_zero
-
-    def mean(part: Accumulator | None) -> Floats | None:
-        if part is None:
-            return None
-        return part.mean if has_bias else np.zeros_like(part.mean)
-
-    return Moments(
-        mean=np.asarray(mean(y)),
-        scatter=np.asarray(second(y)),
-        fisher=fisher,
-        compressed_mean=mean(z),
-        compressed_scatter=second(z),
-        cross=second(cross),
-    )
+    """Returns covariances where a bias can correct the means, otherwise moments about zero."""
+    found = {
+        name: (part.mean, part.covariance)
+        if has_bias
+        else (np.zeros_like(part.mean), part.about_zero)
+        for name, part in sums.items()
+    }
+    compressed_mean, compressed_scatter = found.get("z", (None, None))
+    _, cross = found.get("zy", (None, None))
+    return Moments(*found["y"], fisher, compressed_mean, compressed_scatter, cross)
 
 
 def _second_moment(kernel: Kernel, parts: Sequence[Any]) -> Any:

@@ -1,1 +1,1 @@
-"""Quantization that formats share: ranges of activations, estimated from calibration data."""
+"""Quantization that formats share: ranges, integer schemes and gauges."""

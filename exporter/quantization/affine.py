@@ -8,13 +8,7 @@ from exporter.graph.signature import Quantization
 
 
 def spread(low: float, high: float, dtype: DTypeLike) -> Quantization:
-    """Spreads a range over all integers of a type.
-
-    Args:
-        low: At most 0.
-        high: At least 0.
-        dtype: Of the integers.
-    """
+    """Spreads a range, whose ends are at most and at least 0, over all integers of a type."""
     limits = np.iinfo(dtype)
     scale = float(np.float32((high - low) / (limits.max - limits.min)))
     if scale < np.finfo(np.float32).tiny:
@@ -23,7 +17,7 @@ def spread(low: float, high: float, dtype: DTypeLike) -> Quantization:
 
 
 def to_integers(values: Array, quantization: Quantization, dtype: DTypeLike) -> Array:
-    """Rounds half to even, and clips to what integers of the type can hold."""
+    """Quantizes real numbers: rounds half to even and clips to the range of the type."""
     limits = np.iinfo(dtype)
     integers = np.rint(np.asarray(values, np.float64) / quantization.scale)
     clipped: Array = np.clip(integers + quantization.zero_point, limits.min, limits.max)
@@ -31,6 +25,6 @@ def to_integers(values: Array, quantization: Quantization, dtype: DTypeLike) -> 
 
 
 def to_reals(integers: Array, quantization: Quantization) -> Array:
-    """Returns the float32 numbers that integers stand for."""
+    """Dequantizes integers to float32."""
     steps = integers.astype(np.float64) - quantization.zero_point
     return (steps * quantization.scale).astype(np.float32)

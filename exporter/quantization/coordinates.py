@@ -1,7 +1,7 @@
 """Coordinates of the latent between two factors, K1 (m x r) and K2 (r x n).
 
 For any invertible R, ``K1 K2 = (K1 R) (R^-1 K2)``. The functions here return both factors in other
-coordinates; their product stays what it is.
+coordinates, with the same product.
 """
 
 import functools
@@ -16,27 +16,22 @@ from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.scheme import KernelFormat, levels
 
 _RIDGE = 1e-4
-"""Part of the mean variance of a latent that is added to each direction, for data may miss some."""
+"""Ridge of the moment of a latent, as a part of its mean variance: data may miss directions."""
 
 _STEPS = 100
 _RATE = 0.1
 _MOMENTUM = 0.9
-"""Of a descent; the rate is that of the change of R in its own size, and decays like a cosine."""
+"""Momentum of the descent. The rate is the relative change of R, with cosine decay."""
 
 _TINY = 1e-300
-"""Is added to what may be zero."""
+"""Keeps logarithms and divisions finite."""
 
 _POWER = 16
-"""Of the mean that stands for the largest step, which would be moved by one element alone."""
+"""Exponent of the mean that replaces the largest step, whose gradient has a single element."""
 
 
 def balanced(first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    """Returns factors of the same product that share its singular values, half and half.
-
-    Args:
-        first: m x r, where r is at most m and n.
-        second: r x n.
-    """
+    """Returns m x r and r x n factors of the same product with the roots of its singular values."""
     left, upper = np.linalg.qr(first)
     right, lower = np.linalg.qr(second.T)
     u, s, vt = np.linalg.svd(upper @ lower.T)
@@ -65,11 +60,11 @@ def whitened(first: Floats, second: Floats, moment: Floats) -> tuple[Floats, Flo
 
 @dataclass(frozen=True)
 class Steps:
-    """How large the steps between integers are.
+    """The sizes of the quantization steps.
 
     Attributes:
         kernels: The integers of both kernels.
-        latents_share: What shares a step of the latents: the ``"tensor"``, or a ``"row"``.
+        latents_share: Whether the ``"tensor"`` or a ``"row"`` of latents shares a step.
         activation_bits: Bits of a latent.
     """
 
@@ -81,17 +76,10 @@ class Steps:
 def refined(
     first: Floats, second: Floats, latents: Floats, energy: float, steps: Steps
 ) -> tuple[Floats, Floats]:
-    """Returns factors of the same product for which less noise is predicted.
+    """Returns factors of the same product with less predicted noise.
 
-    The logarithm of ``predicted_noise`` is lowered over R, from the identity, along its relative
-    gradient (Cardoso and Laheld, 1996): what R is multiplied by has the same effect wherever R is.
-
-    Args:
-        first: m x r.
-        second: r x n.
-        latents: Rows x r, of calibration data.
-        energy: Mean squared norm of what the first factor multiplies.
-        steps: Of the integers.
+    The logarithm of ``predicted_noise`` is minimized over R from the identity, along its relative
+    gradient (Cardoso and Laheld, 1996). For the arguments see ``predicted_noise``.
     """
     r = _descent(steps)(first, second, latents, energy).numpy()
     return first @ r, np.asarray(np.linalg.solve(r, second))
@@ -116,7 +104,7 @@ def _descent(steps: Steps) -> Any:
                 result = tf.math.log(noise + _TINY)
             slope = tf.matmul(r, tape.gradient(result, r), transpose_a=True)
             momentum = _MOMENTUM * momentum + slope
-            # Of orthogonal matrices it would be one.
+            # The size of an orthogonal matrix is one.
             size = tf.sqrt(tf.reduce_sum(momentum**2) / tf.cast(tf.shape(r)[0], tf.float64))
             decay = (1 + tf.cos(np.pi / _STEPS * tf.cast(step, tf.float64))) / 2
             r -= _RATE * decay * tf.math.divide_no_nan(r @ momentum, size)
@@ -128,21 +116,18 @@ def _descent(steps: Steps) -> Any:
 def predicted_noise(
     first: Tensor, second: Tensor, latents: Tensor, energy: Tensor, steps: Steps
 ) -> Tensor:
-    """Predicts what integers add to the outputs of two factors.
+    """Predicts the expected squared norm of the noise that integers add to the outputs.
 
-    Rounding to steps of size s adds noise of variance s^2 / 12. In 8 bits the steps of a symmetric
-    kernel are a 127th of its largest magnitude, those of the latents a 255th of their range. What
-    is added to a latent counts by the squared norm of its row of K2.
+    Rounding to steps of size s adds noise of variance s^2 / 12. In 8 bits the step of a symmetric
+    kernel is a 127th of its largest magnitude, the step of the latents a 255th of their range. The
+    noise of a latent is weighted by the squared norm of its row of K2.
 
     Args:
         first: m x r.
         second: r x n.
-        latents: Rows x r.
-        energy: Mean squared norm of what the first factor multiplies.
-        steps: Of the integers.
-
-    Returns:
-        The expected squared norm of the noise, as a tensor.
+        latents: Rows x r, on calibration data.
+        energy: Mean squared norm of the inputs of the first factor.
+        steps: The sizes of the quantization steps.
     """
     import tensorflow as tf
 
@@ -168,7 +153,7 @@ def _kernel_steps(kernel: Tensor, kernels: KernelFormat) -> Tensor:
 
 
 def _joint(sizes: Tensor, shared_by: str) -> Tensor:
-    """Returns sizes of steps, or of as many that are about as large as the largest."""
+    """Returns sizes of steps; where a tensor shares one, about the largest for each."""
     import tensorflow as tf
 
     if shared_by != "tensor":
@@ -179,9 +164,9 @@ def _joint(sizes: Tensor, shared_by: str) -> Tensor:
 
 
 def random_rotation(size: int, generator: np.random.Generator) -> Floats:
-    """Draws an orthogonal matrix, which spreads each axis evenly over all where one is known.
+    """Draws an orthogonal matrix: a Hadamard matrix with random signs, or a uniform one.
 
-    Where there is a Hadamard matrix it is that one with random signs, and otherwise one of any.
+    A Hadamard matrix spreads each axis evenly over all axes.
     """
     hadamard = hadamard_matrix(size)
     if hadamard is None:
@@ -192,9 +177,9 @@ def random_rotation(size: int, generator: np.random.Generator) -> Floats:
 
 
 def hadamard_matrix(size: int) -> Floats | None:
-    """Returns a matrix of 1 and -1 whose rows are orthogonal; None if none is known here.
+    """Returns a matrix of 1 and -1 with orthogonal rows; None if no construction here gives one.
 
-    Sylvester doubles a matrix; Paley makes one of size q + 1 for each prime q = 4k - 1.
+    Sylvester's construction doubles a matrix; Paley's has size q + 1 for each prime q = 4k - 1.
     """
     if size in {1, 2}:
         return np.array([[1.0, 1.0], [1.0, -1.0]])[:size, :size]

@@ -1,7 +1,7 @@
-"""Equalization across activations: the sizes of the channels between two linear layers.
+"""Cross-layer equalization: rescales the channels between two linear layers.
 
-Where ``f(s x) = s f(x)`` for every s > 0, as of ReLU, a layer may make each channel s times as
-large, and the next one multiply it by an s-th (Nagel et al., 2019): in float nothing changes.
+Where ``f(s x) = s f(x)`` for every s > 0, as for ReLU, a layer may make each channel s times as
+large, and the next one divide by s (Nagel et al., 2019): in float nothing changes.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.linalg.moments import Floats
 
 _HALVINGS = 8
-"""How often the largest rows of a kernel are lowered by half."""
+"""Number of times that the largest rows of a kernel are halved."""
 
 
 def sources(network: Network) -> dict[int, Layer]:
-    """Finds the layers that have scales in common with the one before.
+    """Finds the layers that can take over scales of the input of a linear layer.
 
     Returns:
-        By identity of a linear layer, the one whose outputs are its inputs, and nobody else's.
+        By identity of each linear layer, the layer whose outputs are its inputs alone.
     """
     before = {id(layer): (source, layer) for _, source, layer in network.links}
     found = {}
@@ -45,16 +45,16 @@ def _is_scalable(layer: Layer) -> bool:
 
 
 def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats]:
-    """Yields scales of channels that lower the largest rows of a kernel, and cost nothing before.
+    """Yields scales of channels that lower the largest rows of a kernel at no cost for the source.
 
-    No scale is below one, nor such that a channel would be the largest of the source's kernel or of
-    its results: these take the steps that they took.
+    No scale is below one, and none makes a channel the largest of the source's kernel or outputs:
+    their quantization steps stay as they are.
 
     Args:
         source: A layer that ``sources`` found.
-        inputs: What comes of it on calibration data; its last axis is that of the channels, once or
-            several times.
-        first: The kernel that the inputs are multiplied by, of which each channel has some rows.
+        inputs: Its outputs on calibration data; the last axis has its channels once or several
+            times.
+        first: The kernel that the inputs are multiplied by, with some rows for each channel.
     """
     kernel = np.abs(source.kernel.numpy().astype(np.float64))
     channels = kernel.shape[-1]
@@ -63,7 +63,7 @@ def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats
     rows = np.abs(first).reshape(-1, channels, first.shape[-1]).max(axis=(0, 2))
     if not rows.any():
         return
-    # Of channels without values: any.
+    # A channel without values may have any scale.
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.fmin(before.max() / before, results.max() / results)
     for halving in range(1, _HALVINGS + 1):
@@ -71,6 +71,6 @@ def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats
 
 
 def scale(source: Layer, scales: Floats) -> None:
-    """Has a layer make each channel as many times as large."""
+    """Multiplies the output channels of a layer by scales."""
     for weight in source.weights:
         weight.assign(weight.numpy() * scales)

@@ -1,10 +1,10 @@
-"""The gauge: which of the many pairs of factors of one product is kept, for integers.
+"""Chooses the gauge of a model: for each product, the factor pair with the least int8 error.
 
-A factorized layer is ``y = (x K1) K2 + b``. For any invertible R, ``(x K1 R) (R^-1 K2)`` is the
-same in float, but not in integers, where all numbers of a tensor share one step: the more alike the
-sizes of its columns, the smaller the error. ``(x K1 - c) K2 + (b + c K2)`` is the same in float
-too, and its latent is smaller where c is the mean. R and c are chosen layer by layer, by the error
-of the layer's outputs in simulated integers; so are scales of x, which the layer before takes over.
+A factorized layer is ``y = (x K1) K2 + b``. For any invertible R, ``(x K1 R) (R^-1 K2)`` is equal
+in float. In integers all numbers of a tensor share one step, so the error is smaller if its columns
+are of similar size. ``(x K1 - c) K2 + (b + c K2)`` is equal in float too, and its latent is smaller
+if c is the mean. R, c, and scales of x, which the layer before takes over, are chosen layer by
+layer by the error of the layer's outputs in simulated integers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +29,13 @@ from exporter.quantization.scheme import IntegerScheme
 from exporter.quantization.simulation import Simulation, linear_layers
 
 GAUGE_SAMPLES = 500
-"""Calibration samples that a gauge is chosen on."""
+"""Number of calibration samples that a gauge is chosen on."""
 
 ATTEMPTS = 3
-"""How often the layers are gone through, each time with other rotations."""
+"""Number of passes over the layers, each with other rotations."""
 
 _MOST_BYTES = 2**30
-"""Of the inputs of all layers, which share them alike, and have one batch at least."""
+"""Memory for the inputs of all pairs, in equal shares, of one batch at least."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,11 @@ class GaugeReport:
     """The gauges of a model.
 
     Attributes:
-        scheme: The activations of the integers that they were chosen for: ``"dynamic"`` or
-            ``"static"``.
-        layers: One entry for each kernel whose factors have a choice.
-        snr_before: Signal to noise ratio of the model's outputs in simulated integers as cut, in
-            decibels.
-        snr_after: The same ratio in the gauges.
+        scheme: ``"dynamic"`` or ``"static"`` activations of the integer scheme.
+        layers: One entry for each factor pair.
+        snr_before: Signal to noise ratio of the model's outputs in simulated integers, with the
+            factors as cut, in decibels.
+        snr_after: The ratio with the chosen factors.
     """
 
     scheme: Literal["dynamic", "static"]
@@ -59,12 +58,7 @@ class GaugeReport:
 
 @dataclass(frozen=True)
 class Gauged:
-    """A compressed model of the same function whose factors have less error in integers.
-
-    Attributes:
-        compressed: With a model and weights of its own.
-        report: What was chosen.
-    """
+    """A copy of a compressed model whose factors have less error in integers, and its report."""
 
     compressed: Compressed
     report: GaugeReport
@@ -79,28 +73,27 @@ def regauge(
     seed: int = 0,
     attempts: int = ATTEMPTS,
 ) -> Gauged:
-    """Chooses the gauge of each layer whose factors meet in a latent that nothing else sees.
+    """Chooses the gauge of each factor pair whose latent has no other use.
 
-    The others stay as they are: layers with groups, or recurrent, or of U, S and V.
+    Layers with groups, recurrent layers, and factors U, S and V stay as they are.
 
     Args:
         compressed: The model; it is not changed.
-        calibration: Inputs, of which the first ``GAUGE_SAMPLES`` are looked at.
-        scheme: How the model is to be quantized.
-        granularity: Whether kernels will have one scale, or one an output channel.
-        seed: Of the rotations.
-        attempts: How often all layers are gone through, with other rotations. The best model is
-            kept: what layers lose each on their own is not what they lose together.
+        calibration: Calibration data; the first ``GAUGE_SAMPLES`` are used.
+        scheme: The integer scheme of the quantized model.
+        granularity: The granularity of the scales of kernels.
+        seed: Seed of the rotations.
+        attempts: Number of passes over all layers, with other rotations. The best model is kept:
+            errors of single layers do not add up to the error of the model.
 
     Returns:
-        A copy. Where its outputs would lose more in simulated integers than before, its factors
-        are those that were cut.
+        A copy, with the factors as cut if no attempt has less error in simulated integers.
     """
     calibration = calibration.head(GAUGE_SAMPLES)
     simulation = Simulation(compressed.network, calibration, scheme, granularity)
-    # Rounding to 16 bits costs nothing, so the range of a latent would not count. But data outside
-    # the calibrated range are clipped: pairs chosen for 16 bits lost 1.4 to 1.8 dB on fresh data.
-    # Of kernels in 4 bits, pairs chosen for 8 bits are sometimes better together.
+    # Pairs are chosen for activations of 8 bits: pairs chosen for 16 bits lost 1.4 to 1.8 dB on
+    # fresh data, because the range of a latent hardly counts and more data are clipped.
+    # For kernels in 4 bits, pairs chosen for 8 bits are sometimes better together.
     widths = dict.fromkeys((scheme.weight_bits, 8))
     schemes = [replace(scheme, weight_bits=bits, activation_bits=8) for bits in widths]
     before = simulation.snr(compressed.network)
@@ -108,7 +101,7 @@ def regauge(
     def attempt(seed: int, scheme_of_pairs: IntegerScheme) -> Gauged:
         copy, generator = compressed.copy(), np.random.default_rng(seed)
         layers, means = [], {}
-        # One at a time: the next one may begin with the factor that this one ends with.
+        # Pairs may overlap: the next one may begin with the second factor of this one.
         for pair in _factor_pairs(copy, calibration, scheme_of_pairs, granularity):
             layers.append(pair.choose(generator))
             means[id(pair.layers[0])] = pair.mean
@@ -132,7 +125,7 @@ def _factor_pairs(
     scheme: IntegerScheme,
     granularity: Granularity,
 ) -> Iterator[FactorPair]:
-    """Yields the factors of which the second is given exactly what the first makes."""
+    """Yields the factor pairs whose second layer takes exactly the outputs of the first."""
     found = list(_consecutive(compressed))
     pairs = [layers for _, _, layers in found]
     network = compressed.network
@@ -151,7 +144,7 @@ def _factor_pairs(
 def _consecutive(
     compressed: Compressed,
 ) -> Iterator[tuple[str, tuple[Variable, Variable], tuple[Layer, Layer]]]:
-    """Yields names, weights and layers of factors that follow one another."""
+    """Yields names, weights and layers of consecutive factors."""
     owners = {
         id(variable): layer
         for layer in linear_layers(compressed.network)
@@ -180,7 +173,7 @@ def with_latent_biases(compressed: Compressed) -> Compressed:
 
 
 def _centred(compressed: Compressed, means: Mapping[int, Floats | None]) -> Compressed:
-    """Copies a model, with biases that take means off the outputs of layers, by their identity."""
+    """Copies a model with biases that subtract means, by the identity of the layer."""
     replacements = {}
     for path, layer in compressed.network.layers.items():
         mean = means.get(id(layer))
@@ -193,13 +186,13 @@ def _centred(compressed: Compressed, means: Mapping[int, Floats | None]) -> Comp
 
 
 def _is_plain(layer: Layer) -> bool:
-    """Tells whether a layer multiplies the last axis of its input, or windows along it."""
+    """Tells whether a layer multiplies the last axis of its input, or windows, by one matrix."""
     ungrouped = getattr(layer, "groups", 1) == 1
     return kind_of(layer).holds_factor and is_channels_last(layer) and ungrouped
 
 
 def _gives_latent(layer: Layer) -> bool:
-    """Tells whether a layer gives the plain product, the columns of its kernel as the last axis."""
+    """Tells whether a layer is linear without bias, its last output axis that of its kernel."""
     operands, _, output = getattr(layer, "equation", "r->r").partition("->")
     linear = getattr(layer.activation, "__name__", "linear") == "linear"
     return layer.bias is None and linear and output.endswith(operands[-1])
@@ -208,10 +201,9 @@ def _gives_latent(layer: Layer) -> bool:
 def _inputs_of(
     network: Network, pairs: Sequence[tuple[Layer, Layer]], calibration: Calibration
 ) -> list[Tensor | None]:
-    """Returns what goes into the first layer of each pair.
+    """Returns the inputs of the first layer of each pair, or None if the second has others.
 
-    It is None where the results of that layer do not go to the other one. Of a layer that is called
-    on several sizes, only the inputs of the first size are returned.
+    If a layer is called on several sizes, only the inputs of the first size are returned.
     """
     import tensorflow as tf
 

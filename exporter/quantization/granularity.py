@@ -1,27 +1,27 @@
-"""One scale a tensor or one a channel: what either costs in bytes, and in error."""
+"""Chooses between one scale for each tensor and one for each channel, by bytes and error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 WORTHWHILE_DB = 3.0
-"""What a channel's own scale must gain, for it takes more bytes: the error in half its power."""
+"""Decibels that one scale for each channel must gain, because it takes more bytes."""
 
 Granularity = Literal["tensor", "channel"]
 
 SMALL_KERNEL = 1024
-"""Elements below which quantizers may leave a kernel in float32: there is nothing to gain."""
+"""Elements below which quantizers may leave a kernel in float32."""
 
 
 @dataclass(frozen=True)
 class GranularityTrial:
-    """An artifact whose weights were quantized one way.
+    """An artifact of one granularity.
 
     Attributes:
-        granularity: What has a scale of its own.
+        granularity: The granularity of the scales of its weights.
         size: Bytes of the artifact.
-        snr_db: Signal to noise ratio on calibration data in decibels, of the worst output; None
-            where there are no such data.
+        snr_db: Signal to noise ratio of the worst output on calibration data, in decibels; None
+            without calibration data.
     """
 
     granularity: Granularity
@@ -30,7 +30,7 @@ class GranularityTrial:
 
 
 def to_try(asked: str) -> tuple[Granularity, ...]:
-    """Returns what is tried: what was asked for, or both for ``"auto"``."""
+    """Returns the granularities to try: the one asked for, or both for ``"auto"``."""
     both: tuple[Granularity, ...] = ("tensor", "channel")
     return tuple(each for each in both if asked in {each, "auto"})
 

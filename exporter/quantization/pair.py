@@ -1,4 +1,4 @@
-"""Chooses, for integers, among the pairs of factors that have the same product."""
+"""Chooses the factor pair with the least int8 error among pairs with the same product."""
 
 import math
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from exporter.quantization.simulation import kernel_format, round_inputs, round_
 AS_CUT = "as cut"
 
 _LEAST_GAIN = 0.5
-"""Decibels that taking off a mean has to gain: the bias makes the artifact larger."""
+"""Decibels that removing a mean must gain, because the new bias makes the artifact larger."""
 
 _MOST_ROWS = 4096
-"""Of latents that ranges are predicted from."""
+"""Most rows of latents for which noise is predicted."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,15 @@ class LayerGauge:
     """The gauge of one kernel's factors.
 
     Attributes:
-        name: Of the kernel in the plan; of the layer of the first factor, where there are three.
-        gauge: ``"as cut"``; ``"balanced"``, where both factors have the square roots of the
-            singular values of their product; or ``"whitened"``, where the singular values are those
-            of the product of whitened latents. The last two may be followed by ``", rotated"``. Any
-            of them may be followed by ``", equalized"``, where the layer before took over scales of
-            channels; by ``", centred"``, where a bias removes the mean of the latent; and by
-            ``", refined"``, where a descent lowered the predicted noise.
+        name: The kernel in the plan; with three factors, the layer of the first factor.
+        gauge: ``"as cut"``; ``"balanced"``, with the square roots of the product's singular values
+            in both factors; or ``"whitened"``, the same for whitened latents. ``", rotated"`` may
+            follow the last two, and any of them ``", equalized"`` (the layer before took over
+            scales of channels), ``", centred"`` (a bias removes the mean of the latent) and
+            ``", refined"`` (a descent lowered the predicted noise).
         snr_before: Signal to noise ratio of the layer's outputs in simulated integers, with the
             factors as cut, in decibels.
-        snr_after: The same ratio with the factors that were chosen.
+        snr_after: The ratio with the chosen factors.
     """
 
     name: str
@@ -60,13 +59,12 @@ class _PairTrial(NamedTuple):
 
 
 class FactorPair:
-    """Two factors with nothing but a latent between them.
+    """Two factors with only a latent between them.
 
     Attributes:
         layers: The Keras layers that multiply by the factors.
-        mean: The mean of the chosen latent, which a new bias of the first layer has to subtract;
-            the bias of the second layer already adds its effect again. None if nothing is to be
-            subtracted.
+        mean: The mean of the latent that a new bias of the first layer has to subtract, or None.
+            The bias of the second layer makes up for it already.
     """
 
     def __init__(
@@ -83,13 +81,13 @@ class FactorPair:
         """Takes the factors as they were cut.
 
         Args:
-            name: Of the entry.
+            name: Name of the report's entry.
             weights: The weights that hold the factors.
             layers: The Keras layers that multiply by them.
-            inputs: What goes into the first of them on calibration data.
-            source: The layer whose channels these are, if it can make them larger; or None.
-            scheme: Of the integers.
-            granularity: Of the scales of kernels.
+            inputs: Inputs of the first layer on calibration data.
+            source: The layer that can scale the channels of the inputs, or None.
+            scheme: The integer scheme.
+            granularity: The granularity of the scales of kernels.
         """
         self._name, self._weights, self.layers = name, weights, layers
         self._inputs, self._source = inputs, source
@@ -105,7 +103,7 @@ class FactorPair:
         self._expected = self._outputs(layers[0](inputs))
 
     def choose(self, generator: np.random.Generator) -> LayerGauge:
-        """Sets the factors to the best pair that is found, and scales the source to suit them."""
+        """Sets the factors to the best pair, and scales the source accordingly."""
 
         def tried(
             gauge: str,
@@ -155,12 +153,7 @@ class FactorPair:
             yield f"{gauge}, rotated", (first @ rotation, rotation.T @ second)
 
     def _refined(self, pair: tuple[Floats, Floats], latents: Floats) -> tuple[Floats, Floats]:
-        """Returns the pair moved on to where the least noise is predicted.
-
-        Args:
-            pair: The factors.
-            latents: What is rounded between them, rows x r.
-        """
+        """Returns a pair with less predicted noise, given its latents, rows x r."""
         import tensorflow as tf
 
         every = -(-len(latents) // _MOST_ROWS)
@@ -204,18 +197,18 @@ class FactorPair:
 
     @property
     def _can_be_centred(self) -> bool:
-        """Tells whether the bias of the second factor can make good for any mean of the latent."""
+        """Whether the bias of the second layer can make up for any mean of the latent."""
         _, last = self.layers
         if self._bias is None:
             return False
         window = math.prod(getattr(last, "kernel_size", ()))
-        # Zeros that a convolution pads the latent with have no mean.
+        # The zeros that a convolution pads the latent with must not be shifted.
         padded = window > 1 and last.padding != "valid"
         size = window * math.prod(self._bias.shape)
         return not padded and math.prod(self._second_shape[1:]) == size
 
     def _effect(self, mean: Floats, second: Floats) -> Floats:
-        """Returns what a mean of the latent adds to all outputs."""
+        """Returns the effect of a mean of the latent on all outputs."""
         effect: Floats = (mean @ second).reshape(-1, *self._bias.shape).sum(axis=0)
         return effect
 

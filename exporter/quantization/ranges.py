@@ -1,8 +1,7 @@
-"""Ranges of activations, estimated from what calibration data show.
+"""Estimates the ranges of activations from calibration data.
 
-An integer with b bits can stand for 2^b values between the ends of a range. A wide range has a
-coarse step; a narrow one clips. Every range holds zero, which then has an integer of its own:
-padding, and the zeros of a ReLU, cost nothing.
+An integer of b bits represents 2^b values between the ends of a range. A wide range has a coarse
+step; a narrow one clips. Every range includes zero, so that zero has no error.
 """
 
 import math
@@ -16,39 +15,36 @@ from exporter.data import Array
 from exporter.errors import DataError, RecipeError
 
 BINS = 4096
-"""Most bins of a histogram; more than half of them are used. TensorRT has 2048."""
+"""Most bins of a histogram; more than half of them are used. TensorRT uses 2048."""
 
 PERCENTILE = 99.99
-"""Part of the values that the ``percentile`` range holds, in percent.
+"""Part of the values within the ``percentile`` range, in percent.
 
-One of those that Wu et al. compare ("Integer Quantization for Deep Learning Inference", 2020). Less
-clips what is no outlier; ONNX Runtime's 99.999 clips nothing of fewer than 100,000 values, and
-small layers give no more.
+Wu et al. compare it with others ("Integer Quantization for Deep Learning Inference", 2020). ONNX
+Runtime's 99.999 clips none of fewer than 100,000 values, which is common for small layers.
 """
 
 _SHRINKS = 2.0 ** -(np.arange(96) / 16)
-"""Candidates for an end of the ``mse`` range, as parts of the observed one: down to 1/64 in steps
-of 4 %. Outliers beyond that are rare, and near its minimum the error is flat."""
+"""Candidates for an end of the ``mse`` range, as parts of the observed end, in steps of 4 %."""
 
 _ENTROPY_CANDIDATES = 128
 
 _EMPTY_BIN = 1e-4
-"""How many samples an empty bin counts for in a divergence, which would be infinite otherwise;
-the value is ONNX Runtime's."""
+"""Count of an empty bin, for the divergence to be finite; the value is ONNX Runtime's."""
 
 _SPIKE = 10
-"""How many times as high as its neighbours a bin is that is no part of a density."""
+"""Ratio to its neighbours from which on a bin is a spike, not part of a density."""
 
 _FINEST = -1022
 """Exponent of the smallest normal float64."""
 
 
 class Observer:
-    """Sees the values of a tensor batch by batch, and estimates their range.
+    """Observes the values of a tensor batch by batch, and estimates their range.
 
-    It keeps the smallest and the largest value and a histogram, whatever the number of values. The
-    edges of its bins are multiples of a power of two. When values do not fit, that power is
-    doubled and neighbours are merged, which is exact: the order of batches makes no difference.
+    It keeps the smallest and the largest value and a histogram. The edges of the bins are multiples
+    of a power of two. When values do not fit, the power is doubled and neighbours are merged, which
+    is exact: the order of batches makes no difference.
     """
 
     def __init__(self) -> None:
@@ -58,14 +54,7 @@ class Observer:
         self._counts = np.zeros(1, np.int64)
 
     def observe(self, values: Array) -> None:
-        """Adds a batch.
-
-        Args:
-            values: Real numbers, of any shape.
-
-        Raises:
-            DataError: If one of them is infinite or NaN.
-        """
+        """Adds a batch of any shape; raises DataError if a value is infinite or NaN."""
         flat = np.asarray(values, dtype=np.float64).ravel()
         wrong = flat.size - np.count_nonzero(np.isfinite(flat))
         if wrong:
@@ -87,11 +76,11 @@ class Observer:
     def range(self, method: str, bits: int = 8) -> tuple[float, float]:
         """Returns the ends of the range: the low one at most, the high one at least 0.
 
-        Neither lies beyond the values observed. Both are 0 if all of those were 0.
+        Neither lies beyond the observed values and zero.
 
         Args:
             method: One of ``METHODS``.
-            bits: Of the integers.
+            bits: Bits of the integers.
 
         Raises:
             RecipeError: If the method is unknown.
@@ -104,21 +93,15 @@ class Observer:
             raise DataError("A range can only be estimated from data. Received: no values.")
         if self._low == self._high:
             return 0.0, 0.0
-        unit = -self._exponent
-        histogram = Histogram(
-            self._counts,
-            self._first,
-            self._total,
-            math.ldexp(self._low, unit),
-            math.ldexp(self._high, unit),
-        )
+        ends = (math.ldexp(end, -self._exponent) for end in (self._low, self._high))
+        histogram = Histogram(self._counts, self._first, self._total, *ends)
         low, high = (math.ldexp(end, self._exponent) for end in estimate(histogram, 2**bits))
         return max(low, self._low), min(high, self._high)
 
     def _widen(self) -> None:
         """Makes the bins as wide as the values observed so far need them."""
         largest = max(self._high, -self._low)
-        # No smaller power of two can do: BINS of them must reach beyond the largest.
+        # No smaller power of two suffices: BINS bins must reach beyond the largest value.
         exponent = max(self._exponent, math.frexp(largest)[1] - BINS.bit_length() + 1)
         while self._bin(self._high, exponent) - self._bin(self._low, exponent) >= BINS:
             exponent += 1
@@ -138,9 +121,9 @@ class Histogram:
     """Counts of the values other than zero; one bin is the unit of length.
 
     Attributes:
-        counts: By bin; zero is an edge between two, or the end of one.
+        counts: Counts by bin; zero is an edge.
         first: Lower edge of the first bin.
-        total: How many values there were, with the zeros.
+        total: Number of values, including zeros.
         low: The smallest value, or 0.
         high: The largest value, or 0.
     """
@@ -158,11 +141,11 @@ class Histogram:
 
     @cached_property
     def smooth_counts(self) -> Array:
-        """Counts without spikes, which get the median of their neighbourhood.
+        """Counts with the median of the neighbourhood in place of spikes.
 
-        Divergences are of densities. A value that many samples share exactly, such as what a
-        convolution makes of an empty background, would decide alone: levels smear it, unless they
-        are finer than bins. NVIDIA's pytorch-quantization does the same to the bin of zeros.
+        A value that many samples share exactly, such as that of an empty background, is no part of
+        a density and would dominate the divergence. NVIDIA's pytorch-quantization treats the bin of
+        zeros in the same way.
         """
         neighbours = np.lib.stride_tricks.sliding_window_view(np.pad(self.counts, 2), 5)
         medians = np.median(neighbours, axis=1)
@@ -170,7 +153,7 @@ class Histogram:
 
 
 def _minmax(histogram: Histogram, levels: int) -> tuple[float, float]:
-    """Clips nothing."""
+    """Returns the observed ends: clips nothing."""
     del levels
     return histogram.low, histogram.high
 
@@ -189,11 +172,10 @@ def _percentile(histogram: Histogram, levels: int) -> tuple[float, float]:
 
 
 def _mse(histogram: Histogram, levels: int) -> tuple[float, float]:
-    """Minimizes the squared error of quantization: of rounding and of clipping.
+    """Minimizes the squared error of rounding and of clipping.
 
-    The ends are searched in turn until neither moves. The cost of clipping is convex in each end,
-    that of rounding (nearly the square of the width) in both, so this leads to the minimum. It
-    starts at the range that clips nothing, and no step makes it worse.
+    The ends are searched in turn until neither moves. The error of clipping is convex in each end,
+    the error of rounding (nearly the square of the width) in both, so this finds the minimum.
     """
     ends = [histogram.low, histogram.high]
     least = math.inf
@@ -221,14 +203,14 @@ def _squared_errors(histogram: Histogram, ranges: Array, levels: int) -> Array:
     Args:
         histogram: The values.
         ranges: Low and high ends, c x 2.
-        levels: How many values an integer can stand for.
+        levels: Number of integers.
 
     Returns:
-        Of c ranges, in squared widths of a bin.
+        The errors of c ranges, in squared widths of a bin.
     """
     low, high = ranges[:, :1], ranges[:, 1:]
     step = (high - low) / (levels - 1)
-    # As runtimes do, so that zero is one of the levels: it moves the range by part of a step.
+    # Runtimes round the zero point, which moves the range by part of a step.
     zero_point = np.rint(-low / step)
     inside = np.clip(histogram.edges, -zero_point * step, (levels - 1 - zero_point) * step)
     steps = inside / step
@@ -246,8 +228,7 @@ def _cube(values: Array) -> Array:
 def _entropy(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Minimizes the divergence of the quantized from the observed distribution.
 
-    S. Migacz, "8-bit Inference with TensorRT", 2017. A threshold clips both sides, if the values
-    reach so far: a range that ends at zero keeps that end.
+    S. Migacz, "8-bit Inference with TensorRT", 2017. One threshold clips both sides.
     """
     counts, first = histogram.smooth_counts, histogram.first
     last = first + len(counts)
@@ -271,15 +252,15 @@ def _divergence(kept: Array, below: int, above: int, levels: int) -> float:
 
     Args:
         kept: Counts within the range.
-        below: Count of values under it, which clipping moves to its first bin.
-        above: Count of values over it, which clipping moves to its last bin.
-        levels: How many groups of bins can be told apart after quantization.
+        below: Number of values below it, which clipping moves to its first bin.
+        above: Number of values above it, which clipping moves to its last bin.
+        levels: Number of integers.
     """
     observed = kept.astype(np.float64)
     observed[0] += below
     observed[-1] += above
     level = np.arange(len(kept)) * levels // len(kept)
-    # A level is spread over those of its bins that are not empty.
+    # A level is spread over its bins that are not empty.
     sums = np.bincount(level, kept)
     occupied = np.bincount(level, kept > 0)
     spread = np.where(kept > 0, (sums / np.maximum(occupied, 1))[level], _EMPTY_BIN)

@@ -1,4 +1,4 @@
-"""How a runtime computes in integers."""
+"""Integer schemes: how a runtime computes in integers."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,21 +8,20 @@ from exporter.quantization.granularity import Granularity
 
 @dataclass(frozen=True)
 class IntegerScheme:
-    """Which numbers of a model become integers, and of how many bits.
+    """The numbers of a model that become integers, and their bits.
 
     Attributes:
-        activations: ``"dynamic"``: the inputs of linear layers become integers when these are
-            called, with ranges that are taken then. ``"static"``: every activation has one range,
-            which calibration data showed.
+        activations: ``"dynamic"`` quantizes the inputs of linear layers by their own range at each
+            call; ``"static"`` quantizes every activation by its range on calibration data.
         weight_bits: Bits of a kernel; 8 where the runtime has no operator for fewer.
         activation_bits: Bits of an activation.
         symmetric: The granularities at which the integers of kernels are symmetric about zero. At
             others the range of the weights is spread over all integers.
-        dynamic_range: What shares a dynamic range: a ``"row"`` (for convolutions: a sample), or the
-            ``"batch"``.
-        convolutions: The granularity of kernels of convolutions, if it is not free.
-        smallest_kernel: Elements below which a kernel, and what it multiplies, stay in float.
-        float_sums: Whether the sums of dense layers stay in float unless another operator takes
+        dynamic_range: Whether a ``"row"`` (for convolutions: a sample) or the ``"batch"`` shares a
+            dynamic range.
+        convolutions: The granularity of kernels of convolutions, if it is fixed.
+        smallest_kernel: Elements below which a kernel and its inputs stay in float.
+        float_sums: Whether the outputs of dense layers stay in float unless another operator takes
             them as integers.
     """
 
@@ -38,13 +37,7 @@ class IntegerScheme:
 
 @dataclass(frozen=True)
 class KernelFormat:
-    """The integers that a kernel is rounded to.
-
-    Attributes:
-        granularity: What shares a scale.
-        bits: Bits of an integer.
-        symmetric: Whether they are symmetric about zero.
-    """
+    """The integers of a kernel: granularity of scales, bits, and symmetry about zero."""
 
     granularity: Granularity
     bits: int = 8
@@ -52,5 +45,5 @@ class KernelFormat:
 
 
 def levels(bits: int) -> int:
-    """Returns how many steps lie between the least and the greatest integer of so many bits."""
+    """Returns the number of steps between the least and the greatest integer of some bits."""
     return int(2**bits - 1)

@@ -1,7 +1,7 @@
-"""Simulates what runtimes compute in integers, in float: each number at its nearest step.
+"""Simulates integer runtimes in float: each number is rounded to its nearest step.
 
-``IntegerScheme`` says which numbers are rounded. Biases are not: they have 32 bits. That LiteRT has
-symmetric 16-bit activations costs them at most one bit, and is left out.
+``IntegerScheme`` tells which numbers are rounded. Biases are not: they have 32 bits. The symmetry
+of LiteRT's 16-bit activations, which costs one bit at most, is not simulated.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 
 def linear_layers(network: Network) -> Iterator[Layer]:
-    """Yields the layers of a network, and those within them, that multiply by a kernel at once."""
+    """Yields the layers of a network, and the layers within them, that multiply by a kernel."""
     for layer in network.layers.values():
         for part in with_parts(layer):
             if kind_of(part).output_axes:
@@ -30,13 +30,7 @@ def linear_layers(network: Network) -> Iterator[Layer]:
 
 
 def round_weights(array: NDArray[Any], axes: tuple[int, ...], kernel: KernelFormat) -> NDArray[Any]:
-    """Rounds a kernel to integers times a scale.
-
-    Args:
-        array: The kernel.
-        axes: Along which each index is a channel.
-        kernel: Of the integers.
-    """
+    """Rounds a kernel, whose channels lie along some axes, to integers times a scale."""
     others = None
     if kernel.granularity == "channel":
         others = tuple({*range(array.ndim)} - {axis % array.ndim for axis in axes})
@@ -56,13 +50,10 @@ def round_weights(array: NDArray[Any], axes: tuple[int, ...], kernel: KernelForm
 
 
 def round_activations(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """Rounds a TensorFlow tensor to all steps of so many bits between two ends.
-
-    Zero is one of the steps.
-    """
+    """Rounds a tensor to the steps of some bits between two ends; zero is one of the steps."""
     import tensorflow as tf
 
-    # In half precision the steps themselves would be rounded.
+    # Half precision would round the steps themselves.
     wide, low, high = (tf.cast(each, tf.float32) for each in (values, low, high))
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
     scale = tf.maximum((high - low) / levels(bits), np.finfo(np.float32).tiny)
@@ -72,15 +63,9 @@ def round_activations(values: Tensor, low: Tensor, high: Tensor, bits: int) -> T
 
 
 def round_inputs(layer: Layer, values: Tensor, scheme: IntegerScheme) -> Tensor:
-    """Rounds what goes into a linear layer, in the ranges that the values themselves have.
+    """Rounds the inputs of a linear layer by their own range, if its kernel becomes integers.
 
-    Where the kernel stays as it is, so do they.
-
-    Args:
-        layer: The layer.
-        values: A tensor of its inputs.
-        scheme: Of the integers. Where rows have ranges, convolutions take theirs from the whole
-            sample.
+    Where rows have ranges, a convolution takes the range of the whole sample.
     """
     import tensorflow as tf
 
@@ -102,7 +87,7 @@ def _is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
 
 
 def kernel_format(layer: Layer, scheme: IntegerScheme, granularity: Granularity) -> KernelFormat:
-    """Returns the integers of a layer's last kernel, if that becomes integers."""
+    """Returns the integers of a layer's last kernel, if it becomes integers."""
     if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
         granularity = scheme.convolutions
     bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
@@ -122,7 +107,7 @@ def round_kernels(layer: Layer, scheme: IntegerScheme, granularity: Granularity)
 
 
 class Simulation:
-    """Judges models by their outputs in simulated integers, against one of them in float."""
+    """Compares the outputs of models in simulated integers with those of a reference in float."""
 
     def __init__(
         self,
@@ -134,10 +119,10 @@ class Simulation:
         """Predicts with the reference.
 
         Args:
-            reference: The model, in float.
-            calibration: Is what ranges are taken from, and what models are judged on.
-            scheme: Which numbers are rounded.
-            granularity: Whether kernels have one scale, or one an output channel.
+            reference: The model in float.
+            calibration: Calibration data, for ranges and outputs.
+            scheme: The integer scheme.
+            granularity: The granularity of the scales of kernels.
         """
         self._calibration, self._scheme, self._granularity = calibration, scheme, granularity
         self._families = reference.families(calibration.logits)
@@ -146,8 +131,8 @@ class Simulation:
     def snr(self, network: Network) -> float:
         """Returns the signal to noise ratio of a network's outputs, in decibels.
 
-        Those of a classifier are judged as logits, up to a constant. Of several outputs, the noise
-        counts in parts of each one's signal.
+        Outputs of a classifier are compared as logits, up to a constant. With several outputs, the
+        ratios of noise to signal are averaged.
         """
         outputs = self._rounded_outputs(network)
         noise = [
@@ -175,7 +160,7 @@ class Simulation:
     def _outputs(
         self, network: Network, visit: "_Visit | None" = None
     ) -> dict[str, NDArray[np.float64]]:
-        """Predicts all batches; classifiers give logits whose mean is zero."""
+        """Predicts all batches; for classifiers returns logits with zero mean."""
         import tensorflow as tf
 
         signature = network.signature
@@ -194,11 +179,11 @@ class Simulation:
 
 
 _Visit = Callable[[Any, Tensor], Tensor]
-"""Is given where a tensor was met, and the tensor, and returns what goes on from there."""
+"""Takes the place and the value of a tensor, and returns the value to continue with."""
 
 
 class _Ranges:
-    """The smallest and the largest value that each tensor had."""
+    """The smallest and the largest value of each tensor."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
@@ -221,7 +206,7 @@ class _Ranges:
 
 
 def _sites(network: Network, visit: _Visit, scheme: IntegerScheme) -> list[tuple[Layer, str, Any]]:
-    """Returns what has each layer's result, and what goes into its activation, visited."""
+    """Returns patches that visit the result of each layer and the input of its activation."""
     import keras
 
     outputs = set(map(id, output_layers(network.model)))
@@ -229,13 +214,13 @@ def _sites(network: Network, visit: _Visit, scheme: IntegerScheme) -> list[tuple
     for path, layer in network.layers.items():
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        # Recurrent layers pass on that of their cell, which is not theirs to set.
+        # Recurrent layers have the activation of their cell as a property.
         function, kind = vars(layer).get("activation"), activation_of(layer)
         dense = kind_of(layer).output_axes and not hasattr(layer, "kernel_size")
         in_float = scheme.float_sums and dense
         if function is not None and not kind.fused and not in_float:
             patches.append((layer, "activation", _before(function, (path, "activation"), visit)))
-        # What is judged of probabilities is the logits behind them.
+        # Probabilities are compared by their logits.
         if kind.probabilities is None and not (in_float and id(layer) in outputs):
             patches.append((layer, "call", _after(layer.call, (path, "call"), visit)))
     return patches
@@ -256,7 +241,7 @@ def _after(function: Callable[..., Any], site: Any, visit: _Visit) -> Callable[.
 
 
 def _rounding(layer: Layer, scheme: IntegerScheme) -> Callable[..., Any]:
-    """Returns the call of a linear layer whose inputs are rounded in ranges of their own."""
+    """Returns the call of a linear layer with rounded inputs."""
     call = layer.call
 
     def rounding(inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -33,13 +33,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
-from exporter.lowrank.ranks.budgeted import (
-    BudgetedPolicy,
-    BudgetPolicy,
-    EnergyBudgetPolicy,
-    GreedyBudgetPolicy,
-    UniformBudgetPolicy,
-)
+from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
 from exporter.lowrank.ranks.knapsack import UnreachableError
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
@@ -47,6 +41,7 @@ from exporter.options.groups import Cut
 from exporter.progress import Silent
 from exporter.recipe import Recipe
 from exporter.training.reference import reference_for, train_reference
+from scripts.bench.lib.policies import GreedyBudgetPolicy, UniformBudgetPolicy
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"
 

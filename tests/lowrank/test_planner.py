@@ -1,7 +1,8 @@
 import pytest
 
 from exporter.errors import RecipeError
-from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy, UniformBudgetPolicy
+from exporter.lowrank.ranks.budgeted import EnergyBudgetPolicy
+from scripts.bench.lib.policies import UniformBudgetPolicy
 
 
 @pytest.mark.parametrize("unit", ["params", "macs"])

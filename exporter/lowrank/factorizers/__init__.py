@@ -1,4 +1,4 @@
-"""How a layer of each kind is replaced by thin factors: one class a kind, one row in the table."""
+"""The table of factorizers, which replace a layer by thin factors: one row for each kind."""
 
 from typing import Any
 
@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 FACTORIZERS: tuple[Factorizer, ...] = (
-    DenseFactorizer(),
-    SpatialFactorizer(),
-    TuckerFactorizer(),
+    DenseFactorizer("Dense"),
+    SpatialFactorizer("Conv2D"),
+    TuckerFactorizer("Conv2D"),
     ConvolutionFactorizer("Conv1D"),
     ConvolutionFactorizer("Conv2D"),
     ConvolutionFactorizer("Conv3D"),
@@ -37,9 +37,9 @@ FACTORIZERS: tuple[Factorizer, ...] = (
     TransposedFactorizer("Conv3DTranspose"),
     SeparableFactorizer("SeparableConv1D"),
     SeparableFactorizer("SeparableConv2D"),
-    EinsumDenseFactorizer(),
-    AttentionFactorizer(),
-    EmbeddingFactorizer(),
+    EinsumDenseFactorizer("EinsumDense"),
+    AttentionFactorizer("MultiHeadAttention"),
+    EmbeddingFactorizer("Embedding"),
     RecurrentFactorizer("LSTM"),
     RecurrentFactorizer("GRU"),
 )
@@ -51,7 +51,7 @@ def factorizer_for(layer: Any, convolution: str = "channel") -> Factorizer | Non
 
     Args:
         layer: A built layer.
-        convolution: A ``Convolution``. Layers that it does not suit are cut by ``"channel"``.
+        convolution: A ``Convolution``; layers that it does not suit are factorized by channel.
     """
     return next((f for f in _rows(convolution) if f.supports(layer)), None)
 

@@ -1,7 +1,7 @@
 """Multi-head attention: its four projections, each on its own."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.graph.layers import attention_options, called_with
 from exporter.graph.rewrite import Replacement
-from exporter.lowrank.factorizers.base import Factorizer, head_names, linear_dense, shifted
+from exporter.lowrank.factorizers.base import Factorizer, Shape, linear_dense, shifted
 from exporter.lowrank.kernels import Kernel, count_positions, times
 from exporter.lowrank.linalg.truncation import Truncation
 
@@ -19,14 +19,11 @@ OUTPUT = "output"
 
 
 class AttentionFactorizer(Factorizer):
-    """The projections of query, key, value and output; one becomes two where it is cut.
+    """Factorizes the projections of query, key, value and output of an attention layer.
 
     The first factor of an input becomes a ``Dense`` layer before the attention, which then takes
-    smaller inputs. The output is the other way round: the attention returns the latent, and a
-    ``Dense`` layer follows it. No layer but those of Keras is needed.
+    smaller inputs. For the output, the attention returns the latent, and a ``Dense`` layer follows.
     """
-
-    kind = "MultiHeadAttention"
 
     def obstacle(self, layer: Any) -> str:
         """See the base class."""
@@ -41,29 +38,43 @@ class AttentionFactorizer(Factorizer):
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
         """See the base class."""
         tensors = _input_tensors(layer)
-        positions = {name: count_positions(tensors[name].shape[1:-1]) for name in INPUTS}
-        output = _OutputKernel(**_common(layer, OUTPUT, 1), positions=positions["query"])
-        inputs = (Kernel(**_common(layer, name, 2), positions=positions[name]) for name in INPUTS)
-        return (*inputs, output)
+        counts = {name: count_positions(tensors[name].shape[1:-1]) for name in INPUTS}
+        inputs = (_kernel(layer, name, 2, counts[name]) for name in INPUTS)
+        return (*inputs, _kernel(layer, OUTPUT, 1, counts["query"]))
 
     def replace(self, layer: Any, truncations: Mapping[str, Truncation]) -> Replacement:
         """See the base class."""
         heads = {
-            name: tuple(_heads(layer, name, truncations[name]))
+            name: tuple(_heads(layer, f"{layer.name}_{name}", truncations[name]))
             for name in INPUTS
             if name in truncations
         }
-        after = OUTPUT in truncations
         core = _core(layer, heads, truncations)
-        tail = tuple(_tail(layer, truncations[OUTPUT])) if after else ()
         factors = {
             name: (*(part.kernel for part in parts), _projection(core, name).kernel)
             for name, parts in heads.items()
         }
-        if after:
+        tail: tuple[Any, ...] = ()
+        if OUTPUT in truncations:
+            tail = (self.tail(layer, truncations[OUTPUT], ()),)
+            if len(truncations[OUTPUT].matrices) == 3:
+                name, matrices = f"{layer.name}_{OUTPUT}_s", truncations[OUTPUT].matrices[1]
+                options = attention_options(layer, "kernel_regularizer")
+                tail = (linear_dense(layer, name, matrices[0], **options), *tail)
             factors[OUTPUT] = (core.output_dense.kernel, *(part.kernel for part in tail))
         before = (part for parts in heads.values() for part in parts)
         return _AttentionReplacement((*before, core, *tail), factors, heads, core, tail)
+
+    def tail(self, layer: Any, truncation: Truncation, shape: Shape) -> Any:
+        """See the base class."""
+        names = ("kernel_regularizer", "bias_regularizer", "bias_constraint")
+        return linear_dense(
+            layer,
+            layer.name,
+            truncation.matrices[-1][0],
+            shifted(layer.output_dense.bias, truncation) if layer.use_bias else None,
+            **attention_options(layer, *names, "activity_regularizer"),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class _AttentionReplacement(Replacement):
     tail: tuple[Any, ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the arguments of the attention that it stands in for."""
+        """Takes the arguments of the attention that is replaced."""
         given = inspect.signature(self.core.call).bind(*args, **kwargs).arguments
         if given.get("key") is None:
             given["key"] = given["value"]
@@ -81,30 +92,11 @@ class _AttentionReplacement(Replacement):
             for layer in layers:
                 given[name] = layer(given[name])
         result = self.core(**given)
-        if not given.get("return_attention_scores"):
-            return self._finish(result)
-        output, scores = result
-        return self._finish(output), scores
-
-    def _finish(self, output: Any) -> Any:
+        scored = given.get("return_attention_scores")
+        output, *scores = result if scored else (result,)
         for layer in self.tail:
             output = layer(output)
-        return output
-
-
-class _OutputKernel(Kernel):
-    """The projection of the output, whose first factor gets a bias of its own, of zeros.
-
-    Keras gives a bias to all projections or to none.
-    """
-
-    @property
-    def break_even_rank(self) -> float:
-        return self.m * self.n / (self.m + self.n + self.has_bias)
-
-    def params(self, rank: int | None, *, merge: bool = True) -> int:
-        bias = rank if rank and self.has_bias else 0
-        return super().params(rank, merge=merge) + bias
+        return (output, *scores) if scored else output
 
 
 def _projection(layer: Any, name: str) -> Any:
@@ -121,8 +113,8 @@ def _input_tensors(layer: Any) -> dict[str, Any]:
     }
 
 
-def _common(layer: Any, name: str, outputs: int) -> dict[str, Any]:
-    """Returns what describes a projection whose kernel has that many axes of outputs."""
+def _kernel(layer: Any, name: str, outputs: int, positions: int) -> Kernel:
+    """Returns a projection whose kernel has that many axes of outputs."""
     projection = _projection(layer, name)
     shape = projection.kernel.shape
     m, n = prod(shape[:-outputs]), prod(shape[-outputs:])
@@ -132,28 +124,25 @@ def _common(layer: Any, name: str, outputs: int) -> dict[str, Any]:
 
         return times(inputs, tf.reshape(projection.kernel, (m, n)))
 
-    return {
-        "name": name,
-        "m": m,
-        "n": n,
-        "layer": projection,
-        "variable": projection.kernel,
-        "read": lambda array: array.reshape(1, m, n),
-        "outputs": apply,
-        "has_bias": layer.use_bias,
-        "other_params": n if layer.use_bias else 0,
-    }
+    return Kernel(
+        name=name,
+        m=m,
+        n=n,
+        layer=projection,
+        variable=projection.kernel,
+        read=lambda array: array.reshape(1, m, n),
+        outputs=apply,
+        positions=positions,
+        has_bias=layer.use_bias,
+        # Keras gives a bias to all projections or to none; that of the latent is zero.
+        latent_bias=layer.use_bias and name == OUTPUT,
+    )
 
 
-def _heads(layer: Any, name: str, truncation: Truncation) -> list[Any]:
-    matrices = [matrices[0] for matrices in truncation.matrices[:-1]]
+def _heads(layer: Any, name: str, truncation: Truncation) -> Iterator[Any]:
     options = attention_options(layer, "kernel_regularizer")
-    return [
-        linear_dense(layer, head, matrix, **options)
-        for head, matrix in zip(
-            head_names(f"{layer.name}_{name}", len(matrices)), matrices, strict=True
-        )
-    ]
+    for letter, matrices in zip("us", truncation.matrices[:-1], strict=False):
+        yield linear_dense(layer, f"{name}_{letter}", matrices[0], **options)
 
 
 def _core(
@@ -188,20 +177,3 @@ def _core(
                 weights[1] = np.zeros(outputs)
         projection.set_weights(weights)
     return core
-
-
-def _tail(layer: Any, truncation: Truncation) -> list[Any]:
-    *middle, last = (matrices[0] for matrices in truncation.matrices[1:])
-    options = attention_options(layer, "kernel_regularizer")
-    scales = [
-        linear_dense(layer, f"{layer.name}_{OUTPUT}_s", matrix, **options) for matrix in middle
-    ]
-    tail = linear_dense(
-        layer,
-        layer.name,
-        last,
-        shifted(layer.output_dense.bias, truncation) if layer.use_bias else None,
-        **options,
-        **attention_options(layer, "bias_regularizer", "bias_constraint", "activity_regularizer"),
-    )
-    return [*scales, tail]

@@ -1,30 +1,43 @@
-"""The contract of a layer kind."""
+"""The contract of a factorizer, and the steps that all kinds of layers share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-
-from exporter.graph.layers import unsupported_feature
+from exporter.graph.layers import input_shape, unsupported_feature
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.linalg.truncation import Truncation
 
 Convolution = Literal["channel", "spatial", "tucker2"]
-"""How a convolution is cut: k x k, 1 x 1; or k x 1, 1 x k; or 1 x 1, k x k, 1 x 1."""
+"""How a convolution is factorized: k x k, 1 x 1; or k x 1, 1 x k; or 1 x 1, k x k, 1 x 1."""
+
+Shape = tuple[int | None, ...]
+
+LINEAR: dict[str, Any] = {
+    "use_bias": False,
+    "activation": "linear",
+    "bias_regularizer": None,
+    "bias_constraint": None,
+    "activity_regularizer": None,
+}
+"""Changes that make a layer linear, so that another one can follow it."""
 
 
 class Factorizer(ABC):
-    """A kind of layer that can be factorized.
+    """Factorizes the layers of one kind.
 
     Attributes:
         kind: The Keras class name.
         convolution: The scheme that it carries out; None if the kind has no others.
     """
 
-    kind: str
     convolution: Convolution | None = None
+
+    def __init__(self, kind: str) -> None:
+        """Args: kind: The Keras class name."""
+        self.kind = kind
 
     def supports(self, layer: Any) -> bool:
         """Tells whether the layer can be factorized."""
@@ -44,32 +57,62 @@ class Factorizer(ABC):
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
         """Returns the linear maps of a built layer that can be factorized, each on its own."""
 
-    @abstractmethod
     def replace(self, layer: Any, truncations: Mapping[str, Truncation]) -> Replacement:
-        """Returns the thin layers.
+        """Returns the thin layers: ``head``, ``middle`` where S is not merged, and ``tail``.
 
-        Activation, bias, dtype policy, trainability and regularizers are kept, constraints on the
-        kernel are not: they speak of the product.
+        Activation, bias, dtype policy, trainability and regularizers are kept. Constraints on the
+        kernel are not kept, because they apply to the product.
 
         Args:
             layer: A built layer that ``supports`` accepts.
             truncations: Factors by the kernel's name, one or more; the others stay as they are.
         """
+        (truncation,) = truncations.values()
+        *heads, _ = truncation.matrices
+        shape, layers = input_shape(layer), list[Any]()
+        for letter, matrices in zip("us", heads, strict=False):
+            build = self.middle if layers else self.head
+            layers.append(build(layer, f"{layer.name}_{letter}", matrices, shape))
+            shape = layers[-1].compute_output_shape(shape)
+        layers.append(self.tail(layer, truncation, shape))
+        return Replacement(tuple(layers), {"": tuple(map(weight_of, layers))})
+
+    def head(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
+        """Builds the layer of the first factor; by default, a linear Dense layer.
+
+        Args:
+            layer: The original.
+            name: The name of the new layer.
+            matrices: The factor, g x a x b.
+            shape: Shape of the inputs of the new layer.
+        """
+        del shape
+        return linear_dense(layer, name, matrices[0], kernel_regularizer=layer.kernel_regularizer)
+
+    def middle(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
+        """Builds the layer of S, with the arguments of ``head``."""
+        return self.head(layer, name, matrices, shape)
+
+    @abstractmethod
+    def tail(self, layer: Any, truncation: Truncation, shape: Shape) -> Any:
+        """Builds the layer of the last factor, with the original's name, bias and activation."""
 
 
-def other_params(layer: Any, variable: Any) -> int:
-    """Counts the parameters of a layer that are not in one of its weights."""
-    return int(layer.count_params() - np.prod(variable.shape))
+def weight_of(layer: Any) -> Any:
+    """Returns the weight that holds the kernel, or the factor, of a layer."""
+    holder = getattr(layer, "cell", layer)
+    names = ("pointwise_kernel", "embeddings", "kernel")
+    return next(getattr(holder, name) for name in names if hasattr(holder, name))
 
 
 def linear_dense(original: Any, name: str, kernel: Any, bias: Any = None, **options: Any) -> Any:
     """Builds a Dense layer without activation, of the original's dtype and trainability.
 
     Args:
-        original: The layer that it stands in for, in part.
-        name: Its name.
-        kernel: inputs x outputs.
-        bias: As many elements as outputs; None for none.
+        original: The layer that is replaced.
+        name: The name of the new layer.
+        kernel: Array of inputs x outputs.
+        bias: Array of as many elements as outputs; None for none.
         options: Further arguments of ``keras.layers.Dense``.
     """
     import keras
@@ -87,14 +130,7 @@ def linear_dense(original: Any, name: str, kernel: Any, bias: Any = None, **opti
     return layer
 
 
-def head_names(name: str, count: int) -> list[str]:
-    """Names the layers that come before the last: ``name_u`` and, unmerged, ``name_s``."""
-    return [f"{name}_{letter}" for letter in "us"[:count]]
-
-
 def shifted(bias: Any, truncation: Truncation) -> Any:
-    """Returns the bias as an array, with what the truncation adds to it."""
-    array = bias.numpy()
-    if truncation.bias_shift is None:
-        return array
-    return array + truncation.bias_shift.reshape(array.shape)
+    """Returns a bias as an array, plus the shift that the truncation asks for."""
+    array, shift = bias.numpy(), truncation.bias_shift
+    return array if shift is None else array + shift.reshape(array.shape)

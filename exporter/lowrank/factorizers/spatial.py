@@ -1,20 +1,12 @@
 """Conv2D by k x 1 and 1 x k: an alternative to k x k and 1 x 1 where the filters are separable."""
 
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from exporter.graph.layers import input_shape, rebuild
-from exporter.graph.rewrite import Replacement
-from exporter.lowrank.factorizers.base import head_names, shifted
-from exporter.lowrank.factorizers.convolution import (
-    LINEAR,
-    ConvolutionFactorizer,
-    convolve,
-    pointwise,
-)
-from exporter.lowrank.kernels import Kernel, count_positions
+from exporter.lowrank.factorizers.base import LINEAR, Shape, shifted
+from exporter.lowrank.factorizers.convolution import ConvolutionFactorizer, positions
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.linalg.truncation import Truncation
 
 
@@ -28,9 +20,6 @@ class SpatialFactorizer(ConvolutionFactorizer):
 
     convolution = "spatial"
 
-    def __init__(self) -> None:
-        super().__init__("Conv2D")
-
     def obstacle(self, layer: Any) -> str:
         """See the base class."""
         if layer.groups > 1 or 1 in layer.kernel_size:
@@ -41,71 +30,42 @@ class SpatialFactorizer(ConvolutionFactorizer):
         """See the base class."""
         height, width, channels, filters = layer.kernel.shape
         m, n = height * channels, width * filters
-        shape = _vertical_shape(layer, filters)
-        sizes = shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
-        return (
-            SpatialKernel(
-                m=m,
-                n=n,
-                read=lambda array: array.transpose(0, 2, 1, 3).reshape(1, m, n),
-                **self.common(layer, layer.kernel, functools.partial(convolve, layer)),
-                middle_positions=count_positions(sizes),
-            ),
+        config = {**layer.get_config(), **_vertical(layer)}
+        between = type(layer).from_config(config).compute_output_shape(input_shape(layer))
+        common = self.common(layer)
+        # Where there are horizontal strides, the first factor is multiplied more often.
+        first, last = positions(layer, between), common["positions"]
+        kernel = Kernel(
+            m=m,
+            n=n,
+            read=lambda array: array.transpose(0, 2, 1, 3).reshape(1, m, n),
+            **common,
+            applied=(last, first, first, last),
+            data_aware=False,
         )
+        return (kernel,)
 
-    def replace(self, layer: Any, truncations: Mapping[str, Truncation]) -> Replacement:
+    def head(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
         """See the base class."""
-        (truncation,) = truncations.values()
-        first, *middle, last = truncation.matrices
-        height, width, channels, filters = layer.kernel.shape
-        rank = first.shape[2]
-        names = head_names(layer.name, 1 + len(middle))
-        head = rebuild(
+        height, _, channels, _ = layer.kernel.shape
+        rank = matrices.shape[2]
+        weights = [matrices.reshape(height, 1, channels, rank)]
+        changes = LINEAR | _vertical(layer) | {"filters": rank, "kernel_constraint": None}
+        return rebuild(layer, shape, weights, name=name, **changes)
+
+    def tail(self, layer: Any, truncation: Truncation, shape: Shape) -> Any:
+        """See the base class."""
+        _, width, _, filters = layer.kernel.shape
+        kernel = truncation.matrices[-1].reshape(-1, width, filters).swapaxes(0, 1)
+        return rebuild(
             layer,
-            input_shape(layer),
-            [first.reshape(height, 1, channels, rank)],
-            **_vertical(layer),
-            name=names[0],
-            filters=rank,
-            kernel_constraint=None,
-            **LINEAR,
-        )
-        scales = [
-            pointwise(layer, matrices, name=name, **LINEAR)
-            for name, matrices in zip(names[1:], middle, strict=True)
-        ]
-        kernel = last.reshape(rank, width, filters).swapaxes(0, 1)
-        tail = rebuild(
-            layer,
-            _vertical_shape(layer, rank),
+            shape,
             [kernel[None]] + ([shifted(layer.bias, truncation)] if layer.use_bias else []),
             kernel_size=(1, width),
             strides=(1, layer.strides[1]),
             dilation_rate=(1, layer.dilation_rate[1]),
             kernel_constraint=None,
         )
-        layers = (head, *scales, tail)
-        return Replacement(layers, {"": tuple(part.kernel for part in layers)})
-
-
-@dataclass(frozen=True)
-class SpatialKernel(Kernel):
-    """Two factors of which the first is applied more often, where there are horizontal strides.
-
-    Attributes:
-        middle_positions: How often the first one is applied in one call on one sample.
-    """
-
-    middle_positions: int = 1
-
-    data_aware: ClassVar[bool] = False
-
-    def macs(self, rank: int | None, *, merge: bool = True) -> int:
-        """See the base class."""
-        if rank is None:
-            return super().macs(rank, merge=merge)
-        head = rank * self.m + (0 if merge else rank**2)
-        return self.middle_positions * head + self.positions * rank * self.n
 
 
 def _vertical(layer: Any) -> dict[str, Any]:
@@ -114,12 +74,3 @@ def _vertical(layer: Any) -> dict[str, Any]:
         "strides": (layer.strides[0], 1),
         "dilation_rate": (layer.dilation_rate[0], 1),
     }
-
-
-def _vertical_shape(layer: Any, filters: int) -> tuple[int | None, ...]:
-    """Returns the shape between the two convolutions."""
-    config = {**layer.get_config(), **_vertical(layer), "filters": filters}
-    shape: tuple[int | None, ...] = (
-        type(layer).from_config(config).compute_output_shape(input_shape(layer))
-    )
-    return shape

@@ -5,33 +5,25 @@ and B (n x r2) along its channels (Kim et al., 2016). The truncated higher-order
 et al., 2000) is improved by orthogonal iteration.
 """
 
-import functools
 from bisect import bisect_left
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from exporter.errors import RecipeError
 from exporter.graph.layers import input_shape, rebuild
-from exporter.graph.rewrite import Replacement
-from exporter.lowrank.factorizers.base import head_names
-from exporter.lowrank.factorizers.convolution import (
-    LINEAR,
-    ConvolutionFactorizer,
-    convolve,
-    pointwise,
-    spatial_sizes,
-)
-from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
+from exporter.lowrank.factorizers.base import LINEAR, Shape
+from exporter.lowrank.factorizers.convolution import ConvolutionFactorizer, pointwise, positions
+from exporter.lowrank.kernels import Kernel, one_matrix
 from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.svd import leading_eigenpairs
 from exporter.lowrank.linalg.truncation import Truncation
 
 MAX_ITERATIONS = 10
 LEAST_GAIN = 1e-3
-"""An iteration that lowers the squared error by less than this part is the last one."""
+"""Iteration stops when the squared error falls by less than this part."""
 
 
 class TuckerFactorizer(ConvolutionFactorizer):
@@ -42,9 +34,6 @@ class TuckerFactorizer(ConvolutionFactorizer):
 
     convolution = "tucker2"
 
-    def __init__(self) -> None:
-        super().__init__("Conv2D")
-
     def obstacle(self, layer: Any) -> str:
         """See the base class."""
         if layer.groups > 1 or layer.kernel_size == (1, 1):
@@ -53,54 +42,45 @@ class TuckerFactorizer(ConvolutionFactorizer):
 
     def kernels(self, layer: Any) -> tuple[Kernel, ...]:
         """See the base class."""
-        height, width, channels, filters = layer.kernel.shape
-        return (
-            TuckerKernel(
-                m=height * width * channels,
-                n=filters,
-                read=one_matrix,
-                **self.common(layer, layer.kernel, functools.partial(convolve, layer)),
-                channels=channels,
-                input_positions=count_positions(spatial_sizes(layer, input_shape(layer))),
-            ),
+        *window, channels, filters = layer.kernel.shape
+        common = self.common(layer)
+        after = common["positions"]
+        kernel = TuckerKernel(
+            m=prod(window) * channels,
+            n=filters,
+            read=one_matrix,
+            **common,
+            applied=(after, positions(layer, input_shape(layer)), after, after),
+            data_aware=False,
+            channels=channels,
         )
+        return (kernel,)
 
-    def replace(self, layer: Any, truncations: Mapping[str, Truncation]) -> Replacement:
+    def head(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
         """See the base class."""
-        (truncation,) = truncations.values()
-        first, core, last = truncation.matrices
-        names = head_names(layer.name, 2)
-        head = pointwise(layer, first, name=names[0], **LINEAR)
-        middle = rebuild(
-            layer,
-            head.compute_output_shape(input_shape(layer)),
-            [core.reshape(*layer.kernel_size, first.shape[2], -1)],
-            name=names[1],
-            filters=core.shape[2],
-            kernel_constraint=None,
-            **LINEAR,
-        )
-        layers = (head, middle, pointwise(layer, last, truncation))
-        return Replacement(layers, {"": tuple(part.kernel for part in layers)})
+        return pointwise(layer, matrices, name=name, **LINEAR)
+
+    def middle(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
+        """Builds the layer of the core."""
+        rank = matrices.shape[2]
+        weights = [matrices.reshape(*layer.kernel_size, -1, rank)]
+        changes = LINEAR | {"filters": rank, "kernel_constraint": None}
+        return rebuild(layer, shape, weights, name=name, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TuckerKernel(Kernel):
     """Three factors: c x r1, the core as (k * k * r1) x r2, and r2 x n.
 
     Attributes:
-        channels: Of the input, c.
-        input_positions: How often the first factor is applied in one call on one sample.
+        channels: Channels of the input, c.
     """
 
-    channels: int = 1
-    input_positions: int = 1
-
-    data_aware: ClassVar[bool] = False
+    channels: int
 
     @property
     def break_even_rank(self) -> float:
-        """Where the parameters, drawn as straight lines between ranks, equal those of the layer."""
+        """The rank of as many parameters as the layer has, interpolated between whole ranks."""
         dense = self.params(None)
         above = bisect_left(range(self.full_rank + 1), dense, key=self._params_or_none)
         low, high = self._params_or_none(above - 1), self.params(above)
@@ -110,29 +90,13 @@ class TuckerKernel(Kernel):
         return self.params(rank) if rank else self.other_params
 
     def input_rank(self, rank: int) -> int:
-        """Returns r1: the same part of what is possible as r2, but no more than the core can use.
-
-        Args:
-            rank: r2.
-        """
+        """Returns r1 for a rank r2: the same part of its range, but no more than the core uses."""
         proportional = -(-rank * self.channels // self.full_rank)
         return min(proportional, self._taps * rank)
 
     @property
     def _taps(self) -> int:
         return self.m // self.channels
-
-    def macs(self, rank: int | None, *, merge: bool = True) -> int:
-        """See the base class."""
-        if rank is None:
-            return super().macs(rank, merge=merge)
-        head = self.channels * self.input_rank(rank)
-        return self.input_positions * head + self.positions * (self._elements(rank, merge) - head)
-
-    def _elements(self, rank: int | None, merge: bool) -> int:
-        if rank is None:
-            return self.m * self.n
-        return sum(a * b for _, a, b in self.factor_shapes(rank, merge=merge))
 
     def factor_shapes(self, rank: int, *, merge: bool = True) -> tuple[tuple[int, ...], ...]:
         """See the base class."""
@@ -162,13 +126,13 @@ class TuckerKernel(Kernel):
         return Truncation((a[None], core[None], b.T[None]), None, energy)
 
     def error_curve(self, moments: Moments | None = None) -> Floats:
-        """See the base class; these are the errors of the higher-order SVD, a little too large."""
+        """See the base class; returns the errors of the higher-order SVD, a little too large."""
         del moments
         tensor = self._tensor()
         _, a = leading_eigenpairs(_gram(tensor, 1), self.channels)
         _, b = leading_eigenpairs(_gram(tensor, 2), self.n)
         core = a.T @ tensor @ b
-        # Truncations of it are projections, so that squares add up.
+        # Truncations of the core are projections, so that squares add up.
         kept = np.cumsum(np.cumsum(np.sum(core**2, axis=0), axis=0), axis=1)
         ranks = range(1, self.full_rank)
         inner = [kept[self.input_rank(rank) - 1, rank - 1] for rank in ranks]

@@ -1,7 +1,7 @@
-"""First and second moments of what flows through a kernel, and the merging of batches.
+"""First and second moments of the outputs of a kernel, and the merging of batches.
 
-All moments live at the *outputs* of a kernel, n x n, never at its inputs, m x m: the best low-rank
-kernel K P Qt needs no others (see ``truncation``), and a convolution needs no patches.
+The best low-rank kernel K P Qt needs no moments of the inputs, m x m (see ``truncation``), and so a
+convolution needs no patches.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-"""What is computed with here, of any shape; ``exporter.data.Array`` has any element type."""
-
+"""A float64 array of any shape; ``exporter.data.Array`` has any element type."""
 
 GRADIENT_RIDGE = 0.1
-"""Part of the mean squared gradient that is added to all directions of the output."""
+"""Ridge of all directions of the output, as a part of the mean squared gradient."""
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """Second moment of the loss gradient at a kernel's outputs: which errors matter.
-
-    Attributes:
-        matrix: g x n x n.
-    """
+    """The second moment of the loss gradient at a kernel's outputs, g x n x n, weighs errors."""
 
     matrix: Floats
 
@@ -34,7 +29,7 @@ class Fisher:
         """The matrix and a ridge, g x n x n."""
         size = self.matrix.shape[-1]
         means = np.trace(self.matrix, axis1=1, axis2=2) / size
-        # Where the loss does not depend on any output, all count alike.
+        # Where the loss does not depend on any output, all have the same weight.
         ridges = np.where(means > 0, GRADIENT_RIDGE * means, 1.0)
         return np.asarray(self.matrix + ridges[:, np.newaxis, np.newaxis] * np.eye(size))
 
@@ -46,18 +41,18 @@ class Fisher:
 
 @dataclass(frozen=True)
 class Moments:
-    """What is known of a kernel's outputs, before any bias, for g groups of n outputs.
+    """The moments of a kernel's outputs, before any bias, for g groups of n outputs.
 
     Attributes:
         mean: Mean of the outputs ``y`` in the original model, g x n.
         scatter: Covariance of ``y``, g x n x n.
-        fisher: Which errors of ``y`` matter; None weighs all outputs alike.
-        compressed_mean: Mean of ``z``, the kernel's outputs where the layers before it are
-            compressed already; None where no layer is.
-        compressed_scatter: Covariance of ``z``; None where ``compressed_mean`` is.
-        cross: Covariance of ``z`` and ``y``, rows for ``z``; None where ``compressed_mean`` is.
-        folds: The same of two parts of the data, to fit on the one and judge on the other; None
-            where there was too little.
+        fisher: Weights of the errors of ``y``; None weighs all outputs alike.
+        compressed_mean: Mean of ``z``, the outputs with the layers before the kernel compressed;
+            None if no layer is.
+        compressed_scatter: Covariance of ``z``, or None.
+        cross: Covariance of ``z`` and ``y``, rows for ``z``, or None.
+        folds: The moments of two parts of the data, to fit on one and judge on the other; None if
+            there are too few data.
     """
 
     mean: Floats
@@ -69,23 +64,19 @@ class Moments:
     folds: "tuple[Moments, Moments] | None" = None
 
     def energy(self, group: int) -> float:
-        """Returns the (weighted) squared deviation of ``y`` from its mean.
-
-        Args:
-            group: Which one of g.
-        """
+        """Returns the (weighted) squared deviation of ``y`` from its mean in a group."""
         scatter = self.scatter[group]
         if self.fisher is None:
             return float(np.trace(scatter))
         return float(np.vdot(self.fisher.ridged[group], scatter))
 
     def error(self, p: Floats, q: Floats, group: int) -> float:
-        """Returns the (weighted) squared error of ``q pt z`` for ``y``, where a bias adds the mean.
+        """Returns the (weighted) squared error of ``q pt z`` for ``y``, with the means corrected.
 
         Args:
             p: n x r.
             q: n x r.
-            group: Which one of g.
+            group: Index of the group.
         """
         scatter = self.scatter if self.compressed_scatter is None else self.compressed_scatter
         cross = self.scatter if self.cross is None else self.cross
@@ -96,13 +87,10 @@ class Moments:
 
 
 class Accumulator:
-    """Means and covariance of pairs of vectors that arrive in batches, in float64.
+    """Means and covariance of ``count`` pairs of vectors that arrive in batches, in float64.
 
     Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which does not
     cancel where the means are large.
-
-    Attributes:
-        count: How many pairs there have been.
     """
 
     def __init__(self) -> None:
@@ -117,10 +105,10 @@ class Accumulator:
         """Merges a batch.
 
         Args:
-            count: How many pairs.
+            count: Number of pairs.
             left: Mean of the left vectors, g x n.
             right: Mean of the right vectors, g x n.
-            scatter: The sum of the outer products of their deviations from it, g x n x n.
+            scatter: Sum of the outer products of the deviations from the means, g x n x n.
         """
         count = int(count)  # TensorFlow counts in 32 bits, which the product below overflows.
         total = self.count + count

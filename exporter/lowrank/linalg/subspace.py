@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from exporter.lowrank.linalg.svd import truncated_svd
 
 EXTRA = 10
-"""Columns beyond the rank; they are what the leading ones may turn into."""
+"""Columns beyond the rank, among which later leading directions may come up."""
 
 
 class Truncated(NamedTuple):
-    """A truncation, and where the next one starts.
+    """A truncation, and the start of the next one.
 
     Attributes:
         thin: U, m x r, orthonormal columns.
@@ -35,7 +35,7 @@ def starting_basis(matrix: NDArray[Any], rank: int) -> NDArray[np.float32]:
 
     Args:
         matrix: m x n.
-        rank: Of the truncations to come; k is larger by ``EXTRA``, if the matrix is large enough.
+        rank: Rank of the truncations; k is larger by ``EXTRA``, if the matrix is large enough.
 
     Raises:
         RecipeError: If the rank is out of its range.
@@ -53,7 +53,7 @@ def iterate(matrix: Any, basis: Any, rank: int) -> Truncated:
 
     Args:
         matrix: m x n.
-        basis: n x k, what ``starting_basis`` or the last iteration returned.
+        basis: n x k, from ``starting_basis`` or the last iteration.
         rank: r, at most k.
     """
     import tensorflow as tf

@@ -1,11 +1,10 @@
 """Truncated singular value decompositions.
 
-A kernel K of shape m x n (inputs x outputs) is approximated by U diag(s) Vt of rank r. The
-truncated SVD is the best such approximation in the Frobenius norm, and the squared error is the sum
-of the squared singular values left out (Eckart and Young, 1936).
+The truncated SVD U diag(s) Vt is the best approximation of rank r in the Frobenius norm. The
+squared error is the sum of the squared singular values left out (Eckart and Young, 1936).
 
 Large matrices go through a randomized block Krylov method (Musco and Musco, 2015): the matrix is
-multiplied with a few dozen columns a few times, in float32 as long as that is precise enough.
+multiplied with a few dozen columns a few times, in float32 if that is precise enough.
 """
 
 from dataclasses import dataclass
@@ -17,28 +16,28 @@ from numpy.typing import NDArray
 from exporter.errors import ModelError, RecipeError
 
 EXACT_LIMIT = 768
-"""Smaller side up to which LAPACK is quick enough, and exact."""
+"""Smaller side up to which LAPACK is fast enough, and exact."""
 
 OVERSAMPLING = 10
 """Columns of a block beyond the rank."""
 
 LEAST_GAIN = 1.5e-3
-"""The space is large enough once more of it would lower the squared error by this part at most.
+"""The space is large enough if more of it would lower the squared error by this part at most.
 
-An error within 1.001 of the optimum leaves room for 2e-3.
+An error within 1.001 of the optimum allows 2e-3.
 """
 
 FLOAT32_LIMIT = 1e-4
-"""Part of the squared norm left out, from which on float32 blurs what is to be found."""
+"""Part of the squared norm left out below which float32 is too coarse."""
 
 FLOAT64_LIMIT = 1e-12
-"""The same for float64: differences of sums no longer show how the error falls."""
+"""Part of the squared norm left out below which float64 sums do not show how the error falls."""
 
 BLIND_BLOCKS = 6
-"""The blocks in that case; five are enough for noise, whose spectrum hardly decays."""
+"""Number of blocks below ``FLOAT64_LIMIT``; noise, whose spectrum hardly decays, needs five."""
 
 MAX_EXPONENT = 40
-"""Matrices whose largest element is beyond 2^40 or 2^-40 are scaled, lest float32 overflow."""
+"""Matrices whose largest element is beyond 2^40 or 2^-40 are scaled: float32 would overflow."""
 
 Matrix = NDArray[np.float64]
 
@@ -59,23 +58,18 @@ class TruncatedSVD:
     vt: Matrix
     discarded_energy: float
 
-    @property
-    def relative_error(self) -> float:
-        """``||K - U diag(s) Vt||_F / ||K||_F``, by Eckart and Young."""
-        return float(np.sqrt(self.discarded_energy))
-
 
 def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> TruncatedSVD:
     """Returns the leading ``rank`` singular triplets.
 
-    Exact by LAPACK where the smaller side is at most ``EXACT_LIMIT`` or the rank is a large part of
-    it; otherwise by randomized block Krylov iteration (Musco and Musco, 2015, algorithm 2), whose
-    error with these settings is within 1.001 of the optimum.
+    LAPACK computes them exactly if the smaller side is at most ``EXACT_LIMIT`` or the rank is a
+    large part of it; otherwise randomized block Krylov iteration (Musco and Musco, 2015, algorithm
+    2) comes within 1.001 of the optimal error.
 
     Args:
         matrix: m x n, any float dtype.
         rank: Between 1 and min(m, n).
-        seed: Of the random start; the result is deterministic.
+        seed: Seed of the random start.
 
     Raises:
         RecipeError: If the rank is out of its range.
@@ -93,7 +87,11 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
         u, vt = ut.T, v.T
     else:
         u, s, vt = _randomized(scaled, rank, seed, total)
-    return _result(u[:, :rank], s[:rank], vt[:rank], total, exponent)
+    s = s[:rank]
+    u, vt = _fix_signs(u[:, :rank], vt[:rank])
+    # Subtraction cancels where little is left out; the clip keeps the result a fraction.
+    energy = float(np.clip(1.0 - np.vdot(s, s) / total, 0.0, 1.0)) if total else 0.0
+    return TruncatedSVD(u, np.ldexp(s, exponent), vt, energy)
 
 
 def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
@@ -119,8 +117,8 @@ def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 def singular_values(matrix: Matrix) -> Matrix:
     """Returns all singular values, from the largest down.
 
-    Those of a large matrix are square roots of eigenvalues of its Gram matrix, which costs half of
-    the digits of the smallest ones, and an order of magnitude less time.
+    For a large matrix they are square roots of eigenvalues of its Gram matrix: this takes a tenth
+    of the time, and the smallest values lose half of their digits.
     """
     m, n = matrix.shape
     if min(m, n) <= EXACT_LIMIT:
@@ -165,13 +163,6 @@ def _scaled(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
     return np.ldexp(matrix, -exponent), int(exponent)
 
 
-def _result(u: Matrix, s: Matrix, vt: Matrix, total: float, exponent: int) -> TruncatedSVD:
-    u, vt = _fix_signs(u, vt)
-    # Subtraction cancels where little is left out; the clip keeps the result a fraction.
-    energy = float(np.clip(1.0 - np.vdot(s, s) / total, 0.0, 1.0)) if total else 0.0
-    return TruncatedSVD(u, np.ldexp(s, exponent), vt, energy)
-
-
 def _randomized(
     matrix: NDArray[Any], rank: int, seed: int, total: float
 ) -> tuple[Matrix, Matrix, Matrix]:
@@ -180,7 +171,7 @@ def _randomized(
     if left_out <= FLOAT32_LIMIT * total:
         space, _ = _explore(matrix.astype(np.float64, copy=False), rank, seed, total)
     basis, image = space.leading(rank)
-    # What float32 lacks in orthogonality is put right here, where there are few columns.
+    # QR restores the orthogonality that float32 lost.
     basis, triangle = np.linalg.qr(basis)
     image = np.linalg.solve(triangle.T, image.T).T
     u, s, rotation = np.linalg.svd(image, full_matrices=False)
@@ -190,10 +181,10 @@ def _randomized(
 def _explore(
     matrix: NDArray[Any], rank: int, seed: int, total: float
 ) -> tuple["_KrylovSpace", float]:
-    """Grows a space until the leading triplets are in it, or its dtype turns out too coarse.
+    """Grows a space until it holds the leading triplets, or its dtype is too coarse.
 
     Returns:
-        The space, and the energy that it leaves out at that rank.
+        The space, and the energy that it leaves out at the rank.
     """
     space = _KrylovSpace(matrix, rank + OVERSAMPLING, seed)
     left_out, gain = total, 0.0
@@ -206,7 +197,7 @@ def _explore(
             if space.size >= BLIND_BLOCKS:
                 break
             continue
-        # The gains shrink like a geometric series, by a half or by what the last two show.
+        # The gains shrink like a geometric series, by a half or by the ratio of the last two.
         least = LEAST_GAIN * left_out
         if gain <= least and gain * gain <= least * (former - gain):
             break
@@ -230,7 +221,7 @@ class _KrylovSpace:
         return len(self._blocks)
 
     def grow(self) -> bool:
-        """Adds a block; tells whether there was anything to add."""
+        """Adds a block; returns whether there was one to add."""
         block = self._outside(self._matrix.T @ self._next)
         if not block.size:
             return False
@@ -245,12 +236,12 @@ class _KrylovSpace:
         return True
 
     def _outside(self, columns: NDArray[Any]) -> NDArray[Any]:
-        """Returns an orthonormal basis of what of the columns is not in the space."""
+        """Returns an orthonormal basis of the part of the columns outside the space."""
         before = np.linalg.norm(columns)
         self._project_out(columns)
         if self._blocks and np.linalg.norm(columns) <= self._floor * before:
             return columns[:, :0]
-        # Once more, as rounding errors are of the size of what was taken away.
+        # Project out again: rounding errors are as large as the part that was removed.
         columns = _orthonormal(columns)
         self._project_out(columns)
         return _orthonormal(columns)[:, : self._matrix.shape[1] - len(self._gram)]
@@ -269,15 +260,15 @@ class _KrylovSpace:
         image = np.hstack(self._images)
         if self._matrix.dtype == np.float64:
             return basis, image
-        # The squares in the Gram matrix blur nothing that float32 has not blurred already.
+        # The squares in the Gram matrix lose no digits that float32 has not lost already.
         _, vectors = np.linalg.eigh(self._gram)
         return basis @ vectors[:, -rank:], image @ vectors[:, -rank:]
 
 
 def _orthonormal(columns: NDArray[Any]) -> NDArray[Any]:
-    """Returns an orthonormal basis of their span, without what float32 cannot tell from zero.
+    """Returns an orthonormal basis of the span, without directions that are zero in float32.
 
-    In float32 by the eigenvectors of the Gram matrix, many times quicker than LAPACK's QR.
+    For float32 the eigenvectors of the Gram matrix are many times faster than LAPACK's QR.
     """
     if columns.dtype == np.float64:
         basis: Matrix = np.linalg.qr(columns)[0]

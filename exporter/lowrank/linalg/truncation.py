@@ -1,7 +1,7 @@
 """Truncation of a kernel to rank r such that the *outputs* change the least.
 
-A kernel K (m x n) maps inputs x to y = Kt x. Every approximation used here is K P Qt with P and Q
-of r columns each, so only the n x n moments of the outputs matter:
+A kernel K (m x n) maps inputs x to y = Kt x. It is approximated by K P Qt with P and Q of r columns
+each, so only the n x n moments of the outputs matter:
 
 * plain: P = Q = the leading right singular vectors of K (Eckart and Young, 1936);
 * whitened: P = Q = the leading eigenvectors of cov(y), which is what DRONE (Chen et al., 2021) and
@@ -10,7 +10,7 @@ of r columns each, so only the n x n moments of the outputs matter:
 * cascade: with z = Kt x' from inputs that are compressed already, reduced-rank regression (Izenman,
   1975) of y on z.
 
-Means are taken care of by the bias, where the layer has one.
+Where the layer has a bias, it corrects the error of the mean.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ from exporter.lowrank.linalg.svd import (
 )
 
 INPUT_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-"""Parts of the mean variance that may be added to all directions of the input, in the covariances.
+"""Ridges of the input covariance to choose from, as parts of the mean variance.
 
-The fewer the samples, the more is needed: the one is taken that does best on data held out.
+The fewer the samples, the more is needed: the ridge with the least error on held-out data is taken.
 """
 
 
@@ -37,11 +37,10 @@ class Truncation:
     """A kernel of low rank.
 
     Attributes:
-        matrices: Its factors, to be multiplied from the left: (US, Vt), or (U, S, Vt); g x a x b.
-        bias_shift: What to add to the bias, g x n; None if there is nothing to add.
-        discarded_energy: The part of the squared norm that is left out, 0 to 1: of the kernel's
-            elements, or of the outputs' (weighted) variance where moments were given. What the
-            layers before it have lost for good is part of it.
+        matrices: The factors (US, Vt) or (U, S, Vt), each g x a x b.
+        bias_shift: Addend of the bias, g x n, or None.
+        discarded_energy: The part of the squared norm that is left out, 0 to 1: of the kernel, or
+            of the (weighted) outputs if moments were given, with the losses of the layers before.
     """
 
     matrices: tuple[Floats, ...]
@@ -50,7 +49,7 @@ class Truncation:
 
     @property
     def relative_error(self) -> float:
-        """Predicted error norm over the norm of what is approximated."""
+        """The predicted norm of the error over the norm of the kernel or of its outputs."""
         return float(np.sqrt(self.discarded_energy))
 
 
@@ -60,9 +59,9 @@ def truncate(
     """Truncates a stack of kernels.
 
     Args:
-        kernel: g x m x n; may be float32 where there are no moments.
-        rank: r of each of them.
-        moments: Of the outputs; None truncates by the kernel's elements alone.
+        kernel: g x m x n; may be float32 if there are no moments.
+        rank: The rank r of each matrix.
+        moments: Moments of the outputs; None truncates by the weights alone.
         merge: Whether S is merged into U.
 
     Raises:
@@ -84,26 +83,22 @@ def truncate(
         shift[group] = regression.bias_shift(p, q)
         left_out += moments.error(p, q, group)
         total += moments.energy(group)
-    u, s, vt = _split(np.stack(thin), np.stack(wide))
-    return Truncation(
-        (u * s[:, np.newaxis], vt) if merge else (u, _diagonal(s), vt),
-        shift,
-        float(np.clip(left_out / total, 0, 1)) if total else 0.0,
-    )
+    energy = float(np.clip(left_out / total, 0, 1)) if total else 0.0
+    return Truncation(_factors(*_split(np.stack(thin), np.stack(wide)), merge), shift, energy)
 
 
 def error_curve(kernel: Floats, moments: Moments | None = None) -> Floats:
     """Returns the squared error at every rank from 0 to min(m, n).
 
-    Without moments, that of the kernel's elements; with them, the expected squared error of the
-    outputs, weighted by the gradient if it is known. The value at full rank is 0.
+    Without moments it is the error of the weights; with moments, the expected error of the outputs,
+    weighted by the gradient if it is known. The value at full rank is 0.
 
     Args:
         kernel: g x m x n.
-        moments: Of the outputs.
+        moments: Moments of the outputs.
     """
-    energies: Floats = np.zeros(min(kernel.shape[1:]))
     full = min(kernel.shape[1:])
+    energies: Floats = np.zeros(full)
     for group, matrix in enumerate(kernel):
         if moments is None:
             energies = energies + singular_values(matrix) ** 2
@@ -111,28 +106,23 @@ def error_curve(kernel: Floats, moments: Moments | None = None) -> Floats:
             metric = _Regression(matrix.T @ matrix, moments, group, INPUT_RIDGES[-1]).metric
             values = np.linalg.eigvalsh(metric)[::-1][:full]
             energies = energies + np.maximum(values, 0.0)
-    tails = np.cumsum(energies[::-1])[::-1]
-    return np.append(tails, 0.0)
+    return np.append(np.cumsum(energies[::-1])[::-1], 0.0)
 
 
 def _truncate_plainly(kernel: Floats, rank: int, merge: bool) -> Truncation:
     parts = [truncated_svd(matrix, rank) for matrix in kernel]
-    u = np.stack([part.u for part in parts])
-    s = np.stack([part.s for part in parts])
-    vt = np.stack([part.vt for part in parts])
+    u, s, vt = (np.stack([getattr(part, name) for part in parts]) for name in ("u", "s", "vt"))
     norms = [squared_norm(matrix) for matrix in kernel]
     left_out = sum(part.discarded_energy * norm for part, norm in zip(parts, norms, strict=True))
     energy = left_out / sum(norms) if sum(norms) else 0.0
-    if merge:
-        return Truncation((u * s[:, np.newaxis], vt), None, energy)
-    return Truncation((u, _diagonal(s), vt), None, energy)
+    return Truncation(_factors(u, s, vt, merge), None, energy)
 
 
 def _best_ridge(gram: Floats, moments: Moments, group: int, rank: int) -> float:
-    """Returns the ridge that does best on the second fold where the first one was fitted.
+    """Returns the ridge with the least error on the second fold, fitted on the first one.
 
-    They are tried from the largest down, up to the first that does worse. The smallest may do well
-    by chance, where large factors cancel; neither training nor integers get on with these.
+    Ridges are tried from the largest down, until the error rises: the smallest ones may do well by
+    chance, with large factors that cancel, which training and integers cannot use.
     """
     if moments.folds is None:
         return INPUT_RIDGES[-1]
@@ -147,15 +137,15 @@ def _best_ridge(gram: Floats, moments: Moments, group: int, rank: int) -> float:
 
 
 class _Regression:
-    """The regression of one kernel's outputs on what it gives for the inputs that it will get."""
+    """Regresses the outputs ``y`` of one kernel on its outputs ``z`` in the compressed model."""
 
     def __init__(self, gram: Floats, moments: Moments, group: int, part: float) -> None:
         self._moments, self._group = moments, group
         scatters = moments.compressed_scatter
         scatter = (moments.scatter if scatters is None else scatters)[group]
         norm, variance = np.trace(gram), np.trace(scatter)
-        # A ridge of the inputs' covariance is one of the outputs' along K^T K. Nothing that the
-        # data did not show may be given up for nothing; if they show nothing, it is all there is.
+        # A ridge of the inputs' covariance is a ridge of the outputs' along K^T K. It keeps
+        # directions that the data do not show, and all of them where the data show none.
         ridge = (part * variance / norm if norm and variance else 1.0) * gram
         scatter = scatter + ridge
         fisher = moments.fisher
@@ -182,9 +172,9 @@ class _Regression:
 
 
 def _split(thin: Floats, wide: Floats) -> tuple[Floats, Floats, Floats]:
-    """Turns K1 K2 into U, s and Vt, by the SVD of the product, which is never formed.
+    """Returns U, s and Vt of the product K1 K2, which is never formed.
 
-    The scale of P and Q is arbitrary; training and half precision need factors of like scale.
+    The scale of P and Q is arbitrary; training and half precision need factors of similar scale.
     """
     left, left_triangle = np.linalg.qr(thin)
     right, right_triangle = np.linalg.qr(np.swapaxes(wide, 1, 2))
@@ -192,5 +182,7 @@ def _split(thin: Floats, wide: Floats) -> tuple[Floats, Floats, Floats]:
     return left @ u, s, vt @ np.swapaxes(right, 1, 2)
 
 
-def _diagonal(values: Floats) -> Floats:
-    return values[..., np.newaxis] * np.eye(values.shape[-1])
+def _factors(u: Floats, s: Floats, vt: Floats, merge: bool) -> tuple[Floats, ...]:
+    if merge:
+        return u * s[:, np.newaxis], vt
+    return u, s[..., np.newaxis] * np.eye(s.shape[-1]), vt

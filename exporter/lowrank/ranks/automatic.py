@@ -1,8 +1,7 @@
-"""Ranks that kernels suggest themselves: by their shape, or by their spectrum.
+"""Policies that choose the rank of each kernel by its shape, or by its spectrum.
 
-An error curve holds the squared error at every rank, so squared singular values are its
-differences. Curves of a kernel in groups are sums over its groups, and so are these values: what is
-read off them is the rank that suits the groups together.
+An error curve holds the squared error at every rank, so its differences are the squared singular
+values. For a kernel in groups, both are sums over its groups, which get the same rank.
 """
 
 import math
@@ -18,23 +17,19 @@ from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.ranks.policy import Choice, Curves, RankPolicy, below_break_even
 
 LEAST_NOISE = 1e-12
-"""Smallest noise that is considered, as a part of the energy per element; rounding is below it."""
+"""Smallest noise variance considered, as a part of the energy per element; rounding is below it."""
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 class FractionRank(RankPolicy):
-    """A part of each kernel's parameters: the rank is that part of break-even, rounded down.
+    """Keeps a part of each kernel's parameters: the rank is that part of break-even, rounded down.
 
     TensorLy gives fractional ranks the same meaning (Kossaifi et al., 2019).
     """
 
     def __init__(self, fraction: float) -> None:
-        """Sets the part, between 0 and 1.
-
-        Raises:
-            RecipeError: If it is not.
-        """
+        """Sets the part; raises RecipeError unless it is between 0 and 1."""
         _check_between_0_and_1("fraction of the parameters", fraction)
         self.fraction = fraction
 
@@ -62,30 +57,21 @@ class CurvePolicy(RankPolicy):
             if candidate.kernel is None:
                 continue
             curve = curves[candidate.name]
-            # There is no relative error of nothing.
+            # A kernel of zeros has no relative error.
             choice = self.read(curve, candidate.kernel) if curve[0] else Choice(1, "all zero")
             choices[candidate.name] = below_break_even(choice.rank or 1, candidate, choice.reason)
         return choices
 
     @abstractmethod
     def read(self, curve: Floats, kernel: Kernel) -> Choice:
-        """Reads a rank off the curve, which does not start with 0.
-
-        Args:
-            curve: Squared error at every rank from 0 to the full one.
-            kernel: Whose curve it is.
-        """
+        """Reads a rank off the error curve of a kernel, which does not start with 0."""
 
 
 class EnergyRank(CurvePolicy):
-    """The smallest rank that keeps a part of the energy, the squared norm."""
+    """Takes the smallest rank that keeps a part of the energy, the squared norm."""
 
     def __init__(self, energy: float) -> None:
-        """Sets the part, between 0 and 1.
-
-        Raises:
-            RecipeError: If it is not.
-        """
+        """Sets the part; raises RecipeError unless it is between 0 and 1."""
         _check_between_0_and_1("energy to keep", energy)
         self.energy = energy
 
@@ -98,10 +84,10 @@ class EnergyRank(CurvePolicy):
 
 
 class StableRank(CurvePolicy):
-    """The squared Frobenius norm over the squared spectral norm, rounded up.
+    """Takes the squared Frobenius norm over the squared spectral norm, rounded up.
 
-    It counts directions by how strong they are, and is never above the rank (Rudelson and
-    Vershynin, 2007).
+    It counts directions by their strength, and is never above the rank (Rudelson and Vershynin,
+    2007).
     """
 
     def read(self, curve: Floats, kernel: Kernel) -> Choice:
@@ -112,10 +98,7 @@ class StableRank(CurvePolicy):
 
 
 class VbmfRank(CurvePolicy):
-    """The directions that stand out of the noise, by variational Bayes matrix factorization.
-
-    The noise variance is estimated as well, see ``vbmf_rank``. At least rank 1.
-    """
+    """Takes the number of directions above the noise, as ``vbmf_rank`` counts them; at least 1."""
 
     def read(self, curve: Floats, kernel: Kernel) -> Choice:
         """See the base class."""
@@ -127,16 +110,16 @@ class VbmfRank(CurvePolicy):
 def vbmf_rank(energies: Floats, shape: tuple[int, int]) -> int:
     """Counts the directions of a matrix that are signal rather than noise.
 
-    The global analytic solution of empirical variational Bayes matrix factorization (Nakajima,
-    Sugiyama, Babacan and Tomioka, "Global analytic solution of fully-observed variational Bayesian
-    matrix factorization", JMLR 14, 2013; the estimate of the noise and the constant 2.5129 are
-    those of "Perfect dimensionality recovery by variational Bayesian PCA", NIPS 2012). It takes the
-    noise to be Gaussian and alike in all elements. The free energy is a function of the noise
-    variance alone, and may have several minima: a scan brackets the deepest, golden section closes
-    in.
+    Computes the global analytic solution of empirical variational Bayes matrix factorization
+    (Nakajima, Sugiyama, Babacan and Tomioka, "Global analytic solution of fully-observed
+    variational Bayesian matrix factorization", JMLR 14, 2013; the estimate of the noise and the
+    constant 2.5129 are from "Perfect dimensionality recovery by variational Bayesian PCA", NIPS
+    2012). The noise is taken to be Gaussian with one variance. The free energy depends on this
+    variance alone and may have several minima: a scan brackets the deepest, and golden section
+    search refines it.
 
     Args:
-        energies: Squared singular values, from the largest down, min(m, n) of them; not all 0.
+        energies: The min(m, n) squared singular values, from the largest down; not all 0.
         shape: (m, n).
     """
     small, large = min(shape), max(shape)
@@ -164,7 +147,7 @@ def vbmf_rank(energies: Floats, shape: tuple[int, int]) -> int:
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
-    """Returns where a function of one variable is smallest."""
+    """Returns the argument at which a function of one variable is smallest."""
     points = np.linspace(low, high, 101)
     best = int(np.argmin([function(float(point)) for point in points]))
     low, high = float(points[max(0, best - 1)]), float(points[min(100, best + 1)])
@@ -184,5 +167,5 @@ def _check_between_0_and_1(name: str, value: float) -> None:
 
 
 def _percent(part: float) -> str:
-    """Rounds down: 100 % is all."""
+    """Formats a part as a percentage, rounded down: only all is 100 %."""
     return f"{math.floor(part * 1000 + 1e-9) / 10} %"

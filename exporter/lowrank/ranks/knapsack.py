@@ -1,8 +1,7 @@
-"""The multiple-choice knapsack: one option of each kernel, within a budget.
+"""The multiple-choice knapsack: takes one rank for each kernel within a budget.
 
-Each kernel has options, a cost and a loss for every rank; one of each is taken so that the total
-cost stays within the budget and the total loss is the smallest (Kellerer, Pferschy and Pisinger,
-*Knapsack Problems*, 2004, chapter 11).
+Each rank has a cost and a loss. The total cost stays within the budget, and the total loss is the
+smallest possible (Kellerer, Pferschy and Pisinger, *Knapsack Problems*, 2004, chapter 11).
 """
 
 import heapq
@@ -17,15 +16,11 @@ import numpy as np
 from exporter.errors import RecipeError
 
 BINS = 20_000
-"""Costs that the knapsack tells apart; larger budgets are counted in multiples of a unit."""
+"""Number of costs that the knapsack distinguishes; larger budgets are counted in a larger unit."""
 
 
 class UnreachableError(RecipeError):
-    """No choice fits the budget.
-
-    Attributes:
-        smallest: The smallest budget that one fits.
-    """
+    """No choice fits the budget; ``smallest`` is the smallest budget that one fits."""
 
     def __init__(self, message: str, smallest: int) -> None:
         super().__init__(message)
@@ -33,13 +28,7 @@ class UnreachableError(RecipeError):
 
 
 class Option(NamedTuple):
-    """What can be done with one kernel.
-
-    Attributes:
-        cost: In whatever the budget counts.
-        loss: Finite, not negative.
-        rank: None keeps the layer as it is.
-    """
+    """A rank of one kernel, or None for the layer as it is, with its cost and its finite loss."""
 
     cost: int
     loss: float
@@ -47,21 +36,21 @@ class Option(NamedTuple):
 
 
 Ladder = list[Option]
-"""Options from the cheapest and worst to the dearest and best; each step up buys something."""
+"""Options by rising cost and falling loss."""
 
 
 def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
     """Takes one option of each kernel, with the smallest total loss that fits the budget.
 
-    Dynamic programming over the cost above the cheapest choice. It is exact where all costs are
-    multiples of a unit that goes into this room at most ``BINS`` times. Otherwise they are rounded
-    up to a larger unit, what rounding left is spent greedily, and the loss is no larger than that
-    of any choice that leaves one unit for each kernel; nor is it larger than that of
-    ``allocate_greedily``. Of options of the same loss, the cheapest one is taken.
+    Dynamic programming runs over the cost above the cheapest choice. It is exact if all costs are
+    multiples of a unit that divides this room into at most ``BINS`` parts. Otherwise costs are
+    rounded up to a larger unit and the rest is spent greedily; the loss is then no larger than that
+    of any choice that leaves one unit for each kernel, nor than that of the greedy descent. Of
+    options with the same loss, the cheapest one is taken.
 
     Args:
         options: At least one for each kernel, in any order, by name.
-        budget: Of all kernels together.
+        budget: The cost that all kernels together may have.
 
     Raises:
         UnreachableError: If the cheapest options exceed the budget.
@@ -70,16 +59,6 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     exact = _spend(ladders, _knapsack(ladders, budget), budget)
     best = min((exact, _descend(ladders, budget)), key=lambda chosen: _loss(ladders, chosen))
     return _taken(options, ladders, best)
-
-
-def allocate_greedily(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
-    """Starts from the best options, and takes the step that loses the least for what it saves.
-
-    When it fits, what the last step saved too much is spent on what gains the most for its cost.
-    See ``allocate``.
-    """
-    ladders = _ladders(options, budget)
-    return _taken(options, ladders, _descend(ladders, budget))
 
 
 def allocate_evenly(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
@@ -113,7 +92,7 @@ def _ladders(options: Mapping[str, Sequence[Option]], budget: int) -> list[Ladde
 
 
 def _undominated(options: Sequence[Option]) -> Ladder:
-    """Leaves out each option that another one beats by cost without losing more."""
+    """Drops each option for which another one costs no more and loses no more."""
     ladder: Ladder = []
     for option in sorted(options, key=lambda o: (o.cost, o.loss)):
         if not ladder or option.loss < ladder[-1].loss:
@@ -127,7 +106,7 @@ def _knapsack(ladders: Sequence[Ladder], budget: int) -> list[int]:
     if sum(extra[-1] for extra in extras) <= room:
         return [len(ladder) - 1 for ladder in ladders]
     unit = math.gcd(*chain.from_iterable(extras))
-    unit *= max(1, _divide_up(room, unit * BINS))
+    unit *= max(1, -(-room // (unit * BINS)))
     bins = room // unit
 
     # The least loss of the kernels so far at each cost, and which option of the last one it takes.
@@ -137,7 +116,7 @@ def _knapsack(ladders: Sequence[Ladder], budget: int) -> list[int]:
     for number, (ladder, extra) in enumerate(zip(ladders, extras, strict=True)):
         before, least = least, np.full(bins + 1, np.inf)
         for index, option in enumerate(ladder):
-            weight = _divide_up(extra[index], unit)
+            weight = -(-extra[index] // unit)
             if weight > bins:
                 break
             losses = before[: bins + 1 - weight] + option.loss
@@ -149,7 +128,7 @@ def _knapsack(ladders: Sequence[Ladder], budget: int) -> list[int]:
     chosen = [0] * len(ladders)
     for number in reversed(range(len(ladders))):
         chosen[number] = int(taken[number, at])
-        at -= _divide_up(extras[number][chosen[number]], unit)
+        at -= -(-extras[number][chosen[number]] // unit)
     return chosen
 
 
@@ -174,7 +153,7 @@ def _descend(ladders: Sequence[Ladder], budget: int) -> list[int]:
 
 
 def _spend(ladders: Sequence[Ladder], chosen: Sequence[int], budget: int) -> list[int]:
-    """Takes the step up that gains the most for its cost, as long as one fits."""
+    """Takes the step up that gains the most for its cost, until none fits."""
     spent, left = list(chosen), budget - _cost(ladders, chosen)
     while True:
         steps = [
@@ -192,7 +171,7 @@ def _spend(ladders: Sequence[Ladder], chosen: Sequence[int], budget: int) -> lis
 
 
 def _price(ladder: Ladder, low: int, high: int) -> float:
-    """Returns the loss that separates two options, for each unit of cost that does."""
+    """Returns the difference in loss of two options for each unit of cost."""
     return (ladder[low].loss - ladder[high].loss) / (ladder[high].cost - ladder[low].cost)
 
 
@@ -210,7 +189,3 @@ def _taken(
     return {
         name: ladder[index] for name, ladder, index in zip(options, ladders, chosen, strict=True)
     }
-
-
-def _divide_up(dividend: int, divisor: int) -> int:
-    return -(-dividend // divisor)

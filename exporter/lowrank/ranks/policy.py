@@ -1,4 +1,4 @@
-"""Which layer gets which rank: one class a policy."""
+"""Rank policies, which choose a rank for each kernel, and the plans that they make."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from exporter.errors import RecipeError
-from exporter.lowrank.candidates import Candidate, factorizable, listing
+from exporter.lowrank.candidates import Candidate, listing
 from exporter.lowrank.linalg.moments import Floats
 
 Curves = Mapping[str, Floats]
@@ -15,20 +15,20 @@ Curves = Mapping[str, Floats]
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer.
+    """The plan of one kernel, or of a layer that cannot be factorized.
 
     Attributes:
-        name: Path of the layer.
-        kind: Its Keras class name.
+        name: Name of the candidate.
+        kind: Keras class name of the layer.
         shape: (m, n) of the matrix; None if the layer cannot be factorized.
         rank: The rank of the factors; None if the layer stays as it is.
         break_even_rank: mn / (m + n); None if the layer cannot be factorized.
-        reason: Why.
+        reason: Why this rank was chosen.
         params_before: Parameters of the layer, biases included.
-        params_after: Parameters of what stands in for it.
+        params_after: Parameters after factorization.
         macs_before: Multiply-accumulates of one call on one sample; None if the layer cannot be
             factorized.
-        macs_after: Those of what stands in for it.
+        macs_after: Multiply-accumulates after factorization.
     """
 
     name: str
@@ -45,7 +45,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What becomes of every layer with weights, in the order of the model."""
+    """The plans of all layers with weights, in the order of the model."""
 
     layers: tuple[LayerPlan, ...]
 
@@ -56,12 +56,7 @@ class RankPlan:
 
 
 class Choice(NamedTuple):
-    """What a policy chose for one kernel.
-
-    Attributes:
-        rank: None keeps the layer as it is.
-        reason: Why.
-    """
+    """The rank of one kernel, or None to keep the layer as it is, and the reason."""
 
     rank: int | None
     reason: str
@@ -71,7 +66,7 @@ class RankPolicy(ABC):
     """Chooses a rank, or none, for each kernel.
 
     Attributes:
-        needs_curves: Whether it looks at error curves; without them, nothing is computed.
+        needs_curves: Whether it reads error curves, which are costly to compute.
     """
 
     needs_curves: ClassVar[bool] = False
@@ -80,31 +75,19 @@ class RankPolicy(ABC):
         """Returns the plan.
 
         Args:
-            candidates: What ``rewrite.candidates`` lists.
+            candidates: All candidates of a model.
             curves: Error curves of all candidates with a kernel, for policies that need them.
 
         Raises:
-            RecipeError: If what was asked for is impossible for this model.
+            RecipeError: If the policy is impossible for this model.
         """
         self.check(candidates)
-        return plan_from(candidates, self.choose(factorizable(candidates), curves or {}))
-
-    def check(self, candidates: Sequence[Candidate]) -> None:  # noqa: B027 - most refuse nothing
-        """Raises RecipeError if what was asked for is impossible for this model."""
-
-    @abstractmethod
-    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
-        """Returns what becomes of each candidate; all of them have a kernel."""
-
-
-def plan_from(candidates: Sequence[Candidate], choices: Mapping[str, Choice]) -> RankPlan:
-    """Draws up the plan from what was chosen by candidate name."""
-    plans = []
-    for candidate in candidates:
-        kernel = candidate.kernel
-        choice = Choice(None, candidate.note) if kernel is None else choices[candidate.name]
-        plans.append(
-            LayerPlan(
+        choices = self.choose(candidates, curves or {})
+        plans = []
+        for candidate in candidates:
+            kernel = candidate.kernel
+            choice = Choice(None, candidate.note) if kernel is None else choices[candidate.name]
+            plan = LayerPlan(
                 name=candidate.name,
                 kind=candidate.kind,
                 shape=None if kernel is None else (kernel.m, kernel.n),
@@ -116,12 +99,19 @@ def plan_from(candidates: Sequence[Candidate], choices: Mapping[str, Choice]) ->
                 macs_before=candidate.macs(),
                 macs_after=candidate.macs(choice.rank),
             )
-        )
-    return RankPlan(tuple(plans))
+            plans.append(plan)
+        return RankPlan(tuple(plans))
+
+    def check(self, candidates: Sequence[Candidate]) -> None:  # noqa: B027 - most refuse nothing
+        """Raises RecipeError if the policy is impossible for this model."""
+
+    @abstractmethod
+    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
+        """Returns the choice for each candidate that has a kernel, by name."""
 
 
 class FixedRank(RankPolicy):
-    """One rank for all layers; a layer that it would not make smaller stays dense."""
+    """Takes one rank for all layers; a layer that would not get smaller stays dense."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -141,7 +131,7 @@ class FixedRank(RankPolicy):
 
 
 class RankByLayer(RankPolicy):
-    """A rank for each named layer; the others stay dense."""
+    """Takes a rank for each named layer; the others stay dense."""
 
     def __init__(self, ranks: Mapping[str, int]) -> None:
         self.ranks = dict(ranks)
@@ -152,18 +142,14 @@ class RankByLayer(RankPolicy):
         for name, rank in self.ranks.items():
             candidate = by_name.get(name)
             if candidate is None:
-                raise RecipeError(f"Unknown layer {name!r} in rank. Layers: {listing(candidates)}.")
-            if candidate.kernel is None:
-                raise RecipeError(
-                    f"Layer {name!r} is of kind {candidate.kind}, which is not factorized. "
-                    f"Layers: {listing(candidates)}."
-                )
-            full = candidate.kernel.full_rank
-            if rank > full:
-                raise RecipeError(
-                    f"Rank of layer {name!r} must be at most {full}. Received: {rank}. "
-                    f"Layers: {listing(candidates)}."
-                )
+                wrong = f"Unknown layer {name!r} in rank."
+            elif candidate.kernel is None:
+                wrong = f"Layer {name!r} is of kind {candidate.kind}, which is not factorized."
+            elif rank > (full := candidate.kernel.full_rank):
+                wrong = f"Rank of layer {name!r} must be at most {full}. Received: {rank}."
+            else:
+                continue
+            raise RecipeError(f"{wrong} Layers: {listing(candidates)}.")
 
     def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
         """See the base class."""
@@ -176,7 +162,7 @@ class RankByLayer(RankPolicy):
 
 
 class FullRank(RankPolicy):
-    """Every layer at its full rank: exact, larger than dense, for study (the notebook's Dfull)."""
+    """Takes the full rank of every layer: exact, larger than dense, for study."""
 
     def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
         """See the base class."""
@@ -189,8 +175,8 @@ def below_break_even(rank: int, candidate: Candidate, reason: str = "") -> Choic
 
     Args:
         rank: The rank.
-        candidate: Has a kernel.
-        reason: Why this rank; by default, that it is below break-even.
+        candidate: The kernel.
+        reason: The reason for the rank; by default, that it is below break-even.
     """
     if candidate.kernel is None:
         return Choice(None, candidate.note)

@@ -49,7 +49,9 @@ def check(matrix, rank):
     error = np.linalg.norm(matrix - result.u * result.s @ result.vt)
     assert error <= 1.001 * optimum(matrix, rank) + 1e-12 * norm
     # The predicted error is a square root of a difference, hence half of the digits.
-    assert result.relative_error * norm == pytest.approx(error, rel=1e-6, abs=1e-6 * norm)
+    assert np.sqrt(result.discarded_energy) * norm == pytest.approx(
+        error, rel=1e-6, abs=1e-6 * norm
+    )
     assert 0 <= result.discarded_energy <= 1
 
 

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ POLICIES = [FractionRank(0.3), EnergyRank(0.5), StableRank(), VbmfRank()]
 
 
 def candidate(m, n, groups=1):
-    kernel = Kernel("", m, n, None, None, None, None, positions=1, groups=groups)
+    layer = SimpleNamespace(count_params=lambda: groups * m * n)
+    kernel = Kernel(
+        m=m, n=n, layer=layer, variable=None, read=None, outputs=None, positions=1, groups=groups
+    )
     return Candidate("layer", "layer", "Dense", None, None, kernel)
 
 

@@ -12,18 +12,19 @@ from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.ranks.budgeted import (
     BudgetPolicy,
     EnergyBudgetPolicy,
-    GreedyBudgetPolicy,
     Sensitivity,
-    UniformBudgetPolicy,
     rank_grid,
 )
 from exporter.lowrank.ranks.knapsack import UnreachableError
+from scripts.bench.lib.policies import GreedyBudgetPolicy, UniformBudgetPolicy
 
 POLICIES = [BudgetPolicy, GreedyBudgetPolicy, EnergyBudgetPolicy, UniformBudgetPolicy]
 
 
-def kernel(m, n):
-    return Kernel("", m, n, None, None, None, None, positions=1)
+def kernel(m, n, **options):
+    layer = SimpleNamespace(count_params=lambda: m * n)
+    given = {"variable": None, "read": None, "outputs": None, "positions": 1, **options}
+    return Kernel(m=m, n=n, layer=layer, **given)
 
 
 class TestRankGrid:
@@ -212,7 +213,7 @@ def test_a_lookup_is_kept_where_macs_count():
         "Embedding",
         None,
         None,
-        Kernel("", 100, 20, None, None, None, None, positions=5, looked_up=True),
+        kernel(100, 20, positions=5, applied=(0, 0, 5, 5)),
     )
     curves = {"table": np.arange(20.0, -1.0, -1.0)}
     plan = BudgetPolicy("macs", 0).select([table], curves)

@@ -14,8 +14,8 @@ from exporter.lowrank.ranks.knapsack import (
     UnreachableError,
     allocate,
     allocate_evenly,
-    allocate_greedily,
 )
+from scripts.bench.lib.policies import allocate_greedily
 
 ALLOCATORS = [allocate, allocate_greedily, allocate_evenly]
 
