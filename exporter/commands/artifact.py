@@ -1,4 +1,4 @@
-"""The artifacts of one run: exported, verified, measured, and rejected if they do not pass."""
+"""Writes artifacts: variants of a model, from the factor pairs that suit their integers."""
 
 import math
 import shutil
@@ -7,156 +7,113 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.benchmark import LatencyPair, measure_latency
-from exporter.commands.gauges import Gauges
-from exporter.commands.prepare import Job, export_options
-from exporter.commands.weights import Weights
+from exporter.card import ModelCard
+from exporter.data import Dataset
 from exporter.data.metrics import snr_db
-from exporter.errors import ConversionError
+from exporter.errors import DataError
 from exporter.formats.base import ExportOptions, Format, describe
+from exporter.formats.variants import Variant
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
-from exporter.lowrank.calibration import Calibration
-from exporter.output import REJECTED, artifact_name
+from exporter.lowrank.calibration import Calibration, calibration_from
+from exporter.lowrank.engine import Compressed
+from exporter.quantization.gauge import Gauged, GaugeReport, regauge
 from exporter.quantization.granularity import GranularityTrial, choose, to_try
-from exporter.report.results import ArtifactReport
-from exporter.verification.compression import CompressionVerdict, judge_compression
+from exporter.quantization.scheme import IntegerScheme
+from exporter.recipe import Recipe
 from exporter.verification.parity import execute
 from exporter.verification.probes import Probe, predict
-from exporter.verification.verifier import Verifier
+
+RANGE_SAMPLES = 2000
+"""Most calibration samples on which ranges of activations are observed."""
 
 
-class Exports:
-    """Exports, verifies and measures the artifacts of one run.
+class ArtifactWriter:
+    """Writes the variants of one model; chooses factor pairs once for each integer scheme."""
 
-    Attributes:
-        verifier: Holds artifacts against the model.
-        compression: The compressed model against the baseline.
-    """
-
-    def __init__(self, job: Job, weights: Weights, staging: Path, scratch: Path) -> None:
-        """Predicts with both models the outputs that artifacts will be compared with.
+    def __init__(
+        self, recipe: Recipe, compressed: Compressed, samples: Calibration | None, card: ModelCard
+    ) -> None:
+        """Takes the model.
 
         Args:
-            job: The run.
-            weights: Its models.
-            staging: Folder to write to; all of it will be moved to the output folder.
-            scratch: Folder for what is not kept.
+            recipe: Tells how variants are quantized.
+            compressed: The model.
+            samples: What ``quantization_samples`` returned; without it the factors stay as cut.
+            card: What artifacts tell of the model.
         """
-        recipe = job.recipe
-        self._job, self._weights, self._staging, self._scratch = job, weights, staging, scratch
-        self._gauges = Gauges(
-            recipe.quantization, weights.compressed, job.samples, seed=recipe.source.seed
-        )
-        self.verifier = Verifier(
-            weights.compressed,
-            job.dataset,
-            folder=scratch,
-            atol=recipe.verification.atol,
-            rtol=recipe.verification.rtol,
-            seed=recipe.source.seed,
-        )
-        first = self.verifier.probes[0]
-        baseline = predict(weights.baseline.runner(), first)
-        self.compression: CompressionVerdict = judge_compression(
-            baseline, self.verifier.reference[first.name], first.labels
+        self._recipe, self._compressed = recipe, compressed
+        self._samples, self._card = samples, card
+        self._gauged: dict[IntegerScheme, Gauged | None] = {}
+
+    def options(self, fmt: Format, variant: str) -> ExportOptions:
+        """Returns the options of a variant, but for the granularity of its scales."""
+        observed = self._samples if fmt.variant(variant).calibrated else None
+        return ExportOptions(
+            variant=variant,
+            opset=self._recipe.export.opset,
+            io_type=self._recipe.quantization.io_type,
+            ranges=self._recipe.quantization.ranges,
+            calibration=list(observed.batches()) if observed else (),
+            card=self._card,
         )
 
-    def write(self, fmt: Format, variant: str) -> ArtifactReport:
-        """Exports to a variant of a format, verifies and measures; rejects what does not pass."""
-        path = self._staging / artifact_name(fmt, variant)
-        job, recipe = self._job, self._job.recipe
-        options = export_options(recipe, fmt, variant, job.samples, job.card)
-        try:
-            trials = write_artifact(
-                fmt,
-                self._gauges.network(fmt.variant(variant)),
-                path,
-                options,
-                granularity=recipe.quantization.granularity,
-                samples=job.samples,
-                scratch=self._scratch,
-                limit=recipe.goal.max_size,
+    def write(
+        self, fmt: Format, variant: str, path: Path, scratch: Path
+    ) -> tuple[GranularityTrial, ...]:
+        """Exports a variant with scales of the granularity asked for, or of the better one of both.
+
+        The first batch of the samples measures the error, which is never reported.
+
+        Args:
+            fmt: The format.
+            variant: Its variant.
+            path: What is written; must not exist.
+            scratch: Folder for what is not kept.
+
+        Returns:
+            What was tried, the one that was written first; nothing where weights are no integers.
+
+        Raises:
+            ConversionError: If the converter fails.
+        """
+        gauged, options = self._gauge(fmt.variant(variant)), self.options(fmt, variant)
+        network = (gauged.compressed if gauged else self._compressed).network
+        if fmt.variant(variant).scheme is None:
+            fmt.export(network, path, options)
+            return ()
+        judge = None if self._samples is None else _Judge(fmt, variant, network, self._samples)
+        trials: dict[GranularityTrial, Path] = {}
+        for granularity in to_try(self._recipe.quantization.granularity):
+            file = scratch / f"{granularity}-{path.name}"
+            fmt.export(network, file, replace(options, granularity=granularity))
+            ratio = None if judge is None else judge.snr(file)
+            trials[GranularityTrial(granularity, fmt.size(file), ratio)] = file
+        chosen = choose(list(trials), self._recipe.goal.max_size)
+        shutil.move(trials[chosen], path)
+        return (chosen, *(trial for trial in trials if trial is not chosen))
+
+    def gauge(self, variant: Variant) -> GaugeReport | None:
+        """Returns which factor pairs a variant is made of; None if they are those of the cut."""
+        gauged = self._gauge(variant)
+        return gauged.report if gauged else None
+
+    def _gauge(self, variant: Variant) -> Gauged | None:
+        scheme, quantization = variant.scheme, self._recipe.quantization
+        if scheme is None or self._samples is None:
+            return None
+        if not quantization.gauge or not self._compressed.factors:
+            return None
+        if scheme not in self._gauged:
+            gauged = regauge(
+                self._compressed,
+                self._samples,
+                scheme,
+                granularity="channel" if quantization.granularity == "channel" else "tensor",
+                seed=self._recipe.source.seed,
             )
-        except ConversionError as error:
-            return ArtifactReport(fmt.name, variant, error=str(error))
-        artifact = describe(fmt, variant, path, self._weights.compressed.network)
-        conversion = self.verifier.verify(artifact)
-        report = ArtifactReport(
-            fmt.name,
-            variant,
-            artifact,
-            conversion,
-            accepted=conversion.passed and self.compression.passed,
-            trials=trials,
-            gauge=self._gauges.report(fmt.variant(variant)),
-        )
-        try:
-            # What a user would ship otherwise is the baseline in float32.
-            baseline_path = self._scratch / artifact_name(fmt)
-            if not baseline_path.exists():
-                plain = ExportOptions(opset=recipe.export.opset, card=job.card)
-                fmt.export(self._weights.baseline, baseline_path, plain)
-            report = replace(report, baseline_size=fmt.size(baseline_path))
-            report = replace(report, latency=self._latency(fmt, baseline_path, path))
-        except (ConversionError, ChildError) as error:
-            # The baseline is no product of this run: it is only compared with.
-            report = replace(report, comparison_error=str(error))
-        if not report.accepted:
-            (self._staging / REJECTED).mkdir(exist_ok=True)
-            path = path.rename(self._staging / REJECTED / path.name)
-        final = job.output / path.relative_to(self._staging)
-        return replace(report, artifact=replace(artifact, path=final))
-
-    def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
-        single = next(probe for probe in self.verifier.probes if probe.name == "single")
-        batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
-        return measure_latency(fmt, baseline, compressed, batch, self._scratch)
-
-
-def write_artifact(
-    fmt: Format,
-    network: Network,
-    path: Path,
-    options: ExportOptions,
-    *,
-    granularity: str,
-    samples: Calibration | None,
-    scratch: Path,
-    limit: int | None = None,
-) -> tuple[GranularityTrial, ...]:
-    """Exports a model at a granularity, or at the better one of both.
-
-    Args:
-        fmt: The format.
-        network: The model.
-        path: What is written; must not exist.
-        options: All but the granularity.
-        granularity: ``"tensor"``, ``"channel"``, or ``"auto"``; see ``Recipe``.
-        samples: What ``quantization_samples`` returned; its first batch measures the error, and
-            never what is reported on.
-        scratch: Folder for what is not kept.
-        limit: Most bytes; see ``granularity.choose``.
-
-    Returns:
-        What was tried, the one that was written first; nothing where weights are no integers.
-
-    Raises:
-        ConversionError: If the converter fails.
-    """
-    if fmt.variant(options.variant).scheme is None:
-        fmt.export(network, path, options)
-        return ()
-    judge = None if samples is None else _Judge(fmt, options.variant, network, samples)
-    trials: dict[GranularityTrial, Path] = {}
-    for each in to_try(granularity):
-        file = scratch / f"{each}-{path.name}"
-        fmt.export(network, file, replace(options, granularity=each))
-        ratio = None if judge is None else judge.snr(file)
-        trials[GranularityTrial(each, fmt.size(file), ratio)] = file
-    chosen = choose(list(trials), limit)
-    shutil.move(trials[chosen], path)
-    return (chosen, *(trial for trial in trials if trial is not chosen))
+            self._gauged[scheme] = gauged if gauged.report.layers else None
+        return self._gauged[scheme]
 
 
 class _Judge:
@@ -178,3 +135,27 @@ class _Judge:
             return -math.inf
         actual = outputs[self._fmt.backends[0]][self._probe.name]
         return min(snr_db(actual[name], values) for name, values in self._expected.items())
+
+
+def quantization_samples(
+    recipe: Recipe, network: Network, dataset: Dataset | None
+) -> Calibration | None:
+    """Returns the samples that artifacts are quantized by: of the training part, if there is one.
+
+    None where no variant has integers, which nothing is read for.
+
+    Raises:
+        DataError: If a variant is calibrated, and there is no training part.
+    """
+    if not recipe.has_integers:
+        return None
+    count = min(recipe.source.calibration, RANGE_SAMPLES)
+    calibration = calibration_from(network, dataset, count) if dataset else None
+    if calibration is None and recipe.calibrates:
+        name = dataset.name if dataset else "none"
+        raise DataError(
+            f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations "
+            f"on a training part. Received: data {name!r} without one. Name data "
+            "that have x_train, or x."
+        )
+    return calibration

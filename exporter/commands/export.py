@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.card import ModelCard
-from exporter.commands.artifact import write_artifact
-from exporter.commands.gauges import Gauges, quantization_samples
-from exporter.commands.prepare import card_of, export_options, load
-from exporter.commands.verify import as_compressed
+from exporter.commands.artifact import ArtifactWriter, quantization_samples
+from exporter.commands.prepare import card_of, load
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
@@ -59,7 +57,7 @@ def export(
     """
     chosen = {"formats": formats, "output": str(directory), "force": force, **choices}
     recipe = Recipe.for_verb("export", USES, chosen)
-    compressed = as_compressed(model)
+    compressed = Compressed.of(model)
     card = card or ModelCard()
     check_card(card, compressed.network.inputs, compressed.network.outputs)
     dataset = fitted(load_dataset(data) if isinstance(data, str) else data, compressed.network)
@@ -80,7 +78,7 @@ def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[
     )
     return _export(
         recipe,
-        as_compressed(network),
+        Compressed.of(network),
         dataset,
         card,
         target=target,
@@ -103,7 +101,7 @@ def _export(
     names, network = [artifact_name(*each) for each in chosen], compressed.network
     check_output(target, names, force=recipe.export.force)
     samples = quantization_samples(recipe, network, dataset)
-    gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
+    writer = ArtifactWriter(recipe, compressed, samples, card)
     artifacts = []
     with (
         staged_output(target, names, force=recipe.export.force) as staging,
@@ -113,15 +111,7 @@ def _export(
         for number, (fmt, variant) in enumerate(chosen):
             advance(number, f"{fmt.name}, {variant}")
             path = staging / artifact_name(fmt, variant)
-            write_artifact(
-                fmt,
-                gauges.network(fmt.variant(variant)),
-                path,
-                export_options(recipe, fmt, variant, samples, card),
-                granularity=recipe.quantization.granularity,
-                samples=samples,
-                scratch=Path(scratch),
-            )
+            writer.write(fmt, variant, path, Path(scratch))
             artifact = describe(fmt, variant, path, network)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
+from exporter.commands.artifact import quantization_samples
 from exporter.commands.budgets import check_budget
-from exporter.commands.gauges import quantization_samples
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, Format
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
 from exporter.graph.loading import load_model, loss_in_file
@@ -104,21 +103,6 @@ def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
     policy = policy_for(goal)
     if policy is not None:
         policy.check(candidates(network, convolution=cut.convolution))
-
-
-def export_options(
-    recipe: Recipe, fmt: Format, variant: str, samples: Calibration | None, card: ModelCard
-) -> ExportOptions:
-    """Returns how a recipe has a variant exported."""
-    observed = samples if fmt.variant(variant).calibrated else None
-    return ExportOptions(
-        variant=variant,
-        opset=recipe.export.opset,
-        io_type=recipe.quantization.io_type,
-        ranges=recipe.quantization.ranges,
-        calibration=list(observed.batches()) if observed else (),
-        card=card,
-    )
 
 
 def card_of(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.artifact import Exports
 from exporter.commands.budgets import accuracy_drop
+from exporter.commands.exports import Exports
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Dataset

@@ -9,9 +9,9 @@ import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
+from exporter.commands.artifact import ArtifactWriter, quantization_samples
 from exporter.commands.budgets import accuracy, labelled
-from exporter.commands.gauges import quantization_samples
-from exporter.commands.prepare import card_of, export_options
+from exporter.commands.prepare import card_of
 from exporter.data import UINT8_MAX, Dataset, Split, loaded_if_small
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
@@ -86,12 +86,14 @@ class _Trials:
     ) -> None:
         self._engine, self._recipe, self._folder = engine, recipe, folder
         samples = quantization_samples(recipe, engine.network, dataset)
-        # Ranges of activations change neither size nor time.
-        self._samples = samples and samples.head(1)
+        # Ranges of activations change neither size nor time: one batch serves.
+        samples = samples and samples.head(1)
         network = engine.network
         # The longest card that there may be.
         normalization = {info.name: Normalization(std=UINT8_MAX) for info in network.inputs}
-        self._card = card_of(recipe, network, normalization)
+        card = card_of(recipe, network, normalization)
+        self._writer = ArtifactWriter(recipe, Compressed.of(network), samples, card)
+        self._biased = recipe.quantization.gauge and samples is not None
         self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
 
     @property
@@ -121,13 +123,12 @@ class _Trials:
         bones = skeleton(self._engine, plan)
         for name, variant in self._recipe.artifacts:
             fmt, network = FORMATS[name], bones.network
-            options = export_options(self._recipe, fmt, variant, self._samples, self._card)
-            quantization = self._recipe.quantization
+            options = self._writer.options(fmt, variant)
             if fmt.variant(variant).scheme is not None:
                 # Of several granularities, the first takes the fewest bytes.
-                granularity = to_try(quantization.granularity)[0]
+                granularity = to_try(self._recipe.quantization.granularity)[0]
                 options = replace(options, ranges="minmax", granularity=granularity)
-                if quantization.gauge and self._samples is not None:
+                if self._biased:
                     network = with_latent_biases(bones).network
             path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
             fmt.export(network, path, options)

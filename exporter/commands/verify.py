@@ -14,7 +14,6 @@ from exporter.formats.variants import FLOAT32
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
@@ -44,7 +43,7 @@ def verify(
         InputError: If the model, the data or the artifact's name cannot be used.
     """
     recipe = Recipe.of(atol=atol, rtol=rtol, seed=seed)
-    compressed = as_compressed(model)
+    compressed = Compressed.of(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.network)
     FORMATS[artifact.format].require_extra()
@@ -83,17 +82,6 @@ def verify_recipe(
     return ArtifactReport(
         described.format, described.variant, described, verdict, accepted=verdict.passed
     )
-
-
-def as_compressed(model: Any) -> Compressed:
-    """Returns a Keras model as one in which nothing is factorized.
-
-    Raises:
-        ModelError: If its graph cannot be rewritten.
-    """
-    if isinstance(model, Compressed):
-        return model
-    return Compressed(Network.of(model), RankPlan(()), {})
 
 
 def _described(path: Path, network: Network) -> Artifact:

@@ -70,6 +70,15 @@ class Compressed:
     factors: Mapping[str, Factors]
     cut: Cut = field(default_factory=Cut)
 
+    @classmethod
+    def of(cls, model: "Compressed | Network | Model") -> "Compressed":
+        """Returns a model as one in which nothing is factorized, unless it is compressed already.
+
+        Raises:
+            ModelError: If its graph cannot be rewritten.
+        """
+        return model if isinstance(model, cls) else cls(Network.of(model), RankPlan(()), {})
+
     @property
     def model(self) -> Model:
         """The compressed model: an ordinary Keras model, which saves, loads and trains."""

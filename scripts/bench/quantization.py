@@ -20,11 +20,9 @@ import numpy as np
 
 from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
-from exporter.commands.artifact import write_artifact
+from exporter.commands.artifact import ArtifactWriter, quantization_samples
 from exporter.commands.compress import compress
 from exporter.commands.finetune import finetune
-from exporter.commands.gauges import Gauges, quantization_samples
-from exporter.commands.prepare import export_options
 from exporter.data import Dataset, load_dataset
 from exporter.data.metrics import snr_db, task_metric, top1_agreement
 from exporter.formats import FORMATS
@@ -173,18 +171,9 @@ def ours(compressed: Compressed, variant: str, path: Path, data: Dataset) -> Non
     """Exports as the command line does."""
     recipe = Recipe.of(quantize=("none" if variant == "float32" else variant,))
     fmt, samples = FORMATS["tflite"], quantization_samples(recipe, compressed.network, data)
-    gauges = Gauges(recipe.quantization, compressed, samples, seed=recipe.source.seed)
-    network = gauges.network(fmt.variant(variant))
+    writer = ArtifactWriter(recipe, compressed, samples, ModelCard())
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as scratch:
-        write_artifact(
-            fmt,
-            network,
-            path,
-            export_options(recipe, fmt, variant, samples, ModelCard()),
-            granularity=recipe.quantization.granularity,
-            samples=samples,
-            scratch=Path(scratch),
-        )
+        writer.write(fmt, variant, path, Path(scratch))
 
 
 def plain(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
