@@ -60,7 +60,7 @@ def test_what_is_chosen_is_no_worse_than_simpler_cuts(kind, planner):
     limit = planner.params // 6
     simpler = planner.engine.factorize(planner.engine.plan(planner.policy("params", limit, kind)))
     best = planner.best_within("params", limit)
-    assert planner._loss(best.model) <= planner._loss(simpler.model)
+    assert planner._loss(best.network) <= planner._loss(simpler.network)
 
 
 @pytest.mark.parametrize("formats", [("tflite",), ("tflite", "onnx")])
