@@ -21,10 +21,10 @@ from scripts.bench.lib.policies import GreedyBudgetPolicy, UniformBudgetPolicy
 POLICIES = [BudgetPolicy, GreedyBudgetPolicy, EnergyBudgetPolicy, UniformBudgetPolicy]
 
 
-def kernel(m, n, **options):
+def kernel(m, n, kind=Kernel, **options):
     layer = SimpleNamespace(count_params=lambda: m * n)
     given = {"variable": None, "read": None, "outputs": None, "positions": 1, **options}
-    return Kernel(m=m, n=n, layer=layer, **given)
+    return kind(m=m, n=n, layer=layer, **given)
 
 
 class TestRankGrid:
@@ -49,7 +49,7 @@ class TestRankGrid:
         class Cheap(Kernel):
             break_even_rank = 100.0
 
-        assert rank_grid(Cheap("", 8, 6, None, None, None, None, positions=1)) == (1, 2, 3, 4, 5, 6)
+        assert rank_grid(kernel(8, 6, Cheap)) == (1, 2, 3, 4, 5, 6)
 
 
 def test_sensitivity_is_a_power_law():
