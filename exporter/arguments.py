@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,23 +180,3 @@ def given(options: argparse.Namespace) -> dict[str, object]:
     """Returns what a verb was given, by name; what the program itself reads is left out."""
     printing = {"verb", "json", "quiet", "verbose"}
     return {name: value for name, value in vars(options).items() if name not in printing}
-
-
-def options_table() -> str:
-    """Returns a table of all options in Markdown, for the documentation."""
-    lines: list[str] = []
-    for name, group in GROUPS.items():
-        lines += [f"### {group.title.capitalize()} (`{name}`)", ""]
-        lines += ["| option | default | what it does |", "|---|---|---|"]
-        lines += [_row(option) for option in group.options()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _row(option: Option) -> str:
-    shown: Iterable[object] = (
-        option.default if isinstance(option.default, tuple) else (option.default,)
-    )
-    default = "" if option.default is None else ", ".join(f"`{value}`" for value in shown)
-    told = option.help.replace("|", "\\|")
-    return f"| `{option.name}` (`{option.flag}`) | {default} | {told} |"

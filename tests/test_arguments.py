@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.arguments import VERBS, given, options_table, parse
+from exporter.arguments import VERBS, given, parse
 from exporter.errors import RecipeError
 from exporter.recipe import GROUP_OF, GROUPS, Recipe
+from scripts.lib.options_table import options_table
 
 ROOT = Path(__file__).parents[1]
 
