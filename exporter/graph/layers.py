@@ -173,11 +173,6 @@ def with_parts(layer: Layer) -> list[Layer]:
     return list(layer._flatten_layers())
 
 
-def causal_padding(layer: Layer) -> list[list[int]]:
-    """Returns how far a causal convolution pads each axis of its input, before and after."""
-    return list(layer._compute_causal_padding())
-
-
 def attention_options(layer: Layer, *names: str) -> dict[str, Any]:
     """Returns constructor arguments of a ``MultiHeadAttention`` by name."""
     return {name: getattr(layer, f"_{name}") for name in names}

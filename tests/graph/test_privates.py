@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import exporter
-from exporter.graph.layers import attention_options, causal_padding, with_parts
+from exporter.graph.layers import attention_options, with_parts
 
 PACKAGE = Path(exporter.__file__).parent
 
@@ -16,7 +16,6 @@ KERAS_PRIVATES = {
     "_activity_regularizer",
     "_bias_constraint",
     "_bias_regularizer",
-    "_compute_causal_padding",
     "_flatten_layers",
     "_functional",
     "_inbound_nodes",
@@ -127,14 +126,6 @@ def test_layers_list_those_within_them() -> None:
         "Layers have lost _flatten_layers: linear layers within wrappers are not found."
     )
     assert with_parts(outer) == [outer, inner]
-
-
-def test_causal_convolutions_know_their_padding() -> None:
-    layer = layers.Conv1D(3, 5, padding="causal", dilation_rate=2)
-    assert hasattr(layer, "_compute_causal_padding"), (
-        "Convolutions have lost _compute_causal_padding: causal ones cannot be cut by data."
-    )
-    assert [list(sizes) for sizes in causal_padding(layer)] == [[0, 0], [8, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(
