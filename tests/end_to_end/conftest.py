@@ -28,11 +28,14 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session")
 def run_each():
-    """Runs the command line several times in one process, for TensorFlow takes long to import."""
+    """Runs the command line several times in one process, for TensorFlow takes long to import.
 
-    def run(commands, cwd):
+    ``before`` is code that comes first.
+    """
+
+    def run(commands, cwd, before=""):
         done = subprocess.run(
-            [sys.executable, "-c", _RUN_EACH],
+            [sys.executable, "-c", before + _RUN_EACH],
             input=json.dumps(commands), cwd=cwd, capture_output=True, text=True, check=True,
         )  # fmt: skip
         # Each run ends with its exit code, between zeros, on both streams.

@@ -292,7 +292,7 @@ def test_graph_of_a_deep_model_may_outweigh_its_weights(
     from exporter.lowrank.ranks.policy import RankPlan
 
     deep = keras.Sequential(
-        [keras.Input((4,)), *(keras.layers.Dense(4, activation="swish") for _ in range(60))]
+        [keras.Input((4,)), *(keras.layers.Dense(4, activation="relu") for _ in range(60))]
     )
     proof = proof_of(export_as("saved_model", deep), Compressed(Network(deep), RankPlan(()), {}))
 
