@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,9 @@ def scored():
 
 def _carry_out(model, data, folder, **options):
     recipe = exporter.Recipe.of(output=str(folder), **options)
-    return exporter.run(recipe, model=model, dataset=exporter.load_dataset(data))
+    # Checkpoints go below the current folder, where another process may train the same.
+    with contextlib.chdir(folder.parent):
+        return exporter.run(recipe, model=model, dataset=exporter.load_dataset(data))
 
 
 @pytest.fixture(scope="session")
