@@ -18,13 +18,9 @@ def make_card(
     labels: str | None = None,
     description: str | None = None,
 ) -> ModelCard:
-    """Makes the card of a model.
+    """Makes the card of a model from the normalization by input, and a path of labels.
 
-    Args:
-        normalization: Normalization by input name.
-        outputs: The outputs of the model.
-        labels: Path of a file of labels, for the output that has as many classes.
-        description: Text that tells the purpose of the model.
+    The labels are for the output that has as many classes.
 
     Raises:
         RecipeError: If the file cannot be read, or fits no output or several.

@@ -64,10 +64,7 @@ def judge_compression(
     compressed: Mapping[str, Array],
     labels: Mapping[str, Array],
 ) -> CompressionVerdict:
-    """Compares predictions on the same inputs, and where they have test labels, their metrics.
-
-    All are arrays by output, samples along the first axis.
-    """
+    """Compares predictions on the same inputs, and their metrics for outputs with test labels."""
     outputs = []
     classes = outputs_with_classes(baseline, labels)
     for name, original in baseline.items():

@@ -49,8 +49,8 @@ class Probe:
 def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     """Makes the probes for a model; the first is the one that counts most.
 
-    It is of test data, or random if the data set, which is fitted to the model, has none. Large
-    outputs make it smaller, and many MACs its batches.
+    It has test samples, or random ones if the data set, which is fitted to the model, has no test
+    part. Large outputs make it smaller, and many MACs its batches.
     """
     # A model with a fixed batch takes no other.
     fixed, inputs = network.fixed_batch, network.inputs

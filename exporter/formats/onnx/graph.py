@@ -96,9 +96,7 @@ class OnnxRuntimeFormat(Format):
 class OnnxRunner:
     """A file of any of these formats, opened in onnxruntime's CPU provider.
 
-    Attributes:
-        inputs: Names and element types of its inputs.
-        outputs: Names and element types of its outputs.
+    ``inputs`` and ``outputs`` have the names and element types, without shapes.
     """
 
     def __init__(self, path: Path, threads: int | None) -> None:

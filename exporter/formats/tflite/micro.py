@@ -12,14 +12,12 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import Runner, to_real, to_stored
+from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
 from exporter.graph.runner import predict_in_batches
 from exporter.graph.signature import Tensors, split
 from exporter.isolation import ChildError, call_in_child
-
-ALIGNMENT = 16
-"""Alignment of the model and of the arena in bytes."""
 
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 
