@@ -39,11 +39,7 @@ def make_card(
 
 
 def read_labels(path: str) -> tuple[str, ...]:
-    """Reads a text file with one label in each line.
-
-    Raises:
-        RecipeError: If the file cannot be read, is empty, or has a line without a label.
-    """
+    """Reads a text file with one label in each line; a RecipeError tells what is wrong with it."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from exporter.options.groups import FLOAT32 as FLOAT32
+from exporter.options.groups import FLOAT32
 from exporter.quantization.scheme import IntegerScheme
+
+__all__ = ["FLOAT32"]
 
 FLOAT16 = "float16"
 DYNAMIC = "dynamic"

@@ -18,15 +18,12 @@ from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, 
 
 NOT_FINITE = "not finite"
 
-Outputs = Mapping[str, Predictions]
-"""Arrays by backend, probe and output."""
-
 
 @dataclass(frozen=True)
 class Execution:
     """The predictions of an artifact by ``execute``, beside those of the Keras model."""
 
-    outputs: Outputs
+    outputs: Mapping[str, Predictions]
     reference: Predictions
     probes: Sequence[Probe]
     limits: Limits
