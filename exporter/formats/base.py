@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A constant found in an artifact.
-
-    Attributes:
-        name: Its name there; empty if it has none.
-        shape: Its sizes.
-        nbytes: The bytes it takes in the file.
-        digest: A hash of its bytes, by which a tensor that is stored twice is found.
-    """
+    """A constant found in an artifact; a digest found twice is of a tensor that is stored twice."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,14 +45,9 @@ class Artifact:
     """A file, or folder, that an export wrote.
 
     Attributes:
-        format: Name of its format.
-        variant: Name of its variant.
-        path: Path of the file or folder.
         size: Bytes that it takes where it runs: of the file, of all files in the folder, or of the
             array that source code defines.
         sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
-        inputs: Its inputs.
-        outputs: Its outputs.
         figures: Further measurements, by name.
     """
 
@@ -79,14 +67,12 @@ class ExportOptions:
 
     Attributes:
         variant: Name of the numeric variant, one of the format's.
-        opset: ONNX operator set.
         io_type: Element type of inputs and outputs of a variant that computes in integers.
         granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``.
         dense_by_tensor: Whether dense layers have one scale a tensor whatever the granularity.
         ranges: How the range of an activation is estimated: ``"minmax"``, ``"percentile"``,
             ``"mse"`` or ``"entropy"``.
         calibration: Batches of inputs by name, for variants that are calibrated.
-        card: The card that the artifact carries.
     """
 
     variant: str = FLOAT32
@@ -99,11 +85,7 @@ class ExportOptions:
     card: ModelCard = field(default_factory=ModelCard)
 
     def require_calibration(self) -> None:
-        """Checks that there are samples for a variant that is calibrated.
-
-        Raises:
-            DataError: If there are none.
-        """
+        """Raises a DataError if there are no samples for a variant that is calibrated."""
         if not self.calibration:
             raise DataError(
                 f"Variant {self.variant!r} needs samples to calibrate the ranges of activations "
@@ -152,7 +134,6 @@ class Format(ABC):
     """A format that models are exported to.
 
     Attributes:
-        name: Its name for ``--format``.
         suffix: Suffix of the artifact's name; empty for a folder.
         variants: The numeric variants on offer, the one that is not quantized first.
         backends: Ways in which the runtime can execute an artifact. All are verified; the first is
@@ -161,7 +142,6 @@ class Format(ABC):
             fewer samples where the model is large; the other backends always are.
         thread_environment: Environment variables that hold the runtime to one thread, if nothing
             else does.
-        extra: The extra that has to be installed for it.
         batch: Batch size of its artifacts where the model leaves it free; None leaves it so.
     """
 
@@ -224,13 +204,7 @@ class Format(ABC):
 
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
-        """Opens an artifact in its runtime.
-
-        Args:
-            path: The artifact.
-            backend: One of ``backends``.
-            threads: Number of threads; None leaves it to the runtime.
-        """
+        """Opens an artifact in its runtime; None leaves the number of threads to the runtime."""
 
     @abstractmethod
     def stored_tensors(self, path: Path) -> list[StoredTensor]:

@@ -18,13 +18,9 @@ def make_card(
     labels: str | None = None,
     description: str | None = None,
 ) -> ModelCard:
-    """Makes the card of a model.
+    """Makes the card of a model from the normalization by input, and a path of labels.
 
-    Args:
-        normalization: Normalization by input name.
-        outputs: The outputs of the model.
-        labels: Path of a file of labels, for the output that has as many classes.
-        description: Text that tells the purpose of the model.
+    The labels are for the output that has as many classes.
 
     Raises:
         RecipeError: If the file cannot be read, or fits no output or several.
@@ -43,11 +39,7 @@ def make_card(
 
 
 def read_labels(path: str) -> tuple[str, ...]:
-    """Reads a text file with one label in each line.
-
-    Raises:
-        RecipeError: If the file cannot be read, is empty, or has a line without a label.
-    """
+    """Reads a text file with one label in each line; a RecipeError tells what is wrong with it."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

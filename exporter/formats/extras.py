@@ -8,12 +8,7 @@ from exporter.errors import RecipeError
 
 @dataclass(frozen=True)
 class Extra:
-    """An extra of this package, as pyproject.toml defines it.
-
-    Attributes:
-        name: Its name in ``pip install 'exporter[name]'``.
-        packages: The distributions that it brings.
-    """
+    """An extra of this package and the distributions in it, as pyproject.toml defines them."""
 
     name: str
     packages: tuple[str, ...]

@@ -8,11 +8,9 @@ ALIGNMENT = 16
 
 
 def write(root: Callable[[Any], int], identifier: bytes) -> bytes:
-    """Writes a flatbuffer.
+    """Writes a flatbuffer by a function that writes the root table and returns its offset.
 
-    Args:
-        root: Function that writes the root table with a builder, and returns its offset.
-        identifier: Four bytes that name the schema.
+    Four bytes, the ``identifier``, name the schema.
     """
     import flatbuffers
 
@@ -47,10 +45,7 @@ def write_table(
 ) -> int:
     """Writes a table, and returns its offset.
 
-    Args:
-        builder: The builder that ``write`` gave.
-        offsets: Offsets of tables, vectors and strings that were written before, by field number.
-        numbers: Unsigned integers of one byte, by field number.
+    Fields, by number, are offsets of what was written before, and unsigned integers of one byte.
     """
     numbers = numbers or {}
     builder.StartObject(1 + max([*offsets, *numbers]))

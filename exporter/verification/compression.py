@@ -24,8 +24,6 @@ class OutputCompression:
     """One output of the compressed model against the baseline's.
 
     Attributes:
-        output: Name of the output.
-        samples: Number of samples.
         snr_db: Signal to noise ratio in decibels.
         top1_agreement: Part of the samples with the same class; None without classes.
         baseline: Task metric of the baseline; None without labels.
@@ -49,9 +47,7 @@ class OutputCompression:
 class CompressionVerdict:
     """Tells whether the compressed model is still a model; its quality is for the user to judge.
 
-    Attributes:
-        outputs: One entry for each output.
-        labelled: Whether there were labels to measure the task by.
+    ``labelled`` tells whether there were labels to measure the task by.
     """
 
     outputs: tuple[OutputCompression, ...]
@@ -68,13 +64,7 @@ def judge_compression(
     compressed: Mapping[str, Array],
     labels: Mapping[str, Array],
 ) -> CompressionVerdict:
-    """Compares predictions on the same inputs.
-
-    Args:
-        baseline: Predictions of the baseline by output.
-        compressed: Predictions of the compressed model by output.
-        labels: Test labels by output, as many as samples; empty without labels.
-    """
+    """Compares predictions on the same inputs, and their metrics for outputs with test labels."""
     outputs = []
     classes = outputs_with_classes(baseline, labels)
     for name, original in baseline.items():

@@ -18,22 +18,12 @@ from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, 
 
 NOT_FINITE = "not finite"
 
-Outputs = Mapping[str, Predictions]
-"""Arrays by backend, probe and output."""
-
 
 @dataclass(frozen=True)
 class Execution:
-    """The predictions of an artifact, beside those of the Keras model.
+    """The predictions of an artifact by ``execute``, beside those of the Keras model."""
 
-    Attributes:
-        outputs: Predictions of the artifact; ``execute`` returns them.
-        reference: Predictions of the Keras model.
-        probes: The inputs.
-        limits: The limits that the artifact was executed with.
-    """
-
-    outputs: Outputs
+    outputs: Mapping[str, Predictions]
     reference: Predictions
     probes: Sequence[Probe]
     limits: Limits
@@ -52,18 +42,13 @@ class Comparison:
     """One view of one output, on one probe, in one backend.
 
     Attributes:
-        backend: How the runtime executed the artifact.
-        probe: Name of the inputs.
-        output: Name of the output.
         view: Whether values were compared, or their logarithms (for distributions).
-        samples: Number of samples.
         max_abs: Largest absolute difference.
         max_rel: Largest difference relative to the reference, whose size is taken to be at least
             the root mean square of all its elements.
         rmse: Root mean square difference.
         snr_db: Signal to noise ratio in decibels; infinite if equal.
         top1_agreement: Part of the samples with the same class; None without classes.
-        tolerance: The tolerance that was applied.
         passed: Whether every element is within the tolerance.
     """
 
@@ -93,9 +78,6 @@ class Fault:
     """A defect of an output that no tolerance excuses.
 
     Attributes:
-        backend: How the runtime executed the artifact.
-        probe: Name of the inputs.
-        output: Name of the output.
         kind: ``missing``, ``wrong shape``, ``not finite``, ``all zero`` or ``constant``.
         in_reference: Whether the Keras model's own output has the same defect.
     """
@@ -126,14 +108,7 @@ def execute(
 ) -> dict[str, dict[str, dict[str, Array]]]:
     """Predicts all probes with an artifact in every backend of its format, in a fresh process.
 
-    Args:
-        artifact: The artifact.
-        probes: The inputs.
-        folder: Folder for the arrays that go to the child and back.
-        limits: The most samples that each backend predicts.
-
-    Returns:
-        Arrays by backend, probe and output.
+    Arrays by backend, probe and output go to that process and back through files in ``folder``.
 
     Raises:
         ChildError: If the runtime cannot open or run the artifact, or crashes.
@@ -188,12 +163,9 @@ def find_faults(execution: Execution) -> tuple[Fault, ...]:
 
 
 def compare(execution: Execution, tolerances: Tolerances, classes: frozenset[str]) -> Parity:
-    """Compares the predictions of an artifact with the reference.
+    """Compares an artifact with the reference in the views that have a tolerance.
 
-    Args:
-        execution: Both predictions.
-        tolerances: Tolerances by probe, output and view; other views are not compared.
-        classes: Outputs whose largest element names a class.
+    The largest element of an output in ``classes`` names a class.
     """
     comparisons = []
     for backend, probe, output, values, expected in execution.pairs():

@@ -49,10 +49,8 @@ class Probe:
 def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     """Makes the probes for a model; the first is the one that counts most.
 
-    Args:
-        network: The model; large outputs make the first probe smaller, many MACs its batches.
-        dataset: The data set, fitted to the model; without a test part, the first probe is random.
-        seed: Seed of the random inputs.
+    It has test samples, or random ones if the data set, which is fitted to the model, has no test
+    part. Large outputs make it smaller, and many MACs its batches.
     """
     # A model with a fixed batch takes no other.
     fixed, inputs = network.fixed_batch, network.inputs

@@ -12,9 +12,6 @@ class OutputQuality:
     """One output, on the first probe, in one backend.
 
     Attributes:
-        backend: How the runtime executed the artifact.
-        output: Name of the output.
-        samples: Number of samples.
         snr_db: Signal to noise ratio in decibels; infinite if equal.
         top1_agreement: Part of the samples with the same class; None without classes.
         drop: Loss of accuracy, 0 to 1; of another metric, relative. None without labels.
@@ -32,13 +29,7 @@ class OutputQuality:
 
 @dataclass(frozen=True)
 class Quality:
-    """How near a quantized artifact is to the float model.
-
-    Attributes:
-        outputs: One entry for each backend and output.
-        faults: Outputs that no limit excuses.
-        limits: The limits that were applied.
-    """
+    """The comparison of a quantized artifact, by backend and output, and its faults."""
 
     outputs: tuple[OutputQuality, ...]
     faults: tuple[Fault, ...]
@@ -52,12 +43,9 @@ class Quality:
 
 
 def judge_quality(execution: Execution, rule: QualityRule, classes: frozenset[str]) -> Quality:
-    """Compares the predictions of an artifact for the first probe with the reference.
+    """Compares an artifact with the reference on the first probe, and finds faults on all probes.
 
-    Args:
-        execution: Both predictions; those for the other probes are only searched for faults.
-        rule: The limits.
-        classes: Outputs whose largest element names a class.
+    The largest element of an output in ``classes`` names a class.
     """
     judged = []
     for backend, probe, output, values, expected in execution.pairs():

@@ -34,7 +34,6 @@ class LayerProof:
     """The factors of one layer, searched for in an artifact.
 
     Attributes:
-        layer: Path of the layer.
         factors: Shapes of its factors.
         found: Whether the artifact stores as many tensors of these sizes as the compressed model.
         dense_shape: (m, n) of the matrix that the factors replace.
@@ -53,10 +52,8 @@ class StructureProof:
     """The tensors of an artifact, compared with the plan.
 
     Attributes:
-        layers: One entry for each factorized layer.
         predicted_bytes: Bytes of the weights of the compressed model, in the artifact's variant.
         stored_bytes: Bytes of the distinct constants in the artifact.
-        file_bytes: Bytes of the artifact.
         weights_as_predicted: Whether ``stored_bytes`` is within 5 % and 16 KiB of the prediction.
         file_as_predicted: Whether ``file_bytes`` exceeds it by at most 25 %, 256 KiB, and 12 KiB
             for each layer.
@@ -82,13 +79,9 @@ def prove_structure(
     compressed: Compressed,
     weight_bits: int = FLOAT_BITS,
 ) -> StructureProof:
-    """Compares the tensors of an artifact with those of the compressed model.
+    """Compares all constants of an artifact with the weights of the compressed model.
 
-    Args:
-        stored: All constants of the artifact, in any orientation: formats transpose at will.
-        file_bytes: Size of the artifact.
-        compressed: The compressed Keras model and its plan.
-        weight_bits: Bits of an element of a kernel in the artifact; 32 if it is not quantized.
+    ``weight_bits`` are the bits of an element of a kernel in the artifact.
     """
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)

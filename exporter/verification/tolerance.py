@@ -41,8 +41,6 @@ class Tolerance:
     A difference passes if ``|y - reference| <= atol + rtol * |reference|`` for every element.
 
     Attributes:
-        atol: Absolute part.
-        rtol: Relative part.
         derived: Whether it was derived from the rounding error of the model, not given.
         rounding_error: TensorFlow's largest float32 error on the probe; None if it was given.
     """
@@ -110,11 +108,8 @@ def derive_tolerances(reference: Predictions, exact: Predictions) -> Tolerances:
     """Derives a tolerance for each probe, output and view.
 
     The error of a probe is taken relative to its largest value, and the largest such ratio of all
-    probes counts: a probe of three samples may round well by luck.
-
-    Args:
-        reference: TensorFlow's predictions in the precision of the model.
-        exact: Predictions of the float64 copy, perhaps of the first samples only.
+    probes counts: a probe of three samples may round well by luck. The float64 copy may have
+    predicted the first samples only.
     """
     errors: dict[tuple[str, str, View], tuple[float, float]] = {}
     ratios: dict[tuple[str, View], list[float]] = {}

@@ -39,7 +39,7 @@ class ConversionVerdict:
         structure: Proof of its stored tensors; None if it could not be parsed.
         metrics: Task metric of the artifact itself, by output; empty without labels.
         quality: Comparison of a quantized artifact; None for others and if it did not run.
-        error: Why the artifact could not be run or parsed.
+        error: Why it did not run, or could not be parsed.
     """
 
     parity: Parity | None
@@ -73,15 +73,10 @@ class Verifier:
         rtol: float | None = None,
         seed: int = 0,
     ) -> None:
-        """Predicts the probes.
+        """Predicts the probes, made of a data set that is fitted to the model.
 
-        Args:
-            compressed: The model and its plan.
-            dataset: The data set, fitted to the model.
-            folder: Folder for arrays that go to child processes and back.
-            atol: Absolute tolerance; with ``rtol`` None as well, both are derived.
-            rtol: Relative tolerance.
-            seed: Seed of the random probe.
+        The tolerance is derived if neither part is given. Arrays go to child processes and back
+        through ``folder``.
         """
         self._compressed, self._folder = compressed, folder
         self._atol, self._rtol = atol, rtol

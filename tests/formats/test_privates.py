@@ -23,8 +23,7 @@ from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions
 from exporter.formats.flatbuffers import write, write_bytes, write_offsets, write_table
 from exporter.formats.onnx.converter import build as build_onnx
-from exporter.formats.onnx.ort_flatbuffer import canonical
-from exporter.formats.onnx.ort_flatbuffer import list_tensors as list_ort_tensors
+from exporter.formats.onnx.ort import canonical
 from exporter.formats.onnx.quantization import as_variant
 from exporter.formats.tflite.flatbuffer import convert
 from exporter.formats.tflite.micro import adapted, measure_arena
@@ -36,7 +35,7 @@ from exporter.graph.network import Network
 PACKAGE = Path(exporter.__file__).parent
 
 ONLY_IN = {
-    "_tab": "formats/onnx/ort_flatbuffer.py",
+    "_tab": "formats/onnx/ort.py",
     "ai_edge_litert.interpreter": "formats/tflite/runner.py",
     "ai_edge_litert.schema_py_generated": "formats/tflite/packing.py",
     "ai_edge_litert.tools": "formats/tflite/packing.py",
@@ -46,7 +45,7 @@ ONLY_IN = {
     "litert_quantizer": "formats/tflite/quantization.py",
     "onnxruntime.quantization": "formats/onnx/quantization.py",
     "onnxruntime.transformers": "formats/onnx/quantization.py",
-    "ort_flatbuffers_py": "formats/onnx/ort_flatbuffer.py",
+    "ort_flatbuffers_py": "formats/onnx/ort.py",
     "Prep": "formats/flatbuffers.py",
     "tensorflow.core": "formats/saved_model.py",
     "tf2onnx": "formats/onnx/converter.py",
@@ -220,12 +219,12 @@ def test_onnxruntime_quantizes(variant, element, batch):
             assert scale == pytest.approx(4 / 255, rel=1e-5)
 
 
-def test_onnxruntime_ships_the_schema_of_ort(model, export):
-    file = "onnx/ort_flatbuffer.py"
-    written = export("ort", model).read_bytes()
-    with canary("onnxruntime", "ships the schema of ORT that we read it by", file):
+def test_onnxruntime_ships_the_schema_of_ort(model, export, installed):
+    path = export("ort", model)
+    written = path.read_bytes()
+    with canary("onnxruntime", "ships the schema of ORT that we read it by", "onnx/ort.py"):
         assert canonical(written) == written
-        assert (32, 64) in {tensor.shape for tensor in list_ort_tensors(written)}
+        assert (32, 64) in {tensor.shape for tensor in installed("ort").stored_tensors(path)}
     with canary("onnxruntime", "leaves out layouts of this machine", "onnx/ort.py"):
         assert b"nchwc:" not in written
 

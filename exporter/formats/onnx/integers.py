@@ -17,12 +17,10 @@ _KEY = "quantization"
 def make_interface_integer(
     proto: Any, ranges: Mapping[str, tuple[float, float]], io_type: str
 ) -> None:
-    """Makes a graph take and give integers in place of float32 numbers.
+    """Makes a graph take and give integers, ``"int8"`` or ``"uint8"``, in place of float32 numbers.
 
-    Args:
-        proto: The graph, which computes in integers between QuantizeLinear and DequantizeLinear.
-        ranges: Low and high ends, by input or output.
-        io_type: ``"int8"`` or ``"uint8"``.
+    The graph computes in integers between QuantizeLinear and DequantizeLinear. ``ranges`` are low
+    and high ends by input or output.
     """
     import onnx
 
@@ -48,12 +46,7 @@ def conversion(
 ) -> Any:
     """Makes a node between real numbers and integers, and stores its constants in the graph.
 
-    Args:
-        graph: The graph that the node is made for; the caller inserts it.
-        operator: ``QUANTIZE`` or ``DEQUANTIZE``.
-        names: Names of its input and its output.
-        quantization: Scale and zero point of the integers.
-        dtype: Element type of the integers.
+    The caller inserts the node, whose input and output have the two names.
     """
     import numpy as np
     import onnx

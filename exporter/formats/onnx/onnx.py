@@ -1,10 +1,96 @@
-"""The ONNX format, for onnxruntime on servers, phones and in browsers."""
+"""The ONNX format, for onnxruntime on servers, phones and in browsers, and the base of ORT."""
 
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert
+from exporter.card import ModelCard
+from exporter.errors import ConversionError, brief
+from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor, to_real, to_stored
+from exporter.formats.onnx.converter import build
+from exporter.formats.onnx.integers import interface_quantization
+from exporter.formats.onnx.quantization import VARIANTS, as_variant
+from exporter.formats.variants import FLOAT32, INT8
+from exporter.graph.layers import with_parts
 from exporter.graph.network import Network
+from exporter.graph.signature import Interface, TensorInfo, Tensors
+
+
+def convert(network: Network, options: ExportOptions) -> bytes:
+    """Converts a Keras model to a serialized graph that onnxruntime can run.
+
+    Raises:
+        DataError: If the variant is calibrated, and the data are missing or do not fit.
+        ConversionError: If the converter fails, or the graph cannot be run.
+    """
+    if options.variant == INT8:  # Checked before the conversion, which takes long.
+        options.require_calibration()
+    parts = (part for layer in network.model.layers for part in with_parts(layer))
+    others = {"float16", "bfloat16", "float64"}
+    if options.variant != FLOAT32 and any(part.compute_dtype in others for part in parts):
+        network = network.recast(FLOAT32)  # Quantizers expect float32.
+    proto = as_variant(build(network, options), options)
+    add_metadata(proto, network.name, options.card)
+    return checked(proto)
+
+
+def add_metadata(proto: Any, name: str, card: ModelCard) -> None:
+    """Writes a card into ``metadata_props``, which onnxruntime's ``get_modelmeta`` returns.
+
+    Normalization and labels are JSON objects by input and by output, for all values are text.
+    """
+    proto.graph.name = name
+    properties = {"name": name}  # The ORT format has no place for the name of a graph.
+    if card.normalization:
+        by_input = {key: asdict(value) for key, value in card.normalization.items()}
+        properties["normalization"] = json.dumps(by_input)
+    if card.labels:
+        properties["labels"] = json.dumps(dict(card.labels), ensure_ascii=False)
+    if card.description is not None:
+        properties["description"] = proto.doc_string = card.description
+    for key, value in properties.items():
+        proto.metadata_props.add(key=key, value=value)
+
+
+def checked(proto: Any) -> bytes:
+    """Checks a graph in full, opens it in onnxruntime, and returns it serialized.
+
+    tf2onnx does not raise on operators that it lacks; the checker and the runtime do.
+
+    Raises:
+        ConversionError: If the graph cannot be run.
+    """
+    import onnx
+    import onnxruntime
+
+    content: bytes = proto.SerializeToString(deterministic=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+        onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no public base.
+        raise ConversionError(
+            f"The ONNX graph cannot be run: {brief(error)} Another --opset may help."
+        ) from error
+    return content
+
+
+class OnnxRuntimeFormat(Format):
+    """The common base of the formats that onnxruntime runs."""
+
+    variants = VARIANTS
+    backends = ("cpu",)
+
+    def read_interface(self, path: Path) -> Interface:
+        """Reads the inputs and outputs from a file of any of these formats."""
+        runner = OnnxRunner(path, None)
+        return tuple(runner.inputs), tuple(runner.outputs)
+
+    def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
+        """Opens the file in onnxruntime's CPU provider."""
+        del backend
+        return OnnxRunner(path, threads)
 
 
 class Onnx(OnnxRuntimeFormat):
@@ -28,3 +114,47 @@ class Onnx(OnnxRuntimeFormat):
             if node.op_type == "Constant":
                 named += [(node.output[0], tensor) for tensor in values]
         return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]
+
+
+class OnnxRunner:
+    """A file of any of these formats, opened in onnxruntime's CPU provider.
+
+    ``inputs`` and ``outputs`` have the names and element types, without shapes.
+    """
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        """Opens a file; ``threads`` of None leaves their number to the runtime."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = options.inter_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        noted = interface_quantization(self._session.get_modelmeta().custom_metadata_map)
+        self.inputs, self.outputs = (
+            [TensorInfo(v.name, (), _dtype(v.type), noted.get(v.name)) for v in values]
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+
+    def __call__(self, inputs: Tensors) -> dict[str, Any]:
+        """Predicts a batch."""
+        names = [info.name for info in self.outputs]
+        values = self._session.run(names, to_stored(inputs, self.inputs))
+        return to_real(dict(zip(names, values, strict=True)), self.outputs)
+
+    def prepare(self, inputs: Tensors) -> Callable[[], object]:
+        """Binds a batch and returns the bare call of the runtime, for timing."""
+        binding = self._session.io_binding()
+        for name, array in to_stored(inputs, self.inputs).items():
+            binding.bind_cpu_input(name, array)
+        for info in self.outputs:
+            binding.bind_output(info.name)
+        return lambda: self._session.run_with_iobinding(binding)
+
+
+def _dtype(ort_type: str) -> str:
+    """Returns NumPy's name of an element type that onnxruntime calls ``"tensor(float)"``."""
+    name = ort_type[len("tensor(") : -1]
+    return {"float": "float32", "double": "float64"}.get(name, name)

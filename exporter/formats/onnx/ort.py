@@ -1,11 +1,15 @@
 """The ORT format, which the reduced builds of ONNX Runtime for phones can read."""
 
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.onnx.graph import OnnxRuntimeFormat, convert
-from exporter.formats.onnx.ort_flatbuffer import canonical, list_tensors
+from exporter.formats.flatbuffers import ALIGNMENT, write, write_bytes, write_offsets
+from exporter.formats.onnx.onnx import OnnxRuntimeFormat, convert
 from exporter.graph.network import Network
 
 
@@ -45,4 +49,95 @@ class Ort(OnnxRuntimeFormat):
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers of the graph, and of the graphs within its nodes."""
-        return list_tensors(path.read_bytes())
+        content = path.read_bytes()
+        session = _schema().InferenceSession.InferenceSession
+        if not session.InferenceSessionBufferHasIdentifier(content, 0):
+            raise ValueError("it has no identifier of the ORT format")
+        graph = session.GetRootAs(content, 0).Model().Graph()
+        return [stored for inner in _graphs(graph) for stored in _initializers(inner)]
+
+
+def canonical(content: bytes) -> bytes:
+    """Writes the kernels' types, which are in front of the model, in the order of their names.
+
+    onnxruntime writes them in the order of a hash map, which differs each time. The model only
+    refers to tables behind it, so its bytes are copied.
+    """
+    schema = _schema()
+    session = schema.InferenceSession.InferenceSession.GetRootAs(content, 0)
+    position = session.Model()._tab.Pos
+    # Its table of offsets is in front of it, or behind it if shared with another table.
+    distance = int.from_bytes(content[position : position + 4], "little", signed=True)
+    start = min(position, position - distance)
+
+    def root(builder: Any) -> int:
+        def table(kind: str, **fields: int) -> int:
+            module = getattr(schema, kind)
+            module.Start(builder)
+            for name, value in fields.items():
+                getattr(module, f"Add{name}")(builder, value)
+            end: int = module.End(builder)
+            return end
+
+        def argument(found: Any) -> int:
+            return table("ArgTypeAndIndex", ArgType=found.ArgType(), Index=found.Index())
+
+        def kernel(found: Any) -> int:
+            args = write_offsets(builder, [argument(each) for each in _items(found, "Args")])
+            name = builder.CreateString(found.KernelTypeStr())
+            return table("KernelTypeStrArgsEntry", KernelTypeStr=name, Args=args)
+
+        def operator(found: Any) -> int:
+            kernels = [kernel(each) for each in _items(found, "KernelTypeStrArgs")]
+            args = write_offsets(builder, kernels)
+            name = builder.CreateString(found.OpId())
+            return table("OpIdKernelTypeStrArgsEntry", OpId=name, KernelTypeStrArgs=args)
+
+        # Offsets count from the end, so they stay valid.
+        write_bytes(builder, bytes((start - len(content)) % ALIGNMENT) + content[start:])
+        version = builder.CreateString(session.OrtVersion())
+        operators = _items(session.KernelTypeStrResolver(), "OpKernelTypeStrArgs")
+        args = write_offsets(builder, [operator(each) for each in operators])
+        return table(
+            "InferenceSession",
+            OrtVersion=version,
+            Model=len(content) - position,
+            KernelTypeStrResolver=table("KernelTypeStrResolver", OpKernelTypeStrArgs=args),
+        )
+
+    return write(root, b"ORTM")
+
+
+def _items(table: Any, field: str) -> list[Any]:
+    """Returns the elements of a vector, which are sorted by their names where they have any."""
+    at, count = getattr(table, field), getattr(table, f"{field}Length")()
+    return [at(index) for index in range(count)]
+
+
+def _schema() -> Any:
+    """Imports the schema's modules from a folder of onnxruntime that is not on the path."""
+    import onnxruntime
+
+    folder = str(Path(onnxruntime.__file__).parent / "tools" / "ort_format_model")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    from ort_flatbuffers_py import fbs
+
+    return fbs
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in _items(graph, "Nodes"):
+        for attribute in _items(node, "Attributes"):
+            if attribute.G() is not None:
+                yield from _graphs(attribute.G())
+
+
+def _initializers(graph: Any) -> Iterator[StoredTensor]:
+    import numpy as np
+
+    for tensor in _items(graph, "Initializers"):
+        data = tensor.RawDataAsNumpy() if tensor.RawDataLength() else np.empty(0, np.uint8)
+        flat = StoredTensor.of(tensor.Name().decode(), data)
+        yield replace(flat, shape=tuple(_items(tensor, "Dims")))

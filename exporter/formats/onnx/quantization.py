@@ -144,7 +144,7 @@ def _static(proto: Any, options: ExportOptions, folder: Path) -> Any:
 
     cache, target = folder / "ranges.json", folder / "quantized.onnx"
     prepared = _prepared(proto, folder)
-    ranges = estimate_ranges(prepared, options.calibration, options.ranges)
+    ranges = _estimate_ranges(prepared, options.calibration, options.ranges)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     # The method has no effect on ranges that are read from a file.
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), cache)
@@ -200,18 +200,10 @@ def _float_nodes(graph: Any) -> Iterator[str]:
             yield node.name
 
 
-def estimate_ranges(
+def _estimate_ranges(
     proto: Any, calibration: Sequence[Tensors], method: str
 ) -> dict[str, tuple[float, float]]:
-    """Runs a float32 graph on calibration data, and estimates the ranges of its activations.
-
-    Args:
-        proto: The graph, with inferred shapes.
-        calibration: Batches of inputs by name.
-        method: One of the methods of ``Observer.range``.
-
-    Returns:
-        Low and high ends, by name of the float32 tensor.
+    """Estimates the ranges of activations, low and high ends by name, on calibration data.
 
     Raises:
         DataError: If the graph cannot be run on the data, or gives numbers that are not finite.

@@ -9,14 +9,9 @@ from pathlib import Path
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.extras import Extra
+from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import convert, list_operators, list_tensors, read_interface
-from exporter.formats.tflite.micro import (
-    ALIGNMENT,
-    BatchByBatch,
-    MicroRunner,
-    adapted,
-    measure_arena,
-)
+from exporter.formats.tflite.micro import BatchByBatch, MicroRunner, adapted, measure_arena
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner
 from exporter.formats.variants import FLOAT32, INT8

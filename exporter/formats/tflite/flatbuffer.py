@@ -17,10 +17,7 @@ from exporter.graph.signature import Interface, Quantization, TensorInfo
 def convert(network: Network, options: ExportOptions, *, batch: int | None = None) -> bytes:
     """Converts a Keras model to a variant, with builtin operators alone.
 
-    Args:
-        network: The model.
-        options: The variant, and how it is made.
-        batch: The batch size where the model leaves it free; None leaves it so.
+    ``batch`` is the batch size where the model leaves it free; None leaves it so.
 
     Raises:
         ConversionError: If the converter fails, or the model has no such variant.

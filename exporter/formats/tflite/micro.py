@@ -12,14 +12,12 @@ from typing import Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import Runner, to_real, to_stored
+from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
 from exporter.graph.runner import predict_in_batches
 from exporter.graph.signature import Tensors, split
 from exporter.isolation import ChildError, call_in_child
-
-ALIGNMENT = 16
-"""Alignment of the model and of the arena in bytes."""
 
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 
@@ -37,10 +35,8 @@ class MicroRunner:
     def __call__(self, inputs: Tensors) -> dict[str, Any]:
         """Predicts a batch."""
         self.prepare(inputs)()
-        outputs = {
-            info.name: self._interpreter.get_output(index)
-            for index, info in enumerate(self._outputs)
-        }
+        get = self._interpreter.get_output
+        outputs = {info.name: get(index) for index, info in enumerate(self._outputs)}
         return to_real(outputs, self._outputs)
 
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
@@ -133,8 +129,7 @@ def _measure_here(job: dict[str, Any]) -> int | str:
     # More than any arena needs, as if no two tensors, nor constants, shared it.
     tensors = [tensor for graph in unpack(content).subgraphs for tensor in graph.tensors]
     ample = 2**20 + ALIGNMENT * sum(math.prod(map(int, tensor.shape)) for tensor in tensors)
-    refusal = _refusal(partial(run, ample))
-    if refusal is not None:
+    if (refusal := _refusal(partial(run, ample))) is not None:
         return refusal
     sizes = range(0, ample, ALIGNMENT)
     count = bisect_left(sizes, True, key=lambda size: _succeeds(partial(run, size)))

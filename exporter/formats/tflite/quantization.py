@@ -73,11 +73,7 @@ def check(options: ExportOptions) -> None:
 
 
 def quantize(content: bytes, options: ExportOptions) -> bytes:
-    """Quantizes a float32 flatbuffer.
-
-    Args:
-        content: The flatbuffer.
-        options: The variant, neither float32 nor float16, and how it is made.
+    """Quantizes a float32 flatbuffer to a variant other than float16.
 
     Raises:
         DataError: If activations are infinite or NaN on the calibration samples.

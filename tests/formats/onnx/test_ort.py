@@ -11,7 +11,7 @@ from exporter.commands.compress import compress
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
-from exporter.formats.onnx.ort_flatbuffer import canonical
+from exporter.formats.onnx.ort import canonical
 from exporter.graph.network import Network
 from exporter.verification.structure import prove_structure
 

@@ -15,7 +15,7 @@ from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError, DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
-from exporter.formats.onnx import graph as onnx_graph
+from exporter.formats.onnx import onnx as onnx_graph
 from exporter.formats.onnx.quantization import VARIANTS, as_variant
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
