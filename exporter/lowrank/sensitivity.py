@@ -64,12 +64,8 @@ def divergence(reference: Outputs, outputs: Outputs, logits: frozenset[str]) -> 
     """Returns the distance of outputs from their reference, summed over the outputs of a model.
 
     For distributions it is the mean Kullback-Leibler divergence in nats; for other outputs, half of
-    the squared error over the variance.
-
-    Args:
-        reference: Arrays by output name.
-        outputs: Arrays by output name.
-        logits: Outputs that are unnormalised log-probabilities, unless they are distributions.
+    the squared error over the variance. The outputs among ``logits`` are log-probabilities up to a
+    constant, unless they are distributions.
     """
     total = 0.0
     for name, expected in reference.items():
