@@ -36,14 +36,9 @@ def measure_sensitivities(
 ) -> dict[str, Sensitivity]:
     """Measures the effect of truncating each kernel alone on the outputs.
 
-    The ``divergence`` at two ranks is fitted by ``scale * (curve[r] / curve[0]) ** exponent``.
-
-    Args:
-        engine: The engine; without calibration data nothing is measured.
-        progress: Is told of every kernel.
-
-    Returns:
-        Sensitivities by candidate name, for kernels that some rank makes smaller.
+    The ``divergence`` at two ranks is fitted by ``scale * (curve[r] / curve[0]) ** exponent``. The
+    result has a candidate name for each kernel that some rank makes smaller, and none without
+    calibration data.
     """
     if engine.calibration is None:
         return {}
