@@ -105,11 +105,11 @@ class ArtifactWriter:
         if not quantization.gauge or not self._compressed.factors:
             return None
         if scheme not in self._gauged:
+            granularity = to_try(quantization.granularity)[0]
             gauged = regauge(
                 self._compressed,
                 self._samples,
-                scheme,
-                granularity="channel" if quantization.granularity == "channel" else "tensor",
+                replace(scheme, granularity=granularity),
                 seed=self._recipe.source.seed,
             )
             self._gauged[scheme] = gauged if gauged.report.layers else None

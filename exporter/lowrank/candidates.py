@@ -67,10 +67,7 @@ def candidates(
 ) -> list[Candidate]:
     """Lists the kernels, and the layers with weights that have none, in the order of the layers.
 
-    Args:
-        network: The model.
-        merge: Whether S would be merged into U.
-        convolution: How a convolution would be factorized.
+    For ``merge`` and ``convolution`` see ``Cut``.
     """
     found = []
     for path, layer in network.layers.items():

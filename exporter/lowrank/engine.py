@@ -28,7 +28,7 @@ class Factors:
     """The factors of one kernel.
 
     Attributes:
-        weights: The weights of the compressed model, in the order in which they are applied.
+        weights: Weights of the compressed model, in the order in which they are applied.
         matrices: Rows and columns of each factor as a matrix.
         replaced: Rows and columns of the kernel.
         rank: The rank r.
@@ -110,9 +110,7 @@ class Engine:
     Attributes:
         network: The model that is factorized: the original, or its folded copy.
         candidates: Its kernels and other layers with weights.
-        cut: How kernels are factorized.
         calibration: Calibration data; None if kernels are factorized by their weights.
-        seed: Seed of the labels that ``"kfac"`` samples.
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class Engine:
 
         Args:
             network: The original; it is not changed.
-            calibration: Calibration data; without them kernels are factorized by their weights.
+            calibration: Calibration data, which the method ``"svd"`` leaves aside.
             cut: How kernels are factorized.
             progress: Is told of passes over the data and of each kernel.
             seed: Seed of the labels that ``"kfac"`` samples.
@@ -227,14 +225,9 @@ class Engine:
             return LayerPlan(
                 name=before.name,
                 kind=before.kind,
-                shape=None,
-                rank=None,
-                break_even_rank=None,
                 reason=f"folded into {self._folded[before.path]}",
                 params_before=before.params(),
                 params_after=0,
-                macs_before=None,
-                macs_after=None,
             )
         return replace(after[before.name], params_before=before.params())
 
@@ -269,8 +262,7 @@ class Engine:
             self.network,
             _data_aware(stage),
             self.calibration,
-            compressed=compressed,
-            compressed_kernels=_data_aware(self._candidates(compressed)),
+            compressed=(compressed, _data_aware(self._candidates(compressed))),
             fishers={name: m.fisher for name, m in self.moments.items() if m.fisher is not None},
         )
 

@@ -31,13 +31,11 @@ class Kernel:
         variable: The weight that holds the map.
         read: Turns the array of the weight into g x m x n matrices.
         outputs: Applies the map without bias to a tensor of inputs; returns rows x g x n.
-        positions: How often the map is applied in one call on one sample; free sizes count as
-            ``FREE_SIZE``.
+        positions: How often the map is applied in one call on one sample.
         applied: How often the map, the first factor, S and the last factor are multiplied in one
             call on one sample; None if each is multiplied ``positions`` times.
         groups: Number of matrices, g.
-        has_bias: Whether a bias of the layer follows the map directly, which can then correct the
-            error of the mean.
+        has_bias: Whether a bias follows the map directly, and can correct the error of the mean.
         latent_bias: Whether the first factor gets a bias of r elements.
         gradient_at: Where the loss gradient at the outputs can be read: at the input of the layer's
             ``activation`` (the bias does not change it), at its output, or nowhere.
@@ -100,13 +98,10 @@ class Kernel:
         return (g, self.m, rank), *middle, (g, rank, self.n)
 
     def matrices(self, *, precise: bool = True) -> Floats:
-        """Returns the map as g x m x n.
+        """Returns the map as g x m x n; raises ModelError if an element is not finite.
 
         Args:
             precise: Whether to convert to float64. Float32 takes a third of the memory here.
-
-        Raises:
-            ModelError: If an element is not finite.
         """
         array = self.variable.numpy()
         bad = array.size - np.count_nonzero(np.isfinite(array))
@@ -139,11 +134,7 @@ class Kernel:
         return truncate(self.matrices(precise=moments is not None), rank, moments, merge=merge)
 
     def error_curve(self, moments: Moments | None = None) -> Floats:
-        """Returns the squared error at every rank from 0 to ``full_rank``.
-
-        Args:
-            moments: Moments of the outputs; None gives the error of the weights.
-        """
+        """Returns the squared error at every rank, 0 to ``full_rank``; see ``truncation``."""
         return error_curve(self.matrices(), moments)
 
 

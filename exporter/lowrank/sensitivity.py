@@ -36,14 +36,9 @@ def measure_sensitivities(
 ) -> dict[str, Sensitivity]:
     """Measures the effect of truncating each kernel alone on the outputs.
 
-    The ``divergence`` at two ranks is fitted by ``scale * (curve[r] / curve[0]) ** exponent``.
-
-    Args:
-        engine: The engine; without calibration data nothing is measured.
-        progress: Is told of every kernel.
-
-    Returns:
-        Sensitivities by candidate name, for kernels that some rank makes smaller.
+    The ``divergence`` at two ranks is fitted by ``scale * (curve[r] / curve[0]) ** exponent``. The
+    result has a candidate name for each kernel that some rank makes smaller, and none without
+    calibration data.
     """
     if engine.calibration is None:
         return {}
@@ -64,12 +59,8 @@ def divergence(reference: Outputs, outputs: Outputs, logits: frozenset[str]) -> 
     """Returns the distance of outputs from their reference, summed over the outputs of a model.
 
     For distributions it is the mean Kullback-Leibler divergence in nats; for other outputs, half of
-    the squared error over the variance.
-
-    Args:
-        reference: Arrays by output name.
-        outputs: Arrays by output name.
-        logits: Outputs that are unnormalised log-probabilities, unless they are distributions.
+    the squared error over the variance. The outputs among ``logits`` are log-probabilities up to a
+    constant, unless they are distributions.
     """
     total = 0.0
     for name, expected in reference.items():

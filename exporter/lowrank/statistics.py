@@ -26,25 +26,20 @@ def gather(
     kernels: Kernels,
     calibration: Calibration,
     *,
-    compressed: Network | None = None,
-    compressed_kernels: Kernels | None = None,
+    compressed: tuple[Network, Kernels] | None = None,
     fishers: Mapping[str, Fisher] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
-    """Runs a model over data and gathers the moments of its kernels' outputs.
+    """Runs a model and returns the moments of its kernels' outputs, in the order of the calls.
 
     Args:
         network: The original.
         kernels: Its kernels by candidate name; kernels with more outputs than ``MAX_OUTPUTS`` are
             left out.
         calibration: The data.
-        compressed: A copy in which earlier layers are compressed; None for the original alone.
-        compressed_kernels: The same kernels in the copy.
+        compressed: A copy in which earlier layers are compressed, and its kernels, or None.
         fishers: The result of ``gather_fishers``.
         advance: Is called after every batch.
-
-    Returns:
-        Moments by candidate name, in the order in which the model calls the kernels.
     """
     import tensorflow as tf
 
@@ -54,10 +49,10 @@ def gather(
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def step(inputs: Any) -> Any:
         y = _traced_outputs(signature, inputs, wanted)
-        if compressed is None or compressed_kernels is None:
+        if compressed is None:
             return {name: {"y": _summary(rows, rows)} for name, rows in y.items()}
-        twins = {name: compressed_kernels[name] for name in wanted}
-        z = _traced_outputs(compressed.signature, inputs, twins)
+        copy, twins = compressed
+        z = _traced_outputs(copy.signature, inputs, {name: twins[name] for name in wanted})
         return {
             name: {
                 "y": _summary(rows, rows),

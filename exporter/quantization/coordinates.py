@@ -43,12 +43,8 @@ def whitened(first: Floats, second: Floats, moment: Floats) -> tuple[Floats, Flo
     """Returns factors of the same product that are balanced for latents of a second moment.
 
     With ``moment = G Gt`` and ``Gt K2 = U S Vt``, they are ``K1 G^-t U S^1/2`` and ``S^1/2 Vt``:
-    each latent has the variance S, and the second factor the singular values S^1/2.
-
-    Args:
-        first: m x r, where r is at most n.
-        second: r x n.
-        moment: r x r, of ``x first``.
+    each latent has the variance S, and the second factor the singular values S^1/2. The factors are
+    m x r and r x n with r at most n; the moment of ``x first`` is r x r.
     """
     values, vectors = np.linalg.eigh(moment)
     ridge = _RIDGE * max(float(np.mean(values)), 1e-30)

@@ -21,7 +21,7 @@ def sources(network: Network) -> dict[int, Layer]:
     """Finds the layers that can take over scales of the input of a linear layer.
 
     Returns:
-        By identity of each linear layer, the layer whose outputs are its inputs alone.
+        The layer whose outputs are its only inputs, by the identity of the linear layer.
     """
     before = {id(layer): (source, layer) for _, source, layer in network.links}
     found = {}

@@ -18,13 +18,12 @@ from exporter.graph.hooks import called
 from exporter.graph.layers import input_shape, is_channels_last, kind_of, rebuild
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
-from exporter.graph.types import Layer, Tensor, Variable
+from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.equalization import sources
-from exporter.quantization.granularity import Granularity
-from exporter.quantization.pair import AS_CUT, FactorPair, LayerGauge
+from exporter.quantization.pair import AS_CUT, Consecutive, FactorPair, LayerGauge
 from exporter.quantization.scheme import IntegerScheme
 from exporter.quantization.simulation import Simulation, linear_layers
 
@@ -69,7 +68,6 @@ def regauge(
     calibration: Calibration,
     scheme: IntegerScheme,
     *,
-    granularity: Granularity = "tensor",
     seed: int = 0,
     attempts: int = ATTEMPTS,
 ) -> Gauged:
@@ -80,8 +78,7 @@ def regauge(
     Args:
         compressed: The model; it is not changed.
         calibration: Calibration data; the first ``GAUGE_SAMPLES`` are used.
-        scheme: The integer scheme of the quantized model.
-        granularity: The granularity of the scales of kernels.
+        scheme: The integer scheme of the quantized model, with its granularity.
         seed: Seed of the rotations.
         attempts: Number of passes over all layers, with other rotations. The best model is kept:
             errors of single layers do not add up to the error of the model.
@@ -90,7 +87,7 @@ def regauge(
         A copy, with the factors as cut if no attempt has less error in simulated integers.
     """
     calibration = calibration.head(GAUGE_SAMPLES)
-    simulation = Simulation(compressed.network, calibration, scheme, granularity)
+    simulation = Simulation(compressed.network, calibration, scheme)
     # Pairs are chosen for activations of 8 bits: pairs chosen for 16 bits lost 1.4 to 1.8 dB on
     # fresh data, because the range of a latent hardly counts and more data are clipped.
     # For kernels in 4 bits, pairs chosen for 8 bits are sometimes better together.
@@ -102,7 +99,7 @@ def regauge(
         copy, generator = compressed.copy(), np.random.default_rng(seed)
         layers, means = [], {}
         # Pairs may overlap: the next one may begin with the second factor of this one.
-        for pair in _factor_pairs(copy, calibration, scheme_of_pairs, granularity):
+        for pair in _factor_pairs(copy, calibration, scheme_of_pairs):
             layers.append(pair.choose(generator))
             means[id(pair.layers[0])] = pair.mean
         copy = _centred(copy, means)
@@ -120,10 +117,7 @@ def regauge(
 
 
 def _factor_pairs(
-    compressed: Compressed,
-    calibration: Calibration,
-    scheme: IntegerScheme,
-    granularity: Granularity,
+    compressed: Compressed, calibration: Calibration, scheme: IntegerScheme
 ) -> Iterator[FactorPair]:
     """Yields the factor pairs whose second layer takes exactly the outputs of the first."""
     found = list(_consecutive(compressed))
@@ -132,19 +126,11 @@ def _factor_pairs(
     inputs, before = _inputs_of(network, pairs, calibration), sources(network)
     for entry, (first, _), given in zip(found, pairs, inputs, strict=True):
         if given is not None:
-            yield FactorPair(
-                *entry,
-                inputs=given,
-                source=before.get(id(first)),
-                scheme=scheme,
-                granularity=granularity,
-            )
+            yield FactorPair(entry, given, before.get(id(first)), scheme)
 
 
-def _consecutive(
-    compressed: Compressed,
-) -> Iterator[tuple[str, tuple[Variable, Variable], tuple[Layer, Layer]]]:
-    """Yields names, weights and layers of consecutive factors."""
+def _consecutive(compressed: Compressed) -> Iterator[Consecutive]:
+    """Yields the names, weights and layers of consecutive factors."""
     owners = {
         id(variable): layer
         for layer in linear_layers(compressed.network)

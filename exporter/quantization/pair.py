@@ -13,11 +13,13 @@ from exporter.graph.types import Layer, Tensor, Variable
 from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.coordinates import Steps, balanced, random_rotation, refined, whitened
 from exporter.quantization.equalization import free_scales, scale
-from exporter.quantization.granularity import Granularity
 from exporter.quantization.scheme import IntegerScheme
 from exporter.quantization.simulation import kernel_format, round_inputs, round_kernels
 
 AS_CUT = "as cut"
+
+Consecutive = tuple[str, tuple[Variable, Variable], tuple[Layer, Layer]]
+"""The name of a factor pair in the report, its two weights, and the layers that hold them."""
 
 _LEAST_GAIN = 0.5
 """Decibels that removing a mean must gain, because the new bias makes the artifact larger."""
@@ -54,8 +56,8 @@ class _PairTrial(NamedTuple):
     snr: float
     gauge: str
     pair: tuple[Floats, Floats]
-    scales: Floats | None
-    mean: Floats | None
+    scales: Floats | None = None
+    mean: Floats | None = None
 
 
 class FactorPair:
@@ -68,30 +70,19 @@ class FactorPair:
     """
 
     def __init__(
-        self,
-        name: str,
-        weights: tuple[Variable, Variable],
-        layers: tuple[Layer, Layer],
-        *,
-        inputs: Tensor,
-        source: Layer | None,
-        scheme: IntegerScheme,
-        granularity: Granularity,
+        self, found: Consecutive, inputs: Tensor, source: Layer | None, scheme: IntegerScheme
     ) -> None:
         """Takes the factors as they were cut.
 
         Args:
-            name: Name of the report's entry.
-            weights: The weights that hold the factors.
-            layers: The Keras layers that multiply by them.
+            found: The name, the weights and the layers.
             inputs: Inputs of the first layer on calibration data.
             source: The layer that can scale the channels of the inputs, or None.
             scheme: The integer scheme.
-            granularity: The granularity of the scales of kernels.
         """
-        self._name, self._weights, self.layers = name, weights, layers
-        self._inputs, self._source = inputs, source
-        self._scheme, self._granularity = scheme, granularity
+        self._name, weights, layers = found
+        self._weights, self.layers = weights, layers
+        self._inputs, self._source, self._scheme = inputs, source, scheme
         # Kernels of convolutions have the axes of their window first.
         self._axis = -2 if hasattr(layers[1], "kernel_size") else 0
         first, second = (weight.numpy().astype(np.float64) for weight in weights)
@@ -162,7 +153,7 @@ class FactorPair:
         _, last = self.layers
         scheme, whole = self._scheme, hasattr(last, "kernel_size")
         rows = scheme.activations == "dynamic" and scheme.dynamic_range == "row" and not whole
-        kernels = kernel_format(last, scheme, self._granularity)
+        kernels = kernel_format(last, scheme)
         latents_share: Literal["tensor", "row"] = "row" if rows else "tensor"
         steps = Steps(kernels, latents_share, scheme.activation_bits)
         return refined(*pair, latents[::every], float(energy), steps)
@@ -181,7 +172,7 @@ class FactorPair:
     def _snr(self, pair: tuple[Floats, Floats], inputs: Tensor, mean: Floats | None) -> float:
         self._assign(*pair)
         for layer in self.layers:
-            round_kernels(layer, self._scheme, self._granularity)
+            round_kernels(layer, self._scheme)
         first, last = self.layers
         latent = first(round_inputs(first, inputs, self._scheme))
         effect: Floats | float = 0.0

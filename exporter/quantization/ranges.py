@@ -103,17 +103,17 @@ class Observer:
         largest = max(self._high, -self._low)
         # No smaller power of two suffices: BINS bins must reach beyond the largest value.
         exponent = max(self._exponent, math.frexp(largest)[1] - BINS.bit_length() + 1)
-        while self._bin(self._high, exponent) - self._bin(self._low, exponent) >= BINS:
+        while _bin(self._high, exponent) - _bin(self._low, exponent) >= BINS:
             exponent += 1
-        first = self._bin(self._low, exponent)
-        counts = np.zeros(self._bin(self._high, exponent) - first + 1, np.int64)
+        first = _bin(self._low, exponent)
+        counts = np.zeros(_bin(self._high, exponent) - first + 1, np.int64)
         former = self._first + np.arange(len(self._counts))
         np.add.at(counts, (former >> (exponent - self._exponent)) - first, self._counts)
         self._exponent, self._first, self._counts = exponent, first, counts
 
-    @staticmethod
-    def _bin(value: float, exponent: int) -> int:
-        return math.floor(math.ldexp(value, -exponent))
+
+def _bin(value: float, exponent: int) -> int:
+    return math.floor(math.ldexp(value, -exponent))
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,11 @@ class Histogram:
 
 def _minmax(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Returns the observed ends: clips nothing."""
-    del levels
     return histogram.low, histogram.high
 
 
 def _percentile(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Clips as many of the smallest as of the largest values."""
-    del levels
     clipped = histogram.total * (1 - PERCENTILE / 100) / 2
     edges = histogram.edges
     below = np.concatenate([[0], np.cumsum(histogram.counts)])
@@ -198,15 +196,8 @@ def _squared_errors(histogram: Histogram, ranges: Array, levels: int) -> Array:
 
     Within the range the error of x is its distance to the next multiple of the step s. From 0 to
     x its square integrates to ``s^3 (n / 12 + t^3 / 3)``, where ``x / s = n + t`` and n is the
-    nearest whole number; beyond an end e, to another ``(x - e)^3 / 3``.
-
-    Args:
-        histogram: The values.
-        ranges: Low and high ends, c x 2.
-        levels: Number of integers.
-
-    Returns:
-        The errors of c ranges, in squared widths of a bin.
+    nearest whole number; beyond an end e, to another ``(x - e)^3 / 3``. The ranges are c x 2, low
+    and high ends; the c errors are in squared widths of a bin.
     """
     low, high = ranges[:, :1], ranges[:, 1:]
     step = (high - low) / (levels - 1)
@@ -239,9 +230,8 @@ def _entropy(histogram: Histogram, levels: int) -> tuple[float, float]:
         kept = counts[low - first : high - first]
         if len(kept) < levels or not kept.any():
             continue
-        divergence = _divergence(
-            kept, counts[: low - first].sum(), counts[high - first :].sum(), levels
-        )
+        below, above = counts[: low - first].sum(), counts[high - first :].sum()
+        divergence = _divergence(kept, below, above, levels)
         if divergence <= least:
             best, least = (float(low), float(high)), divergence
     return best
@@ -250,11 +240,7 @@ def _entropy(histogram: Histogram, levels: int) -> tuple[float, float]:
 def _divergence(kept: Array, below: int, above: int, levels: int) -> float:
     """Returns the Kullback-Leibler divergence of clipped and rounded counts from those observed.
 
-    Args:
-        kept: Counts within the range.
-        below: Number of values below it, which clipping moves to its first bin.
-        above: Number of values above it, which clipping moves to its last bin.
-        levels: Number of integers.
+    Clipping moves the values below and above the range to its first and last bin.
     """
     observed = kept.astype(np.float64)
     observed[0] += below

@@ -19,6 +19,7 @@ class IntegerScheme:
             others the range of the weights is spread over all integers.
         dynamic_range: Whether a ``"row"`` (for convolutions: a sample) or the ``"batch"`` shares a
             dynamic range.
+        granularity: The granularity of the scales of kernels.
         convolutions: The granularity of kernels of convolutions, if it is fixed.
         smallest_kernel: Elements below which a kernel and its inputs stay in float.
         float_sums: Whether the outputs of dense layers stay in float unless another operator takes
@@ -30,6 +31,7 @@ class IntegerScheme:
     activation_bits: int = 8
     symmetric: tuple[Granularity, ...] = ("tensor", "channel")
     dynamic_range: Literal["row", "batch"] = "row"
+    granularity: Granularity = "tensor"
     convolutions: Granularity | None = None
     smallest_kernel: int = 0
     float_sums: bool = False

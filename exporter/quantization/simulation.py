@@ -5,6 +5,7 @@ of LiteRT's 16-bit activations, which costs one bit at most, is not simulated.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from exporter.graph.network import Network
 from exporter.graph.outputs import as_logits, output_layers
 from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.calibration import Calibration
-from exporter.quantization.granularity import Granularity
 from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 
@@ -86,15 +86,16 @@ def _is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
     return largest >= scheme.smallest_kernel
 
 
-def kernel_format(layer: Layer, scheme: IntegerScheme, granularity: Granularity) -> KernelFormat:
+def kernel_format(layer: Layer, scheme: IntegerScheme) -> KernelFormat:
     """Returns the integers of a layer's last kernel, if it becomes integers."""
+    granularity = scheme.granularity
     if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
         granularity = scheme.convolutions
     bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
     return KernelFormat(granularity, bits, granularity in scheme.symmetric)
 
 
-def round_kernels(layer: Layer, scheme: IntegerScheme, granularity: Granularity) -> None:
+def round_kernels(layer: Layer, scheme: IntegerScheme) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
     if not _is_rounded(layer, scheme):
         return
@@ -102,29 +103,16 @@ def round_kernels(layer: Layer, scheme: IntegerScheme, granularity: Granularity)
     for variable in others:
         kernel = KernelFormat("tensor", symmetric="tensor" in scheme.symmetric)
         variable.assign(round_weights(variable.numpy(), (), kernel))
-    axes, kernel = kind_of(layer).output_axes, kernel_format(layer, scheme, granularity)
+    axes, kernel = kind_of(layer).output_axes, kernel_format(layer, scheme)
     last.assign(round_weights(last.numpy(), axes, kernel))
 
 
 class Simulation:
     """Compares the outputs of models in simulated integers with those of a reference in float."""
 
-    def __init__(
-        self,
-        reference: Network,
-        calibration: Calibration,
-        scheme: IntegerScheme,
-        granularity: Granularity,
-    ) -> None:
-        """Predicts with the reference.
-
-        Args:
-            reference: The model in float.
-            calibration: Calibration data, for ranges and outputs.
-            scheme: The integer scheme.
-            granularity: The granularity of the scales of kernels.
-        """
-        self._calibration, self._scheme, self._granularity = calibration, scheme, granularity
+    def __init__(self, reference: Network, calibration: Calibration, scheme: IntegerScheme) -> None:
+        """Predicts calibration data with the reference; they give the ranges, too."""
+        self._calibration, self._scheme = calibration, scheme
         self._families = reference.families(calibration.logits)
         self._expected = self._outputs(reference)
 
@@ -144,11 +132,12 @@ class Simulation:
     def _rounded_outputs(self, network: Network) -> dict[str, NDArray[np.float64]]:
         copy = network.copy()
         for layer in linear_layers(copy):
-            round_kernels(layer, self._scheme, self._granularity)
+            round_kernels(layer, self._scheme)
         if self._scheme.activations == "dynamic":
-            patches = [
-                (layer, "call", _rounding(layer, self._scheme)) for layer in linear_layers(copy)
-            ]
+            patches = []
+            for layer in linear_layers(copy):
+                rounding = partial(round_inputs, layer, scheme=self._scheme)
+                patches.append((layer, "call", _before(layer.call, rounding)))
             with replaced(patches):
                 return self._outputs(copy)
         ranges = _Ranges(self._scheme.activation_bits)
@@ -219,32 +208,20 @@ def _sites(network: Network, visit: _Visit, scheme: IntegerScheme) -> list[tuple
         dense = kind_of(layer).output_axes and not hasattr(layer, "kernel_size")
         in_float = scheme.float_sums and dense
         if function is not None and not kind.fused and not in_float:
-            patches.append((layer, "activation", _before(function, (path, "activation"), visit)))
+            patches.append(
+                (layer, "activation", _before(function, partial(visit, (path, "activation"))))
+            )
         # Probabilities are compared by their logits.
         if kind.probabilities is None and not (in_float and id(layer) in outputs):
-            patches.append((layer, "call", _after(layer.call, (path, "call"), visit)))
+            patches.append((layer, "call", _after(layer.call, partial(visit, (path, "call")))))
     return patches
 
 
-def _before(function: Callable[[Any], Any], site: Any, visit: _Visit) -> Callable[[Any], Any]:
-    return lambda values: function(visit(site, values))
+def _before(function: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda inputs, *args, **kwargs: function(change(inputs), *args, **kwargs)
 
 
-def _after(function: Callable[..., Any], site: Any, visit: _Visit) -> Callable[..., Any]:
+def _after(function: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
     import keras
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        return keras.tree.map_structure(lambda values: visit(site, values), result)
-
-    return call
-
-
-def _rounding(layer: Layer, scheme: IntegerScheme) -> Callable[..., Any]:
-    """Returns the call of a linear layer with rounded inputs."""
-    call = layer.call
-
-    def rounding(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        return call(round_inputs(layer, inputs, scheme), *args, **kwargs)
-
-    return rounding
+    return lambda *args, **kwargs: keras.tree.map_structure(change, function(*args, **kwargs))

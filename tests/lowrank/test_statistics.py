@@ -159,8 +159,7 @@ class TestGather:
             Network(model),
             later,
             Calibration({"x": x}, 8),
-            compressed=Network(compressed),
-            compressed_kernels=kernels_of(compressed),
+            compressed=(Network(compressed), kernels_of(compressed)),
         )
         assert list(gathered) == ["early", "middle"]
         for name, centred in {"early": False, "middle": True}.items():

@@ -144,7 +144,7 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     gauged = once(compressed, calibration, scheme)
 
     report = gauged.report
-    simulation = Simulation(compressed.network, calibration, scheme, "tensor")
+    simulation = Simulation(compressed.network, calibration, scheme)
     assert report.snr_after >= report.snr_before
     assert simulation.snr(gauged.compressed.network) == pytest.approx(report.snr_after, abs=1e-3)
     assert [layer.name for layer in report.layers] == list(compressed.factors)
@@ -296,7 +296,7 @@ def test_biases_take_off_a_large_mean_of_a_latent(compressed, scheme, name, samp
     layer = next(layer for layer in gauged.report.layers if layer.name == name)
     assert "centred" in layer.gauge
     assert layer.snr_after > layer.snr_before + 1
-    simulation = Simulation(compressed.network, calibration, scheme, "tensor")
+    simulation = Simulation(compressed.network, calibration, scheme)
     actual = simulation.snr(gauged.compressed.network)
     assert actual == pytest.approx(gauged.report.snr_after, abs=1e-3)
     assert actual > gauged.report.snr_before

@@ -1,5 +1,7 @@
 """What is simulated of integers is what the runtimes compute."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -75,7 +77,7 @@ def test_the_simulated_noise_is_that_of_the_runtime(kind, build, randomize, samp
     fmt.export(network, path, options)
     run, expected = fmt.load(path, fmt.backends[0]), network.runner(eager=True)(inputs)["y"]
     actual = np.concatenate([run(batch)["y"] for batch in calibration.batches()])
-    simulation = Simulation(network, calibration, scheme(*kind), granularity)
+    simulation = Simulation(network, calibration, replace(scheme(*kind), granularity=granularity))
     assert simulation.snr(network) == pytest.approx(snr_db(actual, expected), abs=1.0)
 
 
@@ -105,4 +107,4 @@ def test_kernels_have_as_many_values_as_their_bits_allow(bits, granularity, symm
     ],
 )
 def test_only_some_kernels_have_fewer_bits(layer, bits):
-    assert kernel_format(layer, scheme("tflite", "int4"), "tensor").bits == bits
+    assert kernel_format(layer, scheme("tflite", "int4")).bits == bits

@@ -17,13 +17,7 @@ from exporter.lowrank.factorizers.recurrent import RecurrentFactorizer
 from exporter.lowrank.factorizers.spatial import SpatialFactorizer
 from exporter.lowrank.factorizers.tucker import TuckerFactorizer
 
-__all__ = [
-    "FACTORIZERS",
-    "Convolution",
-    "Factorizer",
-    "factorizer_for",
-    "reason_kept",
-]
+__all__ = ["FACTORIZERS", "Convolution", "Factorizer", "factorizer_for", "reason_kept"]
 
 FACTORIZERS: tuple[Factorizer, ...] = (
     DenseFactorizer("Dense"),

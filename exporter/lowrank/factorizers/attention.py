@@ -1,7 +1,7 @@
 """Multi-head attention: its four projections, each on its own."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -44,8 +44,12 @@ class AttentionFactorizer(Factorizer):
 
     def replace(self, layer: Any, truncations: Mapping[str, Truncation]) -> Replacement:
         """See the base class."""
+        options = attention_options(layer, "kernel_regularizer")
         heads = {
-            name: tuple(_heads(layer, f"{layer.name}_{name}", truncations[name]))
+            name: tuple(
+                linear_dense(layer, f"{layer.name}_{name}_{letter}", matrices[0], **options)
+                for letter, matrices in zip("us", truncations[name].matrices[:-1], strict=False)
+            )
             for name in INPUTS
             if name in truncations
         }
@@ -59,7 +63,6 @@ class AttentionFactorizer(Factorizer):
             tail = (self.tail(layer, truncations[OUTPUT], ()),)
             if len(truncations[OUTPUT].matrices) == 3:
                 name, matrices = f"{layer.name}_{OUTPUT}_s", truncations[OUTPUT].matrices[1]
-                options = attention_options(layer, "kernel_regularizer")
                 tail = (linear_dense(layer, name, matrices[0], **options), *tail)
             factors[OUTPUT] = (core.output_dense.kernel, *(part.kernel for part in tail))
         before = (part for parts in heads.values() for part in parts)
@@ -137,12 +140,6 @@ def _kernel(layer: Any, name: str, outputs: int, positions: int) -> Kernel:
         # Keras gives a bias to all projections or to none; that of the latent is zero.
         latent_bias=layer.use_bias and name == OUTPUT,
     )
-
-
-def _heads(layer: Any, name: str, truncation: Truncation) -> Iterator[Any]:
-    options = attention_options(layer, "kernel_regularizer")
-    for letter, matrices in zip("us", truncation.matrices[:-1], strict=False):
-        yield linear_dense(layer, f"{name}_{letter}", matrices[0], **options)
 
 
 def _core(

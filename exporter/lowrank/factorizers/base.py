@@ -36,7 +36,6 @@ class Factorizer(ABC):
     convolution: Convolution | None = None
 
     def __init__(self, kind: str) -> None:
-        """Args: kind: The Keras class name."""
         self.kind = kind
 
     def supports(self, layer: Any) -> bool:
@@ -82,11 +81,10 @@ class Factorizer(ABC):
 
         Args:
             layer: The original.
-            name: The name of the new layer.
+            name: Name of the new layer.
             matrices: The factor, g x a x b.
-            shape: Shape of the inputs of the new layer.
+            shape: Shape of its inputs.
         """
-        del shape
         return linear_dense(layer, name, matrices[0], kernel_regularizer=layer.kernel_regularizer)
 
     def middle(self, layer: Any, name: str, matrices: Floats, shape: Shape) -> Any:
@@ -108,12 +106,7 @@ def weight_of(layer: Any) -> Any:
 def linear_dense(original: Any, name: str, kernel: Any, bias: Any = None, **options: Any) -> Any:
     """Builds a Dense layer without activation, of the original's dtype and trainability.
 
-    Args:
-        original: The layer that is replaced.
-        name: The name of the new layer.
-        kernel: Array of inputs x outputs.
-        bias: Array of as many elements as outputs; None for none.
-        options: Further arguments of ``keras.layers.Dense``.
+    The kernel is an array of inputs x outputs; the options are those of ``keras.layers.Dense``.
     """
     import keras
 

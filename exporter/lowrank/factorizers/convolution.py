@@ -157,13 +157,10 @@ class SeparableFactorizer(ConvolutionFactorizer):
 def pointwise(
     layer: Any, matrices: Floats, truncation: Truncation | None = None, **changes: Any
 ) -> Any:
-    """Builds a 1 x 1 convolution in the place of a layer.
+    """Builds a 1 x 1 convolution in the place of a layer, with a kernel of g x a x b.
 
-    Args:
-        layer: The original.
-        matrices: The kernel, g x a x b.
-        truncation: Tells the shift of the bias, for the last convolution.
-        changes: Entries of the configuration, which is otherwise the original's.
+    The truncation, which the last convolution has, tells the shift of the bias. The configuration
+    is that of the layer, with changes.
     """
     import keras
 

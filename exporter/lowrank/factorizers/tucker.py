@@ -100,7 +100,6 @@ class TuckerKernel(Kernel):
 
     def factor_shapes(self, rank: int, *, merge: bool = True) -> tuple[tuple[int, ...], ...]:
         """See the base class."""
-        del merge
         inner = self.input_rank(rank)
         return (1, self.channels, inner), (1, self._taps * inner, rank), (1, rank, self.n)
 
@@ -108,7 +107,6 @@ class TuckerKernel(Kernel):
         self, rank: int, moments: Moments | None = None, *, merge: bool = True
     ) -> Truncation:
         """See the base class; moments and merge make no difference."""
-        del moments, merge
         if not 1 <= rank <= self.full_rank:
             raise RecipeError(f"Rank must be within 1 and {self.full_rank}. Received: {rank}.")
         tensor, inner = self._tensor(), self.input_rank(rank)
@@ -127,7 +125,6 @@ class TuckerKernel(Kernel):
 
     def error_curve(self, moments: Moments | None = None) -> Floats:
         """See the base class; returns the errors of the higher-order SVD, a little too large."""
-        del moments
         tensor = self._tensor()
         _, a = leading_eigenpairs(_gram(tensor, 1), self.channels)
         _, b = leading_eigenpairs(_gram(tensor, 2), self.n)

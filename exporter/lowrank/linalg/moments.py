@@ -73,10 +73,7 @@ class Moments:
     def error(self, p: Floats, q: Floats, group: int) -> float:
         """Returns the (weighted) squared error of ``q pt z`` for ``y``, with the means corrected.
 
-        Args:
-            p: n x r.
-            q: n x r.
-            group: Index of the group.
+        Both p and q are n x r.
         """
         scatter = self.scatter if self.compressed_scatter is None else self.compressed_scatter
         cross = self.scatter if self.cross is None else self.cross
@@ -102,13 +99,9 @@ class Accumulator:
     def add(
         self, count: int, left: NDArray[Any], right: NDArray[Any], scatter: NDArray[Any]
     ) -> None:
-        """Merges a batch.
+        """Merges the count of a batch, its means, g x n, and its scatter, g x n x n.
 
-        Args:
-            count: Number of pairs.
-            left: Mean of the left vectors, g x n.
-            right: Mean of the right vectors, g x n.
-            scatter: Sum of the outer products of the deviations from the means, g x n x n.
+        The scatter is the sum of the outer products of the deviations from the means.
         """
         count = int(count)  # TensorFlow counts in 32 bits, which the product below overflows.
         total = self.count + count

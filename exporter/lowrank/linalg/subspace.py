@@ -17,13 +17,7 @@ EXTRA = 10
 
 
 class Truncated(NamedTuple):
-    """A truncation, and the start of the next one.
-
-    Attributes:
-        thin: U, m x r, orthonormal columns.
-        wide: S Vt, r x n.
-        basis: Orthonormal, n x k, close to the leading right singular vectors.
-    """
+    """A truncation: U (m x r) and S Vt (r x n), and the basis (n x k) that the next starts from."""
 
     thin: Any
     wide: Any
@@ -31,15 +25,9 @@ class Truncated(NamedTuple):
 
 
 def starting_basis(matrix: NDArray[Any], rank: int) -> NDArray[np.float32]:
-    """Returns the leading right singular vectors that the first iteration starts from, n x k.
+    """Returns leading right singular vectors of m x n to start from, n x k.
 
-    Args:
-        matrix: m x n.
-        rank: Rank of the truncations; k is larger by ``EXTRA``, if the matrix is large enough.
-
-    Raises:
-        RecipeError: If the rank is out of its range.
-        ModelError: If the matrix has an element that is not finite.
+    k is the rank of the truncations and ``EXTRA``, as far as the matrix is large enough.
     """
     columns = max(rank, min(rank + EXTRA, *matrix.shape))
     return truncated_svd(matrix, columns).vt.T.astype(np.float32)

@@ -59,7 +59,7 @@ class TruncatedSVD:
     discarded_energy: float
 
 
-def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> TruncatedSVD:
+def truncated_svd(matrix: NDArray[Any], rank: int) -> TruncatedSVD:
     """Returns the leading ``rank`` singular triplets.
 
     LAPACK computes them exactly if the smaller side is at most ``EXACT_LIMIT`` or the rank is a
@@ -69,7 +69,6 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     Args:
         matrix: m x n, any float dtype.
         rank: Between 1 and min(m, n).
-        seed: Seed of the random start.
 
     Raises:
         RecipeError: If the rank is out of its range.
@@ -83,10 +82,10 @@ def truncated_svd(matrix: NDArray[Any], rank: int, *, seed: int = 0) -> Truncate
     if _is_small(matrix.shape, rank):
         u, s, vt = np.linalg.svd(scaled.astype(np.float64, copy=False), full_matrices=False)
     elif matrix.shape[0] < matrix.shape[1]:
-        v, s, ut = _randomized(scaled.T, rank, seed, total)
+        v, s, ut = _randomized(scaled.T, rank, total)
         u, vt = ut.T, v.T
     else:
-        u, s, vt = _randomized(scaled, rank, seed, total)
+        u, s, vt = _randomized(scaled, rank, total)
     s = s[:rank]
     u, vt = _fix_signs(u[:, :rank], vt[:rank])
     # Subtraction cancels where little is left out; the clip keeps the result a fraction.
@@ -163,13 +162,11 @@ def _scaled(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
     return np.ldexp(matrix, -exponent), int(exponent)
 
 
-def _randomized(
-    matrix: NDArray[Any], rank: int, seed: int, total: float
-) -> tuple[Matrix, Matrix, Matrix]:
+def _randomized(matrix: NDArray[Any], rank: int, total: float) -> tuple[Matrix, Matrix, Matrix]:
     """Returns u, s, vt of a matrix with no more columns than rows."""
-    space, left_out = _explore(matrix.astype(np.float32, copy=False), rank, seed, total)
+    space, left_out = _explore(matrix.astype(np.float32, copy=False), rank, total)
     if left_out <= FLOAT32_LIMIT * total:
-        space, _ = _explore(matrix.astype(np.float64, copy=False), rank, seed, total)
+        space, _ = _explore(matrix.astype(np.float64, copy=False), rank, total)
     basis, image = space.leading(rank)
     # QR restores the orthogonality that float32 lost.
     basis, triangle = np.linalg.qr(basis)
@@ -178,15 +175,13 @@ def _randomized(
     return u, s, rotation @ basis.T
 
 
-def _explore(
-    matrix: NDArray[Any], rank: int, seed: int, total: float
-) -> tuple["_KrylovSpace", float]:
+def _explore(matrix: NDArray[Any], rank: int, total: float) -> tuple["_KrylovSpace", float]:
     """Grows a space until it holds the leading triplets, or its dtype is too coarse.
 
     Returns:
         The space, and the energy that it leaves out at the rank.
     """
-    space = _KrylovSpace(matrix, rank + OVERSAMPLING, seed)
+    space = _KrylovSpace(matrix, rank + OVERSAMPLING)
     left_out, gain = total, 0.0
     while space.grow():
         before, left_out = left_out, total - space.captured(rank)
@@ -194,7 +189,7 @@ def _explore(
         if left_out <= FLOAT32_LIMIT * total and matrix.dtype == np.float32:
             break
         if left_out <= FLOAT64_LIMIT * total:
-            if space.size >= BLIND_BLOCKS:
+            if len(space.blocks) >= BLIND_BLOCKS:
                 break
             continue
         # The gains shrink like a geometric series, by a half or by the ratio of the last two.
@@ -207,18 +202,14 @@ def _explore(
 class _KrylovSpace:
     """The span of ``At Y, (At A) At Y, ...`` for a random Y, in orthonormal blocks."""
 
-    def __init__(self, matrix: NDArray[Any], width: int, seed: int) -> None:
+    def __init__(self, matrix: NDArray[Any], width: int) -> None:
         shape = matrix.shape[0], width
         self._matrix = matrix
-        self._next = np.random.default_rng(seed).standard_normal(shape, matrix.dtype.type)
-        self._blocks: list[NDArray[Any]] = []
+        self._next = np.random.default_rng(0).standard_normal(shape, matrix.dtype.type)
+        self.blocks: list[NDArray[Any]] = []
         self._images: list[Matrix] = []
         self._gram: Matrix = np.empty((0, 0))
         self._floor = 16 * float(np.finfo(matrix.dtype).eps)
-
-    @property
-    def size(self) -> int:
-        return len(self._blocks)
 
     def grow(self) -> bool:
         """Adds a block; returns whether there was one to add."""
@@ -227,7 +218,7 @@ class _KrylovSpace:
             return False
         product = self._matrix @ block
         image = product.astype(np.float64)
-        self._blocks.append(block)
+        self.blocks.append(block)
         self._images.append(image)
         border = np.vstack([other.T @ image for other in self._images])
         count = len(self._gram)
@@ -239,7 +230,7 @@ class _KrylovSpace:
         """Returns an orthonormal basis of the part of the columns outside the space."""
         before = np.linalg.norm(columns)
         self._project_out(columns)
-        if self._blocks and np.linalg.norm(columns) <= self._floor * before:
+        if self.blocks and np.linalg.norm(columns) <= self._floor * before:
             return columns[:, :0]
         # Project out again: rounding errors are as large as the part that was removed.
         columns = _orthonormal(columns)
@@ -247,7 +238,7 @@ class _KrylovSpace:
         return _orthonormal(columns)[:, : self._matrix.shape[1] - len(self._gram)]
 
     def _project_out(self, columns: NDArray[Any]) -> None:
-        for block in self._blocks:
+        for block in self.blocks:
             columns -= block @ (block.T @ columns)
 
     def captured(self, rank: int) -> float:
@@ -256,7 +247,7 @@ class _KrylovSpace:
 
     def leading(self, rank: int) -> tuple[Matrix, Matrix]:
         """Returns a basis that holds the leading right vectors, and its image."""
-        basis = np.hstack(self._blocks).astype(np.float64)
+        basis = np.hstack(self.blocks).astype(np.float64)
         image = np.hstack(self._images)
         if self._matrix.dtype == np.float64:
             return basis, image

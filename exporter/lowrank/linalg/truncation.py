@@ -17,13 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.lowrank.linalg import svd
 from exporter.lowrank.linalg.moments import Floats, Moments
-from exporter.lowrank.linalg.svd import (
-    leading_eigenpairs,
-    singular_values,
-    squared_norm,
-    truncated_svd,
-)
 
 INPUT_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Ridges of the input covariance to choose from, as parts of the mean variance.
@@ -91,17 +86,13 @@ def error_curve(kernel: Floats, moments: Moments | None = None) -> Floats:
     """Returns the squared error at every rank from 0 to min(m, n).
 
     Without moments it is the error of the weights; with moments, the expected error of the outputs,
-    weighted by the gradient if it is known. The value at full rank is 0.
-
-    Args:
-        kernel: g x m x n.
-        moments: Moments of the outputs.
+    weighted by the gradient if it is known. The kernel is g x m x n. The value at full rank is 0.
     """
     full = min(kernel.shape[1:])
     energies: Floats = np.zeros(full)
     for group, matrix in enumerate(kernel):
         if moments is None:
-            energies = energies + singular_values(matrix) ** 2
+            energies = energies + svd.singular_values(matrix) ** 2
         else:
             metric = _Regression(matrix.T @ matrix, moments, group, INPUT_RIDGES[-1]).metric
             values = np.linalg.eigvalsh(metric)[::-1][:full]
@@ -110,9 +101,9 @@ def error_curve(kernel: Floats, moments: Moments | None = None) -> Floats:
 
 
 def _truncate_plainly(kernel: Floats, rank: int, merge: bool) -> Truncation:
-    parts = [truncated_svd(matrix, rank) for matrix in kernel]
+    parts = [svd.truncated_svd(matrix, rank) for matrix in kernel]
     u, s, vt = (np.stack([getattr(part, name) for part in parts]) for name in ("u", "s", "vt"))
-    norms = [squared_norm(matrix) for matrix in kernel]
+    norms = [svd.squared_norm(matrix) for matrix in kernel]
     left_out = sum(part.discarded_energy * norm for part, norm in zip(parts, norms, strict=True))
     energy = left_out / sum(norms) if sum(norms) else 0.0
     return Truncation(_factors(u, s, vt, merge), None, energy)
@@ -161,7 +152,7 @@ class _Regression:
 
     def solve(self, rank: int) -> tuple[Floats, Floats]:
         """Returns P and Q, n x r each."""
-        _, vectors = leading_eigenpairs(self.metric, rank)
+        _, vectors = svd.leading_eigenpairs(self.metric, rank)
         return self._predictor @ vectors, np.linalg.solve(self._weight.T, vectors)
 
     def bias_shift(self, p: Floats, q: Floats) -> Floats:

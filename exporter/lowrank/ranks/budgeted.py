@@ -9,12 +9,7 @@ from typing import ClassVar
 
 from exporter.lowrank.candidates import Candidate, CostKind, factorizable, listing
 from exporter.lowrank.kernels import Kernel
-from exporter.lowrank.ranks.knapsack import (
-    Option,
-    UnreachableError,
-    allocate,
-    allocate_evenly,
-)
+from exporter.lowrank.ranks.knapsack import Option, UnreachableError, allocate, allocate_evenly
 from exporter.lowrank.ranks.policy import Choice, Curves, RankPolicy
 
 SMALL_RANKS = (1, 2, 3, 4, 6, 8, 12)
@@ -123,8 +118,10 @@ class BudgetedPolicy(RankPolicy):
         self, options: Mapping[str, Sequence[Option]], budget: int
     ) -> dict[str, Option]: ...
 
-    @abstractmethod
-    def _loss(self, candidate: Candidate, rank: int, curves: Curves) -> float: ...
+    def _loss(self, candidate: Candidate, rank: int, curves: Curves) -> float:
+        """Returns the discarded part of the energy, 0 to 1."""
+        curve = curves[candidate.name]
+        return float(curve[rank] / curve[0]) if curve[0] else 0.0
 
     def _options(self, candidate: Candidate, curves: Curves) -> list[Option]:
         grid = rank_grid(candidate.kernel) if candidate.kernel else ()
@@ -154,7 +151,7 @@ class BudgetPolicy(BudgetedPolicy):
 
     def _loss(self, candidate: Candidate, rank: int, curves: Curves) -> float:
         sensitivity = self.sensitivities.get(candidate.name, Sensitivity())
-        return sensitivity.loss(_discarded_energy(candidate, rank, curves))
+        return sensitivity.loss(super()._loss(candidate, rank, curves))
 
 
 class EnergyBudgetPolicy(BudgetedPolicy):
@@ -165,11 +162,3 @@ class EnergyBudgetPolicy(BudgetedPolicy):
 
     def _allocate(self, options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
         return allocate_evenly(options, budget)
-
-    def _loss(self, candidate: Candidate, rank: int, curves: Curves) -> float:
-        return _discarded_energy(candidate, rank, curves)
-
-
-def _discarded_energy(candidate: Candidate, rank: int, curves: Curves) -> float:
-    curve = curves[candidate.name]
-    return float(curve[rank] / curve[0]) if curve[0] else 0.0

@@ -68,12 +68,8 @@ def allocate_evenly(options: Mapping[str, Sequence[Option]], budget: int) -> dic
     """
     ladders = _ladders(options, budget)
 
-    def within(bound: float) -> list[int]:
-        last = [len(ladder) - 1 for ladder in ladders]
-        return [
-            next((i for i, option in enumerate(ladder) if option.loss <= bound), last[number])
-            for number, ladder in enumerate(ladders)
-        ]
+    def within(bound: float) -> list[int]:  # Losses fall along a ladder.
+        return [sum(option.loss > bound for option in ladder[:-1]) for ladder in ladders]
 
     bounds = sorted({option.loss for ladder in ladders for option in ladder})
     first = bisect_left(bounds, True, key=lambda bound: _cost(ladders, within(bound)) <= budget)

@@ -13,34 +13,35 @@ Curves = Mapping[str, Floats]
 """Squared error at every rank from 0 to the full one, by the candidate's name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     """The plan of one kernel, or of a layer that cannot be factorized.
+
+    Such a layer has no shape, rank, break-even rank or multiply-accumulates.
 
     Attributes:
         name: Name of the candidate.
         kind: Keras class name of the layer.
-        shape: (m, n) of the matrix; None if the layer cannot be factorized.
+        shape: (m, n) of the matrix.
         rank: The rank of the factors; None if the layer stays as it is.
-        break_even_rank: mn / (m + n); None if the layer cannot be factorized.
+        break_even_rank: mn / (m + n).
         reason: Why this rank was chosen.
         params_before: Parameters of the layer, biases included.
         params_after: Parameters after factorization.
-        macs_before: Multiply-accumulates of one call on one sample; None if the layer cannot be
-            factorized.
+        macs_before: Multiply-accumulates of one call on one sample.
         macs_after: Multiply-accumulates after factorization.
     """
 
     name: str
     kind: str
-    shape: tuple[int, int] | None
-    rank: int | None
-    break_even_rank: float | None
+    shape: tuple[int, int] | None = None
+    rank: int | None = None
+    break_even_rank: float | None = None
     reason: str
     params_before: int
     params_after: int
-    macs_before: int | None
-    macs_after: int | None
+    macs_before: int | None = None
+    macs_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ class RankPolicy(ABC):
         """
         self.check(candidates)
         choices = self.choose(candidates, curves or {})
-        plans = []
-        for candidate in candidates:
+
+        def plan(candidate: Candidate) -> LayerPlan:
             kernel = candidate.kernel
             choice = Choice(None, candidate.note) if kernel is None else choices[candidate.name]
-            plan = LayerPlan(
+            return LayerPlan(
                 name=candidate.name,
                 kind=candidate.kind,
                 shape=None if kernel is None else (kernel.m, kernel.n),
@@ -99,8 +100,8 @@ class RankPolicy(ABC):
                 macs_before=candidate.macs(),
                 macs_after=candidate.macs(choice.rank),
             )
-            plans.append(plan)
-        return RankPlan(tuple(plans))
+
+        return RankPlan(tuple(map(plan, candidates)))
 
     def check(self, candidates: Sequence[Candidate]) -> None:  # noqa: B027 - most refuse nothing
         """Raises RecipeError if the policy is impossible for this model."""
@@ -171,13 +172,7 @@ class FullRank(RankPolicy):
 
 
 def below_break_even(rank: int, candidate: Candidate, reason: str = "") -> Choice:
-    """Chooses a rank where it makes the layer smaller, and dense where it does not.
-
-    Args:
-        rank: The rank.
-        candidate: The kernel.
-        reason: The reason for the rank; by default, that it is below break-even.
-    """
+    """Chooses a rank, for a reason, where it makes the layer smaller, and dense elsewhere."""
     if candidate.kernel is None:
         return Choice(None, candidate.note)
     limit = candidate.kernel.break_even_rank
