@@ -28,7 +28,6 @@ class Verb:
     """What the program is asked to do.
 
     Attributes:
-        description: Heads its help.
         uses: Names of the groups, and of single options, that it reads.
         positionals: Its arguments without a flag, with their help; the model is always one.
         defaults: Its own defaults, where they are not those of the options.
@@ -41,20 +40,16 @@ class Verb:
 
     @property
     def options(self) -> dict[str, list[Option]]:
-        """What it reads but the model, by the title of the group."""
+        """Options that it reads, except for the model, by the title of their group."""
         found = {
-            group.title: [o for o in group.options() if {name, o.name} & set(self.uses)]
+            group.title: [
+                option._replace(default=self.defaults.get(option.name, option.default))
+                for option in group.options()
+                if {name, option.name} & set(self.uses) and option.name != "model"
+            ]
             for name, group in GROUPS.items()
         }
-        return {
-            title: [
-                option._replace(default=self.defaults.get(option.name, option.default))
-                for option in options
-                if option.name != "model"
-            ]
-            for title, options in found.items()
-            if options
-        }
+        return {title: options for title, options in found.items() if options}
 
 
 _MODEL = ("model", "a .keras or .h5 file")
@@ -138,21 +133,15 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     if named:
         parser.add_argument("verb", help=argparse.SUPPRESS)
+    left_out: Any = {"default": argparse.SUPPRESS}
     for word, told in verb.positionals:
         nargs = "?" if (word, told) == _MODEL_OR_REFERENCE else None
-        parser.add_argument(
-            word, nargs=nargs, default=argparse.SUPPRESS, metavar=word.upper(), help=told
-        )
+        parser.add_argument(word, nargs=nargs, metavar=word.upper(), help=told, **left_out)
     for title, options in verb.options.items():
         group = parser.add_argument_group(title)
         for option in options:
-            group.add_argument(
-                option.flag,
-                dest=option.name,
-                default=argparse.SUPPRESS,
-                help=_help(option),
-                **option.value.parser,
-            )
+            kind = {"dest": option.name, "help": _help(option), **option.value.parser, **left_out}
+            group.add_argument(option.flag, **kind)
     _add_printing(parser)
     return parser
 

@@ -28,13 +28,7 @@ EXIT_INTERRUPTED = 130
 
 
 class Outcome(NamedTuple):
-    """What a verb found.
-
-    Attributes:
-        values: What JSON tells of it.
-        show: Prints it.
-        exit_code: Of the process.
-    """
+    """Result of a verb: its values in JSON, a function that prints it, and the exit code."""
 
     values: Any
     show: "Callable[[Console], None]"
@@ -42,14 +36,7 @@ class Outcome(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        arguments: Without the name of the program; by default those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Runs the command line, by default that of the process, and returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A terminal may lack a character.
             stream.reconfigure(errors="replace")

@@ -148,12 +148,7 @@ class Recipe:
 
     @classmethod
     def for_verb(cls, verb: str, used: Sequence[str], choices: Mapping[str, Any]) -> "Recipe":
-        """Makes the recipe of a public function, which refuses choices that it does not use.
-
-        Args:
-            verb: The name of the function.
-            used: Names of groups and of single options that it uses.
-            choices: Options by name.
+        """Makes the recipe of a public function, which uses some groups and single options.
 
         Raises:
             RecipeError: If the function does not use a choice, or ``Recipe.of`` refuses one.

@@ -34,14 +34,7 @@ class ArtifactWriter:
     def __init__(
         self, recipe: Recipe, compressed: Compressed, samples: Calibration | None, card: ModelCard
     ) -> None:
-        """Takes the model.
-
-        Args:
-            recipe: Tells how variants are quantized.
-            compressed: The model.
-            samples: What ``quantization_samples`` returned; without it the factors stay as cut.
-            card: What artifacts tell of the model.
-        """
+        """Takes the result of ``quantization_samples``; without any, the factors stay as cut."""
         self._recipe, self._compressed = recipe, compressed
         self._samples, self._card = samples, card
         self._gauged: dict[IntegerScheme, Gauged | None] = {}
@@ -63,16 +56,11 @@ class ArtifactWriter:
     ) -> tuple[GranularityTrial, ...]:
         """Exports a variant with scales of the granularity asked for, or of the better one of both.
 
-        The first batch of the samples measures the error, which is never reported.
-
-        Args:
-            fmt: The format.
-            variant: Its variant.
-            path: What is written; must not exist.
-            scratch: Folder for what is not kept.
+        The first batch of the samples measures the error, which is never reported. ``path`` must
+        not exist; files that are not kept are written to the folder ``scratch``.
 
         Returns:
-            What was tried, the one that was written first; nothing where weights are no integers.
+            The trials, the one that was written first; none where weights are no integers.
 
         Raises:
             ConversionError: If the converter fails.
@@ -100,9 +88,8 @@ class ArtifactWriter:
 
     def _gauge(self, variant: Variant) -> Gauged | None:
         scheme, quantization = variant.scheme, self._recipe.quantization
-        if scheme is None or self._samples is None:
-            return None
-        if not quantization.gauge or not self._compressed.factors:
+        usable = quantization.gauge and self._compressed.factors
+        if scheme is None or self._samples is None or not usable:
             return None
         if scheme not in self._gauged:
             granularity = to_try(quantization.granularity)[0]
@@ -126,7 +113,7 @@ class _Judge:
         self._expected = predict(network.runner(), self._probe)
 
     def snr(self, path: Path) -> float:
-        """Returns that of the worst output, in decibels; minus infinity if it cannot be run."""
+        """Returns the SNR of the worst output in decibels; minus infinity if it cannot be run."""
         artifact = describe(self._fmt, self._variant, path, self._network)
         try:
             limits = dict.fromkeys(self._fmt.backends)

@@ -18,11 +18,7 @@ from exporter.verification.probes import BATCH_SIZE
 
 
 def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
-    """Finds out, without computing, whether the data can tell if a recipe's budget is held.
-
-    Raises:
-        DataError: If ``max_drop`` is asked for without labelled validation data.
-    """
+    """Raises a DataError if ``max_drop`` is asked for without labelled validation data."""
     if recipe.goal.max_drop is not None:
         labelled(dataset.validation if dataset else None, recipe)
 

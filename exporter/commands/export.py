@@ -76,14 +76,8 @@ def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[
     target = Path(
         recipe.export.output or ARTIFACTS / Path(recipe.source.model or network.name).stem
     )
-    return _export(
-        recipe,
-        Compressed.of(network),
-        dataset,
-        card,
-        target=target,
-        progress=progress or Silent(),
-    )
+    compressed, progress = Compressed.of(network), progress or Silent()
+    return _export(recipe, compressed, dataset, card, target=target, progress=progress)
 
 
 def _export(

@@ -30,7 +30,6 @@ from exporter.training.reference import train_reference
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""
 
-
 USES = ("cut", "calibration", "seed")
 """The groups and options that ``inspect`` uses."""
 
@@ -55,19 +54,10 @@ def inspect(
     recipe = Recipe.for_verb("inspect", USES, choices)
     network = Network.of(model)
     dataset = None if data is None else fitted(data, network)
-    return inspect_engine(engine_for(recipe, network, dataset, progress), progress)
+    return _inspect(engine_for(recipe, network, dataset, progress), progress)
 
 
-def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspection:
-    """Inspects the model of an engine.
-
-    Args:
-        engine: With calibration data or without.
-        progress: Is told what goes on.
-
-    Raises:
-        ModelError: If a weight is not finite.
-    """
+def _inspect(engine: Engine, progress: Progress | None) -> Inspection:
     planner = Planner(engine, progress)
     kernels = []
     for candidate in engine.candidates:
@@ -97,11 +87,9 @@ def inspect_engine(engine: Engine, progress: Progress | None = None) -> Inspecti
 
 
 def effective_ranks(curve: Floats, energies: Sequence[float] = ENERGIES) -> tuple[int, ...]:
-    """Returns the smallest rank that keeps each part of the energy.
+    """Returns the smallest rank that keeps each part, 0 to 1, of a kernel's energy.
 
-    Args:
-        curve: Squared error at every rank from 0.
-        energies: Parts, 0 to 1.
+    ``curve`` has the squared error at every rank from 0.
     """
     total = curve[0] or 1.0
     kept = 1 - curve / total
@@ -154,4 +142,4 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
             network.model, dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
         )
         network = Network(model)
-    return inspect_engine(engine_for(recipe, network, dataset, progress), progress)
+    return _inspect(engine_for(recipe, network, dataset, progress), progress)

@@ -95,11 +95,7 @@ def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, 
 
 
 def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
-    """Finds out, without computing, whether a rank fits a model.
-
-    Raises:
-        RecipeError: If the rank does not fit the model.
-    """
+    """Raises a RecipeError, before any work, if a rank does not fit a model."""
     policy = policy_for(goal)
     if policy is not None:
         policy.check(candidates(network, convolution=cut.convolution))
@@ -108,15 +104,9 @@ def check_rank(network: Network, goal: Goal, cut: Cut) -> None:
 def card_of(
     recipe: Recipe, network: Network, normalization: Mapping[str, Normalization]
 ) -> ModelCard:
-    """Returns what artifacts of a network tell, by a recipe.
-
-    Raises:
-        RecipeError: If the file of labels cannot be read, or fits no output or several.
-    """
-    export = recipe.export
-    return make_card(
-        normalization, network.outputs, labels=export.labels, description=export.description
-    )
+    """Describes a network for its artifacts, by a recipe; see ``make_card``."""
+    labels, description = recipe.export.labels, recipe.export.description
+    return make_card(normalization, network.outputs, labels=labels, description=description)
 
 
 def engine_for(
@@ -126,14 +116,9 @@ def engine_for(
     progress: Progress | None,
     cut: Cut | None = None,
 ) -> Engine:
-    """Returns the engine that factorizes a network.
+    """Returns the engine that factorizes a network, calibrated by data fitted to it.
 
-    Args:
-        recipe: Says how.
-        network: The baseline.
-        dataset: Fitted to it; its training part calibrates.
-        progress: Is told what goes on.
-        cut: Stands in for that of the recipe.
+    ``cut`` stands in for the recipe's own.
     """
     source = recipe.source
     calibration = calibration_from(network, dataset, source.calibration) if dataset else None

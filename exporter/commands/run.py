@@ -4,22 +4,29 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from exporter.benchmark import LatencyPair, measure_latency
+from exporter.commands.artifact import ArtifactWriter
 from exporter.commands.budgets import accuracy_drop
-from exporter.commands.exports import Exports
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Dataset
-from exporter.errors import RecipeError
+from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
-from exporter.output import staged_output
+from exporter.formats.base import ExportOptions, Format, describe
+from exporter.isolation import ChildError
+from exporter.output import REJECTED, artifact_name, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import write_manifest
 from exporter.report.results import ArtifactReport, Budget, Report
 from exporter.training.distribution import is_chief, strategy_for
+from exporter.verification.compression import CompressionVerdict, judge_compression
+from exporter.verification.probes import predict
+from exporter.verification.verifier import Verifier
 
 
 def run(
@@ -60,7 +67,7 @@ def run(
     ):
         weights = compute_weights(job, strategy, progress)
         weights.save(staging)
-        exports = Exports(job, weights, staging, Path(scratch))
+        exports = _Exports(job, weights, staging, Path(scratch))
         artifacts = []
         with progress.track("Exporting and verifying", len(recipe.artifacts)) as advance:
             for number, (name, variant) in enumerate(recipe.artifacts):
@@ -72,7 +79,7 @@ def run(
             output=job.output,
             card=job.card,
             data_notes=job.dataset.notes,
-            samples=_sample_counts(job.dataset),
+            samples={name: len(part) for name, part in job.dataset.parts.items()},
             budget=_budget(job, weights, artifacts),
             compression=exports.compression,
             artifacts=tuple(artifacts),
@@ -105,24 +112,81 @@ def run_worker(
     compute_weights(job, strategy, progress or Silent())
 
 
+class _Exports:
+    """Exports, verifies and measures the artifacts of one run; rejects what does not pass."""
+
+    def __init__(self, job: Job, weights: Weights, staging: Path, scratch: Path) -> None:
+        # Both models predict here what artifacts will be compared with.
+        recipe = job.recipe
+        self._job, self._weights, self._staging, self._scratch = job, weights, staging, scratch
+        self._writer = ArtifactWriter(recipe, weights.compressed, job.samples, job.card)
+        self._verifier = Verifier(
+            weights.compressed,
+            job.dataset,
+            folder=scratch,
+            atol=recipe.verification.atol,
+            rtol=recipe.verification.rtol,
+            seed=recipe.source.seed,
+        )
+        first = self._verifier.probes[0]
+        baseline = predict(weights.baseline.runner(), first)
+        self.compression: CompressionVerdict = judge_compression(
+            baseline, self._verifier.reference[first.name], first.labels
+        )
+
+    def write(self, fmt: Format, variant: str) -> ArtifactReport:
+        path = self._staging / artifact_name(fmt, variant)
+        job, recipe = self._job, self._job.recipe
+        try:
+            trials = self._writer.write(fmt, variant, path, self._scratch)
+        except ConversionError as error:
+            return ArtifactReport(fmt.name, variant, error=str(error))
+        artifact = describe(fmt, variant, path, self._weights.compressed.network)
+        conversion = self._verifier.verify(artifact)
+        report = ArtifactReport(
+            fmt.name,
+            variant,
+            artifact,
+            conversion,
+            accepted=conversion.passed and self.compression.passed,
+            trials=trials,
+            gauge=self._writer.gauge(fmt.variant(variant)),
+        )
+        try:
+            # What a user would ship otherwise is the baseline in float32.
+            baseline_path = self._scratch / artifact_name(fmt)
+            if not baseline_path.exists():
+                plain = ExportOptions(opset=recipe.export.opset, card=job.card)
+                fmt.export(self._weights.baseline, baseline_path, plain)
+            report = replace(report, baseline_size=fmt.size(baseline_path))
+            report = replace(report, latency=self._latency(fmt, baseline_path, path))
+        except (ConversionError, ChildError) as error:
+            # The baseline is no product of this run: it is only compared with.
+            report = replace(report, comparison_error=str(error))
+        if not report.accepted:
+            (self._staging / REJECTED).mkdir(exist_ok=True)
+            path = path.rename(self._staging / REJECTED / path.name)
+        final = job.output / path.relative_to(self._staging)
+        return replace(report, artifact=replace(artifact, path=final))
+
+    def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
+        single = next(probe for probe in self._verifier.probes if probe.name == "single")
+        batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
+        return measure_latency(fmt, baseline, compressed, batch, self._scratch)
+
+
 def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> Budget | None:
     """Holds what came out against the recipe's budget."""
     goal, after = job.recipe.goal, weights.compressed.network
-    written = [item for item in artifacts if item.artifact is not None]
     figures: dict[str, Callable[[], float]] = {
         "max_params": lambda: after.params,
         "max_macs": lambda: after.macs,
-        "max_size": lambda: max((a.artifact.size for a in written if a.artifact), default=0),
+        "max_size": lambda: max((a.artifact.size for a in artifacts if a.artifact), default=0),
         "max_latency": lambda: max(
-            (a.latency.compressed.p50 for a in written if a.latency), default=math.inf
+            (a.latency.compressed.p50 for a in artifacts if a.latency), default=math.inf
         ),
         "max_drop": lambda: accuracy_drop(weights.baseline, after, job.dataset),
     }
     if goal.kind not in figures:
         return None
     return Budget(goal.kind, getattr(goal, goal.kind), figures[goal.kind]())
-
-
-def _sample_counts(dataset: Dataset) -> dict[str, int]:
-    parts = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
-    return {name: len(part) for name, part in parts.items() if part is not None}

@@ -40,13 +40,7 @@ LATENCY_MARGIN = 0.95
 def factorize(
     engine: Engine, recipe: Recipe, dataset: Dataset | None, progress: Progress | None = None
 ) -> Compressed:
-    """Factorizes by a recipe: by its rank, or within its budget.
-
-    Args:
-        engine: Of the model, with the recipe's options.
-        recipe: Says which ranks.
-        dataset: Fitted to the model; ``max_drop`` is measured on its validation part.
-        progress: Is told what goes on.
+    """Factorizes by the rank of a recipe, or within its budget, with data fitted to the model.
 
     Raises:
         RecipeError: If the rank does not fit the model, or the budget cannot be reached.
@@ -70,11 +64,8 @@ def factorize(
         if goal.max_size is not None:
             limit = goal.max_size
             budget = _params_for_size(planner, trials, limit, progress)
-            return planner.best_within(
-                "params", budget, fits=lambda plan: trials.size(plan) <= limit
-            )
-        limit_seconds = float(goal.max_latency or 0)
-        budget = _macs_for_latency(planner, trials, limit_seconds, progress)
+            return planner.best_within("params", budget, fits=lambda p: trials.size(p) <= limit)
+        budget = _macs_for_latency(planner, trials, float(goal.max_latency or 0), progress)
         return planner.best_within("macs", budget)
 
 
@@ -85,10 +76,10 @@ class _Trials:
         self, engine: Engine, recipe: Recipe, dataset: Dataset | None, folder: Path
     ) -> None:
         self._engine, self._recipe, self._folder = engine, recipe, folder
-        samples = quantization_samples(recipe, engine.network, dataset)
+        network = engine.network
+        samples = quantization_samples(recipe, network, dataset)
         # Ranges of activations change neither size nor time: one batch serves.
         samples = samples and samples.head(1)
-        network = engine.network
         # The longest card that there may be.
         normalization = {info.name: Normalization(std=UINT8_MAX) for info in network.inputs}
         card = card_of(recipe, network, normalization)
@@ -98,7 +89,7 @@ class _Trials:
 
     @property
     def bytes_per_parameter(self) -> float:
-        """Of the widest variant."""
+        """Bytes of a parameter in the widest variant."""
         variants = (FORMATS[name].variant(variant) for name, variant in self._recipe.artifacts)
         return max(variant.weight_bits for variant in variants) / 8
 

@@ -82,8 +82,8 @@ class Weights:
             "finetuning": tuned
             and FineTuningReport(tuned.histories, tuned.at_full_rank, tuned.adaptation),
             "layers": _layer_reports(compressed),
-            "before": _totals(self.baseline),
-            "after": _totals(compressed.network),
+            "before": Totals(self.baseline.params, self.baseline.macs),
+            "after": Totals(compressed.network.params, compressed.network.macs),
         }
 
 
@@ -146,18 +146,10 @@ def _checkpoints(job: Job, baseline: Network, plan: RankPlan) -> Path:
 def _layer_reports(compressed: Compressed) -> tuple[LayerReport, ...]:
     reports = []
     for plan in compressed.plan.layers:
-        parts = compressed.factors.get(plan.name)
-        if parts is None:
-            reports.append(LayerReport(plan))
-        else:
-            reports.append(
-                LayerReport(plan, parts.discarded_energy, parts.relative_error, parts.data_aware)
-            )
+        cut = compressed.factors.get(plan.name)
+        errors = (cut.discarded_energy, cut.relative_error, cut.data_aware) if cut else ()
+        reports.append(LayerReport(plan, *errors))
     return tuple(reports)
-
-
-def _totals(network: Network) -> Totals:
-    return Totals(network.params, network.macs)
 
 
 def versions(formats: Sequence[str] = ()) -> dict[str, str]:

@@ -20,18 +20,15 @@ FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
 ALL = "all"
 
-_METADATA = "option"
-
 
 class Option(NamedTuple):
     """One row.
 
     Attributes:
-        name: Of the field.
-        default: Its value where it is not given; None is then a value as well.
-        value: What it takes.
-        help: What it does, without the default.
-        flag_name: Stands in for the name on the command line, if it has another one there.
+        default: Value of an option that is not given; None is then a value as well.
+        value: Values that the option takes.
+        help: Effect of the option, without the default.
+        flag_name: Name on the command line, if it is another one there.
     """
 
     name: str
@@ -64,7 +61,7 @@ class Option(NamedTuple):
 
 
 def _option(default: Any, value: Value, told: str, *, flag_name: str | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={_METADATA: (value, told, flag_name)})
+    return dataclasses.field(default=default, metadata={"option": (value, told, flag_name)})
 
 
 class Group:
@@ -89,7 +86,7 @@ class Group:
     def options(cls) -> tuple[Option, ...]:
         """Returns the rows of the group, in order."""
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # All groups are dataclasses.
-        return tuple(Option(f.name, f.default, *f.metadata[_METADATA]) for f in fields)
+        return tuple(Option(f.name, f.default, *f.metadata["option"]) for f in fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,9 +65,7 @@ def checked_rank(rank: object) -> Rank:
             if not isinstance(name, str):
                 raise RecipeError(f"rank must name layers as text. Received: {name!r}.")
         return {name: _checked_number(f"rank of layer {name!r}", rank[name]) for name in rank}
-    if isinstance(rank, float) and 0 < rank < 1:
-        return rank
-    if isinstance(rank, str) and rank in RANK_NAMES:
+    if (isinstance(rank, float) and 0 < rank < 1) or (isinstance(rank, str) and rank in RANK_NAMES):
         return rank
     return _checked_number("rank", rank)
 

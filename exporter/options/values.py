@@ -30,12 +30,8 @@ class Value:
     def check(self, name: str, value: Any) -> Any:
         """Returns a value as it is kept.
 
-        Args:
-            name: Of the option; begins the message.
-            value: The value.
-
         Raises:
-            RecipeError: If the option does not take it.
+            RecipeError: If the option, called ``name``, does not take it.
         """
         if not self.takes(value):
             raise RecipeError(f"{name} must be {self.wanted}. Received: {value!r}.")
@@ -45,13 +41,9 @@ class Value:
 def whole(
     least: int, most: int | None = None, *, unit: str = "", read: Callable[[str], int] = int
 ) -> Value:
-    """Returns the value of an option that takes whole numbers.
+    """Returns the value of an option that takes whole numbers, which may count a unit.
 
-    Args:
-        least: The smallest.
-        most: The largest; None is any.
-        unit: What they count; empty if nothing in particular.
-        read: Turns the text of a command line into a number.
+    ``read`` turns the text of a command line into a number.
     """
     wanted = f"a {f'number of {unit}' if unit else 'whole number'} >= {least}"
     schema = {"type": "integer", "minimum": least}
@@ -74,14 +66,9 @@ def number(
     read: Callable[[str], float] = float,
     metavar: str = "X",
 ) -> Value:
-    """Returns the value of an option that takes finite numbers.
+    """Returns the value of an option that takes finite numbers, the ends not if ``inside``.
 
-    Args:
-        least: The lower end.
-        most: The upper end; infinity is none.
-        inside: Whether the ends themselves are refused.
-        read: Turns the text of a command line into a number.
-        metavar: Stands for the number in the help.
+    ``read`` turns the text of a command line into a number.
     """
     above, below = ("more than", "less than") if inside else ("at least", "at most")
     low, high = ("exclusiveMinimum", "exclusiveMaximum") if inside else ("minimum", "maximum")
@@ -90,13 +77,10 @@ def number(
         wanted, schema = f"{wanted} and {below} {most:g}", {**schema, high: most}
 
     def takes(value: Any) -> bool:
-        if (
-            not isinstance(value, (int, float))
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-        ):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
-        return least < value < most if inside else least <= value <= most
+        within = least < value < most if inside else least <= value <= most
+        return math.isfinite(value) and within
 
     return Value(wanted, takes, schema, {"type": read, "metavar": metavar})
 
@@ -114,17 +98,10 @@ def choice(*names: str) -> Value:
 
 
 def text(wanted: str, *, empty: bool = False, metavar: str = "FILE") -> Value:
-    """Returns the value of an option that takes text.
-
-    Args:
-        wanted: What it says, in words.
-        empty: Whether it may be empty.
-        metavar: Stands for it in the help.
-    """
-    schema = {"type": "string", "minLength": int(not empty)}
-    return Value(
-        wanted, lambda v: isinstance(v, str) and (empty or bool(v)), schema, {"metavar": metavar}
-    )
+    """Returns the value of an option that takes text, which may be ``empty``."""
+    least = int(not empty)
+    schema, parser = {"type": "string", "minLength": least}, {"metavar": metavar}
+    return Value(wanted, lambda v: isinstance(v, str) and len(v) >= least, schema, parser)
 
 
 def names(metavar: str) -> Value:

@@ -25,10 +25,7 @@ _TEACHER = "teacher/"
 class Batch(NamedTuple):
     """Arrays or tensors of some samples, by input or output name, samples along the first axis.
 
-    Attributes:
-        inputs: Of the model.
-        labels: Empty if there are none.
-        teacher: The baseline's outputs; empty if they are not needed.
+    ``teacher`` has the baseline's outputs, if they are needed; ``labels`` may be empty as well.
     """
 
     inputs: Mapping[str, Any]
@@ -159,8 +156,6 @@ class TrainingData:
         self, runner: KerasRunner, inputs: Mapping[str, Samples]
     ) -> dict[str, NDArray[Any]]:
         """Predicts all samples; of a fixed batch size, the samples that fill whole batches."""
-        count = len(next(iter(inputs.values())))
-        size = self.fixed_batch or PREDICTION_BATCH
-        return predict_in_batches(
-            runner, inputs, size, count // size * size if self.fixed_batch else count
-        )
+        count, fixed = len(next(iter(inputs.values()))), self.fixed_batch
+        kept = count // fixed * fixed if fixed else count
+        return predict_in_batches(runner, inputs, fixed or PREDICTION_BATCH, kept)

@@ -1,6 +1,6 @@
 """Trains the factors of a compressed model directly."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from exporter.graph.network import Network
@@ -34,9 +34,7 @@ class Factored(Phase):
         self._decay = decay
         self._products = [each for each in factors.values() if each.is_plain_pair]
 
-    def gradients(
-        self, objective: Objective, batch: Batch, share: Any
-    ) -> tuple[Any, Sequence[Any]]:
+    def gradients(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
         """See the base class."""
         import tensorflow as tf
 

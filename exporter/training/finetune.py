@@ -32,8 +32,7 @@ class FineTuned:
 
     Attributes:
         compressed: The model to be exported.
-        histories: Record of each phase.
-        truncated: Keras model of the factors after projected training; None without such training.
+        truncated: Keras model of the factors after projected training; None without it.
         updated: Keras model of the full weights after projected training; None without it.
         at_full_rank: Kernels that the projected training did not truncate.
         adaptation: Choice of new ranks by adaptive training; None without it.
@@ -70,9 +69,9 @@ class FineTuner:
     ) -> None:
         """Prepares the data, fitted to the model, and the objective, which all phases share.
 
-        ``loss`` is as for ``keras.Model.compile``; None is the cross-entropy of distributions and
-        the squared error of values. Training goes on from files in the folder ``checkpoints``; None
-        writes none. ``on_step`` is called after every step with the phase and the number of steps.
+        ``loss`` is as for ``keras.Model.compile``; None is the default of ``Objective``. Training
+        goes on from files in the folder ``checkpoints``; None writes none. ``on_step`` is called
+        after every step with the phase and the number of steps.
 
         Raises:
             DataError: If there are no training data, or no validation data to compare ranks by.
@@ -154,11 +153,9 @@ class FineTuner:
         data = self._data
         epochs, rest = divmod(self._tuning.finetune, trials)
         if not epochs:
-            _, whole = training_part(self._dataset)
-            batch = data.batch_size
+            (_, whole), batch, engine = training_part(self._dataset), data.batch_size, self._engine
             samples = max(batch, len(whole) * rest // trials // batch * batch)
             thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
-            engine = self._engine
             data = TrainingData(thinned, engine.network, data.objective, batch, engine.seed)
         tuning = replace(self._tuning, finetune=max(1, epochs), patience=0)
 

@@ -35,14 +35,12 @@ be kept. It is less than one, since epochs are wrong on much the same samples.""
 
 @dataclass(frozen=True)
 class Epoch:
-    """Figures of one epoch; number 0 is the start, before any step.
+    """Figures at the end of an epoch; number 0 is the start, before any step.
 
     Attributes:
         loss: Mean over the training samples during the epoch; None at the start.
-        validation_loss: Loss after the epoch; None without validation data.
-        accuracy: On the validation data, 0 to 1, the mean over the outputs that classify; None
-            where none does.
-        learning_rate: Rate at the end of the epoch.
+        validation_loss: None without validation data.
+        accuracy: Validation accuracy, 0 to 1, averaged over the outputs that classify, if any.
         seconds: Time since the training began, including processes that were cut off.
     """
 
@@ -56,10 +54,9 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """Record of one phase, with the reason why it ended.
+    """Record of one phase, whose epochs begin with the start, with the reason why it ended.
 
     Attributes:
-        epochs: All epochs in order, the start first.
         best: Number of the epoch whose weights were kept.
         seconds: Duration, including processes that were cut off.
     """
@@ -214,9 +211,8 @@ class Loop:
             return
         at = dataclasses.replace(self._at, seconds=self._seconds())
         state, optimizer = _values(self._phase.state), _values(self._optimizer.variables)
-        save_checkpoint(
-            Checkpoint(state, optimizer, self._best, dataclasses.asdict(at)), self._file
-        )
+        checkpoint = Checkpoint(state, optimizer, self._best, dataclasses.asdict(at))
+        save_checkpoint(checkpoint, self._file)
 
     def _resume(self) -> None:
         """Goes on from the first worker's checkpoint, or from its weights if there is none."""

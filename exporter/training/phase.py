@@ -40,9 +40,7 @@ class Phase(ABC):
         return loss, loss + sum(self.student.model.losses, 0.0) / replicas
 
     @abstractmethod
-    def gradients(
-        self, objective: Objective, batch: Batch, share: Any
-    ) -> tuple[Any, Sequence[Any]]:
+    def gradients(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
         """Computes this replica's part of the mean loss, without regularization, and its gradients.
 
         The gradients are in the order of ``trained``. ``share`` is the weight of each sample's

@@ -58,9 +58,7 @@ class Projected(Phase):
         for piece in self._pieces:
             piece.truncate()
 
-    def gradients(
-        self, objective: Objective, batch: Batch, share: Any
-    ) -> tuple[Any, Sequence[Any]]:
+    def gradients(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
         """See the base class."""
         import tensorflow as tf
 
