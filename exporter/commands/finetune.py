@@ -9,23 +9,14 @@ from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.planner import Unit
+from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.training.finetune import FineTuned, FineTuner, check_training
 
-USES = (
-    "calibration",
-    "seed",
-    "finetune",
-    "train",
-    "export_from",
-    "batch_size",
-    "learning_rate",
-    "distill",
-    "temperature",
-    "decay",
-    "patience",
-)
+_OF_RUNS = {"resume", "distribute"}
+
+USES = ("calibration", "seed", *(o.name for o in Tuning.options() if o.name not in _OF_RUNS))
 """The options that ``finetune`` uses."""
 
 

@@ -4,7 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +117,11 @@ class _Exports:
 
     def __init__(self, job: Job, weights: Weights, staging: Path, scratch: Path) -> None:
         # Both models predict here what artifacts will be compared with.
-        recipe = job.recipe
+        recipe, compressed = job.recipe, weights.compressed
         self._job, self._weights, self._staging, self._scratch = job, weights, staging, scratch
-        self._writer = ArtifactWriter(recipe, weights.compressed, job.samples, job.card)
-        self._verifier = Verifier(
-            weights.compressed,
-            job.dataset,
-            folder=scratch,
-            atol=recipe.verification.atol,
-            rtol=recipe.verification.rtol,
-            seed=recipe.source.seed,
-        )
+        self._writer = ArtifactWriter(recipe, compressed, job.samples, job.card)
+        tolerances, seed = asdict(recipe.verification), recipe.source.seed
+        self._verifier = Verifier(compressed, job.dataset, folder=scratch, seed=seed, **tolerances)
         first = self._verifier.probes[0]
         baseline = predict(weights.baseline.runner(), first)
         self.compression: CompressionVerdict = judge_compression(

@@ -1,6 +1,7 @@
 """``verify``: holds an artifact against the model that it was made from."""
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,9 @@ def verify(
     FORMATS[artifact.format].require_extra()
     dataset = load_dataset(data) if isinstance(data, str) else data
     with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
-        verifier = Verifier(
-            compressed,
-            fitted(dataset, compressed.network),
-            folder=Path(scratch),
-            atol=recipe.verification.atol,
-            rtol=recipe.verification.rtol,
-            seed=recipe.source.seed,
-        )
+        tolerances, seed = asdict(recipe.verification), recipe.source.seed
+        dataset = fitted(dataset, compressed.network)
+        verifier = Verifier(compressed, dataset, folder=Path(scratch), seed=seed, **tolerances)
         return verifier.verify(artifact)
 
 
@@ -69,16 +65,9 @@ def verify_recipe(
         InputError: If the model, the data or the artifact's name cannot be used.
     """
     network, dataset = load(recipe, None, None)
-    described = _described(Path(artifact), network)
+    described, seed = _described(Path(artifact), network), recipe.source.seed
     with (progress or Silent()).track("Verifying", 1):
-        verdict = verify(
-            described,
-            network,
-            data=dataset,
-            atol=recipe.verification.atol,
-            rtol=recipe.verification.rtol,
-            seed=recipe.source.seed,
-        )
+        verdict = verify(described, network, data=dataset, seed=seed, **asdict(recipe.verification))
     return ArtifactReport(
         described.format, described.variant, described, verdict, accepted=verdict.passed
     )

@@ -1,7 +1,7 @@
 """Loads, checks, divides and fits data sets; arrays too large for memory are read lazily."""
 
-from exporter.data.batches import ArraySource as ArraySource
-from exporter.data.batches import BatchSource as BatchSource
+from exporter.data.dataset import ArraySource as ArraySource
+from exporter.data.dataset import BatchSource as BatchSource
 from exporter.data.dataset import Dataset as Dataset
 from exporter.data.fitting import UINT8_MAX as UINT8_MAX
 from exporter.data.fitting import fit_to_model as fit_to_model

@@ -10,11 +10,7 @@ from exporter.errors import DataError
 
 
 def check_values(where: str, array: Samples) -> None:
-    """Checks by its type and shape that an array holds numbers.
-
-    Raises:
-        DataError: If it does not.
-    """
+    """Raises a ``DataError`` if, by its type and shape, an array holds no numbers."""
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where} must be numeric. Received: dtype {array.dtype}.")
     if array.ndim == 0 or array.size == 0:

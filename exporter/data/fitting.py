@@ -17,11 +17,7 @@ UINT8_MAX = 255
 
 
 def fit_to_model(
-    dataset: Dataset,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    *,
-    scaled_inside: bool = False,
+    dataset: Dataset, inputs: Sequence[Any], outputs: Sequence[Any], *, scaled_inside: bool = False
 ) -> Dataset:
     """Gives a data set the names, shapes and scales of a model.
 

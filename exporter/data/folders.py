@@ -128,9 +128,8 @@ def _read(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
             name = path.relative_to(root).as_posix()
             digest.update(f"{name} {path.stat().st_size} {hashed}\n".encode())
         labels = [numbers[Path(f).relative_to(folders[part]).parts[0]] for f in files]
-        split = Split(
-            {ONLY_INPUT: LazyArray(ImageRows(files))}, {LABELS: np.array(labels, np.int64)}
-        )
+        images = LazyArray(ImageRows(files))
+        split = Split({ONLY_INPUT: images}, {LABELS: np.array(labels, np.int64)})
         # The first samples stand for all, so they must not be sorted by class.
         parts[part] = split.take(shuffled(len(split)))
     shown = [f"{number} {name}" for number, name in enumerate(first[:SHOWN_CLASSES])]

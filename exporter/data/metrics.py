@@ -25,9 +25,8 @@ class Metric:
 def task_metric(predictions: Array, labels: Array) -> Metric:
     """Measures predictions against labels: accuracy for classes, otherwise the squared error.
 
-    Args:
-        predictions: (samples, classes), (samples, 1) for two classes, or any shape.
-        labels: Integer classes (samples,), one-hot rows, or values of the predictions' shape.
+    Predictions have the shape (samples, classes), (samples, 1) for two classes, or any other shape;
+    labels are integer classes (samples,), one-hot rows, or values of the predictions' shape.
     """
     if is_classes(labels) or is_one_hot(labels):
         classes = labels if is_classes(labels) else labels.argmax(axis=-1)

@@ -320,9 +320,7 @@ class Export(Group):
         "text file with the name of a class a line, for artifacts to tell",
     )
     description: str | None = _option(
-        None,
-        text("text", empty=True, metavar="TEXT"),
-        "what the model does, for artifacts to tell",
+        None, text("text", empty=True, metavar="TEXT"), "what the model does, for artifacts to tell"
     )
 
 

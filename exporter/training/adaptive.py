@@ -56,7 +56,6 @@ class Adaptation:
     """Record of the choice of new ranks; each loss is a validation loss after a short training.
 
     Attributes:
-        unit: Unit of the budget: ``"params"`` or ``"macs"``.
         limit: The budget: the cost of the factors in the original plan.
         planned: Rank of each kernel in that plan.
         adapted: Rank after the trials; None leaves the kernel whole.
@@ -120,11 +119,8 @@ class AdaptivePolicy(RankPolicy):
 class Trials:
     """Measures the loss of single kernels after training, and divides the budget of a plan anew.
 
-    Attributes:
-        engine: Engine of the baseline.
-        train: Trains a model for a short time, and returns its validation loss.
-        strategy: A ``tf.distribute`` strategy.
-        file: Keeps the losses of all trials, to go on from; None keeps nothing.
+    ``train`` trains a model for a short time, and returns its validation loss. ``file`` keeps the
+    losses of all trials, to go on from; None keeps nothing.
     """
 
     engine: Engine

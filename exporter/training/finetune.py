@@ -206,10 +206,10 @@ class FineTuner:
 
 
 def check_training(tuning: Tuning, dataset: Dataset, network: Network) -> Split:
-    """Checks, without computing, that the data suffice to train on; returns the training part.
+    """Returns the training part of data, if they suffice to train on and to compare ranks by.
 
     Raises:
-        DataError: If there are no training data, or no validation data to compare ranks by.
+        DataError: If they do not.
     """
     _, train = training_part(dataset)
     batch, validation = network.fixed_batch or 1, dataset.validation

@@ -20,7 +20,6 @@ class Objective:
     the temperature T (Hinton, Vinyals and Dean, 2015); of values it is the squared error.
 
     Attributes:
-        families: Family of each output by name.
         losses: Loss of the task by output; the default is the cross-entropy of distributions and
             the squared error of values.
         distill: Weight of the divergence, 0 to 1.
@@ -39,8 +38,7 @@ class Objective:
     def __call__(self, outputs: Tensors, labels: Tensors, teacher: Tensors) -> Any:
         """Computes the loss of each sample, a float32 tensor of shape (samples,).
 
-        All arguments are by output name. ``teacher``, the baseline's outputs, may be empty if they
-        are not needed.
+        All arguments are by output name; ``teacher`` may be empty if it is not needed.
         """
         total: Any = 0.0
         for name, family in self.families.items():
@@ -49,12 +47,10 @@ class Objective:
             if weight > 0:
                 total += weight * _divergence(predicted, teacher[name], family, self.temperature)
             if weight < 1:
-                own = self.losses.get(name)
-                loss = (
-                    own(_like(labels[name], predicted), predicted)
-                    if own is not None
-                    else _task_loss(predicted, labels[name], family)
-                )
+                if (own := self.losses.get(name)) is not None:
+                    loss = own(_like(labels[name], predicted), predicted)
+                else:
+                    loss = _task_loss(predicted, labels[name], family)
                 total += (1 - weight) * _by_sample(loss)
         return total
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.data import ArraySource, Dataset, LazyArray, Split, files, fit_to_model, load_dataset
-from exporter.data.batches import READ_AHEAD, read_ahead
+from exporter.data.dataset import READ_AHEAD, read_ahead
 from exporter.data.files import ArrayRows
 
 
