@@ -56,8 +56,8 @@ class _PairTrial(NamedTuple):
     snr: float
     gauge: str
     pair: tuple[Floats, Floats]
-    scales: Floats | None = None
-    mean: Floats | None = None
+    scales: Floats | None
+    mean: Floats | None
 
 
 class FactorPair:
