@@ -137,7 +137,10 @@ BAD_INPUT = {
     "unknown layer": (["small.keras", "--data=good.npz", "--rank=no=3"], "hidden (36 x 40)"),
     "unknown format": (["small.keras", "--format=onnx,pb"], "Known: saved_model"),
     "output is a file": (["small.keras", "--output=file"], "must be a folder"),
-    "output in a file": (["small.keras", "--output=file/run"], "is a file"),
+    "output in a file": (
+        ["small.keras", "--output=file/run"],
+        "must be a folder. Received: the file 'file'",
+    ),
     "former run": (["small.keras", "--data=good.npz", "--output=former"], "--force"),
 }
 

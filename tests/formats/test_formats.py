@@ -267,5 +267,7 @@ def test_every_format_has_what_the_contract_asks_for(fmt):
     names = [variant.name for variant in fmt.variants]
     assert names[0] == "float32"
     assert len(set(names)) == len(names)
-    assert fmt.variant("float32").rule.multiple > 1
+    # Floats have the tolerance of their own rounding errors, integers have limits.
+    assert fmt.variant("float32").rule is None
+    assert all(variant.rule for variant in fmt.variants if variant.scheme)
     assert ExportOptions().opset == 17
