@@ -66,7 +66,7 @@ def _fail(error: ExporterError) -> int:
 
 
 def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
-    recipe = Recipe.of(**choices)
+    recipe = Recipe(**choices)
     # Imported late, here and below: --help and usage errors need none of it.
     from exporter.commands.run import run, run_worker
     from exporter.report.console import print_report
@@ -86,7 +86,7 @@ def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 
 def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:
-    recipe = Recipe.of(**choices)
+    recipe = Recipe(**choices)
     from exporter.commands.inspect import inspect_recipe
     from exporter.report.inspection import print_inspection
     from exporter.report.manifest import plain
@@ -96,7 +96,7 @@ def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 
 def _compress(choices: dict[str, Any], progress: "Progress") -> Outcome:
-    recipe = Recipe.of(**choices)
+    recipe = Recipe(**choices)
     from exporter.commands.compress import compress_recipe
     from exporter.report.console import print_compression
     from exporter.report.manifest import compression_dict
@@ -106,7 +106,7 @@ def _compress(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 
 def _export(choices: dict[str, Any], progress: "Progress") -> Outcome:
-    recipe = Recipe.of(**choices)
+    recipe = Recipe(**choices)
     from exporter.commands.export import export_recipe
     from exporter.report.console import print_artifacts
     from exporter.report.manifest import plain
@@ -117,7 +117,7 @@ def _export(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
     artifact = choices.pop("artifact")
-    recipe = Recipe.of(**choices)
+    recipe = Recipe(**choices)
     from exporter.commands.verify import verify_recipe
     from exporter.report.console import print_verdict
     from exporter.report.manifest import verdict_dict

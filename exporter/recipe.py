@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from exporter.errors import RecipeError
@@ -38,11 +38,12 @@ GROUP_OF = {option.name: name for name, group in GROUPS.items() for option in gr
 QUANTIZATIONS = (NOT_QUANTIZED, *(name for name in VARIANT_NAMES if name != FLOAT32))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Recipe:
     """All that a run is asked to do; the same after a trip through JSON.
 
-    ``Recipe.of(rank=20, formats=("onnx",))`` makes one of options by name.
+    It is made of options by name, as ``Recipe(rank=20, formats=("onnx",))``, of whole groups, as
+    ``Recipe(goal=Goal(rank=20))``, or of both; the others have their defaults.
 
     Attributes:
         source: The model and the data.
@@ -56,18 +57,25 @@ class Recipe:
         verification: Tolerances.
 
     Raises:
-        RecipeError: If options contradict each other, or name what no format has.
+        RecipeError: If an option is unknown, out of its range, or contradicts another one.
     """
 
-    source: Source = field(default_factory=Source)
-    goal: Goal = field(default_factory=Goal)
-    cut: Cut = field(default_factory=Cut)
-    tuning: Tuning = field(default_factory=Tuning)
-    quantization: Quantization = field(default_factory=Quantization)
-    export: Export = field(default_factory=Export)
-    verification: Verification = field(default_factory=Verification)
+    source: Source
+    goal: Goal
+    cut: Cut
+    tuning: Tuning
+    quantization: Quantization
+    export: Export
+    verification: Verification
 
-    def __post_init__(self) -> None:
+    def __init__(self, **given: Any) -> None:
+        unknown = sorted(set(given) - set(GROUP_OF) - set(GROUPS))
+        if unknown:
+            raise RecipeError(f"Unknown options {unknown}. Known: {sorted(GROUP_OF)}.")
+        for name, kind in GROUPS.items():
+            options = {o: value for o, value in given.items() if GROUP_OF.get(o) == name}
+            group = replace(given[name], **options) if name in given else kind(**options)
+            object.__setattr__(self, name, group)
         installed = [name for name, fmt in FORMATS.items() if not fmt.extra.missing]
         formats = _known("formats", self.export.formats, FORMAT_NAMES, installed)
         object.__setattr__(self, "export", replace(self.export, formats=formats))
@@ -130,28 +138,11 @@ class Recipe:
         return [FORMATS[name].variant(variant) for name, variant in self.artifacts]
 
     @classmethod
-    def of(cls, **choices: Any) -> "Recipe":
-        """Makes a recipe of options by name; those that are not named have their defaults.
-
-        Raises:
-            RecipeError: If a name is unknown, a value is out of its range, or options contradict
-                each other.
-        """
-        unknown = sorted(set(choices) - set(GROUP_OF))
-        if unknown:
-            raise RecipeError(f"Unknown options {unknown}. Known: {sorted(GROUP_OF)}.")
-        groups: dict[str, Any] = {}
-        for group, kind in GROUPS.items():
-            given = {name: value for name, value in choices.items() if GROUP_OF[name] == group}
-            groups[group] = kind(**given)
-        return cls(**groups)
-
-    @classmethod
     def for_verb(cls, verb: str, used: Sequence[str], choices: Mapping[str, Any]) -> "Recipe":
         """Makes the recipe of a public function, which uses some groups and single options.
 
         Raises:
-            RecipeError: If the function does not use a choice, or ``Recipe.of`` refuses one.
+            RecipeError: If the function does not use a choice, or ``Recipe`` refuses one.
         """
         idle = [n for n in choices if n in GROUP_OF and not {n, GROUP_OF[n]} & set(used)]
         if idle:
@@ -159,7 +150,7 @@ class Recipe:
                 f"{verb} does not use {', '.join(idle)}. It uses: "
                 f"{', '.join(n for n, g in GROUP_OF.items() if {n, g} & set(used))}."
             )
-        return cls.of(**choices)
+        return cls(**choices)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as values that JSON knows, by group and by option."""
@@ -184,7 +175,7 @@ class Recipe:
                     f"{key} must be an object with options of {known}. Received: {value!r}."
                 )
             flat |= value
-        return cls.of(**flat)
+        return cls(**flat)
 
     def to_json(self) -> str:
         """Returns the recipe as JSON text."""

@@ -92,7 +92,7 @@ def test_a_run_takes_every_option(capsys):
 
 
 def test_defaults_of_the_command_line_are_those_of_the_recipe():
-    assert Recipe.of(**given(parse([]))) == Recipe()
+    assert Recipe(**given(parse([]))) == Recipe()
 
 
 def test_the_documentation_has_the_table_of_options():

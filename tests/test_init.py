@@ -76,7 +76,7 @@ def test_functions_are_not_shadowed_by_modules():
 @pytest.mark.parametrize(
     "statement",
     [
-        "import exporter; exporter.Recipe.of(rank=3)",
+        "import exporter; exporter.Recipe(rank=3)",
         "import sys; sys.argv = ['exporter', '--help']\n"
         "import exporter.cli\n"
         "try: exporter.cli.main()\n"

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from exporter.errors import RecipeError
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.extras import NO_EXTRA, Extra
-from exporter.options.groups import Cut, Group, Tuning
+from exporter.options.groups import Cut, Goal, Group, Tuning
 from exporter.options.rank import RANK_NAMES
 from exporter.recipe import GROUP_OF, GROUPS, Recipe, recipe_schema
 
@@ -71,7 +71,7 @@ CHOICES = st.fixed_dictionaries(
 def made(goal, choices, **others):
     if goal.get("rank") == "full":  # What adaptive training refuses.
         choices = {**choices, "train": "factored"}
-    return Recipe.of(**goal, **choices, **others)
+    return Recipe(**goal, **choices, **others)
 
 
 RECIPES = st.builds(
@@ -113,6 +113,12 @@ def test_json_names_every_option_in_its_group():
     named = {name: list(options) for name, options in json.loads(Recipe().to_json()).items()}
     assert named == {n: [o.name for o in group.options()] for n, group in GROUPS.items()}
     assert list(named) == [field.name for field in dataclasses.fields(Recipe)]
+
+
+def test_groups_and_options_by_name_make_the_same_recipe():
+    assert Recipe(goal=Goal(rank=3), cut=Cut(fold=False)) == Recipe(rank=3, fold=False)
+    assert Recipe(cut=Cut(fold=False), merge=False) == Recipe(fold=False, merge=False)
+    assert dataclasses.replace(Recipe(rank=3), cut=Cut(fold=False)) == Recipe(rank=3, fold=False)
 
 
 def test_no_two_options_have_one_name_or_flag():
@@ -212,7 +218,7 @@ def test_a_public_function_refuses_what_it_does_not_use():
 )
 def test_refuses_values_out_of_range_and_names_what_it_received(changes, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
-        Recipe.of(**changes)
+        Recipe(**changes)
     with pytest.raises(RecipeError, match=re.escape(message)):
         Recipe.from_dict(changes)
 
@@ -238,17 +244,17 @@ def test_refuses_json_that_is_no_recipe(text, message):
 def test_all_stands_for_every_installed_format_and_repetitions_count_once(monkeypatch):
     usual = ("saved_model", "tflite", "onnx", "ort")
     monkeypatch.setattr(FORMATS["c"], "extra", NO_EXTRA)
-    assert Recipe.of(formats=("all",)).export.formats == (*usual, "c")
+    assert Recipe(formats=("all",)).export.formats == (*usual, "c")
     monkeypatch.setattr(FORMATS["c"], "extra", Extra("micro", ("no-such-distribution",)))
-    assert Recipe.of(formats=("all",)).export.formats == usual
-    assert Recipe.of(formats=("c",)).export.formats == ("c",)
-    repeated = Recipe.of(formats=["onnx", "all", "onnx"])
+    assert Recipe(formats=("all",)).export.formats == usual
+    assert Recipe(formats=("c",)).export.formats == ("c",)
+    repeated = Recipe(formats=["onnx", "all", "onnx"])
     assert repeated.export.formats == ("onnx", "saved_model", "tflite", "ort")
 
 
 def test_a_mapping_of_ranks_cannot_change_under_the_recipe():
     ranks = {"a": 3}
-    recipe = Recipe.of(rank=ranks)
+    recipe = Recipe(rank=ranks)
     ranks["a"] = 4
     assert recipe.goal.rank == {"a": 3}
 
@@ -267,11 +273,11 @@ def test_a_mapping_of_ranks_cannot_change_under_the_recipe():
     ],
 )
 def test_goal_label(goal, label):
-    assert Recipe.of(**goal).goal.label == label
+    assert Recipe(**goal).goal.label == label
 
 
 def test_all_variants_are_those_that_a_format_has():
-    recipe = Recipe.of(formats=("saved_model", "onnx"), quantize=("all",))
+    recipe = Recipe(formats=("saved_model", "onnx"), quantize=("all",))
     assert recipe.quantization.quantize == ("none", "float16", "dynamic", "int8")
     assert recipe.artifacts == (
         ("saved_model", "float32"),
@@ -284,5 +290,5 @@ def test_all_variants_are_those_that_a_format_has():
 
 
 def test_only_variants_that_compute_in_integers_are_calibrated():
-    assert not Recipe.of(quantize=("none", "float16", "dynamic")).calibrates
-    assert Recipe.of(quantize=("none", "int8")).calibrates
+    assert not Recipe(quantize=("none", "float16", "dynamic")).calibrates
+    assert Recipe(quantize=("none", "int8")).calibrates

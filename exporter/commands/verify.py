@@ -43,7 +43,7 @@ def verify(
     Raises:
         InputError: If the model, the data or the artifact's name cannot be used.
     """
-    recipe = Recipe.of(atol=atol, rtol=rtol, seed=seed)
+    recipe = Recipe(atol=atol, rtol=rtol, seed=seed)
     compressed = Compressed.of(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.network)

@@ -101,7 +101,7 @@ def measure(name: str, rank: str) -> dict[str, object]:
     model(noise.astype(np.float32), training=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        recipe = exporter.Recipe.of(
+        recipe = exporter.Recipe(
             rank=parse_rank(rank), data="none", formats=("all",), output=f"{folder}/run"
         )
         report = exporter.run(recipe, model=model)

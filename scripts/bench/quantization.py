@@ -169,7 +169,7 @@ def centred(logits: Any) -> Any:
 
 def ours(compressed: Compressed, variant: str, path: Path, data: Dataset) -> None:
     """Exports as the command line does."""
-    recipe = Recipe.of(quantize=("none" if variant == "float32" else variant,))
+    recipe = Recipe(quantize=("none" if variant == "float32" else variant,))
     fmt, samples = FORMATS["tflite"], quantization_samples(recipe, compressed.network, data)
     writer = ArtifactWriter(recipe, compressed, samples, ModelCard())
     with tempfile.TemporaryDirectory(prefix="exporter-bench-") as scratch:

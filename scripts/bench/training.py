@@ -110,7 +110,7 @@ def main() -> int:
     options = parser.parse_args()
     options.recipe = {"finetune": FINETUNE, **dict(options.recipe)}
     try:
-        Recipe.of(**options.recipe)
+        Recipe(**options.recipe)
     except RecipeError as error:
         parser.error(str(error))
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -379,7 +379,7 @@ def factors(
         compressed = engine.factorize(plan)
     cut = accuracy(compressed.model, test)
     train = "adaptive" if division == "adaptive" else "factored"
-    tuning = Recipe.of(**{"train": train, **recipe}).tuning
+    tuning = Recipe(**{"train": train, **recipe}).tuning
     tuned = tuner_of(engine, fitted_data, tuning).run(compressed).compressed
     return {
         "baseline": accuracy(full, test),

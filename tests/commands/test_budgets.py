@@ -8,7 +8,7 @@ from exporter.recipe import Recipe
 
 
 def test_drop_needs_labels():
-    recipe = Recipe.of(max_drop=0.01, data="mine.npz")
+    recipe = Recipe(max_drop=0.01, data="mine.npz")
     unlabelled = load_dataset({"x": np.zeros((8, 3), "float32")})
     for data in (None, unlabelled):
         with pytest.raises(DataError, match=r"validation data.*'mine\.npz'"):

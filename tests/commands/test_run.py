@@ -17,7 +17,7 @@ from exporter.formats.extras import Extra
 def report(model, arrays, tmp_path_factory):
     labels = tmp_path_factory.mktemp("labels") / "labels.txt"
     labels.write_text("dark\nbright\n")
-    recipe = exporter.Recipe.of(
+    recipe = exporter.Recipe(
         rank={"deep": 6},
         formats=("tflite", "onnx"),
         output=str(tmp_path_factory.mktemp("run")),
@@ -62,7 +62,7 @@ def test_artifacts_and_manifest_tell_how_to_feed_the_model(report, arrays):
 
 def test_labels_are_counted_before_any_work(model, arrays, tmp_path):
     (tmp_path / "labels.txt").write_text("dark\n")
-    recipe = exporter.Recipe.of(output=str(tmp_path / "run"), labels=str(tmp_path / "labels.txt"))
+    recipe = exporter.Recipe(output=str(tmp_path / "run"), labels=str(tmp_path / "labels.txt"))
     with pytest.raises(exporter.RecipeError, match=r"\(probabilities has 2\)"):
         exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
     assert not (tmp_path / "run").exists()
@@ -93,14 +93,14 @@ def test_compressed_keras_file_is_what_the_artifacts_predict(report, arrays):
 
 def test_former_run_is_kept_unless_forced(report, model, arrays):
     before = {path.name: path.read_bytes() for path in report.output.iterdir() if path.is_file()}
-    recipe = exporter.Recipe.of(rank=4, output=str(report.output))
+    recipe = exporter.Recipe(rank=4, output=str(report.output))
     with pytest.raises(exporter.OutputError, match="--force"):
         exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
     assert before == {path.name: path.read_bytes() for path in report.output.iterdir()}
 
 
 def test_unpassable_tolerance_rejects_the_artifact(model, arrays, tmp_path):
-    recipe = exporter.Recipe.of(rank=4, output=str(tmp_path / "run"), atol=0.0, rtol=0.0)
+    recipe = exporter.Recipe(rank=4, output=str(tmp_path / "run"), atol=0.0, rtol=0.0)
     report = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
     (item,) = report.artifacts
     assert report.exit_code == 1
@@ -127,7 +127,7 @@ def test_collapsed_compression_rejects_a_faithful_artifact(arrays, tmp_path):
     x = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
     y = x[:, :32].sum(1) - x[:, 32:].sum(1)
     dataset = exporter.load_dataset({"x": x, "y": y})
-    recipe = exporter.Recipe.of(rank={"wide": 1}, output=str(tmp_path / "run"))
+    recipe = exporter.Recipe(rank={"wide": 1}, output=str(tmp_path / "run"))
     report = exporter.run(recipe, model=model, dataset=dataset)
     (item,) = report.artifacts
     assert item.conversion.passed or report.compression.outputs[0].collapsed
@@ -142,7 +142,7 @@ def test_failed_conversion_is_reported_and_the_others_are_written(tmp_path):
     inputs = keras.Input((6, 4), name="sequence")
     hidden = keras.layers.Dense(24, name="project")(keras.layers.LSTM(24, name="lstm")(inputs))
     model = keras.Model(inputs, hidden)
-    recipe = exporter.Recipe.of(
+    recipe = exporter.Recipe(
         rank={"project": 4}, data="none", formats=("tflite", "onnx"), output=str(tmp_path / "run")
     )
     report = exporter.run(recipe, model=model)
@@ -181,7 +181,7 @@ def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkey
     # Nothing is small enough to be read into memory as a whole.
     monkeypatch.setattr(lazy, "HELD_BYTES", 0)
     dataset = exporter.load_dataset(kinds[kind])
-    recipe = exporter.Recipe.of(output=str(tmp_path / "run"), **GOALS[kind])
+    recipe = exporter.Recipe(output=str(tmp_path / "run"), **GOALS[kind])
     report = exporter.run(recipe, model=model, dataset=dataset)
     (item,) = report.artifacts
     assert item.conversion.passed
@@ -192,12 +192,12 @@ def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkey
 
 def test_model_is_given_once(model):
     with pytest.raises(exporter.RecipeError, match="not both"):
-        exporter.run(exporter.Recipe.of(model="x.keras"), model=model)
+        exporter.run(exporter.Recipe(model="x.keras"), model=model)
 
 
 def test_a_format_that_lacks_its_extra_is_refused_before_any_work(model, tmp_path, monkeypatch):
     monkeypatch.setattr(FORMATS["c"], "extra", Extra("micro", ("no-such-distribution",)))
-    recipe = exporter.Recipe.of(formats=("c",), output=str(tmp_path / "out"))
+    recipe = exporter.Recipe(formats=("c",), output=str(tmp_path / "out"))
     for call in (
         lambda: exporter.run(recipe, model=model),
         lambda: exporter.export(model, tmp_path / "out", formats=("c",)),

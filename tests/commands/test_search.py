@@ -31,7 +31,7 @@ def dataset(trained_mlp, digits):
 )
 def test_size_is_used_and_not_exceeded(engine, digits, dataset, asked, tmp_path):
     formats, quantize, limit = asked
-    recipe = Recipe.of(max_size=limit, formats=formats, quantize=quantize, calibration=200)
+    recipe = Recipe(max_size=limit, formats=formats, quantize=quantize, calibration=200)
     compressed = factorize(engine, recipe, dataset)
     artifacts = export(
         compressed,
@@ -47,19 +47,19 @@ def test_size_is_used_and_not_exceeded(engine, digits, dataset, asked, tmp_path)
 
 def test_size_that_cannot_be_reached_says_what_can(engine, dataset):
     with pytest.raises(RecipeError, match=r"smallest reachable is [\d,]+ bytes"):
-        factorize(engine, Recipe.of(max_size=1000), dataset)
+        factorize(engine, Recipe(max_size=1000), dataset)
 
 
 def test_latency_is_measured(engine, dataset):
     with pytest.raises(RecipeError, match="smallest reachable is about"):
-        factorize(engine, Recipe.of(max_latency=1e-9), dataset)
-    fast_enough = factorize(engine, Recipe.of(max_latency=1.0), dataset)
+        factorize(engine, Recipe(max_latency=1e-9), dataset)
+    fast_enough = factorize(engine, Recipe(max_latency=1.0), dataset)
     # Everything is fast enough: nothing need be given up.
     assert fast_enough.model.count_params() > 0.7 * engine.network.params
 
 
 def test_drop_holds_on_the_validation_data(engine, dataset, trained_mlp):
-    compressed = factorize(engine, Recipe.of(max_drop=0.02), dataset)
+    compressed = factorize(engine, Recipe(max_drop=0.02), dataset)
     assert accuracy_drop(Network(trained_mlp), compressed.network, dataset) <= 0.02
     assert compressed.model.count_params() < 0.7 * trained_mlp.count_params()
 

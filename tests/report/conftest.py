@@ -15,7 +15,7 @@ def scored():
 
 
 def _carry_out(model, data, folder, **options):
-    recipe = exporter.Recipe.of(output=str(folder), **options)
+    recipe = exporter.Recipe(output=str(folder), **options)
     # Checkpoints go below the current folder, where another process may train the same.
     with contextlib.chdir(folder.parent):
         return exporter.run(recipe, model=model, dataset=exporter.load_dataset(data))
@@ -73,5 +73,5 @@ def unconverted(tmp_path_factory):
     hidden = keras.layers.LSTM(5, name="lstm")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(6, name="out")(hidden), name="recurrent")
     folder = tmp_path_factory.mktemp("unconverted")
-    recipe = exporter.Recipe.of(output=str(folder), rank={"out": 5}, data="none")
+    recipe = exporter.Recipe(output=str(folder), rank={"out": 5}, data="none")
     return exporter.run(recipe, model=model)

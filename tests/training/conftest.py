@@ -68,7 +68,7 @@ def tuner(blobs, listener):
         from exporter.graph.fitting import fitted
         from exporter.lowrank.ranks.named import policy_for
 
-        recipe = Recipe.of(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
+        recipe = Recipe(rank=rank, **{"finetune": 3, "batch_size": 32, **choices})
         arrays = data or (clouds(266) if whole else blobs)
         unit = "macs" if recipe.goal.kind == "max_macs" else "params"
         dataset = fitted(load_dataset(arrays), Network(model))
