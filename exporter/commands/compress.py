@@ -33,7 +33,7 @@ def compress_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Comp
             that was in the folder is changed.
     """
     start, progress = time.perf_counter(), progress or Silent()
-    job = prepare(recipe, None, None, None)
+    job = prepare(recipe, None, None, None, exports=False)
     with staged_output(job.output, job.entries, force=recipe.export.force) as staging:
         weights = compute_weights(job, strategy_for(recipe.tuning.distribute), progress)
         weights.save(staging)

@@ -54,10 +54,19 @@ class Job:
 
 
 def prepare(
-    recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any, *, writes: bool = True
+    recipe: Recipe,
+    model: Any,
+    dataset: Dataset | None,
+    loss: Any,
+    *,
+    writes: bool = True,
+    exports: bool = True,
 ) -> Job:
-    """Loads and checks everything that can be wrong, before any work."""
-    for format_name in recipe.export.formats if writes else ():
+    """Loads and checks everything that can be wrong, before any work.
+
+    A command that writes no folder, or exports no artifact, minds only the files that it writes.
+    """
+    for format_name in recipe.export.formats if writes and exports else ():
         FORMATS[format_name].require_extra()
     if model is not None and recipe.source.model is not None:
         raise RecipeError("Give a model either by recipe.source.model, or as an object, not both.")
@@ -67,7 +76,10 @@ def prepare(
     else:
         name = REFERENCE_NAME if trained_here else model.name
     output = Path(recipe.export.output or ARTIFACTS / f"{name}-{recipe.goal.label}")
-    entries = _entries(recipe, trained_here)
+    entries = _weight_files(recipe, trained_here)
+    if exports:
+        names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
+        entries = (*names, MANIFEST, REJECTED, *entries)
     if writes:
         check_output(output, entries, force=recipe.export.force)
     network, dataset = load(recipe, model, dataset)
@@ -125,13 +137,12 @@ def engine_for(
     return Engine(network, calibration, cut or recipe.cut, progress, seed=source.seed)
 
 
-def _entries(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
-    names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
-    own = [COMPRESSED_FILE, MANIFEST, REJECTED]
+def _weight_files(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
+    own = [COMPRESSED_FILE]
     if trained_here:
         own.append(BASELINE_FILE)
     if recipe.tuning.finetune:
         own.append(CURVES_FILE)
     if recipe.tuning.projects:
         own += [TRUNCATED_FILE, UPDATED_FILE]
-    return (*names, *own)
+    return tuple(own)

@@ -112,6 +112,7 @@ class _Trials:
 
     def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, Path]]:
         bones = skeleton(self._engine, plan)
+        biased = with_latent_biases(bones) if self._biased else bones
         for name, variant in self._recipe.artifacts:
             fmt, network = FORMATS[name], bones.network
             options = self._writer.options(fmt, variant)
@@ -119,8 +120,7 @@ class _Trials:
                 # Of several granularities, the first takes the fewest bytes.
                 granularity = to_try(self._recipe.quantization.granularity)[0]
                 options = replace(options, ranges="minmax", granularity=granularity)
-                if self._biased:
-                    network = with_latent_biases(bones).network
+                network = biased.network
             path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
             fmt.export(network, path, options)
             yield fmt, path

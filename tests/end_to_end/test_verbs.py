@@ -12,6 +12,9 @@ import pytest
 COMMANDS = {
     "compress": ["compress", "small.keras", "--data=data.npz", "--rank=4", "--output=cut"],
     "compress again": ["compress", "small.keras", "--rank=4", "--output=cut"],
+    "compress beside": [
+        "compress", "small.keras", "--rank=4", "--data=none", "--output=beside", "--force",
+    ],
     "export": [
         "--format=tflite,onnx", "export", "cut/compressed.keras", "--data=data.npz",
         "--quantize=none,int8", "--output=out", "--calibration=32",
@@ -36,6 +39,8 @@ def workplace(tmp_path_factory):
     keras.Sequential([keras.Input((24,), name="x"), *layers], name="small").save(
         folder / "small.keras"
     )
+    (folder / "beside").mkdir()
+    (folder / "beside" / "model.tflite").write_text("mine")
     rng = np.random.default_rng(0)
     np.savez(folder / "data.npz", x=rng.random((80, 24)), y=rng.integers(0, 3, 80))
     return folder
@@ -63,6 +68,12 @@ def test_compress_saves_a_keras_model_and_says_what_is_next(outcomes, workplace)
 def test_compress_keeps_what_is_there(outcomes):
     assert outcomes["compress again"].returncode == 2
     assert "--force" in outcomes["compress again"].stderr
+
+
+def test_compress_replaces_only_what_it_writes(outcomes, workplace):
+    assert outcomes["compress beside"].returncode == 0, outcomes["compress beside"].stderr
+    assert (workplace / "beside" / "model.tflite").read_text() == "mine"
+    assert (workplace / "beside" / "compressed.keras").exists()
 
 
 def test_export_lists_what_it_wrote(outcomes, workplace):
