@@ -18,7 +18,7 @@ from exporter.recipe import Recipe
 from exporter.report.results import CompressionReport
 from exporter.training.distribution import strategy_for
 
-USES = ("goal", "cut", "calibration", "seed")
+USES = ("goal", "cut", "scale", "calibration", "seed")
 """The groups and options that ``compress`` uses."""
 
 USES_FOR_ARTIFACTS = ("quantization", "formats", "opset", "labels", "description")
@@ -64,9 +64,9 @@ def compress(
             those that change the layers' outputs, and the loss, the least. Labels are not used.
         progress: Is told what goes on; silent by default.
         choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
-            ``cascade``, ``convolution``, ``fold``, ``merge``, ``calibration``, ``seed``; with
-            ``max_size`` or ``max_latency`` also those of the artifacts, such as ``formats`` and
-            ``quantize``. Others are refused.
+            ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``calibration``,
+            ``seed``; with ``max_size`` or ``max_latency`` also those of the artifacts, such as
+            ``formats`` and ``quantize``. Others are refused.
 
     Returns:
         The compressed model with its plan.
@@ -81,7 +81,11 @@ def compress(
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
     network = Network.of(model)
     check_rank(network, recipe.goal, recipe.cut)
-    fitted_data = None if data is None else fitted(data, network)
+    fitted_data = (
+        None
+        if data is None
+        else fitted(data, network, recipe.source.scale, getattr(model, "loss", None))
+    )
     check_budget(recipe, fitted_data)
     engine = engine_for(recipe, network, fitted_data, progress)
     return factorize(engine, recipe, fitted_data, progress)

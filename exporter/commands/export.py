@@ -20,7 +20,7 @@ from exporter.output import ARTIFACTS, artifact_name, check_output, staged_outpu
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 
-USES = ("quantization", "formats", "output", "force", "opset", "calibration", "seed")
+USES = ("quantization", "formats", "output", "force", "opset", "scale", "calibration", "seed")
 """The groups and options that ``export`` uses."""
 
 
@@ -60,7 +60,8 @@ def export(
     compressed = Compressed.of(model)
     card = card or ModelCard()
     check_card(card, compressed.network.inputs, compressed.network.outputs)
-    dataset = fitted(load_dataset(data) if isinstance(data, str) else data, compressed.network)
+    dataset = load_dataset(data) if isinstance(data, str) else data
+    dataset = fitted(dataset, compressed.network, recipe.source.scale)
     return _export(recipe, compressed, dataset, card, target=Path(directory), progress=Silent())
 
 
@@ -71,7 +72,7 @@ def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[
         InputError: If the recipe, the model, the data or the output folder cannot be used.
         ConversionError: If a converter fails; nothing is written then.
     """
-    network, dataset = load(recipe, None, None)
+    network, dataset, _ = load(recipe, None, None)
     card = card_of(recipe, network, dataset.normalization)
     target = Path(
         recipe.export.output or ARTIFACTS / Path(recipe.source.model or network.name).stem

@@ -16,7 +16,12 @@ from exporter.training.finetune import FineTuned, FineTuner, check_training
 
 _OF_RUNS = {"resume", "distribute"}
 
-USES = ("calibration", "seed", *(o.name for o in Tuning.options() if o.name not in _OF_RUNS))
+USES = (
+    "scale",
+    "calibration",
+    "seed",
+    *(o.name for o in Tuning.options() if o.name not in _OF_RUNS),
+)
 """The options that ``finetune`` uses."""
 
 
@@ -47,8 +52,8 @@ def finetune(
         progress: Is told of steps and epochs; silent by default.
         unit: What training with ``train="adaptive"`` keeps as it is.
         choices: Options by name: ``train``, ``export_from``, ``batch_size``, ``learning_rate``,
-            ``distill``, ``temperature``, ``decay``, ``patience``, ``calibration``, ``seed``.
-            Others are refused.
+            ``distill``, ``temperature``, ``decay``, ``patience``, ``scale``, ``calibration``,
+            ``seed``. Others are refused.
 
     Raises:
         DataError: If the data do not fit the model, or have no training part.
@@ -59,7 +64,8 @@ def finetune(
 
     recipe = Recipe.for_verb("finetune", USES, {"finetune": epochs, **choices})
     network = Network.of(baseline)
-    dataset = fitted(data, network)
+    loss = loss if loss is not None else getattr(baseline, "loss", None)
+    dataset = fitted(data, network, recipe.source.scale, loss)
     check_training(recipe.tuning, dataset, network)
     tuner = FineTuner(
         engine_for(recipe, network, dataset, progress, compressed.cut),
@@ -68,7 +74,7 @@ def finetune(
         unit=unit,
         strategy=tf.distribute.get_strategy(),
         progress=progress or Silent(),
-        loss=loss if loss is not None else getattr(baseline, "loss", None),
+        loss=loss,
         checkpoints=None if checkpoints is None else Path(checkpoints),
     )
     return tuner.run(compressed)

@@ -30,7 +30,7 @@ from exporter.training.reference import train_reference
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""
 
-USES = ("cut", "calibration", "seed")
+USES = ("cut", "scale", "calibration", "seed")
 """The groups and options that ``inspect`` uses."""
 
 
@@ -44,7 +44,7 @@ def inspect(
         data: What ``load_dataset`` returned: spectra are then those of the layers' outputs.
         progress: Is told what goes on; silent by default.
         choices: Fields of ``Recipe`` that say how kernels are cut: ``method``, ``calibration``,
-            ``convolution``, ``fold``, ``seed``.
+            ``convolution``, ``fold``, ``scale``, ``seed``.
 
     Raises:
         ModelError: If the model's graph cannot be rewritten, or a weight is not finite.
@@ -53,7 +53,7 @@ def inspect(
     """
     recipe = Recipe.for_verb("inspect", USES, choices)
     network = Network.of(model)
-    dataset = None if data is None else fitted(data, network)
+    dataset = None if data is None else fitted(data, network, recipe.source.scale)
     return _inspect(engine_for(recipe, network, dataset, progress), progress)
 
 
@@ -134,7 +134,7 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
         InputError: If the model or the data cannot be used.
     """
     progress = progress or Silent()
-    network, dataset = load(recipe, None, None)
+    network, dataset, _ = load(recipe, None, None)
     for note in dataset.notes:
         progress.note(note)
     if recipe.source.model is None:

@@ -9,7 +9,7 @@ from exporter.card import ModelCard, Normalization
 from exporter.commands.artifact import quantization_samples
 from exporter.commands.budgets import check_budget
 from exporter.data import Dataset, load_dataset
-from exporter.errors import RecipeError
+from exporter.errors import DataError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
@@ -20,6 +20,7 @@ from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.named import policy_for
 from exporter.options.groups import Cut, Goal
+from exporter.options.scale import AUTO
 from exporter.output import (
     ARTIFACTS,
     BASELINE_FILE,
@@ -36,6 +37,7 @@ from exporter.progress import Progress
 from exporter.recipe import Recipe
 from exporter.training.finetune import check_training
 from exporter.training.reference import REFERENCE_NAME, reference_for
+from exporter.verification.baseline import judge_baseline
 
 
 @dataclass(frozen=True)
@@ -82,28 +84,55 @@ def prepare(
         entries = (*names, MANIFEST, REJECTED, *entries)
     if writes:
         check_output(output, entries, force=recipe.export.force)
-    network, dataset = load(recipe, model, dataset)
+    network, dataset, loss = load(recipe, model, dataset, loss)
+    if not trained_here and not recipe.source.allow_poor_baseline:
+        check_baseline(network, dataset)
     check_rank(network, recipe.goal, recipe.cut)
     check_budget(recipe, dataset)
     samples = quantization_samples(recipe, network, dataset)
     if recipe.tuning.finetune:
         check_training(recipe.tuning, dataset, network)
     card = card_of(recipe, network, dataset.normalization)
-    if loss is None and recipe.tuning.finetune:
-        file = recipe.source.model
-        loss = loss_in_file(file) if file else getattr(model, "loss", None)
     return Job(recipe, network, trained_here, dataset, samples, card, loss, output, entries)
 
 
-def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, Dataset]:
-    """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
-    if recipe.source.model is not None:
-        model = load_model(recipe.source.model)
-    dataset = dataset or load_dataset(recipe.source.data)
+def load(
+    recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any = None
+) -> tuple[Network, Dataset, Any]:
+    """Returns the model, untrained if it is the reference MLP, the data fitted to it, and the loss.
+
+    The loss is what the model was compiled with, unless it is given.
+    """
+    source, scale = recipe.source, recipe.source.scale
+    if source.model is not None:
+        model = load_model(source.model)
+        loss = loss_in_file(source.model) if loss is None else loss
+    dataset = dataset or load_dataset(source.data)
     if model is None:
-        model = reference_for(dataset, recipe.source.seed)
+        model, scale = reference_for(dataset, source.seed), "unit" if scale == AUTO else scale
     network = Network.of(model)
-    return network, fitted(dataset, network)
+    loss = getattr(network.model, "loss", None) if loss is None else loss
+    return network, fitted(dataset, network, scale, loss), loss
+
+
+def check_baseline(network: Network, dataset: Dataset) -> None:
+    """Raises a DataError, before any work, if a model is no better than a constant on labels."""
+    verdict = judge_baseline(network, dataset)
+    if verdict.passed:
+        return
+    scaling = [note for note in dataset.notes if "scaled" in note or "left as they are" in note]
+    raise DataError(
+        f"The model is no better than a constant on the labels of data {dataset.name!r}: "
+        f"{verdict.told}. {''.join(f'Inputs were taken so: {note}. ' for note in scaling)}"
+        "The usual causes are values in another scale than those of training (--scale sets it), "
+        "another order of classes, or another order of channels"
+        + (
+            "; the classes seem to stand in another order here"
+            if any(output.reordered for output in verdict.outputs)
+            else ""
+        )
+        + ". --allow-poor-baseline goes on all the same."
+    )
 
 
 def check_rank(network: Network, goal: Goal, cut: Cut) -> None:

@@ -125,7 +125,7 @@ class _Exports:
         first = self._verifier.probes[0]
         baseline = predict(weights.baseline.runner(), first)
         self.compression: CompressionVerdict = judge_compression(
-            baseline, self._verifier.reference[first.name], first.labels
+            baseline, self._verifier.reference[first.name], first.labels, self._verifier.tasks
         )
 
     def write(self, fmt: Format, variant: str) -> ArtifactReport:

@@ -10,9 +10,9 @@ import numpy as np
 from exporter.benchmark import measure_latency
 from exporter.card import Normalization
 from exporter.commands.artifact import ArtifactWriter, quantization_samples
-from exporter.commands.budgets import accuracy, labelled
+from exporter.commands.budgets import labelled
 from exporter.commands.prepare import card_of
-from exporter.data import UINT8_MAX, Dataset, Split, loaded_if_small
+from exporter.data import UINT8_MAX, Dataset
 from exporter.errors import RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import Format
@@ -57,8 +57,7 @@ def factorize(
     if goal.max_macs is not None:
         return planner.best_within("macs", goal.max_macs)
     if goal.max_drop is not None:
-        validation = dataset.validation if dataset else None
-        return _compress_for_drop(planner, recipe, validation, progress)
+        return _compress_for_drop(planner, recipe, dataset, progress)
     with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
         trials = _Trials(engine, recipe, dataset, Path(folder))
         if goal.max_size is not None:
@@ -192,20 +191,19 @@ def _macs_for_latency(planner: Planner, trials: _Trials, limit: float, progress:
 
 
 def _compress_for_drop(
-    planner: Planner, recipe: Recipe, validation: Split | None, progress: Progress
+    planner: Planner, recipe: Recipe, dataset: Dataset | None, progress: Progress
 ) -> Compressed:
     """Finds the fewest parameters whose accuracy on the validation data is high enough."""
     limit = float(recipe.goal.max_drop or 0)
-    inputs, labels = labelled(validation, recipe)
-    inputs = loaded_if_small(inputs)
-    baseline = accuracy(planner.engine.network, inputs, labels)
+    held = labelled(dataset, recipe)
+    baseline = held.accuracy(planner.engine.network)
     found: dict[int, Compressed] = {}
     least, most = planner.smallest("params"), planner.params
     with progress.track("Searching for the accuracy", SEARCH_ROUNDS) as advance:
 
         def spoils(budget: int, number: int) -> bool:
             compressed = planner.engine.factorize(planner.within("params", budget))
-            reached = accuracy(compressed.network, inputs, labels)
+            reached = held.accuracy(compressed.network)
             advance(number + 1, f"{budget:,} parameters: {reached:.2%}")
             good_enough = reached >= baseline - limit
             if good_enough:

@@ -15,6 +15,7 @@ from exporter.formats.variants import FLOAT32
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
+from exporter.options.scale import AUTO, Scale
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.results import ArtifactReport
@@ -29,6 +30,7 @@ def verify(
     atol: float | None = None,
     rtol: float | None = None,
     seed: int = 0,
+    scale: Scale = AUTO,
 ) -> ConversionVerdict:
     """Holds an artifact against the model that it was made from, in the artifact's own runtime.
 
@@ -39,21 +41,20 @@ def verify(
         atol: Absolute tolerance; with ``rtol`` None as well, both are derived.
         rtol: Relative tolerance.
         seed: Of the random inputs.
+        scale: How the data are scaled; see the option of the same name.
 
     Raises:
         InputError: If the model, the data or the artifact's name cannot be used.
     """
-    recipe = Recipe(atol=atol, rtol=rtol, seed=seed)
+    recipe = Recipe(atol=atol, rtol=rtol, seed=seed, scale=scale)
     compressed = Compressed.of(model)
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.network)
     FORMATS[artifact.format].require_extra()
     dataset = load_dataset(data) if isinstance(data, str) else data
-    with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
-        tolerances, seed = asdict(recipe.verification), recipe.source.seed
-        dataset = fitted(dataset, compressed.network)
-        verifier = Verifier(compressed, dataset, folder=Path(scratch), seed=seed, **tolerances)
-        return verifier.verify(artifact)
+    loss = getattr(compressed.model, "loss", None)
+    dataset = fitted(dataset, compressed.network, recipe.source.scale, loss)
+    return _verify(artifact, compressed, dataset, recipe)
 
 
 def verify_recipe(
@@ -64,13 +65,23 @@ def verify_recipe(
     Raises:
         InputError: If the model, the data or the artifact's name cannot be used.
     """
-    network, dataset = load(recipe, None, None)
-    described, seed = _described(Path(artifact), network), recipe.source.seed
+    network, dataset, _ = load(recipe, None, None)
+    described = _described(Path(artifact), network)
+    FORMATS[described.format].require_extra()
     with (progress or Silent()).track("Verifying", 1):
-        verdict = verify(described, network, data=dataset, seed=seed, **asdict(recipe.verification))
+        verdict = _verify(described, Compressed.of(network), dataset, recipe)
     return ArtifactReport(
         described.format, described.variant, described, verdict, accepted=verdict.passed
     )
+
+
+def _verify(
+    artifact: Artifact, compressed: Compressed, dataset: Dataset, recipe: Recipe
+) -> ConversionVerdict:
+    tolerances, seed = asdict(recipe.verification), recipe.source.seed
+    with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
+        verifier = Verifier(compressed, dataset, folder=Path(scratch), seed=seed, **tolerances)
+        return verifier.verify(artifact)
 
 
 def _described(path: Path, network: Network) -> Artifact:

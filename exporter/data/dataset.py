@@ -11,6 +11,7 @@ import numpy as np
 from exporter.card import Normalization
 from exporter.data.pipelines import PipelineSource
 from exporter.data.split import Split
+from exporter.data.tasks import Task
 
 READ_AHEAD = 2
 """Number of batches that are read while another one is trained on."""
@@ -65,6 +66,7 @@ class Dataset:
         stream: The training pipeline, if there is one.
         normalization: Scaling of the given values to the model's, by input; empty before the data
             set is fitted to a model.
+        tasks: What the labels mean, by output; empty before the data set is fitted to a model.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     stream: PipelineSource | None = None
     normalization: Mapping[str, Normalization] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
 
     @property
     def source(self) -> BatchSource | None:

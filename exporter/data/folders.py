@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from exporter.data.lazy import Array, Index, LazyArray, numbered
-from exporter.data.split import LABELS, ONLY_INPUT, Split, shuffled
+from exporter.data.split import LABELS, ONLY_INPUT, PART_NAMES, Split, shuffled
 from exporter.errors import DataError, brief
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 """Names of files that Keras reads as images."""
-
-PARTS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 CHANNELS = (1, 3, 4)
 
@@ -141,10 +139,10 @@ def _read(root: Path) -> tuple[dict[str, Split], str, tuple[str, ...]]:
 def _part_folders(root: Path) -> dict[str, Path]:
     """Returns the folders of parts by name, or the root under an empty name."""
     folders = _folders(root)
-    named = [name for name in folders if name in PARTS and _folders(root / name)]
+    named = [name for name in folders if name in PART_NAMES and _folders(root / name)]
     if not {"train", "test"} & set(named):
         return {"": root}
-    parts = {PARTS[name]: root / name for name in named}
+    parts = {PART_NAMES[name]: root / name for name in named}
     if named != folders or len(parts) < len(named):
         raise DataError(
             f"Data {str(root)!r} must hold the folders train, validation (or val) and test alone, "

@@ -1,8 +1,8 @@
 """Loads data sets by name, from files and folders, or from arrays and pipelines of the caller.
 
-A file holds arrays named ``<input>_train``, ``<input>_test``, or ``<input>`` alone, where
-``<input>`` is an input of the model, or ``x`` if it has only one. Labels have ``y`` in place of the
-input, or ``y_<output>`` where the model has several outputs.
+A file holds arrays named ``<input>_train``, ``<input>_val``, ``<input>_test``, or ``<input>``,
+where ``<input>`` is an input of the model, or ``x`` if it has only one. Labels have ``y`` in place
+of the input, or ``y_<output>`` where the model has several outputs.
 """
 
 import re
@@ -18,7 +18,7 @@ from exporter.data.files import left_on_disk, read_file, read_keras
 from exporter.data.folders import read_folder
 from exporter.data.lazy import Samples
 from exporter.data.pipelines import PARTS, PIPELINE, is_pipeline, read_head, source_after
-from exporter.data.split import LABELS, Split, divide
+from exporter.data.split import LABELS, PART_NAMES, Split, divide
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import DataError
 
@@ -72,17 +72,22 @@ def _read(source: str) -> dict[str, Samples]:
 def _from_arrays(source: str, arrays: Mapping[str, Samples]) -> Dataset:
     if not arrays:
         raise DataError(f"Data {source!r} hold no array.")
-    parts: dict[str, dict[str, Samples]] = {"train": {}, "test": {}, "": {}}
+    parts: dict[str, dict[str, Samples]] = {"train": {}, "validation": {}, "test": {}, "": {}}
     for name, array in arrays.items():
         check_values(f"Array {name!r} of data {source!r}", array)
-        match = re.fullmatch(r"(.+)_(train|test)", name)
-        stem, part = (match[1], match[2]) if match else (name, "")
+        match = re.fullmatch(r"(.+)_(train|val|validation|test)", name)
+        stem, part = (match[1], PART_NAMES[match[2]]) if match else (name, "")
         parts[part][stem] = array
     splits = {part: _as_split(source, stems) for part, stems in parts.items() if stems}
     if "" in splits and len(splits) > 1:
         raise DataError(
-            f"Data {source!r} mix arrays with and without _train/_test: {sorted(arrays)}. "
+            f"Data {source!r} mix arrays with and without _train/_val/_test: {sorted(arrays)}. "
             "Name all of them alike."
+        )
+    if "validation" in splits and "train" not in splits:
+        raise DataError(
+            f"Data {source!r} must have arrays _train where they have arrays _val. "
+            f"Received: {sorted(arrays)}."
         )
     return _from_parts(source, splits, checked_digest(source, arrays))
 

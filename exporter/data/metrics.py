@@ -5,11 +5,10 @@ from typing import Literal
 
 import numpy as np
 
-from exporter.data import Array, Samples
+from exporter.data.lazy import Array
 
 MetricName = Literal["accuracy", "mse"]
 
-_BINARY_THRESHOLD = 0.5
 _ROW_SUM_ERROR = 1e-3
 
 
@@ -20,30 +19,6 @@ class Metric:
     name: MetricName
     value: float
     samples: int
-
-
-def task_metric(predictions: Array, labels: Array) -> Metric:
-    """Measures predictions against labels: accuracy for classes, otherwise the squared error.
-
-    Predictions have the shape (samples, classes), (samples, 1) for two classes, or any other shape;
-    labels are integer classes (samples,), one-hot rows, or values of the predictions' shape.
-    """
-    if is_classes(labels) or is_one_hot(labels):
-        classes = labels if is_classes(labels) else labels.argmax(axis=-1)
-        hits = predicted_classes(predictions) == classes
-        return Metric("accuracy", float(np.mean(hits)), len(labels))
-    difference = predictions.astype(np.float64) - labels
-    return Metric("mse", float(np.mean(difference**2)), len(labels))
-
-
-def trivial_metric(labels: Array) -> Metric:
-    """Returns the metric of the best constant prediction: the commonest class, or the mean."""
-    if is_classes(labels):
-        return Metric("accuracy", float(np.bincount(labels).max() / len(labels)), len(labels))
-    if is_one_hot(labels):
-        return Metric("accuracy", float(labels.mean(axis=0).max()), len(labels))
-    variance = np.var(labels.astype(np.float64), axis=0)
-    return Metric("mse", float(np.mean(variance)), len(labels))
 
 
 def is_better(value: Metric, other: Metric) -> bool:
@@ -60,29 +35,6 @@ def loss_of(before: Metric, after: Metric) -> float:
     return (after.value - before.value) / before.value if before.value else float("inf")
 
 
-def predicted_classes(predictions: Array) -> Array:
-    """Returns the class of each row; a single column is the probability of the second class."""
-    if predictions.shape[-1] == 1:
-        return (predictions[..., 0] > _BINARY_THRESHOLD).astype(np.int64)
-    classes: Array = predictions.argmax(axis=-1)
-    return classes
-
-
-def is_classes(labels: Samples) -> bool:
-    """Tells whether labels are integer classes, one a sample."""
-    return labels.ndim == 1 and labels.dtype.kind in "biu"
-
-
-def is_one_hot(labels: Array) -> bool:
-    """Tells whether labels are rows of zeros with a single one."""
-    return bool(
-        labels.ndim == 2
-        and labels.shape[1] > 1
-        and np.isin(labels, (0, 1)).all()
-        and (labels.sum(axis=1) == 1).all()
-    )
-
-
 def are_probabilities(predictions: Array) -> bool:
     """Tells whether the rows of a matrix are distributions, as a softmax gives them."""
     return bool(
@@ -93,11 +45,6 @@ def are_probabilities(predictions: Array) -> bool:
         and (predictions >= 0).all()
         and (np.abs(predictions.astype(np.float64).sum(axis=-1) - 1) < _ROW_SUM_ERROR).all()
     )
-
-
-def top1_agreement(predictions: Array, reference: Array) -> float:
-    """Returns the part of samples, 0 to 1, with the same class in both predictions."""
-    return float(np.mean(predicted_classes(predictions) == predicted_classes(reference)))
 
 
 def snr_db(predictions: Array, reference: Array) -> float:

@@ -12,6 +12,9 @@ ONLY_INPUT = "x"
 
 LABELS = "y"
 
+PART_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+"""Names of parts in files and folders."""
+
 TEST_PART = 0.2
 VALIDATION_PART = 0.1
 SPLIT_SEED = 0
@@ -68,9 +71,6 @@ def divide(
         return None, None, parts["test"]
     rest = parts.get("") or parts["train"]
     validation, test = parts.get("validation"), parts.get("test")
-    if not rest.labels and test is None:
-        # Inputs alone serve for calibration and for parity.
-        return rest, validation, rest
 
     def hold_out(whole: Split, count: int) -> tuple[Split, Split]:
         order = (shuffled if shuffle else np.arange)(len(whole))

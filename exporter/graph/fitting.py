@@ -1,22 +1,78 @@
-"""Fits data sets to Keras models."""
+"""Fits data sets to Keras models, scaled as the models were trained."""
 
 from dataclasses import replace
+from typing import Any
 
-from exporter.data import Dataset, Split, fit_to_model
+from exporter.data import Dataset, Scaling, Split, fit_to_model, scaled
+from exporter.data.fitting import holds_bytes
+from exporter.errors import DataError
+from exporter.graph.evidence import IDENTITY, Evidence
 from exporter.graph.network import Network
+from exporter.options.scale import AUTO, InputScale, Scale
 
 
-def fitted(dataset: Dataset, network: Network) -> Dataset:
+def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = None) -> Dataset:
     """Fits a data set to a network; arrays may bear the Keras names of the input layers.
+
+    Args:
+        dataset: The data set, as it was loaded.
+        network: The network.
+        scale: How inputs are scaled. ``auto`` tries how models are commonly trained, and takes
+            what the baseline's loss on labels, or the statistics in its weights, tell for.
+        loss: What the model was compiled with, which tells what labels mean.
 
     Raises:
         DataError: If it does not fit.
+        RecipeError: If the loss is none of Keras.
     """
     name = network.signature.input_name
 
     def rename(part: Split) -> Split:
         return replace(part, inputs={name(key): array for key, array in part.inputs.items()})
 
-    return fit_to_model(
-        dataset.map(rename), network.inputs, network.outputs, scaled_inside=network.scales_input
-    )
+    shaped = fit_to_model(dataset.map(rename), network.inputs, network.outputs, network.hints(loss))
+    if not shaped.parts:
+        return shaped
+    asked = _by_input(scale, network)
+    part = next(iter(shaped.parts.values()))
+    bytes_in = {i.name for i in network.inputs if holds_bytes(part.inputs[i.name], i)}
+    open_inputs = sorted(name for name in bytes_in if asked[name] == AUTO)
+    scalings = {n: IDENTITY if s == AUTO else Scaling.of(s) for n, s in asked.items()}
+    notes = [
+        f"{n}: {_TOLD.get(s.name, f'scaled by {s.name}')}"
+        for n, s in scalings.items()
+        if not s.is_identity
+    ]
+    if open_inputs:
+        evidence = Evidence(network, shaped, part, scalings, open_inputs)
+        chosen, reason = evidence.choose()
+        scalings |= dict.fromkeys(open_inputs, chosen)
+        notes += [f"{n}: values of 0 to 255, {_TOLD[chosen.name]}: {reason}" for n in open_inputs]
+    label_scalings = {}
+    if bytes_in:
+        evidence = Evidence(network, shaped, part, scalings, [])
+        label_scalings = evidence.label_scalings(scalings[min(bytes_in)])
+        for output, label_scaling in label_scalings.items():
+            notes.append(f"labels of {output}: {_TOLD[label_scaling.name]}, like the input")
+    result = scaled(shaped, network.inputs, scalings, label_scalings)
+    return replace(result, notes=(*result.notes, *notes))
+
+
+_TOLD = {
+    "none": "left as they are",
+    "unit": "scaled to [0, 1]",
+    "symmetric": "scaled to [-1, 1]",
+    "caffe": "scaled as 'caffe'",
+    "torch": "scaled as 'torch'",
+}
+
+
+def _by_input(scale: Scale, network: Network) -> dict[str, InputScale]:
+    names = [info.name for info in network.inputs]
+    if not isinstance(scale, dict):
+        return dict.fromkeys(names, scale)
+    given = {network.signature.input_name(name): one for name, one in scale.items()}
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise DataError(f"scale is given for {unknown}. The inputs of the model: {names}.")
+    return {name: given.get(name, AUTO) for name in names}

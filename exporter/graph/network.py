@@ -1,19 +1,27 @@
 """A Keras model as the rest of this package sees it."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
-from exporter.graph.outputs import Family, output_layers
+from exporter.graph.outputs import Family, loss_name, losses_by_output, output_layers
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature, TensorInfo
 from exporter.graph.types import Layer, Model
-from exporter.graph.walk import is_graph, links, walk
+from exporter.graph.walk import first_operations, is_graph, links, walk
+
+if TYPE_CHECKING:
+    from exporter.data import OutputHint, Task
+
+
+_ARITHMETIC = {"Add", "Subtract", "Multiply", "TrueDivide", "Divide"}
+"""Operations of ``keras.ops`` that a model scales its input by."""
 
 
 class Network:
@@ -106,22 +114,50 @@ class Network:
 
     @cached_property
     def scales_input(self) -> bool:
-        """Whether a layer rescales or normalises what the model is given."""
-        return any(kind_of(layer, inherited=True).scales_input for layer in self.layers.values())
+        """Whether a layer, or arithmetic, rescales or normalises what the model is given."""
+        return any(
+            kind_of(layer, inherited=True).scales_input for layer in self.layers.values()
+        ) or any(type(first).__name__ in _ARITHMETIC for first in first_operations(self.model))
 
-    def families(self, logits: Set[str]) -> dict[str, Family]:
+    def families(self, tasks: "Mapping[str, Task]") -> dict[str, Family]:
         """Tells by the last layer of each output which family of distributions the output is.
 
         Args:
-            logits: Outputs that classify: unless they are a softmax or sigmoid, they are taken for
-                unnormalised log-probabilities.
+            tasks: What labels mean, by output. Outputs for classes that are neither a softmax nor a
+                sigmoid are taken for logits.
         """
         families: dict[str, Family] = {}
         for info, layer in zip(self.outputs, output_layers(self.model), strict=True):
-            classifies = info.name in logits and info.shape[-1] != 1
-            plain: Family = "categorical_logits" if classifies else "gaussian"
+            task = tasks.get(info.name)
+            plain: Family = "gaussian"
+            if task and task.classes and info.shape[-1] != 1:
+                plain = "categorical_logits"
+            elif task and task.is_logit:
+                plain = "bernoulli_logits"
             families[info.name] = activation_of(layer).probabilities or plain
         return families
+
+    def hints(self, loss: Any) -> "dict[str, OutputHint]":
+        """Tells what is known of each output, by its last layer and by the loss."""
+        from exporter.data import OutputHint
+
+        losses = self.losses(loss)
+        return {
+            name: OutputHint(
+                activation_of(layer).probabilities,
+                loss_name(losses[name]) if name in losses else None,
+                bool(getattr(losses.get(name), "from_logits", False)),
+            )
+            for name, layer in zip(
+                [info.name for info in self.outputs], output_layers(self.model), strict=True
+            )
+        }
+
+    def losses(self, loss: Any) -> dict[str, Any]:
+        """Resolves a loss of ``keras.Model.compile`` to one by output; see ``losses_by_output``."""
+        names = [info.name for info in self.outputs]
+        # A Sequential model has no names for its only output.
+        return losses_by_output(loss, names, getattr(self.model, "output_names", names))
 
     def runner(self, *, eager: bool = False) -> KerasRunner:
         """Returns a function that predicts named arrays; see ``KerasRunner``."""

@@ -66,6 +66,13 @@ def _graphs(model: Model, prefix: str) -> Iterator[tuple[str, list[Any], list[An
             yield from _graphs(layer, f"{prefix}{layer.name}/")
 
 
+def first_operations(model: Model) -> list[Any]:
+    """Returns the layers and operations that are given an input of a model."""
+    _, nodes, _ = next(_graphs(model, ""))
+    inputs = {id(tensor) for tensor in model.inputs}
+    return [n.operation for n in nodes if inputs & {id(tensor) for tensor in n.input_tensors}]
+
+
 def is_graph(layer: Layer) -> bool:
     """Tells whether a layer is a Sequential or Functional model."""
     import keras

@@ -1,14 +1,13 @@
 """Takes calibration data from the training part of a data set."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.data import Dataset, Samples, loaded_if_small
-from exporter.data.metrics import is_classes
+from exporter.data import Dataset, Samples, Task, loaded_if_small
 from exporter.graph.layers import output_tensors
 from exporter.graph.network import Network
 
@@ -27,15 +26,20 @@ class Calibration:
     Attributes:
         inputs: Arrays by input name, samples along the first axis; lazy if they are too large.
         batch_size: Number of samples that are predicted at once.
-        logits: Outputs that classify; unless they are probabilities, they are taken for logits.
+        tasks: What the labels of the data set mean, by output.
     """
 
     inputs: Mapping[str, Samples]
     batch_size: int
-    logits: frozenset[str] = frozenset()
+    tasks: Mapping[str, Task] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def logits(self) -> frozenset[str]:
+        """Outputs that classify: unless they are probabilities, they are taken for logits."""
+        return frozenset(name for name, task in self.tasks.items() if task.classes)
 
     @property
     def batch_count(self) -> int:
@@ -76,8 +80,7 @@ def calibration_from(network: Network, dataset: Dataset, samples: int) -> Calibr
         count = count // batch * batch
     if not count:
         return None
-    logits = {name for name, labels in train.labels.items() if is_classes(labels)}
-    return Calibration(loaded_if_small(train.take(slice(count)).inputs), batch, frozenset(logits))
+    return Calibration(loaded_if_small(train.take(slice(count)).inputs), batch, dataset.tasks)
 
 
 def _affordable_batch(network: Network) -> int:

@@ -105,7 +105,7 @@ def gather_fishers(
 
     signature = network.signature
     wanted = {name: kernel for name, kernel in kernels.items() if kernel.n <= MAX_OUTPUTS}
-    families = network.families(calibration.logits)
+    families = network.families(calibration.tasks)
     places = [(kernel.layer, kernel.gradient_at) for kernel in wanted.values()]
 
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
@@ -207,7 +207,7 @@ def _sampled_loss(outputs: Any, family: Family, seed: Any) -> Any:
     if family == "gaussian":
         return tf.reduce_sum(outputs * tf.random.stateless_normal(tf.shape(outputs), seed))
     logits = as_logits(outputs, family)
-    if family == "bernoulli":
+    if family.startswith("bernoulli"):
         draws = tf.random.stateless_uniform(tf.shape(logits), seed)
         labels = tf.cast(draws < tf.sigmoid(logits), tf.float32)
         return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))

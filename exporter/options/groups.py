@@ -14,7 +14,18 @@ from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError
 from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.options.rank import DEFAULT_RANK, RANK_NAMES, Rank
-from exporter.options.values import Value, choice, flag, names, number, rank, text, whole
+from exporter.options.scale import AUTO, Scale
+from exporter.options.values import (
+    Value,
+    choice,
+    flag,
+    names,
+    number,
+    rank,
+    scale,
+    text,
+    whole,
+)
 
 FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
@@ -105,6 +116,16 @@ class Source(Group):
         text("a name or a path as text", metavar="DATA"),
         f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, a folder of images by class, or "
         f"{', '.join(KERAS_DATASETS)}",
+    )
+    scale: Scale = _option(
+        AUTO,
+        scale(),
+        "what the model was trained on, given values of 0 to 255: none, unit (0 to 1), symmetric "
+        "(-1 to 1), caffe or torch (as keras.applications has them), or MEAN,STD; auto decides by "
+        "labels and weights",
+    )
+    allow_poor_baseline: bool = _option(
+        False, flag(False), "go on if the model is no better than a constant on the labels"
     )
     calibration: int = _option(
         10_000, whole(1, unit="samples"), "how many training samples calibrate, at the most"

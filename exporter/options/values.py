@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.errors import RecipeError
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
+from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,17 @@ def rank() -> Value:
     ]
     parser = {"type": parse_rank, "metavar": "RANK"}
     return Value("a rank", lambda v: True, {"anyOf": schemas}, parser, checked_rank)
+
+
+def scale() -> Value:
+    """Returns the value of the option that takes a scale; see ``exporter.options.scale``."""
+    number = {"type": "number"}
+    numbers = {"anyOf": [number, {"type": "array", "items": number, "minItems": 1}]}
+    pair = {"type": "array", "items": numbers, "minItems": 2, "maxItems": 2}
+    one = {"anyOf": [choice(*SCALE_NAMES).schema, pair]}
+    by_input = {"type": "object", "additionalProperties": one, "minProperties": 1}
+    parser = {"type": parse_scale, "metavar": "SCALE"}
+    return Value("a scale", lambda v: True, {"anyOf": [one, by_input]}, parser, checked_scale)
 
 
 def _split(listed: str) -> list[str]:

@@ -113,7 +113,7 @@ class Simulation:
     def __init__(self, reference: Network, calibration: Calibration, scheme: IntegerScheme) -> None:
         """Predicts calibration data with the reference; they give the ranges, too."""
         self._calibration, self._scheme = calibration, scheme
-        self._families = reference.families(calibration.logits)
+        self._families = reference.families(calibration.tasks)
         self._expected = self._outputs(reference)
 
     def snr(self, network: Network) -> float:
@@ -161,7 +161,7 @@ class Simulation:
             for name, outputs in signature(**inputs).items():
                 family = self._families[name]
                 judged = outputs if family == "gaussian" else as_logits(outputs, family)
-                if family in {"categorical", "categorical_logits"}:
+                if family.startswith("categorical"):
                     judged -= tf.reduce_mean(judged, axis=-1, keepdims=True)
                 parts[name].append(judged.numpy().astype(np.float64))
         return {name: np.concatenate(values) for name, values in parts.items()}

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
-from exporter.data.metrics import is_classes, is_one_hot, task_metric
 from exporter.errors import DataError
 from exporter.graph.network import Network
 from exporter.graph.runner import KerasRunner, predict_in_batches
@@ -122,9 +121,9 @@ class TrainingData:
         )
         losses = self.objective(*tensors)
         hits = [
-            task_metric(outputs[name], array[:count]).value
-            for name, array in labels.items()
-            if is_classes(array) or is_one_hot(array)
+            task.metric(outputs[name], labels[name][:count]).value
+            for name, task in self.objective.tasks.items()
+            if task.classes and name in labels
         ]
         return Score(float(np.mean(losses)), float(np.mean(hits)) if hits else None, count)
 

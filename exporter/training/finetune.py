@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.data import Dataset, Split
-from exporter.data.metrics import is_classes
 from exporter.errors import DataError
 from exporter.graph.network import Network
 from exporter.graph.types import Model
@@ -21,7 +20,7 @@ from exporter.training.data import TrainingData, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
 from exporter.training.loop import History, Loop
-from exporter.training.objective import Objective, known_losses
+from exporter.training.objective import Objective
 from exporter.training.phase import Phase
 from exporter.training.projected import Projected
 
@@ -77,13 +76,13 @@ class FineTuner:
             DataError: If there are no training data, or no validation data to compare ranks by.
             RecipeError: If the loss is unknown.
         """
-        network, train = engine.network, check_training(tuning, dataset, engine.network)
+        network = engine.network
+        check_training(tuning, dataset, network)
         self._engine, self._dataset, self._tuning, self._unit = engine, dataset, tuning, unit
         self._strategy, self._progress = strategy, progress
         self._checkpoints, self._on_step = checkpoints, on_step
-        families = network.families({n for n, array in train.labels.items() if is_classes(array)})
-        losses = known_losses(loss, network)
-        objective = Objective(families, losses, tuning.distill, tuning.temperature)
+        families, losses = network.families(dataset.tasks), network.losses(loss)
+        objective = Objective(families, losses, tuning.distill, tuning.temperature, dataset.tasks)
         self._data = TrainingData(dataset, network, objective, tuning.batch_size, engine.seed)
         if dataset.validation is None:
             progress.note("No validation data: the weights of the last epoch are kept")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from exporter.data import Dataset, Split
-from exporter.data.metrics import is_classes
 from exporter.errors import DataError, OutputError, brief
 from exporter.progress import Progress
 
@@ -68,7 +67,7 @@ def reference_for(dataset: Dataset, seed: int) -> Any:
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:][:, 0]
-    if not is_classes(labels) or labels.min() < 0:
+    if labels.ndim != 1 or labels.dtype.kind not in "biu" or labels.min() < 0:
         raise DataError(
             f"The reference MLP is trained on integer classes >= 0. Received: labels of dtype "
             f"{labels.dtype} and shape {labels.shape} in data {dataset.name!r}."

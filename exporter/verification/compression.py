@@ -5,18 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.data import Array
-from exporter.data.metrics import (
-    Metric,
-    are_probabilities,
-    is_better,
-    is_classes,
-    is_one_hot,
-    snr_db,
-    task_metric,
-    top1_agreement,
-    trivial_metric,
-)
+from exporter.data import Array, Task
+from exporter.data.metrics import Metric, are_probabilities, is_better, snr_db
 
 
 @dataclass(frozen=True)
@@ -63,19 +53,23 @@ def judge_compression(
     baseline: Mapping[str, Array],
     compressed: Mapping[str, Array],
     labels: Mapping[str, Array],
+    tasks: Mapping[str, Task],
 ) -> CompressionVerdict:
-    """Compares predictions on the same inputs, and their metrics for outputs with test labels."""
+    """Compares predictions on the same inputs, and their metrics for outputs with test labels.
+
+    ``tasks`` tells for each output what its values and labels mean; see ``output_tasks``.
+    """
     outputs = []
-    classes = outputs_with_classes(baseline, labels)
     for name, original in baseline.items():
         values, before, after, trivial = compressed[name], None, None, None
+        task = tasks.get(name, Task())
         varies = len(values) == 1 or (values != values[:1]).any()
         collapsed = not (np.isfinite(values).all() and varies)
         if name in labels:
-            before, after = (task_metric(each, labels[name]) for each in (original, values))
-            trivial = trivial_metric(labels[name])
+            before, after = (task.metric(each, labels[name]) for each in (original, values))
+            trivial = task.trivial(labels[name])
             collapsed |= is_better(before, trivial) and not is_better(after, trivial)
-        agreement = top1_agreement(values, original) if name in classes else None
+        agreement = task.agreement(values, original) if task.classes else None
         ratio = snr_db(values, original)
         outputs.append(
             OutputCompression(
@@ -85,13 +79,10 @@ def judge_compression(
     return CompressionVerdict(tuple(outputs), bool(labels))
 
 
-def outputs_with_classes(
-    predictions: Mapping[str, Array], labels: Mapping[str, Array]
-) -> frozenset[str]:
-    """Returns the outputs whose largest element names a class, by their labels or their values."""
-    return frozenset(
-        name
-        for name, values in predictions.items()
-        if are_probabilities(values)
-        or (name in labels and (is_classes(labels[name]) or is_one_hot(labels[name])))
-    )
+def output_tasks(predictions: Mapping[str, Array], tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Completes the tasks of outputs with labels: others tell classes if they are distributions."""
+
+    def guessed(values: Array) -> Task:
+        return Task(classes=values.shape[-1]) if are_probabilities(values) else Task()
+
+    return {name: tasks.get(name) or guessed(values) for name, values in predictions.items()}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.data import Array
-from exporter.data.metrics import snr_db, top1_agreement
+from exporter.data import Array, Task
+from exporter.data.metrics import snr_db
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import call_in_child
@@ -162,16 +162,17 @@ def find_faults(execution: Execution) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
-def compare(execution: Execution, tolerances: Tolerances, classes: frozenset[str]) -> Parity:
+def compare(execution: Execution, tolerances: Tolerances, tasks: Mapping[str, Task]) -> Parity:
     """Compares an artifact with the reference in the views that have a tolerance.
 
-    The largest element of an output in ``classes`` names a class.
+    ``tasks`` tells for each output what its values mean.
     """
     comparisons = []
     for backend, probe, output, values, expected in execution.pairs():
         if values is None or values.shape != expected.shape:
             continue
-        agreement = top1_agreement(values, expected) if output in classes else None
+        task = tasks.get(output, Task())
+        agreement = task.agreement(values, expected) if task.classes else None
         for view, transform in views(expected).items():
             tolerance = tolerances.get((probe.name, output, view))
             if tolerance is not None:

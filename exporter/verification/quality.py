@@ -1,8 +1,10 @@
 """The cost of quantization: a quantized artifact against the float Keras model it was made from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporter.data.metrics import loss_of, snr_db, task_metric, top1_agreement
+from exporter.data import Task
+from exporter.data.metrics import loss_of, snr_db
 from exporter.formats.variants import QualityRule
 from exporter.verification.parity import Execution, Fault, find_faults
 
@@ -42,21 +44,22 @@ class Quality:
         return bool(self.outputs) and within and not self.faults
 
 
-def judge_quality(execution: Execution, rule: QualityRule, classes: frozenset[str]) -> Quality:
+def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, Task]) -> Quality:
     """Compares an artifact with the reference on the first probe, and finds faults on all probes.
 
-    The largest element of an output in ``classes`` names a class.
+    ``tasks`` tells for each output what its values and labels mean.
     """
     judged = []
     for backend, probe, output, values, expected in execution.pairs():
         if probe is not execution.probes[0] or values is None or values.shape != expected.shape:
             continue
         ratio, agreement, drop = snr_db(values, expected), None, None
-        if output in classes:
-            agreement = top1_agreement(values, expected)
+        task = tasks.get(output, Task())
+        if task.classes:
+            agreement = task.agreement(values, expected)
         if output in probe.labels:
             labels = probe.labels[output][: len(values)]
-            drop = loss_of(task_metric(expected, labels), task_metric(values, labels))
+            drop = loss_of(task.metric(expected, labels), task.metric(values, labels))
         # Written so that NaN fails.
         passed = (
             ratio >= rule.snr_db

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.data import Dataset
-from exporter.data.metrics import Metric, task_metric
+from exporter.data.metrics import Metric
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
-from exporter.verification.compression import outputs_with_classes
+from exporter.verification.compression import output_tasks
 from exporter.verification.parity import Execution, Parity, compare, execute
 from exporter.verification.probes import Limits, Probe, make_probes, predict
 from exporter.verification.quality import Quality, judge_quality
@@ -61,6 +61,7 @@ class Verifier:
     Attributes:
         probes: The inputs that artifacts are compared on; the first counts most.
         reference: Predictions of the compressed model, by probe and output.
+        tasks: What the values of each output mean.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Verifier:
         self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, network.macs))
         self.reference = _predict_all(network, self.probes)
         first = self.probes[0]
-        self._classes = outputs_with_classes(self.reference[first.name], first.labels)
+        self.tasks = output_tasks(self.reference[first.name], dataset.tasks)
         self._exact: Predictions | None = None
 
     def verify(self, artifact: Artifact) -> ConversionVerdict:
@@ -112,15 +113,15 @@ class Verifier:
             return ConversionVerdict(None, structure, {}, error=str(error))
         execution = Execution(outputs, self.reference, self.probes, limits)
         metrics = {
-            output: task_metric(values, probe.labels[output][: len(values)])
+            output: self.tasks[output].metric(values, probe.labels[output][: len(values)])
             for backend, probe, output, values, expected in execution.pairs()
             if (backend == shipped and probe is self.probes[0] and output in probe.labels)
             and (values is not None and values.shape == expected.shape)
         }
         if variant.rule is None:
-            parity = compare(execution, self._tolerances(), self._classes)
+            parity = compare(execution, self._tolerances(), self.tasks)
             return ConversionVerdict(parity, structure, metrics)
-        quality = judge_quality(execution, variant.rule, self._classes)
+        quality = judge_quality(execution, variant.rule, self.tasks)
         return ConversionVerdict(None, structure, metrics, quality)
 
     def _tolerances(self) -> Tolerances:

@@ -24,7 +24,7 @@ from exporter.commands.artifact import ArtifactWriter, quantization_samples
 from exporter.commands.compress import compress
 from exporter.commands.finetune import finetune
 from exporter.data import Dataset, load_dataset
-from exporter.data.metrics import snr_db, task_metric, top1_agreement
+from exporter.data.metrics import snr_db
 from exporter.formats import FORMATS
 from exporter.graph.conversion import serving_module
 from exporter.graph.fitting import fitted
@@ -114,12 +114,12 @@ def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row],
     baseline, compressed, data = models(network, options)
     float_model = compressed.model
     samples = {info.name: data.test.inputs[info.name] for info in Signature(float_model).inputs}
-    (labels,) = data.test.labels.values()
+    (labels,), (task,) = data.test.labels.values(), data.tasks.values()
     (expected,) = Network(float_model).runner()(samples).values()
-    float_accuracy = task_metric(expected, labels).value
+    float_accuracy = task.metric(expected, labels).value
     (before,) = Network(baseline).runner()(samples).values()
     print(
-        f"\n{network}: baseline {task_metric(before, labels).value:.2%}, rank {RANKS[network]} "
+        f"\n{network}: baseline {task.metric(before, labels).value:.2%}, rank {RANKS[network]} "
         f"fine-tuned {float_accuracy:.2%}\n"
     )
     print(
@@ -148,8 +148,8 @@ def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row],
                 row = Row(
                     path.stat().st_size,
                     snr_db(centred(actual), centred(expected)),
-                    top1_agreement(actual, expected),
-                    task_metric(actual, labels).value,
+                    task.agreement(actual, expected),
+                    task.metric(actual, labels).value,
                     *speedups,
                 )
                 print(

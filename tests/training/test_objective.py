@@ -8,7 +8,7 @@ from keras import layers
 
 from exporter.errors import RecipeError
 from exporter.graph.network import Network
-from exporter.training.objective import Objective, known_losses
+from exporter.training.objective import Objective
 
 RNG = np.random.default_rng(0)
 CLASSES = RNG.integers(0, 4, 6)
@@ -136,7 +136,7 @@ def two_headed():
     ],
 )
 def test_knows_losses_as_keras_takes_them(loss, two_headed):
-    functions = known_losses(loss, Network(two_headed))
+    functions = Network(two_headed).losses(loss)
     assert list(functions) == ["first_head", "second"]
     for name, width in (("first_head", 2), ("second", 1)):
         y, p = (RNG.normal(size=(5, width)).astype("float32") for _ in range(2))
@@ -146,8 +146,8 @@ def test_knows_losses_as_keras_takes_them(loss, two_headed):
 
 
 def test_output_without_a_loss_of_its_own_gets_that_of_its_kind(two_headed):
-    assert list(known_losses({"second": "mae"}, Network(two_headed))) == ["second"]
-    assert known_losses(None, Network(two_headed)) == {}
+    assert list(Network(two_headed).losses({"second": "mae"})) == ["second"]
+    assert Network(two_headed).losses(None) == {}
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_output_without_a_loss_of_its_own_gets_that_of_its_kind(two_headed):
 )
 def test_refuses_a_loss_that_does_not_fit(loss, message, two_headed):
     with pytest.raises(RecipeError, match=message):
-        known_losses(loss, Network(two_headed))
+        Network(two_headed).losses(loss)

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.data import Task
 from exporter.data.metrics import Metric
 from exporter.verification.compression import (
     CompressionVerdict,
     judge_compression,
-    outputs_with_classes,
+    output_tasks,
 )
 
 COUNT = 60
@@ -30,7 +31,9 @@ GOOD = distributions(LABELS)
 
 def judge(baseline: Any, compressed: Any, labels: Any = None) -> CompressionVerdict:
     given = {} if labels is None else {"y": labels}
-    return judge_compression({"y": baseline}, {"y": compressed}, given)
+    task = {} if labels is None else {"y": Task(3 if labels is LABELS else None)}
+    tasks = output_tasks({"y": baseline}, task)
+    return judge_compression({"y": baseline}, {"y": compressed}, given, tasks)
 
 
 def test_reports_both_metrics_and_the_best_constant_one() -> None:
@@ -128,6 +131,7 @@ def test_one_collapsed_output_of_two_fails() -> None:
         {"kind": GOOD, "amount": TARGETS},
         {"kind": GOOD, "amount": np.zeros_like(TARGETS)},
         {"kind": LABELS},
+        {"kind": Task(3), "amount": Task()},
     )
 
     assert not verdict.passed
@@ -139,19 +143,17 @@ def test_one_collapsed_output_of_two_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "labels", "has_classes"),
+    ("values", "task", "classes"),
     [
-        (GOOD, None, True),
-        (10 * GOOD, None, False),
-        (10 * GOOD, LABELS, True),
-        (10 * GOOD, np.eye(3)[LABELS], True),
-        (TARGETS, TARGETS, False),
+        (GOOD, None, 3),
+        (10 * GOOD, None, None),
+        (10 * GOOD, Task(3), 3),
+        (GOOD, Task(), None),
+        (TARGETS, None, None),
     ],
-    ids=["distribution", "logits", "logits with classes", "logits with one-hot", "regression"],
+    ids=["distribution", "logits", "logits with classes", "values", "regression"],
 )
-def test_values_or_labels_tell_where_the_largest_element_is_a_class(
-    values: Any, labels: Any, has_classes: bool
+def test_labels_or_else_values_tell_where_the_largest_element_is_a_class(
+    values: Any, task: Any, classes: int | None
 ) -> None:
-    found = outputs_with_classes({"y": values}, {} if labels is None else {"y": labels})
-
-    assert found == ({"y"} if has_classes else set())
+    assert output_tasks({"y": values}, {"y": task} if task else {})["y"].classes == classes

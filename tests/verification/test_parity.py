@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.data import Task
 from exporter.data.metrics import snr_db
 from exporter.verification.parity import Execution, Parity, compare
 from exporter.verification.probes import Probe
@@ -32,7 +33,7 @@ def judge(
     probe = Probe("test", {"x": np.zeros((ROWS, 2), "float32")}, 2, must_vary=must_vary)
     execution = Execution({"cpu": {"test": outputs}}, {"test": reference}, [probe], {"cpu": None})
     tolerances = given_tolerances({"test": reference}, atol, rtol)
-    return compare(execution, tolerances, frozenset({"scores"}))
+    return compare(execution, tolerances, {"scores": Task(3)})
 
 
 def with_scores(scores: Any) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def test_figures_are_those_computed_by_hand() -> None:
     reference = {"test": {"scores": expected}}
     outputs = {"cpu": {"test": {"scores": actual}}}
     execution = Execution(outputs, reference, [probe], {"cpu": None})
-    parity = compare(execution, given_tolerances(reference, 0.6, 0.1), frozenset({"scores"}))
+    parity = compare(execution, given_tolerances(reference, 0.6, 0.1), {"scores": Task(3)})
 
     (comparison,) = parity.comparisons
     # The reference has the root mean square sqrt((9 + 16 + 0 + 144) / 4) = 6.5.
@@ -232,7 +233,7 @@ def _derived_parity(reference: Any, exact: Any, actual: Any) -> Parity:
     tolerances = derive_tolerances(references, {"test": {"probabilities": exact}})
     outputs = {"cpu": {"test": {"probabilities": actual}}}
     execution = Execution(outputs, references, [probe], {"cpu": None})
-    return compare(execution, tolerances, frozenset({"probabilities"}))
+    return compare(execution, tolerances, {"probabilities": Task(5)})
 
 
 def test_logarithms_catch_an_error_of_logits_that_the_softmax_hides() -> None:
@@ -267,7 +268,7 @@ def test_backends_are_compared_on_the_samples_that_they_saw() -> None:
     probe = Probe("test", {"x": np.zeros((ROWS, 1), "float32")}, 2)
     outputs = {"fast": {"test": reference}, "slow": {"test": {"scores": reference["scores"][:4]}}}
     execution = Execution(outputs, {"test": reference}, [probe], {"fast": None, "slow": 5})
-    parity = compare(execution, given_tolerances({"test": reference}, 0.0, None), frozenset())
+    parity = compare(execution, given_tolerances({"test": reference}, 0.0, None), {})
 
     assert parity.passed
     assert {c.backend: c.samples for c in parity.comparisons} == {"fast": ROWS, "slow": 4}

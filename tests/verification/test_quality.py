@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from exporter.data import Task
 from exporter.formats.variants import QualityRule
 from exporter.verification.parity import Execution
 from exporter.verification.probes import Probe
@@ -29,7 +30,7 @@ def judged(probe, expected, values, rule, *, slow=None):
     if slow is not None:
         outputs["slow"] = {"test": {"scores": values[:slow]}}
     execution = Execution(outputs, {"test": {"scores": expected}}, [probe], limits)
-    return judge_quality(execution, rule, frozenset({"scores"}))
+    return judge_quality(execution, rule, {"scores": Task(3)})
 
 
 def test_measures_noise_agreement_and_loss(probe, scores):

@@ -44,7 +44,10 @@ def add_metadata(proto: Any, name: str, card: ModelCard) -> None:
     proto.graph.name = name
     properties = {"name": name}  # The ORT format has no place for the name of a graph.
     if card.normalization:
-        by_input = {key: asdict(value) for key, value in card.normalization.items()}
+        by_input = {
+            name: {key: value for key, value in asdict(each).items() if value is not False}
+            for name, each in card.normalization.items()
+        }
         properties["normalization"] = json.dumps(by_input)
     if card.labels:
         properties["labels"] = json.dumps(dict(card.labels), ensure_ascii=False)

@@ -68,8 +68,8 @@ def _input(builder: Any, name: str, normalization: Normalization | None) -> int:
     fields = {0: builder.CreateString(name)}
     if normalization is not None:
         mean, std = (
-            builder.CreateNumpyVector(np.array([value], np.float32))
-            for value in (normalization.mean, normalization.std)
+            builder.CreateNumpyVector(np.array(values, np.float32))
+            for values in (normalization.means, normalization.stds)
         )
         options = write_table(builder, {0: mean, 1: std})
         unit = write_table(builder, {1: options}, {0: _NORMALIZATION_OPTIONS})
