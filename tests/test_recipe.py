@@ -230,7 +230,7 @@ def test_refuses_values_out_of_range_and_names_what_it_received(changes, message
         ("", "The recipe is not JSON"),
         ("[1]", "A recipe is a JSON object. Received: list."),
         ("null", "Received: NoneType."),
-        ('{"ranks": 3}', "Unknown options ['ranks']. Known: ['atol',"),
+        ('{"ranks": 3}', "Unknown options ['ranks']. Known: ['allow_poor_baseline', 'atol',"),
         ('{"goal": {"ranks": 3}}', "goal must be an object with options of ['rank',"),
         ('{"goal": 3}', "Received: 3."),
         ('{"atol": NaN}', "Received: nan."),

@@ -12,7 +12,7 @@ from exporter.data.fitting import stored_dtype
 from exporter.data.scaling import candidates
 from exporter.graph.hooks import called
 from exporter.graph.network import Network
-from exporter.graph.outputs import by_sample, task_loss
+from exporter.graph.outputs import Family, as_given, as_logits, by_sample, task_loss
 from exporter.graph.runner import predict_in_batches
 
 EVIDENCE_SAMPLES = 512
@@ -25,6 +25,11 @@ _BATCH = 64
 CLEAR = 3.0
 """Standard errors by which one scaling's loss must be lower than another's."""
 
+_TEMPERATURES = np.logspace(-3, 3, 25)
+
+_UNSURE = 0.25
+"""Part of the entropy of the labels that a model may lose by being less sure than it could be."""
+
 _CLEAR_RATIO = 2.0
 """How many times closer to the statistics in the weights one scaling must come than another."""
 
@@ -33,14 +38,31 @@ IDENTITY = Scaling.of("none")
 
 @dataclass(frozen=True)
 class _Fit:
-    """How well a model does on data in some scaling: the loss of each sample, or a distance."""
+    """How well a model does on labels in some scaling.
+
+    A network of ReLUs is all but homogeneous: values that are too large make it surer, not wrong.
+    So losses are compared at the temperature that suits each scaling best.
+
+    Attributes:
+        losses: The loss of each sample, at the best temperature.
+        excess: The mean loss as it is, less that at the best temperature, if the model is too
+            unsure; otherwise 0.
+    """
 
     scaling: Scaling
     losses: NDArray[np.float64]
+    excess: float
 
     @property
     def mean(self) -> float:
         return float(np.mean(self.losses)) if np.isfinite(self.losses).all() else np.inf
+
+    def is_clearly_above(self, other: "_Fit") -> bool:
+        """Tells whether the loss is higher than another one beyond the error of their samples."""
+        if not np.isfinite(self.mean):
+            return bool(np.isfinite(other.mean))
+        gain = self.losses - other.losses
+        return bool(np.mean(gain) > CLEAR * np.std(gain) / np.sqrt(len(gain)))
 
 
 class Evidence:
@@ -70,31 +92,44 @@ class Evidence:
         """Returns the scaling of the inputs, and the reason."""
         if self._feeds_embedding():
             return IDENTITY, "they are indices of an Embedding"
-        shapes = {self._samples[name].shape[-1] for name in self._inputs}
-        tried = candidates(min(shapes))
-        prior, why = self._prior()
+        tried = candidates(min(self._samples[name].shape[-1] for name in self._inputs))
+        usual, why = self._usual()
+        plausible = tried
         if self._labels:
-            fits = [_Fit(scaling, self._losses(scaling)) for scaling in tried]
+            fits = [self._fit(scaling) for scaling in tried]
             best = min(fits, key=lambda fit: fit.mean)
-            told = ", ".join(f"{fit.scaling.name} {fit.mean:.3g}" for fit in fits)
-            former = next(fit for fit in fits if fit.scaling.name == prior.name)
-            if best is former or _is_clear(best, former):
-                return best.scaling, f"the loss on labels is {told}"
-            return prior, f"{why} (the loss on labels does not tell: {told})"
-        distances = {scaling.name: self._distance(scaling) for scaling in tried}
-        best_name = min(distances, key=distances.__getitem__)
-        if distances[best_name] * _CLEAR_RATIO < distances[prior.name]:
+            surprise = self._entropy()
+            if best.mean < surprise:
+                plausible = [
+                    fit.scaling
+                    for fit in fits
+                    if not fit.is_clearly_above(best) and fit.excess < _UNSURE * surprise
+                ] or [best.scaling]
+            told = ", ".join(f"{fit.scaling.name} {fit.mean + fit.excess:.3g}" for fit in fits)
+            by_loss = f"the loss on labels is {told}"
+            if len(plausible) == 1:
+                return plausible[0], by_loss
+        distances = {scaling.name: self._distance(scaling) for scaling in plausible}
+        nearest = min(plausible, key=lambda scaling: distances[scaling.name])
+        if usual not in plausible:
+            # Of scalings that do equally well, the one that makes no surer than need be.
+            return (nearest if any(distances.values()) else plausible[0]), by_loss
+        if distances[nearest.name] * _CLEAR_RATIO < distances[usual.name]:
             told = ", ".join(f"{name} {value:.3g}" for name, value in distances.items())
-            chosen = next(scaling for scaling in tried if scaling.name == best_name)
-            return chosen, f"distance from the statistics of normalization layers: {told}"
-        return prior, why
+            return nearest, f"the distance from what normalization layers remember is {told}"
+        return usual, why
 
     def label_scalings(self, scaling: Scaling) -> dict[str, Scaling]:
         """Returns scalings of labels that are values of 0 to 255, like those of an input."""
         found = {}
         for name, task in self._tasks.items():
             labels = self._labels.get(name)
-            if labels is None or task.classes or not task.integers or scaling.is_identity:
+            if labels is None or task.classes or not task.integers:
+                continue
+            if self._families[name] == "bernoulli":
+                found[name] = Scaling.of("unit")
+                continue
+            if scaling.is_identity:
                 continue
             predicted = self._predicted({})[name]
             errors = [
@@ -105,7 +140,7 @@ class Evidence:
                 found[name] = scaling
         return found
 
-    def _prior(self) -> tuple[Scaling, str]:
+    def _usual(self) -> tuple[Scaling, str]:
         if self._network.scales_input:
             return IDENTITY, "the model rescales them itself"
         dtypes = {self._dataset_dtype(name) for name in self._inputs}
@@ -132,28 +167,46 @@ class Evidence:
         inputs = self._scaled_inputs(changes)
         return predict_in_batches(self._network.runner(), inputs, batch, self._count)
 
-    def _losses(self, scaling: Scaling) -> NDArray[np.float64]:
-        """Returns the loss of each sample; that of values is relative to their variance."""
+    def _fit(self, scaling: Scaling) -> _Fit:
+        """Measures the loss on labels, summed over outputs; that of values by their variance."""
         import tensorflow as tf
 
-        total = np.zeros(self._count)
+        total, excess = np.zeros(self._count), 0.0
         predictions = self._predicted(dict.fromkeys(self._inputs, scaling))
         for name, labels in self._labels.items():
-            task, predicted = self._tasks.get(name, Task()), tf.constant(predictions[name])
-            family = self._families[name]
-            if task.classes:
-                losses = task_loss(predicted, tf.constant(labels), family, task)
+            task, family = self._tasks.get(name, Task()), self._families[name]
+            if task.classes and family != "gaussian":
+                losses = _losses_by_temperature(predictions[name], labels, family, task)
+                means = losses.mean(axis=1)
+                coolest = int(np.argmin(means)) if np.isfinite(means).all() else 0
+                total += losses[coolest]
+                if _TEMPERATURES[coolest] < 1:
+                    raw = means[len(_TEMPERATURES) // 2]
+                    excess += float(raw - means[coolest])
+                continue
+            forms = [np.asarray(as_given(tf.constant(labels), task, predictions[name]))]
+            if task.integers:
+                unit = family == "bernoulli"
+                forms = [Scaling.of("unit")(labels)] if unit else [labels, scaling(labels)]
+            errors = [
+                ((predictions[name] - form) ** 2 / (np.var(form, dtype=np.float64) or 1.0))
+                .reshape(self._count, -1)
+                .mean(axis=1)
+                for form in (np.asarray(form, np.float64) for form in forms)
+            ]
+            total += min(errors, key=np.mean)
+        return _Fit(scaling, total, excess)
+
+    def _entropy(self) -> float:
+        """Returns the loss, as ``_fit`` sums it, of a model that knows how often labels are."""
+        total = 0.0
+        for name, labels in self._labels.items():
+            task = self._tasks.get(name, Task())
+            if task.classes and self._families[name] != "gaussian":
+                frequencies = np.bincount(labels.ravel()) / labels.size
+                total -= float(np.sum(frequencies * np.log(np.maximum(frequencies, 1e-12))))
             else:
-                forms = [labels, scaling(labels)] if task.integers else [labels]
-                losses = min(
-                    (
-                        tf.square(tf.cast(predicted, tf.float32) - form)
-                        / max(float(np.var(form)), 1e-12)
-                        for form in (np.asarray(form, np.float32) for form in forms)
-                    ),
-                    key=lambda loss: float(tf.reduce_mean(loss)),
-                )
-            total += by_sample(losses).numpy()
+                total += 1.0
         return total
 
     def _feeds_embedding(self) -> bool:
@@ -212,9 +265,17 @@ def _statistics(layer: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.asarray(mean, np.float64).ravel(), np.asarray(variance, np.float64).ravel()
 
 
-def _is_clear(best: _Fit, other: _Fit) -> bool:
-    """Tells whether one loss is lower than another one beyond the error of their samples."""
-    if not np.isfinite(other.mean):
-        return bool(np.isfinite(best.mean))
-    gain = other.losses - best.losses
-    return bool(np.mean(gain) > CLEAR * np.std(gain) / np.sqrt(len(gain)))
+def _losses_by_temperature(
+    predicted: NDArray[Any], labels: NDArray[Any], family: Family, task: Task
+) -> NDArray[np.float64]:
+    """Returns the cross-entropy of each sample for all temperatures, in their order."""
+    import tensorflow as tf
+
+    logits = as_logits(tf.constant(predicted), family)
+    binary = family.startswith("bernoulli")
+    as_family: Family = "bernoulli_logits" if binary else "categorical_logits"
+    losses = [
+        by_sample(task_loss(logits / t, tf.constant(labels), as_family, task)).numpy()
+        for t in _TEMPERATURES
+    ]
+    return np.array(losses, np.float64)

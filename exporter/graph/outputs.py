@@ -60,7 +60,7 @@ def as_given(labels: Tensor, task: "Task", predicted: Tensor) -> Tensor:
     """Turns classes into a column of numbers, or one-hot rows, of the shape of predictions."""
     import tensorflow as tf
 
-    if labels.shape.rank == predicted.shape.rank:
+    if len(labels.shape) == len(predicted.shape):
         return labels
     if predicted.shape[-1] != 1:
         return tf.one_hot(labels, predicted.shape[-1])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.data import ArraySource, Dataset, LazyArray, Split, files, fit_to_model, load_dataset
+from exporter.data import ArraySource, Dataset, LazyArray, Split, files, load_dataset
 from exporter.data.dataset import READ_AHEAD, read_ahead
 from exporter.data.files import ArrayRows
 
@@ -120,11 +120,13 @@ class TestOfADataset:
     ARRAYS = {"x": np.arange(250, dtype="uint8").reshape(10, 5, 5), "y": np.arange(10)}  # noqa: RUF012
 
     @pytest.mark.parametrize("large", [False, True])
-    def test_is_fitted_like_the_training_part(self, save_npz, monkeypatch, large, spec):
+    def test_is_fitted_like_the_training_part(
+        self, save_npz, monkeypatch, large, spec, fitted_and_scaled
+    ):
         if large:
             monkeypatch.setattr(files, "LARGE_BYTES", 0)
         dataset = load_dataset(save_npz(**self.ARRAYS))
-        fitted = fit_to_model(dataset, [spec("image", (5, 5, 1))], [spec("p", (10,))])
+        fitted = fitted_and_scaled(dataset, [spec("image", (5, 5, 1))], [spec("p", (10,))])
         (batch,) = fitted.source.batches(10, seed=3, epoch=1)
         order = np.random.default_rng([3, 1]).permutation(len(fitted.train))
         np.testing.assert_array_equal(batch.inputs["image"], fitted.train.inputs["image"][order])

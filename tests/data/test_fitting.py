@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from exporter.card import Normalization
-from exporter.data import fit_to_model, load_dataset
+from exporter.data import Task, fit_to_model, load_dataset
+from exporter.data.fitting import holds_bytes
 from exporter.errors import DataError
 
 
@@ -20,55 +20,52 @@ def fit(arrays, inputs, outputs=(), **options):
 class TestFitInputs:
     IMAGES = np.arange(3 * 4 * 4, dtype="uint8").reshape(3, 4, 4) * 5
 
-    def test_integer_images_are_scaled_and_that_is_noted(self):
+    def test_values_stay_as_they_are(self):
         fitted = fit({"x": self.IMAGES}, [spec("image", (4, 4))])
-        images = fitted.test.inputs["image"]
-        assert images.dtype == np.float32
-        np.testing.assert_allclose(images, self.IMAGES / 255, rtol=1e-6)
-        assert fitted.notes == ("image: uint8 images are scaled to [0, 1]",)
-        assert fitted.normalization == {"image": Normalization(0, 255)}
-
-    def test_wide_integers_in_the_range_of_images_are_scaled(self):
-        fitted = fit({"x": self.IMAGES.astype("int64")}, [spec("image", (4, 4))])
-        assert fitted.test.inputs["image"].max() < 1
-
-    def test_images_are_left_to_a_model_that_scales_them(self):
-        fitted = fit({"x": self.IMAGES}, [spec("image", (4, 4))], scaled_inside=True)
-        np.testing.assert_array_equal(fitted.test.inputs["image"], self.IMAGES.astype("float32"))
-        (note,) = fitted.notes
-        assert "left as they are, 0 to 255" in note
-        assert fitted.normalization == {"image": Normalization(0, 1)}
+        joined = np.concatenate([p.inputs["image"] for p in fitted.parts.values()])
+        np.testing.assert_array_equal(np.sort(joined, axis=0), self.IMAGES)
 
     @pytest.mark.parametrize(
-        ("array", "dtype"),
+        ("array", "dtype", "expected"),
         [
-            (IMAGES.astype("float64"), "float32"),
-            (IMAGES, "int32"),
-            (IMAGES.astype("int64") - 1, "float32"),
-            (IMAGES.astype("int64") * 2, "float32"),
-            (np.arange(12).reshape(3, 4), "float32"),
+            (IMAGES, "float32", True),
+            (IMAGES.astype("int64"), "float32", True),
+            (IMAGES.reshape(3, 16), "float32", True),
+            (IMAGES.astype("float32")[..., None], "float32", True),
+            (IMAGES.astype("float64"), "float32", False),
+            (IMAGES, "int32", False),
+            (IMAGES.astype("int64") - 1, "float32", False),
+            (IMAGES.astype("int64") * 2, "float32", False),
+            (np.arange(12).reshape(3, 4), "float32", False),
+            (IMAGES % 2, "float32", False),
         ],
-        ids=["floats", "for_integers", "negative", "above_255", "features"],
+        ids=[
+            "bytes",
+            "wide",
+            "flat",
+            "floats_with_channels",
+            "floats",
+            "for_integers",
+            "negative",
+            "above_255",
+            "features",
+            "flags",
+        ],
     )
-    def test_other_values_are_left_as_they_are(self, array, dtype):
-        fitted = fit({"x": array}, [spec("x", array.shape[1:], dtype)])
-        assert fitted.test.inputs["x"].dtype == dtype
-        np.testing.assert_array_equal(fitted.test.inputs["x"], array)
-        assert fitted.notes == ()
-        # Of integers, such as tokens, there is none.
-        assert fitted.normalization == ({"x": Normalization()} if dtype == "float32" else {})
+    def test_tells_which_values_may_need_scaling(self, array, dtype, expected):
+        assert holds_bytes(array, spec("x", array.shape[1:], dtype)) is expected
 
     @pytest.mark.parametrize(
         ("sample", "wanted", "note"),
         [((4, 4), (4, 4, 1), "is added"), ((4, 4, 1), (4, 4), "is dropped")],
     )
     def test_an_axis_of_one_channel_is_added_or_dropped(self, sample, wanted, note):
-        fitted = fit({"x": np.ones((2, *sample))}, [spec("image", wanted)])
+        fitted = fit({"x_test": np.ones((2, *sample))}, [spec("image", wanted)])
         assert fitted.test.inputs["image"].shape == (2, *wanted)
         assert note in fitted.notes[0]
 
     def test_free_sizes_take_any(self):
-        fitted = fit({"x": np.ones((2, 7, 3))}, [spec("x", (None, 3))])
+        fitted = fit({"x_test": np.ones((2, 7, 3))}, [spec("x", (None, 3))])
         assert fitted.test.inputs["x"].shape == (2, 7, 3)
 
     def test_samples_of_another_shape_are_refused_with_both_shapes(self):
@@ -102,9 +99,6 @@ class TestFitLabels:
     def test_two_classes_may_share_one_output(self):
         assert self.labels([0, 1, 1], spec("p", (1,)))["p"].tolist() == [0, 1, 1]
 
-    def test_one_hot_rows_stay(self):
-        np.testing.assert_array_equal(self.labels(np.eye(3), spec("p", (3,)))["p"], np.eye(3))
-
     def test_values_take_the_shape_of_the_output(self):
         assert self.labels([0.5, 1.5], spec("p", (1,)))["p"].shape == (2, 1)
 
@@ -113,7 +107,6 @@ class TestFitLabels:
         [
             ([0, 3], (3,), "classes within 0 and 2. Received: values from 0 to 3."),
             ([-1, 2], (3,), "Received: values from -1 to 2."),
-            ([0, 2], (1,), "classes within 0 and 1. Received: values from 0 to 2."),
             ([0.5, 1.5], (3,), "of shape (3) like the output. Received: float64 of shape ()."),
             (np.ones((2, 4)), (3,), "Received: float64 of shape (4,)."),
         ],
@@ -123,6 +116,12 @@ class TestFitLabels:
             self.labels(values, spec("p", shape))
         assert str(caught.value).startswith("Labels of output 'p' in data 'arrays'")
         assert message in str(caught.value)
+
+    def test_their_meaning_is_told(self):
+        arrays = {"x": np.ones((9, 2)), "y": np.tile([1, 3, 2], 3)}
+        fitted = fit(arrays, [spec("x", (2,))], [spec("p", (3,))])
+        assert fitted.tasks == {"p": Task(3, first=1)}
+        assert fitted.notes == ("p: classes are counted from 1",)
 
     def test_labels_of_unknown_outputs_are_refused(self):
         with pytest.raises(DataError, match=r"named \['y_p', 'y_q'\].*Received: \['other'\]"):

@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
-from exporter.data import fit_to_model, folders, load_dataset, loading
+from exporter.data import folders, load_dataset, loading
 from exporter.errors import DataError
 
 
@@ -32,10 +32,10 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def fit(spec):
-    def fit(path, shape=(8, 9, 3), classes=3, **options):
-        dataset = load_dataset(str(path))
-        return fit_to_model(dataset, [spec("image", shape)], [spec("p", (classes,))], **options)
+def fit(spec, fitted_and_scaled):
+    def fit(path, shape=(8, 9, 3), classes=3, scale="unit"):
+        inputs, outputs = [spec("image", shape)], [spec("p", (classes,))]
+        return fitted_and_scaled(load_dataset(str(path)), inputs, outputs, scale)
 
     return fit
 
@@ -68,17 +68,15 @@ def test_images_are_those_that_keras_reads(tmp_path, fit, suffix, channels, mode
     for file in (tmp_path / "test").glob("*/*"):
         file.rename(file.with_suffix(suffix))
     save_classes(tmp_path / "train")
-    fitted = fit(tmp_path, (5, 7, channels), scaled_inside=True)
+    fitted = fit(tmp_path, (5, 7, channels), scale="none")
     assert_same_samples(fitted.test, *keras_images(tmp_path / "test", (5, 7), mode))
 
 
 def test_integer_images_are_scaled_like_arrays(folder, fit):
-    fitted, raw = fit(folder), fit(folder, scaled_inside=True)
+    fitted, raw = fit(folder), fit(folder, scale="none")
     images = fitted.train.inputs["image"]
     assert images.dtype == np.float32
     np.testing.assert_allclose(images[:], raw.train.inputs["image"][:] / 255, rtol=1e-6)
-    assert "image: uint8 images are scaled to [0, 1]" in fitted.notes
-    assert any("left as they are, 0 to 255" in note for note in raw.notes)
 
 
 def test_labels_are_the_sorted_folders(folder):

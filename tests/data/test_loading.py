@@ -93,11 +93,26 @@ class TestLayouts:
         assert dataset.train is dataset.validation is None
         assert numbers(dataset.test) == list(range(10))
 
-    def test_inputs_alone_calibrate_and_are_tested_on(self, save_npz):
-        dataset = load_dataset(save_npz(x=numbered(10)))
-        assert numbers(dataset.train) == numbers(dataset.test) == list(range(10))
-        assert dataset.validation is None
+    def test_inputs_alone_are_divided_so_that_no_test_sample_calibrates(self, save_npz):
+        dataset = load_dataset(save_npz(x=numbered(20)))
+        assert {n: len(part) for n, part in dataset.parts.items()} == {
+            "train": 14,
+            "validation": 2,
+            "test": 4,
+        }
+        joined = [n for part in dataset.parts.values() for n in numbers(part)]
+        assert sorted(joined) == list(range(20))
         assert not dataset.test.labels
+
+    @pytest.mark.parametrize("name", ["val", "validation"])
+    def test_a_file_may_have_a_validation_part(self, save_npz, name):
+        arrays = {"x_train": numbered(6), f"x_{name}": numbered(3), "x_test": numbered(2)}
+        dataset = load_dataset(save_npz(**arrays))
+        assert {n: len(part) for n, part in dataset.parts.items()} == {
+            "train": 6,
+            "validation": 3,
+            "test": 2,
+        }
 
     def test_a_single_sample_is_tested_on(self, save_npz):
         dataset = load_dataset(save_npz(x=numbered(1), y=np.zeros(1, int)))
@@ -108,7 +123,7 @@ class TestLayouts:
         np.save(tmp_path / "images.npy", numbered(6))
         dataset = load_dataset(str(tmp_path / "images.npy"))
         assert list(dataset.test.inputs) == ["x"]
-        assert numbers(dataset.test) == list(range(6))
+        assert len(dataset.train) + len(dataset.test) == 6 - len(dataset.validation or ())
 
     def test_arrays_may_be_given_in_memory(self):
         arrays = {"x": numbered(10), "y": np.arange(10)}
@@ -162,7 +177,7 @@ class TestUnreadable:
             ),
             (
                 {"x": np.zeros((3, 2)), "x_test": np.zeros((3, 2))},
-                "mix arrays with and without _train/_test: ['x', 'x_test'].",
+                "mix arrays with and without _train/_val/_test: ['x', 'x_test'].",
             ),
             ({}, "hold no array."),
         ],

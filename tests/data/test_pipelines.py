@@ -70,10 +70,11 @@ class TestParts:
         assert list(dataset.parts) == ["test"]
         assert dataset.source is None
 
-    def test_inputs_alone_calibrate_and_are_tested_on(self, pipeline):
+    def test_inputs_alone_are_divided_as_well(self, pipeline):
         dataset = load_dataset(pipeline(6, labels=False))
-        assert numbers(dataset.train) == numbers(dataset.test) == list(range(6))
-        assert epoch(dataset) == [[0, 1, 2, 3], [4, 5]]
+        assert numbers(dataset.test) == [0]
+        assert numbers(dataset.train) == [1, 2, 3, 4, 5]
+        assert epoch(dataset) == [[1, 2, 3, 4], [5]]
 
     def test_a_single_sample_is_tested_on(self, pipeline):
         dataset = load_dataset(pipeline(1))
@@ -134,14 +135,11 @@ class TestBatches:
         assert dataset.source.samples is None
         assert epoch(dataset)[-1][-1] == 98
 
-    def test_batches_are_fitted_like_the_parts(self, tf, spec):
+    def test_batches_are_fitted_like_the_parts(self, tf, spec, fitted_and_scaled):
         images = np.arange(50, dtype="uint8").reshape(50, 1, 1).repeat(4, 1).repeat(4, 2)
         dataset = load_dataset(tf.data.Dataset.from_tensor_slices((images, np.arange(50)[:, None])))
-        fitted = fit_to_model(dataset, [spec("image", (4, 4, 1))], [spec("p", (50,))])
-        assert fitted.notes == (
-            "image: an axis of one channel is added",
-            "image: uint8 images are scaled to [0, 1]",
-        )
+        fitted = fitted_and_scaled(dataset, [spec("image", (4, 4, 1))], [spec("p", (50,))])
+        assert fitted.notes == ("image: an axis of one channel is added",)
         batches = list(fitted.source.batches(10, seed=0, epoch=0))
         for name in ("image", "p"):
             kind = "inputs" if name == "image" else "labels"
