@@ -45,7 +45,7 @@ def test_artifacts_and_manifest_tell_how_to_feed_the_model(report, arrays):
     card = json.loads((report.output / "manifest.json").read_text())["card"]
     assert card == {
         "description": "Tells dark from bright.",
-        "normalization": {"image": {"mean": 0, "std": 255}},
+        "normalization": {"image": {"mean": 0, "std": 255, "reverse_channels": False}},
         "labels": {"probabilities": ["dark", "bright"]},
     }
     session = onnxruntime.InferenceSession(str(report.output / "model.onnx"))
@@ -161,7 +161,7 @@ def kinds(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGE_BYTES", 0)
     np.savez(tmp_path / "large.npz", **arrays)
     for number, (image, label) in enumerate(zip(arrays["x"], arrays["y"], strict=True)):
-        folder = tmp_path / "folder" / ("dark", "bright")[label]
+        folder = tmp_path / "folder" / ("0 dark", "1 bright")[label]
         folder.mkdir(parents=True, exist_ok=True)
         encoded = tf.io.encode_png(image[..., np.newaxis])
         (folder / f"{number}.png").write_bytes(encoded.numpy())
@@ -187,7 +187,21 @@ def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkey
     assert item.conversion.passed
     assert item.conversion.metrics["probabilities"].samples == 12
     assert report.samples == {"train": 43, "validation": 5, "test": 12}
-    assert report.data_notes[-1] == "image: uint8 images are scaled to [0, 1]"
+    assert "image: values of 0 to 255, scaled to [0, 1]" in report.data_notes[-1]
+
+
+def test_a_baseline_that_knows_nothing_of_the_labels_is_refused_before_any_work(
+    model, arrays, tmp_path
+):
+    arrays = {**arrays, "y": 1 - arrays["y"]}
+    choices = {"rank": 4, "formats": ("saved_model",), "output": str(tmp_path / "run")}
+    with pytest.raises(exporter.DataError, match="no better than a constant") as caught:
+        exporter.run(exporter.Recipe(**choices), model=model, dataset=exporter.load_dataset(arrays))
+    assert "stand in another order" in str(caught.value)
+    assert "--allow-poor-baseline" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    recipe = exporter.Recipe(**choices, allow_poor_baseline=True)
+    assert exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays)).artifacts
 
 
 def test_model_is_given_once(model):

@@ -99,7 +99,7 @@ def test_main_job_keeps_its_promises(tmp_path):
     for text in (first.stdout, first.stderr):
         assert not [word for word in CHATTER if word in text]
     assert "validation accuracy" in first.stdout
-    assert "uint8 images are scaled to [0, 1]" in first.stderr
+    assert "scaled to [0, 1]" in first.stderr
 
     second = run("--rank", "full", "--json", cwd=tmp_path)
     report = json.loads(second.stdout)
