@@ -4,7 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from exporter.commands.budgets import accuracy_drop
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Dataset
+from exporter.data.metrics import loss_of
 from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format, describe
@@ -26,7 +27,7 @@ from exporter.report.results import ArtifactReport, Budget, Report
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.probes import predict
-from exporter.verification.verifier import Verifier
+from exporter.verification.verifier import ConversionVerdict, Verifier
 
 
 def run(
@@ -120,12 +121,17 @@ class _Exports:
         recipe, compressed = job.recipe, weights.compressed
         self._job, self._weights, self._staging, self._scratch = job, weights, staging, scratch
         self._writer = ArtifactWriter(recipe, compressed, job.samples, job.card)
-        tolerances, seed = asdict(recipe.verification), recipe.source.seed
+        limits, seed = recipe.verification, recipe.source.seed
+        tolerances = {"atol": limits.atol, "rtol": limits.rtol}
         self._verifier = Verifier(compressed, job.dataset, folder=scratch, seed=seed, **tolerances)
         first = self._verifier.probes[0]
         baseline = predict(weights.baseline.runner(), first)
         self.compression: CompressionVerdict = judge_compression(
-            baseline, self._verifier.reference[first.name], first.labels, self._verifier.tasks
+            baseline,
+            self._verifier.reference[first.name],
+            first.labels,
+            self._verifier.tasks,
+            limits.max_loss,
         )
 
     def write(self, fmt: Format, variant: str) -> ArtifactReport:
@@ -142,7 +148,9 @@ class _Exports:
             variant,
             artifact,
             conversion,
-            accepted=conversion.passed and self.compression.passed,
+            accepted=conversion.passed
+            and self.compression.passed
+            and not any(map(self.compression.exceeds, self._losses(conversion).values())),
             trials=trials,
             gauge=self._writer.gauge(fmt.variant(variant)),
         )
@@ -162,6 +170,14 @@ class _Exports:
             path = path.rename(self._staging / REJECTED / path.name)
         final = job.output / path.relative_to(self._staging)
         return replace(report, artifact=replace(artifact, path=final))
+
+    def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:
+        """Returns what labelled outputs of an artifact lost against the baseline."""
+        return {
+            output.output: loss_of(output.baseline, conversion.metrics[output.output])
+            for output in self.compression.outputs
+            if output.baseline is not None and output.output in conversion.metrics
+        }
 
     def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
         single = next(probe for probe in self._verifier.probes if probe.name == "single")

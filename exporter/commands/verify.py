@@ -1,7 +1,6 @@
 """``verify``: holds an artifact against the model that it was made from."""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,8 @@ def verify_recipe(
 def _verify(
     artifact: Artifact, compressed: Compressed, dataset: Dataset, recipe: Recipe
 ) -> ConversionVerdict:
-    tolerances, seed = asdict(recipe.verification), recipe.source.seed
+    limits, seed = recipe.verification, recipe.source.seed
+    tolerances = {"atol": limits.atol, "rtol": limits.rtol}
     with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
         verifier = Verifier(compressed, dataset, folder=Path(scratch), seed=seed, **tolerances)
         return verifier.verify(artifact)

@@ -347,7 +347,7 @@ class Export(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Group):
-    """Tolerances of parity; without any, the model's own rounding error gives them."""
+    """Tolerances of parity, by default from the model's own rounding error, and of losses."""
 
     title = "verification"
 
@@ -359,4 +359,10 @@ class Verification(Group):
     )
     rtol: float | None = _option(
         None, number(0), "relative tolerance, a fraction of the reference (default: derived)"
+    )
+    max_loss: float | None = _option(
+        None,
+        number(0, read=parse_part, metavar="PART"),
+        "most that an output may lose of the baseline's accuracy on the test data, e.g. 1%, or by "
+        "which another figure may grow; more fails the verdict",
     )

@@ -51,6 +51,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.budget is not None:
         console.print(_budget_text(report.budget))
     _print_lines(console, *_findings(report), _written(report))
+    for warning in report.warnings:
+        console.print(Text(f"Warning: {warning}", "bold yellow"), soft_wrap=True)
 
 
 def print_compression(report: CompressionReport, console: Console) -> None:
@@ -156,7 +158,10 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
                 label,
                 output.backend,
                 Text(output.output, "" if output.passed else "bold red"),
-                f"{output.snr_db:.1f} dB [{limits.snr_db:.0f}]",
+                f"{output.snr_db:.1f} dB [{limits.snr_db:.0f}]"
+                + (
+                    f", {output.lost_channels:.0%} of channels lost" if output.lost_channels else ""
+                ),
                 "" if agreement is None else f"{agreement:.2%} [{limits.agreement:.1%}]",
                 "" if drop is None else f"{drop:+.2%} [{limits.drop:.1%}]",
                 f"{output.samples:,}",
@@ -267,7 +272,8 @@ def _cell(value: float | None, style: str) -> str:
 
 
 def _findings(report: Report) -> Iterator[str]:
-    yield from map(_compression_line, report.compression.outputs)
+    for output in report.compression.outputs:
+        yield _compression_line(output, report.compression.max_loss)
     for item in report.artifacts:
         name = item.label
         if item.error:
@@ -305,14 +311,14 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
         yield f"Figures      {name}: {', '.join(figures)}"
     judged = conversion.parity or conversion.quality
     for fault in judged.faults if judged else ():
-        also = "; so is the compressed model's own output" if fault.in_reference else ""
+        also = ", as the compressed model's own output is" if fault.in_reference else ""
         yield (
             f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
             f"{fault.backend}{also}"
         )
 
 
-def _compression_line(output: OutputCompression) -> str:
+def _compression_line(output: OutputCompression, max_loss: float | None) -> str:
     parts = [f"SNR {output.snr_db:.1f} dB"]
     if output.top1_agreement is not None:
         parts.insert(0, f"agreement with the baseline {output.top1_agreement:.2%}")
@@ -321,6 +327,8 @@ def _compression_line(output: OutputCompression) -> str:
         parts.insert(0, f"{output.baseline.name} {before} -> {after}")
     source = "test" if output.baseline is not None else "unlabelled"
     collapsed = " COLLAPSED: no better than a constant" if output.collapsed else ""
+    if max_loss is not None and not output.loss <= max_loss:
+        collapsed = f"{collapsed} LOST {output.loss:.2%}, at most {max_loss:.2%} allowed"
     return (
         f"Compression  {output.output}: {', '.join(parts)}, on {output.samples:,} {source} "
         f"samples{collapsed}"
@@ -345,7 +353,7 @@ def _structure_text(proof: StructureProof) -> str:
         parts.append(
             f"all {count} factors found at their shapes, none of the matrices they replace"
         )
-    parts.append(weights if proof.weights_as_predicted else f"NOT AS PLANNED: {weights}")
+    parts.append(weights if proof.weights_as_predicted else f"other than planned: {weights}")
     if not proof.file_as_predicted:
-        parts.append(f"FILE TOO LARGE: {proof.file_bytes:,} bytes")
+        parts.append(f"a file larger than its weights, {proof.file_bytes:,} bytes")
     return ", ".join(parts)

@@ -51,6 +51,7 @@ def report_dict(report: Report) -> dict[str, Any]:
     """Returns the report as values that JSON knows."""
     return {
         "passed": report.passed,
+        "warnings": list(report.warnings),
         "exit_code": report.exit_code,
         "recipe": report.recipe.to_dict(),
         "card": plain(report.card),

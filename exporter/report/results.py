@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.benchmark import LatencyPair
 from exporter.card import ModelCard
+from exporter.data.metrics import loss_of
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
@@ -15,7 +16,7 @@ from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.training.reference import Training
-from exporter.verification.compression import CompressionVerdict
+from exporter.verification.compression import LARGE_DROP, CompressionVerdict
 from exporter.verification.verifier import ConversionVerdict
 
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
@@ -224,6 +225,32 @@ class Report(CompressionReport):
     compression: CompressionVerdict
     artifacts: tuple[ArtifactReport, ...]
     versions: Mapping[str, str]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before shipping, one sentence each, with what to try next."""
+        found = []
+        if not any(layer.plan.rank is not None for layer in self.layers):
+            found.append("Nothing was factorized: the artifacts are as large as the baseline's.")
+        lost = [output for output in self.compression.outputs if output.is_large]
+        if lost:
+            names = ", ".join(output.output for output in lost)
+            tried = [] if self.finetuning else ["--finetune 10"]
+            advice = " or ".join([*tried, "a higher --rank", "--max-drop 1%"])
+            found.append(f"Low rank costs {names} much of what the baseline knows; try {advice}.")
+        for item in self.artifacts:
+            if item.conversion is None or item.conversion.quality is None:
+                continue
+            for output in self.compression.outputs:
+                after = item.conversion.metrics.get(output.output)
+                if output.compressed is None or after is None:
+                    continue
+                if loss_of(output.compressed, after) - output.chance > LARGE_DROP:
+                    found.append(
+                        f"Quantization costs {item.label} much of {output.output}; try another "
+                        "--quantize, such as dynamic."
+                    )
+        return tuple(found)
 
     @property
     def passed(self) -> bool:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.data import Array, Task
-from exporter.data.metrics import Metric, are_probabilities, is_better, snr_db
+from exporter.data.metrics import Metric, are_probabilities, is_better, loss_of, snr_db
+
+LARGE_DROP = 0.02
+LARGE_CHANGE = 0.1
+"""Losses that are warned of: of accuracy, and of other figures."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class OutputCompression:
         trivial: Task metric of the best constant prediction; None without labels.
         collapsed: Whether the output is not finite, constant, or no better than a constant one
             although the baseline's is.
+        loss: What was lost: accuracy, 0 to 1; of another metric, its relative growth; without
+            labels, the part of samples that changed their class, or of the amplitude that is noise.
+        chance: The part of ``loss`` that may be chance.
     """
 
     output: str
@@ -31,22 +38,37 @@ class OutputCompression:
     compressed: Metric | None
     trivial: Metric | None
     collapsed: bool
+    loss: float = 0.0
+    chance: float = 0.0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether more was lost than most users would accept, beyond chance."""
+        accuracy = self.baseline is not None and self.baseline.name == "accuracy"
+        return self.loss - self.chance > (LARGE_DROP if accuracy else LARGE_CHANGE)
 
 
 @dataclass(frozen=True)
 class CompressionVerdict:
     """Tells whether the compressed model is still a model; its quality is for the user to judge.
 
-    ``labelled`` tells whether there were labels to measure the task by.
+    Attributes:
+        labelled: Whether there were labels to measure the task by.
+        max_loss: The most that an output may lose; None if the user set no limit.
     """
 
     outputs: tuple[OutputCompression, ...]
     labelled: bool
+    max_loss: float | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether no output has collapsed."""
-        return not any(output.collapsed for output in self.outputs)
+        """Whether no output has collapsed, or lost more than the limit."""
+        return not any(output.collapsed or self.exceeds(output.loss) for output in self.outputs)
+
+    def exceeds(self, loss: float) -> bool:
+        """Tells whether a loss is above the user's limit; NaN is."""
+        return self.max_loss is not None and not loss <= self.max_loss
 
 
 def judge_compression(
@@ -54,6 +76,7 @@ def judge_compression(
     compressed: Mapping[str, Array],
     labels: Mapping[str, Array],
     tasks: Mapping[str, Task],
+    max_loss: float | None = None,
 ) -> CompressionVerdict:
     """Compares predictions on the same inputs, and their metrics for outputs with test labels.
 
@@ -63,20 +86,30 @@ def judge_compression(
     for name, original in baseline.items():
         values, before, after, trivial = compressed[name], None, None, None
         task = tasks.get(name, Task())
-        varies = len(values) == 1 or (values != values[:1]).any()
-        collapsed = not (np.isfinite(values).all() and varies)
+        broken = (np.isfinite(original) & ~np.isfinite(values)).any()
+        empty = not np.isfinite(values).any()
+        collapsed = broken or empty or (_varies(original) and not _varies(values))
         if name in labels:
             before, after = (task.metric(each, labels[name]) for each in (original, values))
             trivial = task.trivial(labels[name])
             collapsed |= is_better(before, trivial) and not is_better(after, trivial)
         agreement = task.agreement(values, original) if task.classes else None
         ratio = snr_db(values, original)
-        outputs.append(
-            OutputCompression(
-                name, len(values), ratio, agreement, before, after, trivial, bool(collapsed)
-            )
-        )
-    return CompressionVerdict(tuple(outputs), bool(labels))
+        if before is not None and after is not None:
+            loss = loss_of(before, after)
+        else:
+            loss = 10 ** (-ratio / 20) if agreement is None else 1 - agreement
+        # Of the samples, only those that changed their class can count.
+        changed = 1 - agreement if agreement is not None else 0.0
+        chance = 2 * float(np.sqrt(changed / len(values)))
+        measured = (ratio, agreement, before, after, trivial, bool(collapsed), loss, chance)
+        outputs.append(OutputCompression(name, len(values), *measured))
+    return CompressionVerdict(tuple(outputs), bool(labels), max_loss)
+
+
+def _varies(values: Array) -> bool:
+    finite = np.nan_to_num(values)
+    return len(values) == 1 or bool((finite != finite[:1]).any())
 
 
 def output_tasks(predictions: Mapping[str, Array], tasks: Mapping[str, Task]) -> dict[str, Task]:

@@ -30,16 +30,15 @@ class Probe:
     Attributes:
         name: ``test`` (real data), ``random`` (uniform in the range of the data), ``single`` (the
             first samples of the first probe, at batch 1) or ``edge`` (zeros and the extremes).
+            Real integers, such as tokens, are mixed or chosen, never made up.
         inputs: Arrays by input name, samples along the first axis.
         batch_size: Number of samples that are predicted at once.
-        must_vary: Whether an output that is the same for all samples is always a fault.
         labels: Labels by output name; empty if there are none.
     """
 
     name: str
     inputs: dict[str, Array]
     batch_size: int
-    must_vary: bool = False
     labels: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -56,6 +55,7 @@ def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     fixed, inputs = network.fixed_batch, network.inputs
     batch = fixed or max(LEAST_BATCH, min(BATCH_SIZE, BATCH_MACS // max(1, network.macs)))
     probes: list[Probe] = []
+    real: Mapping[str, Array] = {}
     if dataset.test is None:
         largest = UINT8_MAX if network.scales_input else 1
         ranges = {info.name: (0, largest if _is_float(info.dtype) else 1) for info in inputs}
@@ -72,19 +72,34 @@ def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     for info in inputs:
         (low, high), shape = ranges[info.name], shapes[info.name]
         size = (RANDOM_SAMPLES, *shape)
+        if not _is_float(info.dtype) and info.name in real:
+            # Integers are indices or classes: not each may be anywhere, such as padding.
+            randoms[info.name] = _mixed(real[info.name], rng).astype(info.dtype)
+            edges[info.name] = _extreme(real[info.name]).astype(info.dtype)
+            continue
         if _is_float(info.dtype):
             randoms[info.name] = rng.uniform(low, high, size).astype(info.dtype)
         else:
             integers = rng.integers(int(low), int(high), size, endpoint=True)
             randoms[info.name] = integers.astype(info.dtype)
-        # Integers are indices or classes, and zero need not be one of them.
-        zero = 0 if _is_float(info.dtype) else np.clip(0, low, high)
-        edges[info.name] = np.stack([np.full(shape, end, info.dtype) for end in (zero, low, high)])
+        edges[info.name] = np.stack([np.full(shape, end, info.dtype) for end in (0, low, high)])
     probes.append(Probe("random", randoms, batch))
-    first = replace(probes[0], must_vary=True)
-    single = {name: array[:SINGLE_SAMPLES] for name, array in first.inputs.items()}
-    probes = [first, *probes[1:], Probe("single", single, 1), Probe("edge", edges, 3)]
+    single = {name: array[:SINGLE_SAMPLES] for name, array in probes[0].inputs.items()}
+    probes += [Probe("single", single, 1), Probe("edge", edges, 3)]
     return [_whole_batches(probe, fixed) for probe in probes] if fixed else probes
+
+
+def _mixed(samples: Array, rng: np.random.Generator) -> Array:
+    """Draws the value at each position from the values that samples have there."""
+    flat = samples.reshape(len(samples), -1)
+    rows = rng.integers(0, len(flat), (RANDOM_SAMPLES, flat.shape[1]))
+    return flat[rows, np.arange(flat.shape[1])].reshape(RANDOM_SAMPLES, *samples.shape[1:])
+
+
+def _extreme(samples: Array) -> Array:
+    """Returns the samples with the least, the middle and the largest sum of values."""
+    order = np.argsort(samples.reshape(len(samples), -1).sum(axis=1), kind="stable")
+    return samples[order[[0, len(order) // 2, -1]]]
 
 
 def _affordable_samples(inputs: Mapping[str, Samples], outputs: Sequence[TensorInfo]) -> int:

@@ -1,12 +1,19 @@
 """The cost of quantization: a quantized artifact against the float Keras model it was made from."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from exporter.data import Task
-from exporter.data.metrics import loss_of, snr_db
+from exporter.data.metrics import centred_snr_db, loss_of, lost_channels, snr_db
 from exporter.formats.variants import QualityRule
 from exporter.verification.parity import Execution, Fault, find_faults
+
+LOST_CHANNELS = 0.1
+"""The most channels, as a part of all, that may tell nothing any more."""
+
+_DEVIATIONS = 2.33
+"""A limit is missed if chance would explain it once in a hundred times."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +21,9 @@ class OutputQuality:
     """One output, on the first probe, in one backend.
 
     Attributes:
-        snr_db: Signal to noise ratio in decibels; infinite if equal.
+        snr_db: Signal to noise ratio in decibels; infinite if equal. That of values is taken about
+            the mean of each channel.
+        lost_channels: Part of the channels, 0 to 1, that tell nothing any more; None with classes.
         top1_agreement: Part of the samples with the same class; None without classes.
         drop: Loss of accuracy, 0 to 1; of another metric, relative. None without labels.
         passed: Whether each of these is within the limits.
@@ -27,6 +36,7 @@ class OutputQuality:
     top1_agreement: float | None
     drop: float | None
     passed: bool
+    lost_channels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,9 @@ class Quality:
 
     @property
     def passed(self) -> bool:
-        """Whether anything was compared, all of it is within the limits, and there is no fault."""
+        """Whether anything was compared, and is within the limits, and there is no new fault."""
         within = all(output.passed for output in self.outputs)
-        return bool(self.outputs) and within and not self.faults
+        return bool(self.outputs) and within and all(fault.in_reference for fault in self.faults)
 
 
 def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, Task]) -> Quality:
@@ -53,18 +63,38 @@ def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, T
     for backend, probe, output, values, expected in execution.pairs():
         if probe is not execution.probes[0] or values is None or values.shape != expected.shape:
             continue
-        ratio, agreement, drop = snr_db(values, expected), None, None
-        task = tasks.get(output, Task())
+        task, agreement, drop, lost = tasks.get(output, Task()), None, None, None
         if task.classes:
-            agreement = task.agreement(values, expected)
+            ratio, agreement = snr_db(values, expected), task.agreement(values, expected)
+        else:
+            ratio, lost = centred_snr_db(values, expected), lost_channels(values, expected)
         if output in probe.labels:
             labels = probe.labels[output][: len(values)]
             drop = loss_of(task.metric(expected, labels), task.metric(values, labels))
         # Written so that NaN fails.
         passed = (
             ratio >= rule.snr_db
-            and (agreement is None or agreement >= rule.agreement)
-            and (drop is None or drop <= rule.drop)
+            and (agreement is None or _highest(agreement, len(values)) >= rule.agreement)
+            and (drop is None or drop - _chance(agreement, len(values)) <= rule.drop)
+            and (lost is None or lost <= LOST_CHANNELS)
         )
-        judged.append(OutputQuality(backend, output, len(values), ratio, agreement, drop, passed))
+        judged.append(
+            OutputQuality(backend, output, len(values), ratio, agreement, drop, passed, lost)
+        )
     return Quality(tuple(judged), find_faults(execution), rule)
+
+
+def _highest(part: float, samples: int) -> float:
+    """Returns the upper end of the interval of Wilson (1927) for a part of some samples."""
+    spread = _DEVIATIONS * math.sqrt(
+        part * (1 - part) / samples + (_DEVIATIONS / (2 * samples)) ** 2
+    )
+    middle = part + _DEVIATIONS**2 / (2 * samples)
+    return (middle + spread) / (1 + _DEVIATIONS**2 / samples) if part < 1 else 1.0
+
+
+def _chance(agreement: float | None, samples: int) -> float:
+    """Returns the loss of accuracy that may be chance: only samples that changed can count."""
+    if agreement is None:
+        return 0.0
+    return _DEVIATIONS * math.sqrt((1 - agreement) / samples)

@@ -154,4 +154,4 @@ def views(reference: Array) -> dict[View, Callable[[Array], Array]]:
 
 
 def _largest(values: Array) -> float:
-    return float(np.abs(values).max(initial=0.0))
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))

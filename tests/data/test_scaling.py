@@ -31,7 +31,7 @@ def test_numbers_may_be_given_for_each_channel():
     np.testing.assert_array_equal(scaling(IMAGES), (IMAGES - np.float32([1, 2, 3])) / 2)
     assert scaling.normalization == Normalization((1.0, 2.0, 3.0), 2.0)
     scaling.check("input 'x'", 3)
-    with pytest.raises(DataError, match="is for 3 channels. Received: input 'x' with 4"):
+    with pytest.raises(DataError, match=r"is for 3 channels\. Received: input 'x' with 4"):
         scaling.check("input 'x'", 4)
 
 

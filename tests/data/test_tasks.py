@@ -15,8 +15,8 @@ LOGIT = OutputHint(loss="binary_crossentropy", from_logits=True)
 MSE = OutputHint(loss="mean_squared_error")
 
 
-def read(labels, shape, hint=OutputHint()):
-    task, step = read_labels("Labels", [np.asarray(labels)], shape, hint)
+def read(labels, shape, hint=None):
+    task, step = read_labels("Labels", [np.asarray(labels)], shape, hint or OutputHint())
     return task, step(np.asarray(labels))
 
 
@@ -102,7 +102,7 @@ def test_labels_that_do_not_fit_are_refused(labels, shape, hint, message):
 
 def test_labels_of_a_pipeline_that_come_later_are_checked_as_well():
     _, step = read_labels("Labels", [np.array([0, 1, 2])], (3,), SOFTMAX)
-    with pytest.raises(DataError, match="within 0 and 2. Received: values from 0 to 7"):
+    with pytest.raises(DataError, match=r"within 0 and 2\. Received: values from 0 to 7"):
         step(np.array([0, 7]))
 
 

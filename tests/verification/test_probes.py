@@ -49,14 +49,12 @@ def test_real_data_come_first_and_every_kind_is_there() -> None:
     assert [probe.name for probe in probes] == ["test", "random", "single", "edge"]
     np.testing.assert_array_equal(probes[0].inputs["features"], values)
     np.testing.assert_array_equal(probes[0].labels["scores"], labels)
-    assert [probe.must_vary for probe in probes] == [True, False, False, False]
 
 
 def test_random_inputs_come_first_where_there_are_no_data() -> None:
     probes = make_probes(network([FEATURES]), load_dataset("none"), 0)
 
     assert [probe.name for probe in probes] == ["random", "single", "edge"]
-    assert [probe.must_vary for probe in probes] == [True, False, False]
     assert not any(probe.labels for probe in probes)
 
 
@@ -103,6 +101,14 @@ def test_integers_stay_within_the_range_of_the_data(low: int, high: int) -> None
         assert low <= values.min() <= values.max() <= high
     # Both ends are drawn: the last index of an embedding is one of them.
     assert set(np.unique(probes["random"].inputs["tokens"])) == set(range(low, high + 1))
+
+
+def test_padding_stays_where_the_data_have_it() -> None:
+    tokens = np.random.default_rng(0).integers(1, 9, (60, 7)).astype("int32")
+    tokens[:, 5:] = 0
+    for probe in probes_by_name([TOKENS], dataset({"tokens": tokens})).values():
+        assert (probe.inputs["tokens"][:, :5] > 0).all()
+        assert (probe.inputs["tokens"][:, 5:] == 0).all()
 
 
 def test_integers_are_zero_or_one_where_there_are_no_data() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.data.metrics import task_metric
+from exporter.data import Task
 from exporter.formats import FORMAT_NAMES, FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import ChildError
@@ -88,7 +88,7 @@ def test_passes_an_honest_artifact_in_every_backend_on_every_probe(
     samples = {c.probe: c.samples for c in verdict.parity.comparisons}
     assert samples["test"] == len(data.test)
     labels = data.test.labels["probabilities"]
-    expected = task_metric(verifier.reference["test"]["probabilities"], labels)
+    expected = Task(2).metric(verifier.reference["test"]["probabilities"], labels)
     assert verdict.metrics == {"probabilities": expected}
     assert expected.value > 0.5
     assert [proof.layer for proof in verdict.structure.layers] == ["first", "second"]
