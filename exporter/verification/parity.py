@@ -208,7 +208,7 @@ def _fault_kind(values: Array | None, expected: Array) -> str | None:
 def _differences(actual: Array, wanted: Array, tolerance: Tolerance) -> dict[str, Any]:
     # The same infinity, or NaN in both, is no difference.
     same = (actual == wanted) | (np.isnan(actual) & np.isnan(wanted))
-    difference = np.where(same, 0.0, np.abs(np.where(same, 0.0, actual - wanted)))
+    difference = np.abs(np.where(same, 0.0, actual) - np.where(same, 0.0, wanted))
     finite = np.isfinite(wanted)
     magnitude = np.abs(np.where(finite, wanted, 0.0))
     rms = np.sqrt(np.mean(magnitude[finite] ** 2)) if finite.any() else 0.0

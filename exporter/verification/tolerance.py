@@ -118,7 +118,7 @@ def derive_tolerances(reference: Predictions, exact: Predictions) -> Tolerances:
             computed = reference[probe][output]
             for view, transform in views(computed).items():
                 wanted = transform(exact_values)
-                error = _largest(transform(computed[: len(exact_values)]) - wanted)
+                error = _distance(transform(computed[: len(exact_values)]), wanted)
                 errors[probe, output, view] = error, (largest := _largest(wanted))
                 if largest > 0:
                     ratios.setdefault((output, view), []).append(error / largest)
@@ -151,6 +151,12 @@ def views(reference: Array) -> dict[View, Callable[[Array], Array]]:
 
         ways["log_probability"] = log_probability
     return ways
+
+
+def _distance(values: Array, other: Array) -> float:
+    """Returns the largest difference of elements that are finite in both."""
+    both = np.isfinite(values) & np.isfinite(other)
+    return _largest(values[both] - other[both])
 
 
 def _largest(values: Array) -> float:

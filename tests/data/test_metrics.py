@@ -6,7 +6,9 @@ import pytest
 from exporter.data.metrics import (
     Metric,
     are_probabilities,
+    centred_snr_db,
     is_better,
+    lost_channels,
     snr_db,
 )
 
@@ -55,3 +57,22 @@ def test_signal_to_noise_ratio_in_decibels():
 def test_signal_to_noise_ratio_of_half_precision_does_not_overflow():
     reference = np.full((100,), 60000, "float16")
     assert math.isfinite(snr_db(reference - np.float16(1000), reference))
+
+
+def test_what_varies_is_compared_about_the_mean_of_each_channel():
+    rng = np.random.default_rng(0)
+    reference = rng.normal([1000.0, -50], [1.0, 1], (4000, 2))
+    noisy = reference + rng.normal(0, 0.1, reference.shape)
+    assert centred_snr_db(noisy, reference) == pytest.approx(20, abs=0.3)
+    assert snr_db(noisy, reference) > 70
+    # Where nothing varies, the values themselves are the signal.
+    assert centred_snr_db(np.full((5, 1), 9.0), np.full((5, 1), 10.0)) == pytest.approx(20)
+
+
+def test_a_channel_is_lost_where_noise_hides_what_varies():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(500, 4))
+    predictions = reference + rng.normal(size=(500, 4)) * [0.1, 0.4, 0.6, 0]
+    assert lost_channels(predictions, reference) == 0.25
+    predictions[0, 3] = np.nan
+    assert lost_channels(predictions, reference) == 0.5

@@ -15,7 +15,8 @@ def scored():
 
 
 def _carry_out(model, data, folder, **options):
-    recipe = exporter.Recipe(output=str(folder), **options)
+    # Untrained models serve here.
+    recipe = exporter.Recipe(output=str(folder), allow_poor_baseline=True, **options)
     # Checkpoints go below the current folder, where another process may train the same.
     with contextlib.chdir(folder.parent):
         return exporter.run(recipe, model=model, dataset=exporter.load_dataset(data))

@@ -157,3 +157,43 @@ def test_labels_or_else_values_tell_where_the_largest_element_is_a_class(
     values: Any, task: Any, classes: int | None
 ) -> None:
     assert output_tasks({"y": values}, {"y": task} if task else {})["y"].classes == classes
+
+
+def test_what_the_baseline_does_as_well_is_no_collapse() -> None:
+    partly = GOOD.copy()
+    partly[3] = np.nan
+    assert judge(partly, partly).passed
+    constant = np.ones((COUNT, 2))
+    assert judge(constant, constant).passed
+    nothing = np.full((COUNT, 3), np.nan)
+    assert not judge(nothing, nothing).passed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "large"), [(0, False), (1, False), (15, True)], ids=["none", "by chance", "many"]
+)
+def test_a_large_loss_of_accuracy_is_noticed_beyond_chance(wrong: int, large: bool) -> None:
+    classes = LABELS.copy()
+    classes[:wrong] = (classes[:wrong] + 1) % 3
+    (output,) = judge(GOOD, distributions(classes), LABELS).outputs
+
+    assert output.loss == pytest.approx(wrong / COUNT)
+    assert output.is_large is large
+
+
+def test_without_labels_agreement_and_noise_tell_what_was_lost() -> None:
+    (agreed,) = judge(GOOD, distributions((LABELS + 1) % 3)).outputs
+    (noisy,) = judge(TARGETS, 0.8 * TARGETS).outputs
+
+    assert (agreed.loss, agreed.is_large) == (1.0, True)
+    assert noisy.loss == pytest.approx(0.2)
+    assert noisy.is_large
+
+
+def test_the_limit_of_the_user_fails_the_verdict() -> None:
+    classes = LABELS.copy()
+    classes[:6] = (classes[:6] + 1) % 3
+    arguments = ({"y": GOOD}, {"y": distributions(classes)}, {"y": LABELS}, {"y": Task(3)})
+
+    assert judge_compression(*arguments, 0.11).passed
+    assert not judge_compression(*arguments, 0.09).passed

@@ -208,21 +208,18 @@ def _pad_tflite(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "pad"), [("onnx", _pad_onnx), ("tflite", _pad_tflite)])
-def test_fails_an_artifact_with_a_large_constant_that_nobody_needs(
+def test_a_large_constant_of_the_converter_is_told_and_no_fault(
     name: str, pad: Callable[[Path], None], verifier: Verifier, tampered: Callable[..., Any]
 ) -> None:
     verdict = verifier.verify(tampered(name, pad))
 
-    assert verdict.parity.passed
-    assert not verdict.passed
+    assert verdict.passed
     assert not verdict.structure.weights_as_predicted
     assert not verdict.structure.file_as_predicted
     assert verdict.structure.stored_bytes > PADDING
 
 
-def test_fails_a_saved_model_with_a_variable_that_nobody_needs(
-    compressed: Any, tmp_path: Path
-) -> None:
+def test_a_large_variable_of_a_saved_model_is_told(compressed: Any, tmp_path: Path) -> None:
     import tensorflow as tf
 
     from exporter.formats.base import describe
@@ -241,7 +238,7 @@ def test_fails_a_saved_model_with_a_variable_that_nobody_needs(
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
-def test_fails_an_artifact_that_grew_without_storing_a_tensor(
+def test_an_artifact_that_grew_without_storing_a_tensor_is_told(
     name: str, compressed: Any, tampered: Callable[..., Any]
 ) -> None:
     def grow(path: Path) -> None:
@@ -253,7 +250,6 @@ def test_fails_an_artifact_that_grew_without_storing_a_tensor(
     stored = FORMATS[name].stored_tensors(artifact.path) if name != "onnx" else []
     proof = prove_structure(stored or as_planned(compressed), artifact.size, compressed)
 
-    assert not proof.passed
     assert not proof.file_as_predicted
     assert proof.weights_as_predicted
 
