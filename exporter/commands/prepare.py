@@ -1,7 +1,7 @@
 """Loads and checks all that a command works on, before any work starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ from exporter.card import ModelCard, Normalization
 from exporter.commands.artifact import quantization_samples
 from exporter.commands.budgets import check_budget
 from exporter.data import Dataset, load_dataset
-from exporter.errors import RecipeError
+from exporter.errors import ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
-from exporter.graph.loading import load_model, loss_in_file
+from exporter.graph.loading import load_model, loss_in_file, translation_note
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.candidates import candidates
@@ -90,20 +90,35 @@ def prepare(
         check_training(recipe.tuning, dataset, network)
     card = card_of(recipe, network, dataset.normalization)
     if loss is None and recipe.tuning.finetune:
-        file = recipe.source.model
-        loss = loss_in_file(file) if file else getattr(model, "loss", None)
+        loss, dataset = _own_loss(recipe.source.model, model, dataset)
     return Job(recipe, network, trained_here, dataset, samples, card, loss, output, entries)
 
 
 def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, Dataset]:
     """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
+    note = ""
     if recipe.source.model is not None:
-        model = load_model(recipe.source.model)
+        model, note = load_model(recipe.source.model), translation_note(recipe.source.model)
     dataset = dataset or load_dataset(recipe.source.data)
     if model is None:
         model = reference_for(dataset, recipe.source.seed)
     network = Network.of(model)
-    return network, fitted(dataset, network)
+    return network, _noted(fitted(dataset, network), note)
+
+
+def _own_loss(file: str | None, model: Any, dataset: Dataset) -> tuple[Any, Dataset]:
+    """Returns what a model was compiled with, and the data, with a note if that is unreadable."""
+    if file is None:
+        return getattr(model, "loss", None), dataset
+    try:
+        return loss_in_file(file), dataset
+    except ModelError as error:
+        instead = "The loss that suits its outputs and labels is minimized instead"
+        return None, _noted(dataset, f"{error} {instead}")
+
+
+def _noted(dataset: Dataset, note: str) -> Dataset:
+    return replace(dataset, notes=(*dataset.notes, note)) if note else dataset
 
 
 def check_rank(network: Network, goal: Goal, cut: Cut) -> None:

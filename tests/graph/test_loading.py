@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from exporter.errors import ModelError
-from exporter.graph.loading import load_model
+from exporter.graph.loading import load_model, loss_in_file
 
 SUFFIXES = ["keras", "h5"]
 
@@ -121,3 +121,23 @@ class TestLoad:
 
 def a_loss_of_my_own(labels, predictions):
     return keras.ops.mean((labels - predictions) ** 2)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize(
+        "loss", ["mse", keras.losses.SparseCategoricalCrossentropy(from_logits=True), None]
+    )
+    def test_a_loss_of_keras_is_read(self, save, build, suffix, loss):
+        model = build("tiny")
+        if loss is not None:
+            model.compile(loss=loss)
+        found = loss_in_file(save(model, suffix))
+        assert type(found) is type(loss) or found is keras.losses.get(loss)
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_loss_of_the_users_own_is_an_error(self, save, build, suffix):
+        model = build("tiny")
+        model.compile(loss=a_loss_of_my_own)
+        with pytest.raises(ModelError, match=r"loss that .* was compiled with cannot be read"):
+            loss_in_file(save(model, suffix))
