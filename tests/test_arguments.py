@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[1]
         (["--rank", "20", "--format", "tflite"], "run", {"rank": 20, "formats": ["tflite"]}),
         (["run", "m.keras"], "run", {"model": "m.keras"}),
         (["m.keras", "--rank=a=3"], "run", {"model": "m.keras", "rank": {"a": 3}}),
+        (
+            ["--import", "a,b.py", "m.keras", "--import=c"],
+            "run",
+            {"model": "m.keras", "imports": ["a,b.py", "c"]},
+        ),
         (["inspect"], "inspect", {}),
         (["inspect", "m.keras", "--no-fold"], "inspect", {"model": "m.keras", "fold": False}),
         (["--seed", "3", "inspect", "m.keras"], "inspect", {"model": "m.keras", "seed": 3}),

@@ -13,6 +13,7 @@ from exporter.errors import ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
+from exporter.graph.imports import import_classes
 from exporter.graph.loading import load_model, loss_in_file, translation_note
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
@@ -97,6 +98,7 @@ def prepare(
 def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, Dataset]:
     """Returns the model, untrained if it is the reference MLP, and the data fitted to it."""
     note = ""
+    import_classes(recipe.source.imports)
     if recipe.source.model is not None:
         model, note = load_model(recipe.source.model), translation_note(recipe.source.model)
     dataset = dataset or load_dataset(recipe.source.data)

@@ -14,7 +14,7 @@ from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError
 from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.options.rank import DEFAULT_RANK, RANK_NAMES, Rank
-from exporter.options.values import Value, choice, flag, names, number, rank, text, whole
+from exporter.options.values import Value, choice, flag, names, number, rank, text, texts, whole
 
 FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
@@ -46,7 +46,7 @@ class Option(NamedTuple):
     @property
     def full_help(self) -> str:
         """The help, with the default where that is a value of its own."""
-        if self.default is None or isinstance(self.default, bool):
+        if self.default in {None, ()} or isinstance(self.default, bool):
             return self.help
         shown = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
         return f"{self.help} (default: {shown})"
@@ -99,6 +99,13 @@ class Source(Group):
         None,
         text("a path as text", metavar="MODEL"),
         "a .keras or .h5 file; without it, the reference MLP is trained on the data",
+    )
+    imports: tuple[str, ...] = _option(
+        (),
+        texts("a list of Python files or modules", metavar="FILE.py|MODULE"),
+        "code of yours that is run before the model is loaded, so that the classes of layers that "
+        "it defines or registers are known; may be repeated",
+        flag_name="import",
     )
     data: str = _option(
         DIGITS,

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from exporter.commands.prepare import prepare
+from exporter.errors import RecipeError
 from exporter.recipe import Recipe
 
 
@@ -40,3 +41,11 @@ def test_loss_in_the_file_is_taken(job, suffix):
     ready = job(keras.losses.CategoricalCrossentropy(label_smoothing=0.3), suffix)
     assert ready.loss.get_config()["label_smoothing"] == 0.3
     assert ready.dataset.notes == ()
+
+
+def test_code_of_the_users_own_is_run_before_the_model_is_loaded(tmp_path):
+    code = tmp_path / "code.py"
+    code.write_text("raise RuntimeError('of the code')")
+    recipe = Recipe(model="nowhere.keras", imports=(str(code),), data="none")
+    with pytest.raises(RecipeError, match="of the code"):
+        prepare(recipe, None, None, None, writes=False)

@@ -140,6 +140,24 @@ def test_class_that_keras_3_lacks_is_named(stored, kind):
         load_model(path)
 
 
+class Scaled(layers.Layer):
+    def __init__(self, factor, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+
+@pytest.mark.parametrize("kind", ["Scaled", "Custom>Scaled"])
+def test_class_of_the_users_own_gets_its_options(stored, arrays, kind):
+    only = stored.layer(kind, "only", factor=3.0, batch_input_shape=[None, 5])
+    path = stored.write_h5(stored.sequential(only))
+    (x,) = arrays((2, 5))
+    with keras.saving.custom_object_scope({kind: Scaled}):
+        np.testing.assert_allclose(stored.predict(path, x), 3 * x, rtol=1e-6)
+
+
 def test_lambda_layer_is_refused(stored):
     only = stored.layer("Lambda", "only", [stored.fed("x")], function=["4wEAAAA", None, None])
     path = stored.write_h5(stored.functional(stored.inputs(5), only, outputs=[["only", 0, 0]]))
