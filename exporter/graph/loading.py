@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exporter.errors import ModelError, brief, root_cause
+from exporter.graph.backend import require_tensorflow
 from exporter.graph.keras2.layers import LAMBDA, loss_config, unknown_class
 from exporter.graph.keras2.model import model_from
 from exporter.graph.keras2.weights import read_archive, read_h5
+from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
 from exporter.graph.types import Model
 
@@ -37,6 +39,7 @@ def load_model(path: str) -> Network:
     """
     file = Path(path)
     _check_file(file)
+    require_tensorflow()
     stored = None
     try:
         stored = _read(file)
@@ -44,7 +47,8 @@ def load_model(path: str) -> Network:
     except Exception as error:  # Keras raises whatever its deserialization runs into.
         whose = f", a file of Keras {stored.version}," if stored and stored.is_old else ""
         raise ModelError(f"{path!r}{whose} cannot be loaded: {_explain(error)}") from error
-    return Network(model)
+    renamed = make_names_usable(model)
+    return Network(model).copy() if renamed else Network(model)
 
 
 def translation_note(path: str) -> str:

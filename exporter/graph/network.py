@@ -5,9 +5,11 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.errors import ModelError
+from exporter.graph.backend import require_tensorflow
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
+from exporter.graph.names import check_names
 from exporter.graph.outputs import Family, output_layers
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
@@ -31,6 +33,7 @@ class Network:
         Raises:
             ModelError: If it is not a built Sequential or Functional Keras model.
         """
+        require_tensorflow()
         import keras
 
         if not isinstance(model, keras.Model):
@@ -46,6 +49,7 @@ class Network:
                 f"Model {model.name!r} has not been built, so the shapes of its weights are "
                 "unknown. Give it a keras.Input, or call model.build(input_shape)."
             )
+        check_names(model)
         self.model = model
         for path, layer in self.layers.items():
             if isinstance(layer, keras.Model):

@@ -4,6 +4,7 @@ import pytest
 
 from exporter.errors import ModelError
 from exporter.graph.loading import load_model, loss_in_file
+from exporter.graph.network import Network
 
 SUFFIXES = ["keras", "h5"]
 
@@ -121,6 +122,28 @@ class TestLoad:
 
 def a_loss_of_my_own(labels, predictions):
     return keras.ops.mean((labels - predictions) ** 2)
+
+
+def test_names_that_tensorflow_does_not_take_are_changed(save):
+    shape, names = (4,), ["erste schicht", "erste_schicht", "näher/dran"]
+    chain = [keras.layers.Dense(4, name=name.replace("/", "-")) for name in names]
+    inner = keras.Sequential([keras.Input(shape), *chain], name="in nen")
+    model = keras.Sequential([keras.Input(shape, name="ein gabe"), inner], name="so so")
+    x = np.ones((2, 4), "float32")
+    with pytest.raises(ModelError, match=r"TensorFlow takes names.*'so so', 'in nen', 'erste"):
+        Network(model)
+    path = save(model)
+    expected = x
+    for layer in chain:
+        expected = expected @ layer.kernel.numpy()
+    network = load_model(path)
+    assert network.name == "so_so"
+    assert list(network.layers) == [
+        "in_nen/erste_schicht_1", "in_nen/erste_schicht", "in_nen/n_her-dran"
+    ]  # fmt: skip
+    (found,) = network.runner()({"ein_gabe": x}).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert all(" " not in weight.path for weight in network.model.weights)
 
 
 class TestLoss:
