@@ -108,8 +108,10 @@ def _read(file: Path) -> _Stored:
     if file.suffix == ".keras":
         with zipfile.ZipFile(file) as archive:
             config = json.loads(archive.read("config.json"))
-            version = json.loads(archive.read("metadata.json"))["keras_version"]
-        return _Stored(str(version), config, (config.get("compile_config") or {}).get("loss"))
+            told = "metadata.json" in archive.namelist()
+            metadata = json.loads(archive.read("metadata.json")) if told else {}
+        version = str(metadata.get("keras_version", ""))
+        return _Stored(version, config, (config.get("compile_config") or {}).get("loss"))
     with h5py.File(file) as opened:
         attributes = opened.attrs
         if "model_config" not in attributes:

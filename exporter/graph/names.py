@@ -46,11 +46,9 @@ def _usable(name: str) -> str:
 
 
 def _all(model: Model) -> Iterator[Layer]:
+    """Yields a model, its layers, and those within them; inputs may have any name."""
     import keras
 
-    yield model
-    for layer in getattr(model, "layers", ()):
-        if isinstance(layer, keras.Model):
-            yield from _all(layer)
-        elif not isinstance(layer, keras.layers.InputLayer):
+    for layer in model._flatten_layers():
+        if not isinstance(layer, keras.layers.InputLayer):
             yield layer

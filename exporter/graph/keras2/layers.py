@@ -17,6 +17,13 @@ OPERATIONS = {"TFOpLambda", "SlicingOpLambda"}
 HARD_SIGMOID = "hard_sigmoid"
 """The activation that has another slope in Keras 3."""
 
+_GONE = {
+    *("ClassMethod", "InstanceMethod", "InstanceProperty", "TensorFlowOpLayer", "ModuleWrapper"),
+    *("CuDNNGRU", "CuDNNLSTM", "LocallyConnected1D", "LocallyConnected2D", "DenseFeatures"),
+    *("RandomHeight", "RandomWidth", "KerasLayer"),
+}
+"""Classes of Keras 2 that Keras 3 has nothing like."""
+
 LAMBDA = (
     "a Lambda layer, which would run code from the file. Replace it by a layer of Keras, for "
     "example keras.layers.Rescaling."
@@ -96,6 +103,11 @@ def layer_config(stored: Config, nested: Nested) -> Config:
 
 def unknown_class(name: str) -> str:
     """Tells what helps if Keras does not know a class."""
+    if name in _GONE:
+        return (
+            f"Keras 3 has no class {name!r} any more. Save the model again with a layer of another "
+            "class, by the version of TensorFlow that wrote it."
+        )
     return (
         f"Keras 3 does not know its class {name!r}. Give the Python file that defines it by "
         "--import, or load the model in Python with its custom_objects and call exporter.run with "

@@ -132,11 +132,11 @@ def test_option_that_keras_3_lacks_is_named(stored, kind, config, told):
         load_model(path)
 
 
-@pytest.mark.parametrize("kind", ["LocallyConnected2D", "CuDNNLSTM", "OfMyOwn", "Custom>OfMyOwn"])
+@pytest.mark.parametrize("kind", ["LocallyConnected2D", "CuDNNLSTM", "OfMyOwn", "Own>OfMyOwn"])
 def test_class_that_keras_3_lacks_is_named(stored, kind):
     only = stored.layer(kind, "only", [stored.fed("x")])
     path = stored.write_h5(stored.functional(stored.inputs(5), only, outputs=[["only", 0, 0]]))
-    with pytest.raises(ModelError, match=rf"Keras 2\.9\.0,.*layer 'only'.*its class '{kind}'"):
+    with pytest.raises(ModelError, match=rf"Keras 2\.9\.0,.*layer 'only'.*class '{kind}'"):
         load_model(path)
 
 
