@@ -30,7 +30,7 @@ _ENDINGS = {
 }
 
 
-_WRAPPED = 24
+_WRAPPED = 16
 """Columns that a wrapped column gets at least."""
 
 
