@@ -1,10 +1,13 @@
 """Exports trained Keras models as small, fast and proven edge artifacts.
 
 The names below are the public API. They are imported when they are first used, so that
-``import exporter`` loads neither TensorFlow nor a runtime.
+``import exporter`` loads neither TensorFlow nor a runtime. It has Keras use TensorFlow, whatever
+the environment says, because models are exported by it.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from exporter.version import __version__ as __version__
@@ -36,6 +39,11 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.report.results import Report as Report
     from exporter.training.finetune import FineTuned as FineTuned
     from exporter.verification.verifier import ConversionVerdict as ConversionVerdict
+
+if "keras" not in sys.modules:  # Keras reads it once, when it is imported.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+if "tensorflow" not in sys.modules:
+    os.environ["TF_USE_LEGACY_KERAS"] = "0"
 
 _PUBLIC = {
     "card": ["ModelCard", "Normalization"],

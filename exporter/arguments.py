@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
@@ -96,6 +96,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Returns:
         The options by name, those that were not given left out; ``verb``, and what is printed.
     """
+    if "--" in arguments:  # What follows are files, though they begin with a dash.
+        end = arguments.index("--")
+        files = (f"./{a}" if a.startswith("-") else a for a in arguments[end + 1 :])
+        arguments = [*arguments[:end], *files]
     words = _positionals(arguments)
     named = bool(words) and words[0] in VERBS
     verb = words[0] if named else RUN
@@ -106,15 +110,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _positionals(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments that are no option, nor the value of one, of any verb."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Raising(add_help=False, allow_abbrev=False)
     for group in GROUPS.values():
         for option in group.options():
             switch = isinstance(option.default, bool)
             parser.add_argument(option.flag, action="store_true" if switch else "store")
     _add_printing(parser)
     parser.add_argument("words", nargs="*")
-    words: list[str] = parser.parse_known_intermixed_args(arguments)[0].words
+    try:
+        words: list[str] = parser.parse_known_intermixed_args(arguments)[0].words
+    except ValueError:  # The parser of the verb says it better.
+        return [word for word in arguments if word in VERBS]
     return words
+
+
+class _Raising(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """The command line: parses, calls the API, prints."""
 
 import argparse
+import codecs
 import io
 import json
 import logging
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 
+_PLAIN = str.maketrans("×µ…─━▁▂▃▄▅▆▇█", "xu.--_.:-=+*#")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Writes characters that a terminal lacks by others that look like them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end].translate(_PLAIN)
+    return lacking.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error("plain", _plain)
+
+
 class Outcome(NamedTuple):
     """Result of a verb: its values in JSON, a function that prints it, and the exit code."""
 
@@ -37,9 +52,10 @@ class Outcome(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line, by default that of the process, and returns the exit code."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A terminal may lack a character.
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="plain")
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
     except ExporterError as error:
@@ -58,6 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("exporter: interrupted, nothing was written", file=sys.stderr)
             return EXIT_INTERRUPTED
+
+
+def _open_streams() -> None:
+    """Gives the process streams that it was started without, or a file would get their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Gets the smallest number that is free.
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _fail(error: ExporterError) -> int:

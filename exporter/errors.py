@@ -74,3 +74,10 @@ def brief(error: BaseException, limit: int = 300) -> str:
     text = lines[0] if lines else type(error).__name__
     text += "" if text.endswith((".", "!", "?")) else "."
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def root_cause(error: BaseException) -> str:
+    """Returns, whole, what Keras wraps in other errors, which repeat whole configurations."""
+    text = _TERMINAL_STYLE.sub("", str(error)).rpartition("Exception encountered: ")[2]
+    cause = " ".join(text.partition("\n\n")[0].split()) or type(error).__name__
+    return cause if cause.endswith((".", "!", "?")) else f"{cause}."

@@ -36,7 +36,8 @@ def call_in_child(
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     completed = subprocess.run(
-        [sys.executable, "-m", "exporter.isolation", target],
+        # -P: a random.py in the current folder would stand in for Python's own.
+        [sys.executable, "-P", "-m", "exporter.isolation", target],
         input=json.dumps(job),
         capture_output=True,
         text=True,

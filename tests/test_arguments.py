@@ -19,6 +19,16 @@ ROOT = Path(__file__).parents[1]
         (["--rank", "20", "--format", "tflite"], "run", {"rank": 20, "formats": ["tflite"]}),
         (["run", "m.keras"], "run", {"model": "m.keras"}),
         (["m.keras", "--rank=a=3"], "run", {"model": "m.keras", "rank": {"a": 3}}),
+        (
+            ["--import", "a,b.py", "m.keras", "--import=c"],
+            "run",
+            {"model": "m.keras", "imports": ["a,b.py", "c"]},
+        ),
+        (
+            ["verify", "--seed=3", "--", "-a.tflite", "b c.keras"],
+            "verify",
+            {"artifact": "./-a.tflite", "model": "b c.keras", "seed": 3, "data": "none"},
+        ),
         (["inspect"], "inspect", {}),
         (["inspect", "m.keras", "--no-fold"], "inspect", {"model": "m.keras", "fold": False}),
         (["--seed", "3", "inspect", "m.keras"], "inspect", {"model": "m.keras", "seed": 3}),
@@ -99,3 +109,11 @@ def test_the_documentation_has_the_table_of_options():
     page = (ROOT / "docs" / "options.md").read_text()
     assert options_table() in page, "run scripts/generate"
     assert all(f"`{name}`" in page for name in GROUP_OF)
+
+
+def test_usage_errors_are_those_of_the_verb(capsys):
+    with pytest.raises(SystemExit):
+        parse(["inspect", "m.keras", "--data"])
+    told = capsys.readouterr().err
+    assert told.startswith("usage: exporter inspect ")
+    assert "argument --data: expected one argument" in told

@@ -1,6 +1,7 @@
 """The public API, and what importing it may cost."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -90,3 +91,37 @@ def test_start_up_loads_nothing_heavy(statement):
     loaded = set(done.stdout.rpartition("|")[2].split())
     assert "exporter.recipe" in loaded
     assert not loaded & HEAVY
+
+
+def python(code, **environment):
+    """Runs Python code in a new process and returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_keras_uses_tensorflow_whatever_the_environment_says():
+    code = "import exporter, keras; print(keras.config.backend())"
+    assert python(code, KERAS_BACKEND="torch", TF_USE_LEGACY_KERAS="1") == "tensorflow"
+
+
+def test_another_backend_that_is_in_use_is_an_error():
+    code = """
+import keras
+keras.config.backend = lambda: "torch"
+import exporter
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+for call in (
+    lambda: exporter.inspect(model),
+    lambda: exporter.run(exporter.Recipe(model=__file__, data="none")),
+):
+    try:
+        call()
+    except exporter.ExporterError as error:
+        print(error.exit_code, error)
+"""
+    first, *_ = told = python(code.replace("__file__", repr(__file__))).splitlines()
+    assert first.startswith("2 Keras must use the backend 'tensorflow'. Received: 'torch'")
+    assert len(told) == 2

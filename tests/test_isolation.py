@@ -59,6 +59,12 @@ def identity(job):
     return os.getpid()
 
 
+def python(job):
+    import subprocess
+
+    return subprocess.run([sys.executable, *job], capture_output=True, text=True).stdout
+
+
 def keras_is_loaded(job):
     return "keras" in sys.modules
 """
@@ -119,6 +125,19 @@ def test_child_that_gives_no_answer_is_an_error(
 ) -> None:
     with pytest.raises(ChildError, match=message):
         call(name, job)
+
+
+def test_files_in_the_current_folder_are_no_modules(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "numpy", "json"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('planted')")
+    monkeypatch.chdir(tmp_path)
+
+    assert call("echo", [1]) == {"seen": [1]}
+    code = "import random, numpy, json, exporter; print('fine')"
+    assert call("python", ["-P", "-c", code]) == "fine\n"
+    assert "usage: exporter" in call("python", ["-m", "exporter", "--help"])
 
 
 def test_module_that_is_missing_is_an_error() -> None:

@@ -195,6 +195,8 @@ def test_a_public_function_refuses_what_it_does_not_use():
         ({"ranges": "max"}, "ranges must be one of minmax, percentile, mse, entropy."),
         ({"model": ""}, "model must be a path as text. Received: ''."),
         ({"model": 3}, "Received: 3."),
+        ({"imports": "a.py"}, "imports must be a list of Python files or modules."),
+        ({"imports": [""]}, "imports must be a list of Python files or modules."),
         ({"output": ""}, "output must be a path as text. Received: ''."),
         ({"data": ""}, "data must be a name or a path as text. Received: ''."),
         ({"data": None}, "Received: None."),

@@ -1,7 +1,7 @@
 """Loads and checks all that a command works on, before any work starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ from exporter.card import ModelCard, Normalization
 from exporter.commands.artifact import quantization_samples
 from exporter.commands.budgets import check_budget
 from exporter.data import Dataset, load_dataset
-from exporter.errors import DataError, RecipeError
+from exporter.errors import DataError, ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
-from exporter.graph.loading import load_model, loss_in_file
+from exporter.graph.imports import import_classes
+from exporter.graph.loading import load_model, loss_in_file, translation_note
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.candidates import candidates
@@ -103,16 +104,30 @@ def load(
 
     The loss is what the model was compiled with, unless it is given.
     """
-    source, scale = recipe.source, recipe.source.scale
+    source, scale, notes = recipe.source, recipe.source.scale, []
+    import_classes(source.imports)
     if source.model is not None:
         model = load_model(source.model)
-        loss = loss_in_file(source.model) if loss is None else loss
+        notes.append(translation_note(source.model))
     dataset = dataset or load_dataset(source.data)
     if model is None:
         model, scale = reference_for(dataset, source.seed), "unit" if scale == AUTO else scale
     network = Network.of(model)
-    loss = getattr(network.model, "loss", None) if loss is None else loss
-    return network, fitted(dataset, network, scale, loss), loss
+    if loss is None and source.model is not None:
+        loss, note = _loss_in_file(source.model)
+        notes.append(note)
+    elif loss is None:
+        loss = getattr(network.model, "loss", None)
+    fitted_data = fitted(dataset, network, scale, loss)
+    return network, replace(fitted_data, notes=(*fitted_data.notes, *filter(None, notes))), loss
+
+
+def _loss_in_file(file: str) -> tuple[Any, str]:
+    """Returns what a model was compiled with, and a note if that cannot be read."""
+    try:
+        return loss_in_file(file), ""
+    except ModelError as error:
+        return None, f"{error} The loss that suits its outputs and labels is taken instead"
 
 
 def check_baseline(network: Network, dataset: Dataset) -> None:
@@ -121,17 +136,14 @@ def check_baseline(network: Network, dataset: Dataset) -> None:
     if verdict.passed:
         return
     scaling = [note for note in dataset.notes if "scaled" in note or "left as they are" in note]
+    reordered = "; the classes seem to stand in another order here"
     raise DataError(
         f"The model is no better than a constant on the labels of data {dataset.name!r}: "
         f"{verdict.told}. {''.join(f'Inputs were taken so: {note}. ' for note in scaling)}"
         "The usual causes are values in another scale than those of training (--scale sets it), "
         "another order of classes, or another order of channels"
-        + (
-            "; the classes seem to stand in another order here"
-            if any(output.reordered for output in verdict.outputs)
-            else ""
-        )
-        + ". --allow-poor-baseline goes on all the same."
+        f"{reordered if any(output.reordered for output in verdict.outputs) else ''}. "
+        "--allow-poor-baseline goes on all the same."
     )
 
 

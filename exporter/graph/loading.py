@@ -1,30 +1,60 @@
 """Loads Keras models from files."""
 
+import io
 import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from exporter.errors import ModelError, brief
+from exporter.errors import ModelError, brief, root_cause
+from exporter.graph.backend import require_tensorflow
+from exporter.graph.keras2.layers import LAMBDA, loss_config, unknown_class
+from exporter.graph.keras2.model import model_from
+from exporter.graph.keras2.weights import read_archive, read_h5
+from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
+from exporter.graph.types import Model
+
+
+class _Stored(NamedTuple):
+    """What a file tells of its model, and the version of Keras that wrote it."""
+
+    version: str
+    model: Any
+    loss: Any
+
+    @property
+    def is_old(self) -> bool:
+        return self.version.startswith(("1.", "2."))
 
 
 def load_model(path: str) -> Network:
     """Loads a ``.keras`` or ``.h5`` file in safe mode and checks that its graph can be rewritten.
+
+    Files of Keras 2 are translated.
 
     Raises:
         ModelError: If the file is missing, damaged, of another kind, unsafe, or not such a model.
     """
     file = Path(path)
     _check_file(file)
-    import keras
-
+    require_tensorflow()
+    stored = None
     try:
-        model = keras.models.load_model(file, compile=False, safe_mode=True)
+        stored = _read(file)
+        model = _load_old(file, stored) if stored.is_old else _load(file)
     except Exception as error:  # Keras raises whatever its deserialization runs into.
-        raise ModelError(f"{path!r} cannot be loaded: {_explain(error)}") from error
-    return Network(model)
+        whose = f", a file of Keras {stored.version}," if stored and stored.is_old else ""
+        raise ModelError(f"{path!r}{whose} cannot be loaded: {_explain(error)}") from error
+    renamed = make_names_usable(model)
+    return Network(model).copy() if renamed else Network(model)
+
+
+def translation_note(path: str) -> str:
+    """Tells that ``load_model`` translated a file; empty if there was no need to."""
+    stored = _read(Path(path))
+    return f"{path} is of Keras {stored.version}: it was translated" if stored.is_old else ""
 
 
 def loss_in_file(path: str) -> Any:
@@ -33,26 +63,66 @@ def loss_in_file(path: str) -> Any:
     It is returned as ``keras.Model.compile`` takes it; None if the model was not compiled.
 
     Raises:
-        ModelError: If Keras does not know the loss.
+        ModelError: If Keras cannot make it.
     """
-    import h5py
     import keras
 
-    file = Path(path)
+    stored = _read(Path(path))
+    legacy = stored.is_old or Path(path).suffix != ".keras"  # Keras 3 writes .h5 as Keras 2 did.
+    try:
+        config = loss_config(stored.loss) if legacy else stored.loss
+        loss = None if config is None else keras.saving.deserialize_keras_object(config)
+        for name in keras.tree.flatten(loss):
+            keras.losses.get(name)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"The loss that {path!r} was compiled with cannot be read: {brief(error)}"
+        ) from error
+    return loss
+
+
+def _load(file: Path) -> Model:
+    import keras
+
+    return keras.models.load_model(file, compile=False, safe_mode=True)
+
+
+def _load_old(file: Path, stored: _Stored) -> Model:
+    import h5py
+
+    model = model_from(stored.model)
+    if file.suffix != ".keras":
+        with h5py.File(file) as opened:
+            read_h5(model, stored.model, opened["model_weights"])
+        return model
+    with zipfile.ZipFile(file) as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content) as opened:
+        read_archive(model, stored.model, opened)
+    return model
+
+
+def _read(file: Path) -> _Stored:
+    import h5py
+
     if file.suffix == ".keras":
         with zipfile.ZipFile(file) as archive:
-            config = json.loads(archive.read("config.json")).get("compile_config")
-    else:
-        with h5py.File(file) as stored:
-            config = json.loads(stored.attrs.get("training_config", "null"))
-    loss = (config or {}).get("loss")
-    try:
-        return keras.saving.deserialize_keras_object(loss) if loss is not None else None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"The loss that {path!r} was compiled with cannot be read: {brief(error)} Load the "
-            "model in Python with its custom_objects, and call exporter.run with the object."
-        ) from error
+            config = json.loads(archive.read("config.json"))
+            told = "metadata.json" in archive.namelist()
+            metadata = json.loads(archive.read("metadata.json")) if told else {}
+        version = str(metadata.get("keras_version", ""))
+        return _Stored(version, config, (config.get("compile_config") or {}).get("loss"))
+    with h5py.File(file) as opened:
+        attributes = opened.attrs
+        if "model_config" not in attributes:
+            raise ModelError(
+                "it has weights alone, and no model. Build the model in Python, call its "
+                f"load_weights({str(file)!r}), and save it with model.save('model.keras')."
+            )
+        trained = json.loads(attributes.get("training_config", "null")) or {}
+        version = attributes.get("keras_version", "")
+        version = version.decode() if isinstance(version, bytes) else str(version)
+        return _Stored(version, json.loads(attributes["model_config"]), trained.get("loss"))
 
 
 def _check_file(file: Path) -> None:
@@ -63,7 +133,7 @@ def _check_file(file: Path) -> None:
     try:
         with file.open("rb") as stream:
             if file.suffix == ".keras":
-                kind, intact = "zip archive of Keras 3", zipfile.is_zipfile(stream)
+                kind, intact = "zip archive of Keras", zipfile.is_zipfile(stream)
             else:
                 kind, intact = "HDF5 file", stream.read(8) == b"\x89HDF\r\n\x1a\n"
     except OSError as error:
@@ -76,16 +146,10 @@ def _check_file(file: Path) -> None:
 
 
 def _explain(error: Exception) -> str:
+    if isinstance(error, ModelError):
+        return str(error)
     text = str(error)
     if "Lambda" in text:
-        return (
-            "it has a Lambda layer, which would run code from the file. "
-            "Replace it by a layer of Keras, for example keras.layers.Rescaling."
-        )
-    unknown = re.search(r"(?:Could not locate class|Unknown layer:?) '?(\w+)", text)
-    if unknown:
-        return (
-            f"Keras does not know its class {unknown[1]!r}. Load it in Python with its "
-            "custom_objects and call exporter.run with the object."
-        )
-    return brief(error)
+        return f"it has {LAMBDA}"
+    unknown = re.search(r"(?:Could not locate class|Unknown layer:?) '?([\w>]+)", text)
+    return unknown_class(unknown[1]) if unknown else root_cause(error)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError
+from exporter.graph.backend import require_tensorflow
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
+from exporter.graph.names import check_names
 from exporter.graph.outputs import Family, loss_name, losses_by_output, output_layers
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
@@ -39,6 +41,7 @@ class Network:
         Raises:
             ModelError: If it is not a built Sequential or Functional Keras model.
         """
+        require_tensorflow()
         import keras
 
         if not isinstance(model, keras.Model):
@@ -54,6 +57,7 @@ class Network:
                 f"Model {model.name!r} has not been built, so the shapes of its weights are "
                 "unknown. Give it a keras.Input, or call model.build(input_shape)."
             )
+        check_names(model)
         self.model = model
         for path, layer in self.layers.items():
             if isinstance(layer, keras.Model):

@@ -80,10 +80,18 @@ class Signature:
         """Reads the names.
 
         Raises:
-            ModelError: If the model has an input that is not dense.
+            ModelError: If the model has an input that is not dense, or no number.
         """
         import keras
 
+        for operation in (tensor._keras_history.operation for tensor in model.inputs):
+            if operation.output.dtype == "string":
+                takers = {node.operation.name for node in operation._outbound_nodes}
+                raise ModelError(
+                    f"Input {operation.name!r} takes text, for {', '.join(sorted(takers))}; the "
+                    "formats take numbers alone. Look words up before the model, and save what "
+                    "follows: keras.Model(lookup.output, model.output)."
+                )
         if any(tensor.sparse for tensor in model.inputs):
             raise ModelError("Sparse inputs cannot be exported. Give the model dense inputs.")
         self.model = model

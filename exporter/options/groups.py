@@ -24,6 +24,7 @@ from exporter.options.values import (
     rank,
     scale,
     text,
+    texts,
     whole,
 )
 
@@ -57,7 +58,7 @@ class Option(NamedTuple):
     @property
     def full_help(self) -> str:
         """The help, with the default where that is a value of its own."""
-        if self.default is None or isinstance(self.default, bool):
+        if self.default in {None, ()} or isinstance(self.default, bool):
             return self.help
         shown = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
         return f"{self.help} (default: {shown})"
@@ -110,6 +111,13 @@ class Source(Group):
         None,
         text("a path as text", metavar="MODEL"),
         "a .keras or .h5 file; without it, the reference MLP is trained on the data",
+    )
+    imports: tuple[str, ...] = _option(
+        (),
+        texts("a list of Python files or modules", metavar="FILE.py|MODULE"),
+        "code of yours that is run before the model is loaded, so that the classes of layers that "
+        "it defines or registers are known; may be repeated",
+        flag_name="import",
     )
     data: str = _option(
         DIGITS,

@@ -112,6 +112,16 @@ def names(metavar: str) -> Value:
     return Value("a list of names", lambda v: isinstance(v, (list, tuple)), schema, parser, tuple)
 
 
+def texts(wanted: str, metavar: str) -> Value:
+    """Returns the value of an option that is given once for each text; it may be left out."""
+    schema = {"type": "array", "items": {"type": "string", "minLength": 1}}
+
+    def takes(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and all(v and isinstance(v, str) for v in value)
+
+    return Value(wanted, takes, schema, {"action": "append", "metavar": metavar}, tuple)
+
+
 def rank() -> Value:
     """Returns the value of the option that takes a rank; see ``exporter.options.rank``."""
     schemas = [

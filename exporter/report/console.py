@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import measure_renderables
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,18 +30,54 @@ _ENDINGS = {
 }
 
 
+_WRAPPED = 16
+"""Columns that a wrapped column gets at least."""
+
+
+class _OpenTable(Table):
+    """A table that is a list where it is too wide for the terminal, so that no cell is cut."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self._needed(console, options) <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        yield Text(str(self.title or ""), "bold")
+        columns = [(Text(str(column.header)), list(column.cells)) for column in self.columns]
+        for name, *cells in zip(*(cells for _, cells in columns), strict=True):
+            yield Padding(_text(name), (0, 0, 0, 2))
+            facts = [
+                Text(" ").join([header, text])
+                for (header, _), text in zip(columns[1:], map(_text, cells), strict=True)
+                if text
+            ]
+            yield Padding(Text(", ").join(facts), (0, 0, 0, 4))
+        yield Text()
+
+    def _needed(self, console: Console, options: ConsoleOptions) -> int:
+        unlimited, needed = options.update(max_width=10_000), 1
+        for column in self.columns:
+            cells = [column.header, *column.cells]
+            width = measure_renderables(console, unlimited, cells).maximum
+            needed += 3 + (width if column.no_wrap else min(width, column.min_width or _WRAPPED))
+        return needed
+
+
 def open_table(
     title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str] = ()
 ) -> Table:
     """Opens a table: columns aligned to the left, to the right, and wrapped ones."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = _OpenTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for name in left:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     for name in last:
         table.add_column(name, overflow="fold")
     return table
+
+
+def _text(cell: RenderableType) -> Text:
+    return cell if isinstance(cell, Text) else Text.from_markup(str(cell))
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -44,13 +44,6 @@ def workplace(tmp_path_factory):
     np.savez(folder / "data.npz", x=x, y=y)
     model.fit(x, y, epochs=1, verbose=0)
     model.save(folder / "small.keras")
-
-    @keras.saving.register_keras_serializable("own")
-    def own_loss(y, p):
-        return keras.losses.sparse_categorical_crossentropy(y, p)
-
-    model.compile("adam", own_loss)
-    model.save(folder / "own.keras")
     return folder
 
 
@@ -79,10 +72,6 @@ BAD_INPUT = {
     "no cluster": (
         ["small.keras", "--data=data.npz", "--finetune=1", "--distribute=multiworker"],
         "needs TF_CONFIG",
-    ),
-    "loss of the user's own": (
-        ["own.keras", "--data=data.npz", "--rank=3", "--finetune=1"],
-        "The loss that 'own.keras' was compiled with cannot be read",
     ),
 }
 

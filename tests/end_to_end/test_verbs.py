@@ -114,3 +114,12 @@ def test_a_reader_that_closes_the_pipe_and_a_terminal_of_ascii_are_no_failures(w
     done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, check=False)
     assert done.returncode == 0
     assert b"hidden" in done.stdout
+    assert b" x " in done.stdout
+    assert b"?" not in done.stdout
+
+
+@pytest.mark.parametrize(("model", "code"), [("small.keras", 0), ("nowhere.keras", 2)])
+def test_streams_that_are_closed_are_no_failures(workplace, model, code):
+    command = [sys.executable, "-m", "exporter", "inspect", model, "--data=none"]
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    assert subprocess.run(closing, cwd=workplace, check=False).returncode == code

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from exporter.errors import ModelError
-from exporter.graph.loading import load_model
+from exporter.graph.loading import load_model, loss_in_file
+from exporter.graph.network import Network
 
 SUFFIXES = ["keras", "h5"]
 
@@ -121,3 +122,55 @@ class TestLoad:
 
 def a_loss_of_my_own(labels, predictions):
     return keras.ops.mean((labels - predictions) ** 2)
+
+
+def test_names_that_tensorflow_does_not_take_are_changed(save):
+    shape, names = (4,), ["erste schicht", "erste_schicht", "näher/dran"]
+    chain = [keras.layers.Dense(4, name=name.replace("/", "-")) for name in names]
+    inner = keras.Sequential([keras.Input(shape), *chain], name="in nen")
+    model = keras.Sequential([keras.Input(shape, name="ein gabe"), inner], name="so so")
+    x = np.ones((2, 4), "float32")
+    with pytest.raises(ModelError, match=r"TensorFlow takes names.*'so so'.*'erste schicht'"):
+        Network(model)
+    path = save(model)
+    expected = x
+    for layer in chain:
+        expected = expected @ layer.kernel.numpy()
+    network = load_model(path)
+    assert network.name == "so_so"
+    assert list(network.layers) == [
+        "in_nen/erste_schicht_1", "in_nen/erste_schicht", "in_nen/n_her-dran"
+    ]  # fmt: skip
+    (found,) = network.runner()({"ein_gabe": x}).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert all(" " not in weight.path for weight in network.model.weights)
+
+
+def test_names_within_wrappers_are_changed_as_well(save):
+    inner = keras.layers.LSTM(3, name="l 1")
+    each = keras.layers.TimeDistributed(keras.layers.Dense(2, name="d 1"), name="each")
+    model = keras.Sequential([keras.Input((5, 4)), each, keras.layers.Bidirectional(inner)])
+    network = load_model(save(model))
+    assert all(" " not in weight.path for weight in network.model.weights)
+    for weight, found in zip(model.weights, network.model.weights, strict=True):
+        np.testing.assert_array_equal(found, weight)
+
+
+class TestLoss:
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize(
+        "loss", ["mse", keras.losses.SparseCategoricalCrossentropy(from_logits=True), None]
+    )
+    def test_a_loss_of_keras_is_read(self, save, build, suffix, loss):
+        model = build("tiny")
+        if loss is not None:
+            model.compile(loss=loss)
+        found = loss_in_file(save(model, suffix))
+        assert type(found) is type(loss) or found is keras.losses.get(loss)
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_a_loss_of_the_users_own_is_an_error(self, save, build, suffix):
+        model = build("tiny")
+        model.compile(loss=a_loss_of_my_own)
+        with pytest.raises(ModelError, match=r"loss that .* was compiled with cannot be read"):
+            loss_in_file(save(model, suffix))

@@ -25,11 +25,13 @@ KERAS_PRIVATES = {
     "_keras_history",
     "_layers",
     "_nodes",
+    "_non_trainable_variables",
     "_nodes_by_depth",
     "_operations",
     "_outbound_nodes",
     "_output_shape",
     "_outputs_struct",
+    "_trainable_variables",
     "_use_gate",
 }
 
@@ -68,7 +70,7 @@ class Own:
 
 
 def test_the_list_names_all_that_are_read() -> None:
-    for file in (PACKAGE / "graph").glob("*.py"):
+    for file in (PACKAGE / "graph").rglob("*.py"):
         assert privates_of_others(file.read_text()) <= KERAS_PRIVATES, file
 
 
@@ -116,6 +118,15 @@ def test_sequential_models_have_a_graph() -> None:
 def test_models_know_the_structure_of_their_inputs(model: keras.Model) -> None:
     assert list(getattr(model, "_inputs_struct", [])) == ["x"], (
         "Models have lost _inputs_struct: those that take dictionaries cannot be called by names."
+    )
+
+
+def test_layers_know_the_weights_of_their_own() -> None:
+    layer = layers.BatchNormalization()
+    layer.build((None, 4))
+    own = [*layer._trainable_variables, *layer._non_trainable_variables]
+    assert [weight.name for weight in own] == ["gamma", "beta", "moving_mean", "moving_variance"], (
+        "Layers have lost _trainable_variables: weights in files of Keras 2 cannot be told apart."
     )
 
 

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from exporter.errors import ModelError
 from exporter.graph.signature import Signature
 
 
@@ -73,3 +74,11 @@ class TestSignature:
         np.testing.assert_array_equal(first, second)
         for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
+
+
+def test_inputs_of_text_are_refused_by_name():
+    city = keras.Input((1,), dtype="string", name="city")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot", name="look")
+    model = keras.Model(city, keras.layers.Dense(3)(lookup(city)))
+    with pytest.raises(ModelError, match=r"Input 'city' takes text, for look; .*numbers alone"):
+        Signature(model)

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from exporter.report.console import WIDTH, print_report
@@ -135,3 +136,16 @@ def test_bars_may_be_nested():
         inner(2, "layer")
     assert "Searching" in stream.getvalue()
     assert "Factorizing" in stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100])
+def test_tables_that_do_not_fit_become_lists_that_lose_nothing(accepted, width):
+    lines = printed(accepted, width=width).splitlines()
+    text = " ".join(" ".join(lines).split())
+    for artifact in accepted.artifacts:
+        name = artifact.artifact.path.name
+        assert any(line.split()[:1] == [name] for line in lines)
+        assert f"{artifact.artifact.size:,}" in text
+    for layer in accepted.layers:
+        assert any(line.split()[:1] == [layer.plan.name] for line in lines)
+        assert layer.plan.reason in text
