@@ -51,7 +51,7 @@ def test_size_that_cannot_be_reached_says_what_can(engine, dataset):
 
 
 def test_latency_is_measured(engine, dataset, monkeypatch):
-    monkeypatch.setattr(search, "SEARCH_ROUNDS", 3)
+    monkeypatch.setattr(search, "SEARCH_ROUNDS", 4)
     with pytest.raises(RecipeError, match="smallest reachable is about"):
         factorize(engine, Recipe(max_latency=1e-9), dataset)
     fast_enough = factorize(engine, Recipe(max_latency=1.0), dataset)
