@@ -59,7 +59,13 @@ def measure_latency(
     """
     file = folder / "latency.npz"
     np.savez(file, **inputs)  # type: ignore[arg-type]
-    job = {"format": fmt.name, "inputs": str(file), "artifacts": [str(baseline), str(compressed)]}
+    artifacts = [str(baseline), str(compressed)]
+    job = {
+        "format": fmt.name,
+        "inputs": str(file),
+        "artifacts": artifacts,
+        "seconds": ROUND_SECONDS,
+    }
     answer = call_in_child(f"{__name__}:_measure_here", job, fmt.thread_environment)
     return LatencyPair(*(Latency(**values) for values in answer))
 
@@ -74,7 +80,7 @@ def _measure_here(job: dict[str, Any]) -> list[dict[str, Any]]:
         call = fmt.load(Path(path), fmt.backends[0], threads=1).prepare(inputs)
         timers.append(timeit.Timer(call))
         seconds = statistics.median(timers[-1].repeat(WARM_UP_CALLS, number=1))
-        counts.append(max(3, min(2000, round(ROUND_SECONDS / max(seconds, 1e-9)))))
+        counts.append(max(3, min(2000, round(job["seconds"] / max(seconds, 1e-9)))))
     times: list[list[float]] = [[] for _ in timers]
     for _ in range(ROUNDS):
         for timer, count, timed in zip(timers, counts, times, strict=True):

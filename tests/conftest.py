@@ -33,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["KERAS_HOME"] = home
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_latencies() -> Iterator[None]:
+    """Times artifacts for a moment: no test depends on how exact a latency is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.benchmark.ROUND_SECONDS", 0.001)
+        yield
+
+
 # Models. Nearly all name their layers, so that names do not depend on what ran before.
 
 

@@ -1,3 +1,6 @@
+import functools
+from typing import Any, NamedTuple
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from exporter.graph.network import Network
 from exporter.graph.signature import Signature
 from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
-from exporter.options.groups import Cut, Goal
+from exporter.options import groups
 
 
 def assert_same_predictions(actual, expected, model):
@@ -35,27 +38,51 @@ def test_full_rank_predicts_what_the_original_does(zoo_model, samples, predict, 
     )
 
 
-def test_the_plan_counts_the_parameters_of_the_compressed_model(zoo_model):
-    for merge in (True, False):
-        compressed = compress(zoo_model, 3, merge=merge)
+class Cut(NamedTuple):
+    """A model of the zoo, its weights before, and what it was compressed to."""
+
+    model: Any
+    weights: list[Any]
+    compressed: Any
+
+
+@pytest.fixture(scope="module")
+def cut_once(build):
+    """Compresses a model of the zoo by its name; what comes of it is not to be changed."""
+
+    @functools.cache
+    def cut(name):
+        model = build(name)
+        weights = [weight.copy() for weight in model.get_weights()]
+        return Cut(model, weights, compress(model, 3))
+
+    return cut
+
+
+@pytest.fixture
+def cut(zoo_name, cut_once):
+    """Each small model and what it was compressed to."""
+    return cut_once(zoo_name)
+
+
+def test_the_plan_counts_the_parameters_of_the_compressed_model(cut):
+    unmerged = compress(cut.model, 3, merge=False)
+    for compressed in (cut.compressed, unmerged):
         counted = sum(plan.params_after for plan in compressed.plan.layers)
-        assert compressed.model.count_params() == counted < zoo_model.count_params()
+        assert compressed.model.count_params() == counted < cut.model.count_params()
 
 
-def test_signature_and_name_are_kept(zoo_model):
-    compressed = compress(zoo_model, 3).model
-    before, after = Signature(zoo_model), Signature(compressed)
+def test_signature_and_name_are_kept(cut):
+    compressed = cut.compressed.model
+    before, after = Signature(cut.model), Signature(compressed)
     assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
-    assert compressed.name == zoo_model.name
+    assert compressed.name == cut.model.name
 
 
-def test_the_compressed_model_is_an_ordinary_model(
-    zoo_model, samples, predict, fit_one_step, tmp_path
-):
+def test_the_compressed_model_is_an_ordinary_model(cut, samples, predict, fit_one_step, tmp_path):
     """It saves, loads without custom objects, and trains; the original stays as it was."""
-    inputs = samples(zoo_model, 4)
-    weights = [weight.copy() for weight in zoo_model.get_weights()]
-    compressed = compress(zoo_model, 3).model
+    inputs = samples(cut.model, 4)
+    compressed = cut.compressed.model
     expected = predict(compressed, inputs)
 
     compressed.save(tmp_path / "compressed.keras")
@@ -69,7 +96,7 @@ def test_the_compressed_model_is_an_ordinary_model(
     for kernel, old in zip(kernels, before, strict=True):
         assert (kernel.numpy() != old).any() == kernel.trainable
 
-    for before, after in zip(weights, zoo_model.get_weights(), strict=True):
+    for before, after in zip(cut.weights, cut.model.get_weights(), strict=True):
         np.testing.assert_array_equal(after, before)
 
 
@@ -132,9 +159,9 @@ def test_each_factorized_layer_is_told_of_once(build, listener):
 
 def test_checking_finds_what_compressing_would(build):
     model = build("tiny")
-    check_rank(Network(model), Goal(rank=6), Cut())
+    check_rank(Network(model), groups.Goal(rank=6), groups.Cut())
     with pytest.raises(RecipeError, match="at most 6"):
-        check_rank(Network(model), Goal(rank=7), Cut())
+        check_rank(Network(model), groups.Goal(rank=7), groups.Cut())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 import exporter
+from exporter.commands import search
 from exporter.data import files, lazy
 from exporter.formats import FORMATS
 from exporter.formats.extras import Extra
@@ -180,6 +181,7 @@ GOALS = {"large": {"rank": 4}, "folder": {"rank": 4}, "pipeline": {"max_drop": 0
 def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkeypatch):
     # Nothing is small enough to be read into memory as a whole.
     monkeypatch.setattr(lazy, "HELD_BYTES", 0)
+    monkeypatch.setattr(search, "SEARCH_ROUNDS", 2)
     dataset = exporter.load_dataset(kinds[kind])
     recipe = exporter.Recipe(output=str(tmp_path / "run"), **GOALS[kind])
     report = exporter.run(recipe, model=model, dataset=dataset)

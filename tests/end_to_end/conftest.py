@@ -1,6 +1,7 @@
 """What whole runs of the command line share."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import NamedTuple
@@ -10,8 +11,13 @@ import pytest
 _RUN_EACH = """
 import json
 import sys
+import exporter.benchmark
 from exporter.cli import main
+exporter.benchmark.ROUND_SECONDS = 0.001
 for arguments in json.load(sys.stdin):
+    if isinstance(arguments, str):
+        exec(arguments)
+        continue
     code = main(arguments)
     for stream in (sys.stdout, sys.stderr):
         print(f"\\0{code}\\0", end="", file=stream, flush=True)
@@ -30,13 +36,13 @@ class Outcome(NamedTuple):
 def run_each():
     """Runs the command line several times in one process, for TensorFlow takes long to import.
 
-    ``before`` is code that comes first.
+    A command that is a string is code to run in that process between two others.
     """
 
-    def run(commands, cwd, before=""):
+    def run(commands, cwd, **environment):
         done = subprocess.run(
-            [sys.executable, "-c", before + _RUN_EACH],
-            input=json.dumps(commands), cwd=cwd, capture_output=True, text=True, check=True,
+            [sys.executable, "-c", _RUN_EACH], input=json.dumps(commands), cwd=cwd,
+            env={**os.environ, **environment}, capture_output=True, text=True, check=True,
         )  # fmt: skip
         # Each run ends with its exit code, between zeros, on both streams.
         outputs, errors = (text.split("\0")[:-1] for text in (done.stdout, done.stderr))

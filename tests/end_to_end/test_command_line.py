@@ -1,7 +1,6 @@
 """Whole runs of the command line, as processes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -35,7 +34,7 @@ def snapshot(folder):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with a small model, data that fit, and a former run."""
+    """A folder with a small model, and data that fit."""
     import keras
 
     folder = tmp_path_factory.mktemp("work")
@@ -70,8 +69,6 @@ def workplace(tmp_path_factory):
         folder / "lambda.keras"
     )
     (folder / "file").write_text("mine")
-    done = run("small.keras", "--data=good.npz", "--rank=5", "--output=former", "-q", cwd=folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return folder
 
 
@@ -145,21 +142,54 @@ BAD_INPUT = {
 }
 
 
+FORMER = ["small.keras", "--data=good.npz", "--rank=5", "--output=former"]
 STRICT = ["small.keras", "--data=good.npz", "--rank=5", "--atol=0", "--output=strict"]
+KEEP_FORMER = "import shutil; shutil.copytree('former', 'as_it_was')"
+
+FILL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+# No file may grow beyond 4 KB, as on a disk that is full.
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
 
 
 @pytest.fixture(scope="module")
-def outcomes(workplace, run_each):
-    """What each bad input led to, by its name, and a tolerance that nothing passes, ``strict``.
+def keras_home(tmp_path_factory):
+    """A folder for data sets, without any."""
+    return tmp_path_factory.mktemp("home")
 
-    All bad inputs left the folder as it was.
+
+@pytest.fixture(scope="module")
+def outcomes(workplace, run_each, keras_home):
+    """What runs in one process led to, by name: quiet, offline, of each bad input, and others.
+
+    All that fail left the folder as it was.
     """
     before = snapshot(workplace)
-    runs = {name: arguments for name, (arguments, _) in BAD_INPUT.items()} | {"strict": STRICT}
-    outcomes = run_each(list(runs.values()), cwd=workplace)
+    runs = {
+        "quiet": [*FORMER, "--quiet"],
+        "keep": KEEP_FORMER,
+        "offline": ["small.keras", "--data=fashion_mnist"],
+        **{name: arguments for name, (arguments, _) in BAD_INPUT.items()},
+        "strict": STRICT,
+        "fill": FILL_DISK,
+        "full disk": [*FORMER, "--force"],
+    }
+    environment = {"KERAS_HOME": str(keras_home), "https_proxy": "http://127.0.0.1:9"}
+    done = run_each(list(runs.values()), cwd=workplace, **environment)
+    assert snapshot(workplace / "former") == snapshot(workplace / "as_it_was")
     after = snapshot(workplace)
-    assert {name: after[name] for name in after if not name.startswith("strict/")} == before
-    return dict(zip(runs, outcomes, strict=True))
+    made = ("former/", "as_it_was/", "strict/")
+    assert {name: after[name] for name in after if not name.startswith(made)} == before
+    names = [name for name, arguments in runs.items() if isinstance(arguments, list)]
+    return dict(zip(names, done, strict=True))
+
+
+def test_quiet_run_says_nothing(outcomes, workplace):
+    done = outcomes["quiet"]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (workplace / "former" / "model.tflite").exists()
 
 
 @pytest.mark.parametrize(
@@ -178,13 +208,12 @@ def test_usage_error_exits_with_2(tmp_path):
     assert run("--nonsense", cwd=tmp_path).returncode == 2
 
 
-def test_offline_data_set_names_the_file_to_place(workplace, tmp_path):
-    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
-    done = run("small.keras", "--data=fashion_mnist", cwd=workplace, env=environment)
+def test_offline_data_set_names_the_file_to_place(outcomes, keras_home):
+    done = outcomes["offline"]
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("exporter: error: ")
-    assert str(tmp_path / "datasets" / "fashion_mnist.npz") in done.stderr
+    assert str(keras_home / "datasets" / "fashion_mnist.npz") in done.stderr
 
 
 def test_json_is_all_of_standard_output_even_where_verbose_shows_the_libraries(workplace):
@@ -235,7 +264,7 @@ def without_micro(workplace, run_each):
         "FORMATS['c'].extra = Extra('micro', ('no-such-package',))\n"
     )
     runs = [["nothing.keras", f"--format={name}"] for name in ("c", "all")]
-    return dict(zip(("c", "all"), run_each(runs, cwd=workplace, before=code), strict=True))
+    return dict(zip(("c", "all"), run_each([code, *runs], cwd=workplace), strict=True))
 
 
 @pytest.mark.slow
@@ -262,7 +291,7 @@ def test_verdict_that_fails_exits_with_1_and_rejects(workplace, outcomes):
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["scaled", "Exporting"])
-def test_interrupted_run_leaves_what_was_there(workplace, sign, stage):
+def test_interrupted_run_leaves_what_was_there(workplace, outcomes, sign, stage):
     before = snapshot(workplace)
     np.savez(workplace / "bytes.npz", x=np.full((9, 6, 6), 7, np.uint8))
     arguments = ["small.keras", "--data=bytes.npz", "--format=all", "--output=former", "--force"]
@@ -282,22 +311,9 @@ def test_interrupted_run_leaves_what_was_there(workplace, sign, stage):
     assert snapshot(workplace) == before
 
 
-def test_full_disk_is_a_clear_error_and_loses_nothing(workplace):
-    before = snapshot(workplace / "former")
-    # No file may grow beyond 4 KB, as on a disk that is full.
-    code = (
-        "import resource, signal, sys\n"
-        "from exporter.cli import main\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "sys.exit(main())"
-    )
-    arguments = ["small.keras", "--data=good.npz", "--rank=5", "--output=former", "--force"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=workplace, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_full_disk_is_a_clear_error_and_loses_nothing(outcomes, workplace):
+    done = outcomes["full disk"]
     assert done.returncode == 2
     assert "Nothing that was there has been changed" in done.stderr
-    assert snapshot(workplace / "former") == before
-    assert {path.name for path in (workplace / "former").iterdir()} == set(before)
+    names = {path.name for path in (workplace / "as_it_was").iterdir()}
+    assert {path.name for path in (workplace / "former").iterdir()} == names

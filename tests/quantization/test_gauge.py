@@ -158,7 +158,7 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
 
 
 def test_the_best_of_all_attempts_is_kept_and_they_are_repeatable(samples):
-    compressed = cut(mlp((30, 40, 20), 0), 3)
+    compressed = cut(mlp((30, 20), 0), 3)
     calibration = drawn(compressed.model, samples)
     gauged, again = (regauge(compressed, calibration, STATIC, attempts=2) for _ in range(2))
     attempts = [once(compressed, calibration, STATIC, seed=seed).report for seed in range(2)]

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from exporter.errors import DataError, RecipeError
 from exporter.quantization.ranges import BINS, METHODS, PERCENTILE, Observer
 
+few = settings(max_examples=20)  # A histogram is searched for each of them.
 methods = pytest.mark.parametrize("method", METHODS)
 VALUES = hnp.arrays(
     np.float32,
@@ -38,6 +39,7 @@ def heavy_tailed(seed=0, count=20_000):
 
 
 @methods
+@few
 @given(values=VALUES)
 def test_a_range_holds_zero_and_nothing_beyond_the_values(method, values):
     low, high = observed(values).range(method)
@@ -50,6 +52,7 @@ def test_minmax_holds_all_values(values):
 
 
 @methods
+@few
 @given(values=VALUES, seed=st.integers(0, 100))
 def test_the_order_of_values_and_the_batches_make_no_difference(method, values, seed):
     shuffled = np.random.default_rng(seed).permutation(values)
@@ -58,6 +61,7 @@ def test_the_order_of_values_and_the_batches_make_no_difference(method, values, 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@few
 @given(values=VALUES)
 def test_mse_is_no_worse_than_minmax(values, bits):
     observer = observed(values)

@@ -61,7 +61,7 @@ def finetuned(build, scored, tmp_path_factory):
 def adapted(build, scored, tmp_path_factory):
     """Report of a run whose ranks were chosen anew."""
     folder = tmp_path_factory.mktemp("adapted")
-    options = {"rank": 2, "finetune": 6, "train": "adaptive", "formats": ("onnx",)}
+    options = {"rank": 2, "finetune": 1, "train": "adaptive", "formats": ("onnx",)}
     return _carry_out(build("tiny"), scored, folder, **options)
 
 

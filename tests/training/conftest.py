@@ -11,6 +11,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.recipe import Recipe
 from exporter.training.finetune import FineTuner
+from exporter.training.loop import Loop
 
 
 def clouds(count):
@@ -50,8 +51,8 @@ def classifier(randomize):
 def tuner(blobs, listener):
     """Makes a fine-tuner: ``tuner(model, rank, ...)`` returns it, and what was cut.
 
-    With ``whole=True`` it trains on 192 samples, whole batches, which takes half the time: a step
-    is traced for each size of batch.
+    Unless ``whole`` is false, it trains on 192 samples, whole batches: that takes half the time,
+    since a step is traced for each size of batch.
     """
 
     def make(
@@ -59,7 +60,7 @@ def tuner(blobs, listener):
         rank=3,
         *,
         data=None,
-        whole=False,
+        whole=True,
         strategy=None,
         checkpoints=None,
         loss=None,
@@ -88,3 +89,27 @@ def tuner(blobs, listener):
         return made, engine.factorize(engine.plan(policy_for(recipe.goal)))
 
     return make
+
+
+@pytest.fixture
+def untraced(monkeypatch):
+    """Takes each step eagerly: to trace it takes longer than the few steps of each trial."""
+
+    def function(body, **_):
+        return lambda *given, **named: body(
+            *tf.nest.map_structure(tf.convert_to_tensor, given), **named
+        )
+
+    monkeypatch.setattr(tf, "function", function)
+
+
+@pytest.fixture
+def cheap_steps(monkeypatch):
+    """Takes steps that only change the weights, and learn nothing."""
+
+    def step(loop, batch):
+        for variable in loop._phase.trained:
+            variable.assign_add(tf.ones_like(variable))
+        return 0.5
+
+    monkeypatch.setattr(Loop, "_take_step", step)

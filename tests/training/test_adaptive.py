@@ -147,15 +147,15 @@ def test_what_was_tried_is_not_tried_again(by_losses, tmp_path):
     assert len(tried) == 7
 
 
-def test_model_of_new_ranks_is_trained(tuner, classifier, listener):
-    made, compressed = tuner(
-        classifier, train="adaptive", whole=True, learning_rate=0.01, finetune=12
-    )
+@pytest.mark.usefixtures("untraced")
+def test_model_of_new_ranks_is_trained(tuner, classifier):
+    options = {"learning_rate": 0.01, "finetune": 6, "batch_size": 64}
+    made, compressed = tuner(classifier, {"hidden": 1, "second": 2}, train="adaptive", **options)
     before = compressed.model.count_params()
     tuned = made.run(compressed)
     (history,) = tuned.histories
     assert history.phase == "factored"
-    assert len(history.epochs) == 13
+    assert len(history.epochs) == 7
     model, plan = tuned.compressed.model, tuned.compressed.plan
     assert model.count_params() <= before
     assert model.count_params() == sum(layer.params_after for layer in plan.layers)
@@ -168,16 +168,18 @@ def test_model_of_new_ranks_is_trained(tuner, classifier, listener):
     assert [(t.kernel, t.rank) for t in adaptation.trials] == tried_out(compressed.plan)
 
 
+@pytest.mark.usefixtures("cheap_steps")
 def test_short_trainings_are_together_as_long_as_the_training(tuner, classifier, monkeypatch):
     take, steps = Loop._take_step, itertools.count()
     monkeypatch.setattr(Loop, "_take_step", lambda s, b: (next(steps), take(s, b))[1])
-    made, compressed = tuner(classifier, train="adaptive", whole=True, finetune=3, batch_size=8)
+    made, compressed = tuner(classifier, train="adaptive", finetune=3, batch_size=8)
     (history,) = made.run(compressed).histories
     tried = next(steps) - history.steps
     assert tried <= history.steps
     assert tried >= 0.7 * history.steps
 
 
+@pytest.mark.usefixtures("cheap_steps")
 def test_ctrl_c_during_trials_goes_on_with_the_ranks_of_the_cut(
     tuner, classifier, listener, monkeypatch
 ):

@@ -1,5 +1,6 @@
 """Training on several workers, which are real processes, and on several devices."""
 
+import functools
 import json
 import os
 import socket
@@ -87,12 +88,24 @@ def alone(request, tmp_path_factory):
     return request.param, weights_of(file)
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The files that two workers end with, by how they train."""
+
+    @functools.cache
+    def files(train):
+        folder = tmp_path_factory.mktemp(train)
+        codes, errors = cluster(folder, "pair", train=train, checkpoints=None)
+        assert codes == [0, 0], errors
+        return [folder / f"pair-{index}.npz" for index in (0, 1)]
+
+    return files
+
+
 @pytest.mark.slow
-def test_two_workers_end_with_the_same_weights_which_are_those_of_one(alone, tmp_path):
+def test_two_workers_end_with_the_same_weights_which_are_those_of_one(alone, pair):
     train, expected = alone
-    codes, errors = cluster(tmp_path, "pair", train=train, checkpoints=None)
-    assert codes == [0, 0], errors
-    files = [tmp_path / f"pair-{index}.npz" for index in (0, 1)]
+    files = pair(train)
     for file in files:
         with np.load(file) as loaded:
             assert loaded["replicas"] == 2
@@ -118,9 +131,8 @@ def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_worker_that_dies_and_comes_back_resumes_from_the_checkpoint(tmp_path):
-    whole, _ = cluster(tmp_path, "whole", train="factored", checkpoints=str(tmp_path / "unused"))
-    assert whole == [0, 0]
+def test_worker_that_dies_and_comes_back_resumes_from_the_checkpoint(pair, tmp_path):
+    whole, _ = pair("factored")
     options = {"train": "factored", "checkpoints": str(tmp_path / "checkpoints")}
     (first, second), errors = cluster(tmp_path, "cut", dies_at=11, **options)
     assert second == SIGKILLED
@@ -131,7 +143,7 @@ def test_worker_that_dies_and_comes_back_resumes_from_the_checkpoint(tmp_path):
     assert codes == [0, 0], errors
     for index in (0, 1):
         resumed = weights_of(tmp_path / f"cut-{index}.npz")
-        for one, other in zip(weights_of(tmp_path / "whole-0.npz"), resumed, strict=True):
+        for one, other in zip(weights_of(whole), resumed, strict=True):
             np.testing.assert_array_equal(one, other)
 
 

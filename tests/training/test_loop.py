@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from exporter.errors import DataError, OutputError
 from exporter.training import loop as loop_module
@@ -54,7 +55,7 @@ def saved_often(monkeypatch):
 
 
 def test_learns_and_tells_of_every_epoch(tuner, classifier, listener):
-    made, compressed = tuner(classifier, learning_rate=0.01, finetune=6)
+    made, compressed = tuner(classifier, whole=False, learning_rate=0.01, finetune=6)
     tuned = made.run(compressed)
     (history,) = tuned.histories
     assert history.phase == "factored"
@@ -85,7 +86,7 @@ def test_learning_rate_rises_and_then_falls_like_a_cosine(tuner, classifier):
 
 
 @pytest.fixture
-def judged(tuner, classifier, monkeypatch):
+def judged(tuner, classifier, cheap_steps, monkeypatch):
     """Trains where validation says what it is told to, from the start on."""
 
     def train(accuracies, losses, samples=800, **choices):
@@ -168,45 +169,54 @@ def test_data_without_a_training_part_are_refused(tuner, classifier, blobs):
         tuner(classifier, data={"x_test": blobs["x"], "y_test": blobs["y"]})
 
 
-@pytest.mark.parametrize("train", ["factored", "adaptive", "projected", "projected+factored"])
-def test_same_seed_same_weights(train, tuner, classifier):
-    options = {"train": train, "whole": train != "factored", "learning_rate": 0.01}
+@pytest.fixture
+def same_weights_although_killed(tuner, classifier, tmp_path, saved_often):
+    """Trains twice, once in one go, and compares; a third time by another seed."""
 
-    def trained(seed):
-        made, compressed = tuner(classifier, seed=seed, **options)
-        return weights_of(made.run(compressed).compressed.model)
-
-    first = trained(0)
-    assert_same(first, trained(0))
-    assert any(not np.array_equal(a, b) for a, b in zip(first, trained(1), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("train", "steps"),
-    [
-        ("factored", (1, 9, 18)),
-        ("adaptive", (1, 11, 25)),
-        ("projected", (6, 12)),
-        ("projected+factored", (17, 20)),
-    ],
-)
-@pytest.mark.usefixtures("saved_often")
-def test_goes_on_to_the_same_weights_after_it_was_killed(train, steps, tuner, classifier, tmp_path):
-    options = {"train": train, "whole": train != "factored", "learning_rate": 0.01}
-    made, compressed = tuner(classifier, **options)
-    whole = made.run(compressed)
-    for step in steps:
-        folder = tmp_path / str(step)
-        made, compressed = tuner(classifier, checkpoints=folder, **options)
-        with at_step(step, kill), pytest.raises(Killed):
-            made.run(compressed)
-        made, compressed = tuner(classifier, checkpoints=folder, **options)
+    def train(steps, **options):
+        options |= {"learning_rate": 0.01}
+        made, compressed = tuner(classifier, **options)
+        whole = made.run(compressed)
+        for step in steps:  # Of each process, which goes on from where the one before was killed.
+            made, compressed = tuner(classifier, checkpoints=tmp_path, **options)
+            with at_step(step, kill), pytest.raises(Killed):
+                made.run(compressed)
+        made, compressed = tuner(classifier, checkpoints=tmp_path, **options)
         resumed = made.run(compressed)
         assert_same(weights_of(whole.compressed.model), weights_of(resumed.compressed.model))
         for one, other in zip(whole.histories, resumed.histories, strict=True):
             assert one.best == other.best
             assert [e.loss for e in one.epochs] == [e.loss for e in other.epochs]
             assert [e.accuracy for e in one.epochs] == [e.accuracy for e in other.epochs]
+
+        made, compressed = tuner(classifier, seed=1, **options)
+        other = weights_of(made.run(compressed).compressed.model)
+        pairs = zip(weights_of(whole.compressed.model), other, strict=True)
+        assert any(not np.array_equal(a, b) for a, b in pairs)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("train", "steps", "whole"),
+    [
+        # In the second epoch, and after the last batch of all, which is smaller.
+        ("factored", (9, 10), False),
+        # At the end of an epoch, in the last epoch, and in the second phase.
+        ("projected+factored", (6, 12, 4), True),
+    ],
+)
+def test_same_seed_same_weights_even_if_it_was_killed(
+    train, steps, whole, same_weights_although_killed
+):
+    same_weights_although_killed(steps, train=train, whole=whole)
+
+
+@pytest.mark.usefixtures("untraced")
+def test_same_seed_same_ranks_even_if_trials_were_killed(same_weights_although_killed):
+    # Six trials of a step each, and a training of three.
+    ranks = {"hidden": 1, "second": 2}
+    same_weights_although_killed((4, 5), train="adaptive", rank=ranks, finetune=1, batch_size=64)
 
 
 @pytest.mark.usefixtures("saved_often")
@@ -254,15 +264,13 @@ def test_model_of_a_fixed_batch_size_is_trained_in_whole_batches(tuner, blobs):
             keras.layers.Dense(3, activation="softmax", name="classes"),
         ]
     )
-    made, compressed = tuner(model, finetune=2)
+    made, compressed = tuner(model, whole=False, finetune=2)
     (history,) = made.run(compressed).histories
     assert history.steps == 2 * (173 // 16)
     assert history.epochs[-1].accuracy is not None
 
 
 def test_trains_on_a_pipeline_as_on_its_arrays(tuner, classifier, blobs):
-    import tensorflow as tf
-
     pair = (blobs["x"], blobs["y"])
     parts = {
         "train": tf.data.Dataset.from_tensor_slices(tuple(a[:200] for a in pair)),
@@ -276,8 +284,6 @@ def test_trains_on_a_pipeline_as_on_its_arrays(tuner, classifier, blobs):
 
 
 def test_length_of_a_pipeline_need_not_be_known(tuner, classifier, blobs, monkeypatch):
-    import tensorflow as tf
-
     # It is known of a pipeline that ends within what is read of it.
     monkeypatch.setattr("exporter.data.loading.HELD_SAMPLES", 100)
     pairs = tf.data.Dataset.from_tensor_slices((blobs["x"], blobs["y"]))

@@ -118,7 +118,14 @@ class TestReference:
         assert [done for done, _ in listener.steps] == list(range(1, 2 * 5 + 1))
 
 
-@pytest.mark.usefixtures("small")
+@pytest.fixture
+def untrained(small, monkeypatch):
+    """Tells of a training without one, where only the cache matters."""
+    told = baseline.Training(SMALL["EPOCHS"], 1, 0.5, 0.1)
+    monkeypatch.setattr(baseline, "_train", lambda *_: told)
+
+
+@pytest.mark.usefixtures("untrained")
 class TestCache:
     def test_a_second_run_trains_nothing(self, first_run, blobs, cache, listener):
         _, model, training = first_run

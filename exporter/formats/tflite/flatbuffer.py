@@ -36,6 +36,8 @@ def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
         if _computes_in_half(function.graph):
             # LiteRT has no kernels for it; mixed precision is meant for training.
             module, function = serving_module(network.recast("float32").signature, batch=batch)
+        # The converter saves the module, and would trace a tf.function once more.
+        module.serve = function
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -61,17 +61,17 @@ def array(path):
 
 
 @pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("g++")), reason="needs gcc and g++")
-@pytest.mark.parametrize("language", ["c", "c++"])
-def test_compiled_array_is_the_flatbuffer(language, build, export_int8, samples, tmp_path):
+def test_compiled_array_is_the_flatbuffer(build, export_int8, samples, tmp_path):
     model = build("tiny")
     path = export_int8(model, io_type="int8")
     main = tmp_path / "main.c"
     main.write_text(MAIN)
     strict = ["-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{path}", "-c"]
-    compiler = ["gcc", "-std=c99"] if language == "c" else ["g++", "-std=c++11", "-xc++"]
     for command in (
         ["g++", "-std=c++11", *strict, str(path / SOURCE), "-o", "model.o"],
-        [*compiler, *strict, str(main), "-o", "main.o"],
+        # The header suits both languages.
+        ["g++", "-std=c++11", "-xc++", *strict, str(main), "-o", "main.o"],
+        ["gcc", "-std=c99", *strict, str(main), "-o", "main.o"],
         ["g++", "main.o", "model.o", "-o", "main"],
     ):
         subprocess.run(command, cwd=tmp_path, check=True)
@@ -87,8 +87,8 @@ def test_compiled_array_is_the_flatbuffer(language, build, export_int8, samples,
     assert int(zero_point) == info.quantization.zero_point
 
 
-def test_header_tells_what_the_interpreter_takes_and_gives(build, export):
-    path = export("c", build("functional_two_inputs_two_outputs"))
+def test_header_tells_what_the_interpreter_takes_and_gives(export_zoo):
+    path = export_zoo("c", "functional_two_inputs_two_outputs").path
     inputs, outputs = read_interface(array(path))
     defined = constants(path)
     prefix = "FUNCTIONAL_TWO_INPUTS_TWO_OUTPUTS"
@@ -122,9 +122,8 @@ def test_names_of_models_become_identifiers(name, expected):
     assert identifier(name) == expected
 
 
-def test_description_is_of_the_array_with_a_batch_of_one(build, export):
-    model = build("sequential_mlp")
-    path = export("c", model)
+def test_description_is_of_the_array_with_a_batch_of_one(export_zoo):
+    model, path = export_zoo("c", "sequential_mlp")
     described = describe(C, "float32", path, Network(model))
     assert [info.shape for info in described.inputs] == [(1, 6, 6, 1)]
     assert [info.shape for info in described.outputs] == [(1, 10)]
@@ -170,9 +169,9 @@ def test_arena_is_the_least_that_will_do(variant, build, export, samples):
 
 
 @pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout", "dense_on_sequences"])
-def test_both_runtimes_give_the_same_bits_in_float32(zoo_model, export, samples):
-    path = export("c", zoo_model)
-    inputs = samples(zoo_model, 50)
+def test_both_runtimes_give_the_same_bits_in_float32(zoo_name, export_zoo, samples):
+    model, path = export_zoo("c", zoo_name)
+    inputs = samples(model, 50)
     micro, reference = (C.load(path, backend)(inputs) for backend in C.backends)
     for name, values in reference.items():
         np.testing.assert_array_equal(micro[name], values)

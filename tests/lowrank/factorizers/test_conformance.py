@@ -23,6 +23,8 @@ from exporter.options.groups import Cut
 
 VOCABULARY = 12
 
+PARTS = {"least": lambda full: 1, "half": lambda full: (full + 1) // 2, "full": lambda full: full}
+
 NONLINEAR = {"LSTM", "GRU", "MultiHeadAttention"}
 """Kinds whose output need not come closer to the original's where the kernel's does."""
 
@@ -212,10 +214,29 @@ def built(factorizer, case, **arguments):
     return model, layer
 
 
+# For tests that only look: to build layers takes most of their time.
+
+
 @functools.cache
-def shared_layer(factorizer, case):
-    """Returns a layer for tests that only look at it: to build it takes most of their time."""
-    return built(factorizer, case)[1]
+def shared(factorizer, case):
+    """Returns a model of one layer, which no test changes, and the layer."""
+    return built(factorizer, case)
+
+
+@functools.cache
+def without_activation(factorizer, case):
+    """Returns the shared model and its layer, or those of a layer that is linear."""
+    if "activation" not in case.arguments:
+        return shared(factorizer, case)
+    return built(factorizer, case, activation=None)
+
+
+@functools.cache
+def shared_replacement(factorizer, case, part="full", *, merge=True):
+    """Returns the layers that replace the shared one at the least, half or full ranks."""
+    _, layer = shared(factorizer, case)
+    ranks = {k.name: PARTS[part](k.full_rank) for k in factorizer.kernels(layer)}
+    return replaced(factorizer, layer, ranks, merge=merge)
 
 
 def drawn(model, count=6, seed=1):
@@ -236,6 +257,8 @@ def drawn(model, count=6, seed=1):
 
 
 def outputs(model, inputs):
+    for layer in model.layers:
+        getattr(layer, "reset_states", lambda: None)()  # Of stateful layers.
     return [np.asarray(output) for output in keras.tree.flatten(model(inputs))]
 
 
@@ -259,37 +282,37 @@ def assert_close(actual, expected, dtype):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("factorizer", "case"), list(all_cases()))
+# All tests of a case follow each other, for the sake of what they share.
+@pytest.mark.parametrize(("factorizer", "case"), list(all_cases()), scope="class")
 class TestConformance:
     @pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
     def test_full_rank_gives_the_same_output(self, factorizer, case, merge):
-        model, layer = built(factorizer, case)
-        copy = rewrite(model, {"layer": replaced(factorizer, layer, merge=merge)})
+        model, layer = shared(factorizer, case)
+        copy = rewrite(model, {"layer": shared_replacement(factorizer, case, merge=merge)})
         inputs = drawn(model)
         assert_close(outputs(copy, inputs), outputs(model, inputs), layer.compute_dtype)
         assert [o.shape for o in copy.outputs] == [o.shape for o in model.outputs]
 
     @pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
     def test_params_counts_what_the_layers_hold(self, factorizer, case, merge):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         kernels = factorizer.kernels(layer)
         assert sum(k.params(None, merge=merge) for k in kernels) == layer.count_params()
-        for choose in (lambda full: 1, lambda full: (full + 1) // 2, lambda full: full):
-            ranks = {kernel.name: choose(kernel.full_rank) for kernel in kernels}
-            replacement = replaced(factorizer, layer, ranks, merge=merge)
-            counted = sum(k.params(ranks[k.name], merge=merge) for k in kernels)
-            assert sum(part.count_params() for part in replacement.layers) == counted
+        for part, choose in PARTS.items():
+            replacement = shared_replacement(factorizer, case, part, merge=merge)
+            counted = sum(k.params(choose(k.full_rank), merge=merge) for k in kernels)
+            assert sum(layer.count_params() for layer in replacement.layers) == counted
 
     def test_factors_have_the_shapes_that_are_foretold(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         for kernel in factorizer.kernels(layer):
             for merge in (True, False):
                 matrices = kernel.truncate(1, merge=merge).matrices
                 assert tuple(m.shape for m in matrices) == kernel.factor_shapes(1, merge=merge)
 
     def test_the_factors_are_weights_of_the_layers(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
-        replacement = replaced(factorizer, layer)
+        _, layer = shared(factorizer, case)
+        replacement = shared_replacement(factorizer, case)
         weights = {id(weight) for part in replacement.layers for weight in part.weights}
         kernels = factorizer.kernels(layer)
         assert list(replacement.factors) == [kernel.name for kernel in kernels]
@@ -300,14 +323,14 @@ class TestConformance:
             assert [np.prod(f.shape) for f in factors] == [np.prod(shape) for shape in shapes]
 
     def test_break_even_rank_divides_smaller_from_larger(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         for kernel in factorizer.kernels(layer):
             for rank in range(1, kernel.full_rank + 1):
                 smaller = kernel.params(rank) < kernel.params(None)
                 assert smaller == (rank < kernel.break_even_rank)
 
     def test_costs_rise_with_the_rank(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         for kernel in factorizer.kernels(layer):
             ranks = range(1, kernel.full_rank + 1)
             for cost in (kernel.params, kernel.macs):
@@ -316,7 +339,7 @@ class TestConformance:
             assert (kernel.macs(None) == 0) is (factorizer.kind == "Embedding")
 
     def test_the_error_curve_falls_to_zero(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         for kernel in factorizer.kernels(layer):
             curve = kernel.error_curve()
             assert curve.shape == (kernel.full_rank + 1,)
@@ -329,34 +352,30 @@ class TestConformance:
             assert error <= curve[rank] * (1 + 1e-9) + 1e-9 * curve[0]
 
     def test_names_dtype_policy_and_trainability_are_kept(self, factorizer, case):
-        for trainable in (True, False):
-            _, layer = built(factorizer, case, trainable=trainable)
-            *heads, last = replaced(factorizer, layer, merge=False).layers
-            assert last.name == "layer"
-            assert all(head.name.startswith("layer_") for head in heads)
-            assert len({head.name for head in heads}) == len(heads)
-            for part in (*heads, last):
-                assert part.dtype_policy == layer.dtype_policy
-                assert part.trainable is trainable
-                assert len(part.trainable_weights) == (len(part.weights) if trainable else 0)
+        _, layer = shared(factorizer, case)
+        assert_is_like(layer, shared_replacement(factorizer, case, merge=False))
 
-    def test_mixed_precision_keeps_float32_variables(self, factorizer, case):
-        if "dtype" in case.arguments:
-            pytest.skip("has a dtype of its own")
-        _, layer = built(factorizer, case, dtype="mixed_float16")
-        for part in replaced(factorizer, layer).layers:
-            assert (part.compute_dtype, part.variable_dtype) == ("float16", "float32")
+    def test_frozen_layers_and_mixed_precision_are_kept(self, factorizer, case):
+        own = "dtype" in case.arguments
+        mixed = {} if own else {"dtype": "mixed_float16"}
+        _, layer = built(factorizer, case, trainable=False, **mixed)
+        replacement = replaced(factorizer, layer, merge=False)
+        assert_is_like(layer, replacement)
+        for part in replacement.layers:
+            kinds = (part.compute_dtype, part.variable_dtype)
+            assert kinds == ((layer.dtype,) * 2 if own else ("float16", "float32"))
 
     def test_the_original_is_left_as_it_was(self, factorizer, case):
-        _, layer = built(factorizer, case)
-        before, config = layer.get_weights(), layer.get_config()
-        replaced(factorizer, layer)
-        assert layer.get_config() == config
-        for old, new in zip(before, layer.get_weights(), strict=True):
+        _, original = built(factorizer, case)
+        _, layer = shared(factorizer, case)
+        for merge in (True, False):
+            shared_replacement(factorizer, case, merge=merge)
+        assert layer.get_config() == original.get_config()
+        for old, new in zip(original.get_weights(), layer.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
 
     def test_supports_its_kind_and_no_subclass(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         assert factorizer.supports(layer)
         assert factorizer_for(layer, factorizer.convolution or "channel") is factorizer
         derived = type("Derived", (type(layer),), {}).from_config(layer.get_config())
@@ -364,38 +383,35 @@ class TestConformance:
         assert factorizer_for(derived) is None
 
     def test_ranks_out_of_range_are_refused(self, factorizer, case):
-        layer = shared_layer(factorizer, case)
+        _, layer = shared(factorizer, case)
         for kernel in factorizer.kernels(layer):
             for rank in (0, kernel.full_rank + 1):
                 message = f"within 1 and {kernel.full_rank}.*Received: {rank}"
                 with pytest.raises(RecipeError, match=message):
                     kernel.truncate(rank)
 
-    def test_kernels_that_are_not_finite_are_refused(self, factorizer, case):
-        _, layer = built(factorizer, case)
+    def test_kernels_that_are_not_finite_are_refused(self, factorizer, case, request):
+        _, layer = shared(factorizer, case)
         for kernel in factorizer.kernels(layer):
-            values = kernel.variable.numpy().copy()
+            before = kernel.variable.numpy()
+            values = before.copy()
             values.flat[:2] = np.nan, np.inf
             kernel.variable.assign(values)
+            request.addfinalizer(functools.partial(kernel.variable.assign, before))
             for compute in (kernel.error_curve, lambda kernel=kernel: kernel.truncate(1)):
                 with pytest.raises(ModelError, match=f"Received: 2 NaN.*of {values.size}"):
                     compute()
 
     def test_saves_and_loads(self, factorizer, case, tmp_path):
-        model, layer = built(factorizer, case)
-        ranks = {kernel.name: 1 for kernel in factorizer.kernels(layer)}
-        copy = rewrite(model, {"layer": replaced(factorizer, layer, ranks)})
+        model, layer = shared(factorizer, case)
+        copy = rewrite(model, {"layer": shared_replacement(factorizer, case, "least")})
         copy.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
         inputs = drawn(model)
-        expected = outputs(copy, inputs)
-        for part in (*copy.layers, *loaded.layers):
-            getattr(part, "reset_states", lambda: None)()  # Of stateful layers.
-        assert_close(outputs(loaded, inputs), expected, layer.compute_dtype)
+        assert_close(outputs(loaded, inputs), outputs(copy, inputs), layer.compute_dtype)
 
     def test_data_tells_what_to_keep(self, factorizer, case):
-        arguments = {"activation": None} if "activation" in case.arguments else {}
-        model, layer = built(factorizer, case, **arguments)
+        model, layer = without_activation(factorizer, case)
         kernels = {k.name: k for k in factorizer.kernels(layer) if k.data_aware}
         if not kernels:
             pytest.skip("is cut by its weights alone")
@@ -421,6 +437,18 @@ class TestConformance:
         assert aware <= plain * (1 + 1e-5)
 
 
+def assert_is_like(layer, replacement):
+    """Tells of names, dtypes and trainability."""
+    *heads, last = replacement.layers
+    assert last.name == "layer"
+    assert all(head.name.startswith("layer_") for head in heads)
+    assert len({head.name for head in heads}) == len(heads)
+    for part in (*heads, last):
+        assert part.dtype_policy == layer.dtype_policy
+        assert part.trainable is layer.trainable
+        assert len(part.trainable_weights) == (len(part.weights) if layer.trainable else 0)
+
+
 def output_error(kernel, rank, moments, *, aware=True):
     """Returns the mean squared error of a kernel's outputs, given their moments."""
     cut = kernel.truncate(rank, moments if aware else None)
@@ -436,7 +464,7 @@ def output_error(kernel, rank, moments, *, aware=True):
 
 @pytest.mark.parametrize(("factorizer", "case"), list(first_cases()))
 def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
-    model, layer = built(factorizer, case)
+    model, layer = shared(factorizer, case)
     flat = [keras.layers.Flatten()(tensor) for tensor in model.outputs]
     longer = keras.Model(model.inputs, keras.layers.Dense(6, name="last")(flat[0]))
     names = [info.name for info in Signature(longer).inputs]
@@ -462,7 +490,7 @@ def test_the_engine_reaches_its_outputs_and_their_gradients(factorizer, case):
 @pytest.mark.parametrize(("format_name", "backend"), [("tflite", "xnnpack"), ("onnx", "cpu")])
 @pytest.mark.parametrize(("factorizer", "case"), list(first_cases()))
 def test_compressed_models_can_be_exported(factorizer, case, format_name, backend, tmp_path):
-    model, layer = built(factorizer, case)
+    model, layer = shared(factorizer, case)
     compressed = compress(model, 2, convolution=factorizer.convolution or "channel")
     assert len(compressed.factors) == len(factorizer.kernels(layer))
     written = FORMATS[format_name]
