@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
-from exporter.commands.artifact import quantization_samples
+from exporter.commands.artifact import check_batch, quantization_samples
 from exporter.commands.budgets import check_budget
 from exporter.data import Dataset, load_dataset
 from exporter.errors import RecipeError
@@ -85,6 +85,7 @@ def prepare(
     network, dataset = load(recipe, model, dataset)
     check_rank(network, recipe.goal, recipe.cut)
     check_budget(recipe, dataset)
+    check_batch(recipe, network)
     samples = quantization_samples(recipe, network, dataset)
     if recipe.tuning.finetune:
         check_training(recipe.tuning, dataset, network)

@@ -246,7 +246,7 @@ def test_describe_measures_the_artifact(fmt, export, build):
     assert described.size == fmt.size(path) > 0
     assert described.size <= sum(file.stat().st_size for file in files)
     assert (described.format, described.variant, described.path) == (fmt.name, "float32", path)
-    assert described.inputs == Network(model).signature.interface(fmt.batch)[0]
+    assert described.inputs == Network(model).signature.interface(fmt.fixed_batch(path))[0]
     assert described.sha256 == describe(fmt, "float32", path, Network(model)).sha256
 
     some = max(files, key=lambda file: file.stat().st_size)
