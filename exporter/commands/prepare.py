@@ -13,6 +13,7 @@ from exporter.errors import RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
+from exporter.graph.layers import refuse_channels_first
 from exporter.graph.loading import load_model, loss_in_file
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
@@ -104,6 +105,7 @@ def load(recipe: Recipe, model: Any, dataset: Dataset | None) -> tuple[Network, 
     if model is None:
         model = reference_for(dataset, recipe.source.seed)
     network = Network.of(model)
+    refuse_channels_first(network.layers)
     return network, fitted(dataset, network)
 
 

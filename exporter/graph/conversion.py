@@ -1,9 +1,10 @@
 """Prepares Keras models for converters: traces them, and changes their float type."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from exporter.errors import ModelError, brief
+from exporter.graph.hooks import replaced
 from exporter.graph.layers import finalize
 from exporter.graph.recurrent import unrolled
 from exporter.graph.signature import Signature
@@ -26,8 +27,18 @@ def serving_module(
     module.model_variables = [variable.value for variable in signature.model.variables]
     specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in inputs}
     module.serve = tf.function(signature.__call__, autograph=False)
-    with unrolled(signature.model) if unroll else nullcontext():
+    with signs_compared(), unrolled(signature.model) if unroll else nullcontext():
         return module, module.serve.get_concrete_function(**specs)
+
+
+def signs_compared() -> AbstractContextManager[None]:
+    """Has Keras tell signs by comparison, not by bits, which converters have no operators for.
+
+    Only negative zeros differ, which ``keras.ops.argmax`` would rank below zeros.
+    """
+    from keras.src import backend
+
+    return replaced([(backend.numpy, "signbit", lambda x: x < 0)])
 
 
 def recast(model: Model, dtype: str) -> Model:

@@ -11,6 +11,7 @@ from typing import Any
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions
 from exporter.formats.onnx.recurrent import STAND_IN, Loops, shapes_told_later
+from exporter.graph.conversion import signs_compared
 from exporter.graph.network import Network
 from exporter.graph.recurrent import replaced_loops
 from exporter.graph.signature import TensorInfo
@@ -48,6 +49,7 @@ def build(network: Network, options: ExportOptions) -> Any:
         with (
             keras.StatelessScope(state_mapping=weights),
             _functions_inlined(),
+            signs_compared(),
             replaced_loops(network.layers, loops.stand_in),
         ):
             return signature.call(named)

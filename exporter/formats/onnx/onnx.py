@@ -29,9 +29,10 @@ def convert(network: Network, options: ExportOptions) -> bytes:
     if options.variant == INT8:  # Checked before the conversion, which takes long.
         options.require_calibration()
     parts = (part for layer in network.model.layers for part in with_parts(layer))
-    others = {"float16", "bfloat16", "float64"}
-    if options.variant != FLOAT32 and any(part.compute_dtype in others for part in parts):
-        network = network.recast(FLOAT32)  # Quantizers expect float32.
+    # ONNX Runtime has hardly any kernels of bfloat16, and quantizers expect float32.
+    others = {"bfloat16"} | ({"float16", "float64"} if options.variant != FLOAT32 else set())
+    if any(part.compute_dtype in others for part in parts):
+        network = network.recast(FLOAT32)
     proto = as_variant(build(network, options), options)
     add_metadata(proto, network.name, options.card)
     return checked(proto)
