@@ -10,7 +10,7 @@ import numpy as np
 from exporter.card import ModelCard
 from exporter.data import Dataset
 from exporter.data.metrics import snr_db
-from exporter.errors import DataError
+from exporter.errors import DataError, RecipeError
 from exporter.formats.base import ExportOptions, Format, describe
 from exporter.formats.variants import Variant
 from exporter.graph.network import Network
@@ -45,6 +45,7 @@ class ArtifactWriter:
         return ExportOptions(
             variant=variant,
             opset=self._recipe.export.opset,
+            batch=self._recipe.export.batch,
             io_type=self._recipe.quantization.io_type,
             ranges=self._recipe.quantization.ranges,
             calibration=list(observed.batches()) if observed else (),
@@ -122,6 +123,16 @@ class _Judge:
             return -math.inf
         actual = outputs[self._fmt.backends[0]][self._probe.name]
         return min(snr_db(actual[name], values) for name, values in self._expected.items())
+
+
+def check_batch(recipe: Recipe, network: Network) -> None:
+    """Raises a RecipeError if a recipe's batch size is not the one that a model insists on."""
+    asked, fixed = recipe.export.batch, network.fixed_batch
+    if asked and fixed and asked != fixed:
+        raise RecipeError(
+            f"batch must be {fixed}, which the inputs of model {network.name!r} are fixed to, or "
+            f"be left out. Received: {asked}."
+        )
 
 
 def quantization_samples(

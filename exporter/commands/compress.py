@@ -21,7 +21,7 @@ from exporter.training.distribution import strategy_for
 USES = ("goal", "cut", "scale", "calibration", "seed")
 """The groups and options that ``compress`` uses."""
 
-USES_FOR_ARTIFACTS = ("quantization", "formats", "opset", "labels", "description")
+USES_FOR_ARTIFACTS = ("quantization", "formats", "batch", "opset", "labels", "description")
 """What it uses as well where the budget is one of artifacts."""
 
 

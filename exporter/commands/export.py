@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.card import ModelCard
-from exporter.commands.artifact import ArtifactWriter, quantization_samples
+from exporter.commands.artifact import ArtifactWriter, check_batch, quantization_samples
 from exporter.commands.prepare import card_of, load
 from exporter.data import Dataset, load_dataset
 from exporter.datasets import NO_DATA
@@ -20,7 +20,17 @@ from exporter.output import ARTIFACTS, artifact_name, check_output, staged_outpu
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 
-USES = ("quantization", "formats", "output", "force", "opset", "scale", "calibration", "seed")
+USES = (
+    "quantization",
+    "formats",
+    "output",
+    "force",
+    "batch",
+    "opset",
+    "scale",
+    "calibration",
+    "seed",
+)
 """The groups and options that ``export`` uses."""
 
 
@@ -44,7 +54,7 @@ def export(
             training part.
         card: What the artifacts tell of the model, such as names of its classes.
         force: Whether artifacts that are there already are replaced.
-        choices: Options by name: ``opset``, ``quantize``, ``io_type``, ``granularity``,
+        choices: Options by name: ``batch``, ``opset``, ``quantize``, ``io_type``, ``granularity``,
             ``ranges``, ``gauge``, ``calibration``, ``seed``. Others are refused.
 
     Returns:
@@ -95,6 +105,7 @@ def _export(
         fmt.require_extra()
     names, network = [artifact_name(*each) for each in chosen], compressed.network
     check_output(target, names, force=recipe.export.force)
+    check_batch(recipe, network)
     samples = quantization_samples(recipe, network, dataset)
     writer = ArtifactWriter(recipe, compressed, samples, card)
     artifacts = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.card import ModelCard, Normalization
-from exporter.commands.artifact import quantization_samples
+from exporter.commands.artifact import check_batch, quantization_samples
 from exporter.commands.budgets import check_budget
 from exporter.data import Dataset, load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
@@ -14,6 +14,7 @@ from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fitted
 from exporter.graph.imports import import_classes
+from exporter.graph.layers import refuse_channels_first
 from exporter.graph.loading import load_model, loss_in_file, translation_note
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration, calibration_from
@@ -90,6 +91,7 @@ def prepare(
         check_baseline(network, dataset)
     check_rank(network, recipe.goal, recipe.cut)
     check_budget(recipe, dataset)
+    check_batch(recipe, network)
     samples = quantization_samples(recipe, network, dataset)
     if recipe.tuning.finetune:
         check_training(recipe.tuning, dataset, network)
@@ -113,6 +115,7 @@ def load(
     if model is None:
         model, scale = reference_for(dataset, source.seed), "unit" if scale == AUTO else scale
     network = Network.of(model)
+    refuse_channels_first(network.layers)
     if loss is None and source.model is not None:
         loss, note = _loss_in_file(source.model)
         notes.append(note)

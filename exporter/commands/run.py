@@ -17,7 +17,8 @@ from exporter.data import Dataset
 from exporter.data.metrics import loss_of
 from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
-from exporter.formats.base import ExportOptions, Format, describe
+from exporter.formats.base import Format, describe
+from exporter.formats.variants import FLOAT32
 from exporter.isolation import ChildError
 from exporter.output import REJECTED, artifact_name, staged_output
 from exporter.progress import Progress, Silent
@@ -136,7 +137,7 @@ class _Exports:
 
     def write(self, fmt: Format, variant: str) -> ArtifactReport:
         path = self._staging / artifact_name(fmt, variant)
-        job, recipe = self._job, self._job.recipe
+        job = self._job
         try:
             trials = self._writer.write(fmt, variant, path, self._scratch)
         except ConversionError as error:
@@ -158,7 +159,7 @@ class _Exports:
             # What a user would ship otherwise is the baseline in float32.
             baseline_path = self._scratch / artifact_name(fmt)
             if not baseline_path.exists():
-                plain = ExportOptions(opset=recipe.export.opset, card=job.card)
+                plain = self._writer.options(fmt, FLOAT32)
                 fmt.export(self._weights.baseline, baseline_path, plain)
             report = replace(report, baseline_size=fmt.size(baseline_path))
             report = replace(report, latency=self._latency(fmt, baseline_path, path))

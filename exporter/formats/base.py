@@ -36,8 +36,16 @@ class StoredTensor:
     @classmethod
     def of(cls, name: str, array: "NDArray[Any]") -> "StoredTensor":
         """Describes an array."""
-        digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
-        return cls(name, tuple(array.shape), array.nbytes, digest)
+        return cls(name, tuple(array.shape), array.nbytes, _digest(array.tobytes()))
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether all bits are zero, as of the states that a loop starts from."""
+        return self.digest == _digest(bytes(self.nbytes))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Artifact:
             array that source code defines.
         sha256: Hash of the file; of a folder, of the sorted names and hashes of its files.
         figures: Further measurements, by name.
+        notes: In what it falls short of the model, as sentences without a full stop.
     """
 
     format: str
@@ -59,6 +68,7 @@ class Artifact:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     figures: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class ExportOptions:
 
     Attributes:
         variant: Name of the numeric variant, one of the format's.
+        batch: Batch size where the model leaves it free; None leaves it so, if the format can.
         io_type: Element type of inputs and outputs of a variant that computes in integers.
         granularity: Whether weights are quantized with one scale a ``"tensor"`` or a ``"channel"``.
         dense_by_tensor: Whether dense layers have one scale a tensor whatever the granularity.
@@ -77,6 +88,7 @@ class ExportOptions:
 
     variant: str = FLOAT32
     opset: int = 17
+    batch: int | None = None
     io_type: str = FLOAT32
     granularity: Granularity = "tensor"
     dense_by_tensor: bool = False
@@ -142,7 +154,6 @@ class Format(ABC):
             fewer samples where the model is large; the other backends always are.
         thread_environment: Environment variables that hold the runtime to one thread, if nothing
             else does.
-        batch: Batch size of its artifacts where the model leaves it free; None leaves it so.
     """
 
     name: ClassVar[str]
@@ -152,7 +163,6 @@ class Format(ABC):
     slow: ClassVar[bool] = False
     thread_environment: ClassVar[Mapping[str, str]] = {}
     extra: ClassVar[Extra] = NO_EXTRA
-    batch: ClassVar[int | None] = None
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of a name that the format has."""
@@ -180,7 +190,9 @@ class Format(ABC):
                 if stored.name == info.name
             )
             for infos, found in zip(
-                network.signature.interface(self.batch), self.read_interface(path), strict=True
+                network.signature.interface(self.fixed_batch(path)),
+                self.read_interface(path),
+                strict=True,
             )
         )
         return inputs, outputs
@@ -188,6 +200,11 @@ class Format(ABC):
     def read_interface(self, path: Path) -> Interface:
         """Reads the inputs and outputs from an artifact that is calibrated."""
         raise NotImplementedError(f"Format {self.name!r} has no calibrated variants.")
+
+    def fixed_batch(self, path: Path) -> int | None:
+        """Returns the batch size that an artifact insists on; None if any will do."""
+        del path
+        return None
 
     def recognizes(self, path: Path) -> bool:
         """Tells whether a path looks like an artifact of this format."""
@@ -216,9 +233,11 @@ def describe(fmt: Format, variant: str, path: Path, network: Network) -> Artifac
     if fmt.variant(variant).calibrated:  # Only these take and give integers.
         inputs, outputs = fmt.interface(path, network)
     else:
-        inputs, outputs = network.signature.interface(fmt.batch)
+        inputs, outputs = network.signature.interface(fmt.fixed_batch(path))
     size, (_, sha256), figures = fmt.size(path), measure(path), fmt.figures(path)
-    return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures)
+    batch = None if network.fixed_batch else fmt.fixed_batch(path)
+    notes = (f"takes batches of {batch} alone, the model those of any size",) if batch else ()
+    return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures, notes)
 
 
 def measure(path: Path) -> tuple[int, str]:

@@ -68,8 +68,8 @@ def watched(
 
 
 @contextmanager
-def replaced(patches: Sequence[tuple[Layer, str, Any]]) -> Iterator[None]:
-    """Sets attributes of layers, such as ``call``, for the time of the block."""
+def replaced(patches: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Sets attributes of layers or modules, such as ``call``, for the time of the block."""
     missing = object()
     former = [(layer, name, vars(layer).get(name, missing)) for layer, name, _ in patches]
     try:

@@ -2,10 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from exporter.errors import ModelError
 from exporter.graph.types import Layer, Tensor
 
 
@@ -130,6 +132,26 @@ def activation_of(layer: Layer) -> ActivationKind:
 def is_channels_last(layer: Layer) -> bool:
     """Tells whether the last axis of a layer's inputs and outputs is that of the channels."""
     return getattr(layer, "data_format", "channels_last") == "channels_last"
+
+
+def refuse_channels_first(layers: Mapping[str, Layer]) -> None:
+    """Raises a ModelError for a convolution that TensorFlow cannot compute without a GPU."""
+    import tensorflow as tf
+
+    wanting = re.compile("Conv[12]D|Conv[123]DTranspose|ConvLSTM[123]D")
+    found = [
+        path
+        for path, layer in layers.items()
+        if wanting.fullmatch(type(layer).__name__)
+        and not is_channels_last(layer)
+        and getattr(layer, "groups", 1) == 1
+    ]
+    if found and not tf.config.list_physical_devices("GPU"):
+        raise ModelError(
+            "TensorFlow needs a GPU for convolutions with data_format='channels_first', and this "
+            f"machine has none. Received: {', '.join(found)}. Build the layers with "
+            "data_format='channels_last', which the same weights fit, and permute the input."
+        )
 
 
 def finalize(layer: Layer) -> None:

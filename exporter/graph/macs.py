@@ -1,7 +1,7 @@
 """Counts the multiply-accumulates of a Keras model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from exporter.graph.signature import Signature
@@ -10,41 +10,81 @@ from exporter.graph.signature import Signature
 def count_macs(signature: Signature) -> int:
     """Counts the multiply-accumulates of matrix products and convolutions, for the smallest batch.
 
-    They are read off the traced graph, so every kind of layer counts. Free sizes other than the
-    batch are taken as ``FREE_SIZE``; the body of a loop (LSTM, GRU) is not counted.
+    They are read off the traced graph, so every kind of layer counts, and a loop as often as it
+    runs. Free sizes other than the batch are taken as ``FREE_SIZE``.
     """
     import tensorflow as tf
 
     specs = {i.name: tf.TensorSpec(i.sample_shape, i.dtype) for i in signature.inputs}
     function = tf.function(signature.__call__, autograph=False).get_concrete_function(**specs)
     graph = function.graph.as_graph_def(add_shapes=True)
-    functions = {}
-    for called in graph.library.function:
-        arguments = {
-            argument.name: _shape(called.arg_attr[index])
-            for index, argument in enumerate(called.signature.input_arg)
-        }
-        functions[called.signature.name] = _graph_macs(called.node_def, arguments)
-    calls = [
-        node for node in graph.node if node.op in {"PartitionedCall", "StatefulPartitionedCall"}
-    ]
-    called_macs = sum(functions.get(node.attr["f"].func.name, 0) for node in calls)
-    return _graph_macs(graph.node, {}) + called_macs
+    # Keras also traces the first step of a loop by itself, to see the shape of its result.
+    needed = _needed(tensor.op for tensor in function.outputs)
+    return _graph_macs(
+        [node for node in graph.node if node.name in needed],
+        {called.signature.name: called for called in graph.library.function},
+        {op.name: _runs(op) for op in needed.values() if op.type in {"While", "StatelessWhile"}},
+    )
 
 
-def _shape(node: Any) -> list[int]:
-    """Reads the shape of a node's first output; empty if the graph does not tell it."""
-    return [max(dim.size, 0) for s in node.attr["_output_shapes"].list.shape[:1] for dim in s.dim]
+def _needed(operations: Iterable[Any]) -> dict[str, Any]:
+    """Returns operations and all that they depend on, by name."""
+    found: dict[str, Any] = {}
+    waiting = list(operations)
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in found:
+            found[operation.name] = operation
+            waiting += [*operation.control_inputs, *(tensor.op for tensor in operation.inputs)]
+    return found
 
 
-def _graph_macs(nodes: Any, arguments: dict[str, list[int]]) -> int:
-    """Sums over nodes; ``arguments`` are the shapes of the arguments of their function."""
-    shapes = arguments | {node.name: _shape(node) for node in nodes}
+def _runs(loop: Any) -> int:
+    """Returns how often a loop runs at most; 1 if the graph does not tell it."""
+    import tensorflow as tf
+
+    limit = loop.inputs[1]  # The first input counts.
+    if limit.op.type == "Max":  # Keras takes the largest of one number.
+        limit = limit.op.inputs[0]
+    value = tf.get_static_value(limit)
+    return int(value) if value is not None and value.ndim == 0 and value > 0 else 1
+
+
+def _shapes(attribute: Any) -> list[list[int]]:
+    """Reads the shapes of the outputs of a node; none if the graph does not tell them."""
+    return [[max(dim.size, 0) for dim in shape.dim] for shape in attribute.list.shape]
+
+
+def _graph_macs(
+    nodes: Iterable[Any],
+    library: Mapping[str, Any],
+    runs: Mapping[str, int],
+    arguments: Mapping[str, list[list[int]]] | None = None,
+) -> int:
+    """Sums over nodes and the functions that they call; arguments of a function have shapes."""
+    nodes = list(nodes)
+    shapes = {**(arguments or {}), **{n.name: _shapes(n.attr["_output_shapes"]) for n in nodes}}
+
+    def shape(name: str) -> list[int]:
+        node, _, output = name.lstrip("^").partition(":")
+        # Within a function the name of the output is in between.
+        index, known = int(output.rpartition(":")[2] or 0), shapes.get(node, [])
+        return known[index] if index < len(known) else []
+
     total = 0
     for node in nodes:
         if node.op in _MACS:
-            operands = [shapes.get(name.partition(":")[0].lstrip("^"), []) for name in node.input]
-            total += _MACS[node.op](node, operands, shapes[node.name])
+            operands = [shape(name) for name in node.input]
+            total += _MACS[node.op](node, operands, shape(node.name))
+        for attribute in ("f", "body"):
+            called = library.get(node.attr[attribute].func.name)
+            if called is not None:
+                given = {
+                    argument.name: _shapes(called.arg_attr[index].attr["_output_shapes"])
+                    for index, argument in enumerate(called.signature.input_arg)
+                }
+                macs = _graph_macs(called.node_def, library, {}, given)
+                total += macs * runs.get(node.name, 1)
     return total
 
 
@@ -56,6 +96,10 @@ def _matmul(node: Any, operands: list[list[int]], output: list[int]) -> int:
 
 def _convolution(_: Any, operands: list[list[int]], output: list[int]) -> int:
     return math.prod(output) * math.prod(operands[1][:-1])
+
+
+def _transposed(_: Any, operands: list[list[int]], __: list[int]) -> int:
+    return math.prod(operands[2]) * math.prod(operands[1][:-1])
 
 
 def _depthwise(_: Any, operands: list[list[int]], output: list[int]) -> int:
@@ -80,6 +124,8 @@ _MACS: dict[str, Callable[[Any, list[list[int]], list[int]], int]] = {
     "BatchMatMulV2": _matmul,
     "Conv2D": _convolution,
     "Conv3D": _convolution,
+    "Conv2DBackpropInput": _transposed,
+    "Conv3DBackpropInputV2": _transposed,
     "DepthwiseConv2dNative": _depthwise,
     "Einsum": _einsum,
 }

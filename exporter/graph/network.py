@@ -12,6 +12,7 @@ from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
 from exporter.graph.names import check_names
 from exporter.graph.outputs import Family, loss_name, losses_by_output, output_layers
+from exporter.graph.recurrent import refuse_stateful
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature, TensorInfo
@@ -65,6 +66,7 @@ class Network:
                     f"The nested model {path!r} must be Sequential or Functional. "
                     f"Received: the subclassed model {type(layer).__name__}."
                 )
+        refuse_stateful(self.layers)
 
     @classmethod
     def of(cls, model: "Network | Model") -> "Network":

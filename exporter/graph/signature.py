@@ -80,7 +80,8 @@ class Signature:
         """Reads the names.
 
         Raises:
-            ModelError: If the model has an input that is not dense, or no number.
+            ModelError: If an input is not dense or holds no numbers, or an input or output is of
+                bfloat16.
         """
         import keras
 
@@ -103,7 +104,18 @@ class Signature:
             # Keras flattens dictionaries in the order of their sorted keys.
             paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
             output_names = [".".join(map(str, path)) for path in paths]
+        for index, tensor in enumerate(model.outputs):
+            if any(tensor is each for each in model.inputs) and output_names[index] in input_names:
+                output_names[index] += (
+                    "_output"  # No format has an input and an output of one name.
+                )
         self.outputs = _infos(output_names, model.outputs)
+        for info in (*self.inputs, *self.outputs):
+            if info.dtype == "bfloat16":
+                raise ModelError(
+                    f"Inputs and outputs must be of a type that NumPy has. Received: {info.name!r} "
+                    "of bfloat16. Build that input, or the last layer, with dtype='float32'."
+                )
         names = (info.name for info in self.inputs)
         self._names_by_layer: dict[str, str] = dict(zip(input_names, names, strict=True))
         self._structure = getattr(model, "_inputs_struct", None)

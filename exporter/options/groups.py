@@ -342,6 +342,12 @@ class Export(Group):
         "folder to write to (default: one in artifacts/, named after model and rank)",
     )
     force: bool = _option(False, flag(False), "replace a former run in the output folder")
+    batch: int | None = _option(
+        None,
+        whole(1, unit="samples"),
+        "batch size of the artifacts' inputs, for models that take any; a SavedModel keeps it free "
+        "(default: free; 1 in c, and in tflite for recurrent layers that are not unrolled)",
+    )
     opset: int = _option(17, whole(13, 18), "ONNX operator set, 13 to 18")
     labels: str | None = _option(
         None,

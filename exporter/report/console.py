@@ -347,6 +347,8 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
     if item.artifact and item.artifact.figures:
         figures = (f"{k.replace('_', ' ')} {n:,}" for k, n in item.artifact.figures.items())
         yield f"Figures      {name}: {', '.join(figures)}"
+    for note in item.artifact.notes if item.artifact else ():
+        yield f"Note         {name}: {note}"
     judged = conversion.parity or conversion.quality
     for fault in judged.faults if judged else ():
         also = ", as the compressed model's own output is" if fault.in_reference else ""

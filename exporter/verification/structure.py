@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.formats.base import StoredTensor
 from exporter.graph.network import Network
+from exporter.graph.recurrent import count_steps
 from exporter.lowrank.engine import Compressed
 from exporter.quantization.granularity import SMALL_KERNEL
 
@@ -56,7 +57,7 @@ class StructureProof:
         stored_bytes: Bytes of the distinct constants in the artifact.
         weights_as_predicted: Whether ``stored_bytes`` is within 5 % and 16 KiB of the prediction.
         file_as_predicted: Whether ``file_bytes`` exceeds it by at most 25 %, 256 KiB, and 12 KiB
-            for each layer.
+            for each layer and for each step of a recurrent one.
     """
 
     layers: tuple[LayerProof, ...]
@@ -90,17 +91,20 @@ def prove_structure(
     # Biases are left out: converters drop one that is zero.
     thin = (weight for parts in compressed.factors.values() for weight in parts.weights)
     factors = _distinct(_described(thin))
+    filled = [tensor for tensor in stored if not tensor.is_zero]
     proofs = []
     for plan in compressed.plan.layers:
         if plan.rank is not None and plan.shape is not None:
             parts = compressed.factors[plan.name]
             found = all(_count(stored, m) >= _count(factors, m) for m in parts.matrices)
-            gone = _count(stored, parts.replaced) <= _count(weights, parts.replaced)
+            gone = _count(filled, parts.replaced) <= _count(weights, parts.replaced)
             shapes = tuple(tuple(weight.shape) for weight in parts.weights)
             proofs.append(LayerProof(plan.name, shapes, found, plan.shape, gone))
     actual = sum(tensor.nbytes for tensor in _distinct(stored))
     slack = WEIGHT_SLACK * predicted + WEIGHT_ALLOWANCE
-    graph = FILE_ALLOWANCE + LAYER_ALLOWANCE * len(compressed.network.layers)
+    layers = compressed.network.layers
+    # A converter may write out the steps of a loop.
+    graph = FILE_ALLOWANCE + LAYER_ALLOWANCE * (len(layers) + count_steps(layers))
     return StructureProof(
         layers=tuple(proofs),
         predicted_bytes=predicted,

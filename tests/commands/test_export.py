@@ -21,6 +21,22 @@ def test_export_quantizes_by_the_data(model, arrays, tmp_path):
     assert {output.backend for output in verdict.quality.outputs} == {"xnnpack", "reference"}
 
 
+def test_export_fixes_the_batch_that_is_asked_for(model, tmp_path):
+    artifacts = exporter.export(model, tmp_path, ("tflite", "onnx"), batch=3)
+    for artifact in artifacts:
+        assert {info.shape[0] for info in (*artifact.inputs, *artifact.outputs)} == {3}
+        assert "batches of 3 alone" in artifact.notes[0]
+        assert exporter.verify(artifact, model).passed
+
+
+def test_export_refuses_another_batch_than_the_models_own(tmp_path):
+    import keras
+
+    model = keras.Sequential([keras.Input(batch_shape=(2, 4)), keras.layers.Dense(3)])
+    with pytest.raises(exporter.RecipeError, match=r"batch must be 2.*Received: 3"):
+        exporter.export(model, tmp_path, batch=3)
+
+
 def test_export_takes_a_card(model, tmp_path):
     labels = {"probabilities": ("dark", "bright")}
     card = exporter.ModelCard("Sorts.", {"image": exporter.Normalization(std=255)}, labels)

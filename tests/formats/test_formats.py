@@ -238,6 +238,31 @@ def test_sparse_inputs_are_refused(fmt, export):
         export(fmt.name, model)
 
 
+def _passed_on(inputs):
+    return [inputs, keras.layers.Dense(3, name="y")(inputs)]
+
+
+def _classes(inputs):
+    return keras.ops.argmax(keras.layers.Dense(9, name="y")(inputs), axis=-1)
+
+
+def _in_bfloat16(inputs):
+    return keras.layers.Dense(3, name="y")(keras.layers.Dense(9, dtype="mixed_bfloat16")(inputs))
+
+
+@pytest.mark.parametrize("outputs", [_passed_on, _classes, _in_bfloat16])
+def test_outputs_of_every_kind_convert(fmt, outputs, export, samples):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="x")
+    model = keras.Model(inputs, outputs(inputs))
+    runner = fmt.load(export(fmt.name, model), fmt.backends[0])
+    batch = samples(model, 4)
+    actual = runner(batch)
+    for name, expected in Network(model).runner(eager=True)(batch).items():
+        tolerance = 0.05 if outputs is _in_bfloat16 else 1e-5
+        np.testing.assert_allclose(actual[name], expected, rtol=tolerance, atol=tolerance)
+
+
 def test_describe_measures_the_artifact(fmt, export, build):
     model = build("tiny")
     path = export(fmt.name, model)
@@ -246,7 +271,7 @@ def test_describe_measures_the_artifact(fmt, export, build):
     assert described.size == fmt.size(path) > 0
     assert described.size <= sum(file.stat().st_size for file in files)
     assert (described.format, described.variant, described.path) == (fmt.name, "float32", path)
-    assert described.inputs == Network(model).signature.interface(fmt.batch)[0]
+    assert described.inputs == Network(model).signature.interface(fmt.fixed_batch(path))[0]
     assert described.sha256 == describe(fmt, "float32", path, Network(model)).sha256
 
     some = max(files, key=lambda file: file.stat().st_size)

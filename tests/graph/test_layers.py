@@ -3,9 +3,18 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
-from exporter.graph.layers import ACTIVATIONS, KINDS, activation_of, finalize, kind_of
+from exporter.errors import ModelError
+from exporter.graph.layers import (
+    ACTIVATIONS,
+    KINDS,
+    activation_of,
+    finalize,
+    kind_of,
+    refuse_channels_first,
+)
 from exporter.lowrank.factorizers import FACTORIZERS
 
 OPTIONS = {
@@ -181,3 +190,20 @@ def test_what_a_factorizer_takes_needs_no_reason_to_be_kept():
     factorized = {factorizer.kind for factorizer in FACTORIZERS}
     assert not factorized & {name for name, kind in KINDS.items() if kind.kept}
     assert factorized >= {name for name in LINEAR if not KINDS[name].kept}
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "Conv2D", "Conv2DTranspose", "DepthwiseConv2D"])
+def test_layers_that_tensorflow_cannot_compute_on_a_cpu_are_refused(kind):
+    filters = {} if kind == "DepthwiseConv2D" else {"filters": 2}
+    options = {"kernel_size": 1, "data_format": "channels_first", **filters}
+    layer = getattr(layers, kind)(**options)
+    inputs = np.ones((1, 3, *[4] * (1 if "1D" in kind else 2)), "float32")
+    try:
+        layer(inputs)
+    except (tf.errors.OpError, ValueError):
+        with pytest.raises(
+            ModelError, match=r"needs a GPU.*Received: block/first\..*channels_last"
+        ):
+            refuse_channels_first({"block/first": layer})
+    else:
+        refuse_channels_first({"block/first": layer})

@@ -41,6 +41,35 @@ def _free_length(layers):
     return [layers.Dense(5)], (None, 7), 32 * 7 * 5
 
 
+def _transposed_convolution(layers):
+    stack = [layers.Conv2DTranspose(4, 3, strides=2), layers.Conv2DTranspose(2, 3, padding="same")]
+    return stack, (5, 5, 2), 25 * 9 * 2 * 4 + 121 * 9 * 4 * 2
+
+
+def _transposed_convolution_1d(layers):
+    return [layers.Conv1DTranspose(4, 3, strides=2)], (5, 2), 5 * 3 * 2 * 4
+
+
+def _transposed_convolution_3d(layers):
+    return [layers.Conv3DTranspose(4, 2)], (3, 3, 3, 2), 27 * 8 * 2 * 4
+
+
+def _lstm(layers):
+    return [layers.LSTM(4), layers.Dense(2)], (6, 3), 6 * 4 * 4 * (3 + 4) + 4 * 2
+
+
+def _masked_gru(layers):
+    return [layers.Masking(), layers.GRU(4, return_sequences=True)], (6, 3), 6 * 3 * 4 * (3 + 4)
+
+
+def _recurrent_free_length(layers):
+    return [layers.Bidirectional(layers.LSTM(4))], (None, 3), 2 * 32 * 4 * 4 * (3 + 4)
+
+
+def _convolutional_lstm(layers):
+    return [layers.ConvLSTM2D(4, 3, padding="same")], (6, 5, 5, 2), 6 * 25 * 9 * 4 * 4 * (2 + 4)
+
+
 COUNTED_BY_HAND = [
     _dense,
     _dense_on_sequences,
@@ -51,6 +80,13 @@ COUNTED_BY_HAND = [
     _convolution_1d,
     _einsum,
     _free_length,
+    _transposed_convolution,
+    _transposed_convolution_1d,
+    _transposed_convolution_3d,
+    _lstm,
+    _masked_gru,
+    _recurrent_free_length,
+    _convolutional_lstm,
 ]
 
 
@@ -93,3 +129,31 @@ def test_macs_are_per_sample_of_a_fixed_batch():
 
     inputs = keras.Input(batch_shape=(3, 4))
     assert Network(keras.Model(inputs, keras.layers.Dense(5)(inputs))).macs == 4 * 5
+
+
+def test_macs_of_states_that_are_handed_on():
+    import keras
+
+    first, second = keras.Input((6, 3)), keras.Input((5, 3))
+    _, *states = keras.layers.LSTM(4, return_state=True)(first)
+    outputs = keras.layers.LSTM(4)(second, initial_state=states)
+    assert Network(keras.Model([first, second], outputs)).macs == (6 + 5) * 4 * 4 * (3 + 4)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "Conv2DTranspose"])
+def test_plans_count_the_same_macs_as_graphs(kind):
+    import keras
+
+    from exporter.lowrank.engine import Engine
+    from exporter.lowrank.planner import Planner
+    from exporter.options.groups import Cut
+
+    layers = keras.layers
+    recurrent = kind != "Conv2DTranspose"
+    layer = getattr(layers, kind)(8) if recurrent else layers.Conv2DTranspose(8, 3, strides=2)
+    model = keras.Sequential([keras.Input((6, 8) if recurrent else (4, 4, 8)), layer])
+    planner = Planner(Engine(Network(model), None, Cut(method="svd"), seed=0))
+    assert planner.macs == Network(model).macs
+    smallest = planner.smallest("macs")
+    plan = planner.within("macs", smallest)
+    assert planner.engine.factorize(plan).network.macs == smallest

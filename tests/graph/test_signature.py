@@ -24,6 +24,17 @@ class TestSignature:
         assert names(signature.outputs) == ["click", "rating"]
         assert [info.shape for info in signature.outputs] == [(None, 2), (None, 1)]
 
+    def test_an_input_that_is_an_output_too_has_two_names(self):
+        inputs = keras.Input((4,), name="x")
+        model = keras.Model(inputs, [inputs, keras.layers.Dense(2, name="y")(inputs)])
+        assert names(Signature(model).outputs) == ["x_output", "y"]
+
+    def test_bfloat16_is_refused_where_numpy_would_need_it(self):
+        inputs = keras.Input((4,), name="x")
+        model = keras.Model(inputs, keras.layers.Dense(2, name="y", dtype="bfloat16")(inputs))
+        with pytest.raises(ModelError, match=r"'y' of bfloat16.*dtype='float32'"):
+            Signature(model)
+
     def test_nested_dictionaries_are_named_by_their_path(self):
         inputs = keras.Input((4,), name="x")
         heads = {"a": {"b": keras.layers.Dense(2)(inputs)}, "c": keras.layers.Dense(3)(inputs)}

@@ -70,9 +70,9 @@ def unconverted(tmp_path_factory):
     """Report of a run whose converter gives up, without data, and where no layer is factorized."""
     import keras
 
-    inputs = keras.Input((6, 4), name="sequence")
-    hidden = keras.layers.LSTM(5, name="lstm")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(6, name="out")(hidden), name="recurrent")
+    inputs = keras.Input((5,), name="x")
+    hidden = keras.ops.erf(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(6, name="out")(hidden), name="unconverted")
     folder = tmp_path_factory.mktemp("unconverted")
     recipe = exporter.Recipe(output=str(folder), rank={"out": 5}, data="none")
     return exporter.run(recipe, model=model)

@@ -77,7 +77,7 @@ def test_failed_conversion_is_told_by_the_converter(unconverted):
     text = printed(unconverted)
     assert "not converted" in row(text, "tflite")
     assert "tflite: not converted. " in text
-    assert "unroll=True" in text
+    assert "builtin operators" in text
 
 
 def test_layers_that_are_kept_say_why(unconverted):

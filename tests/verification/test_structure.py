@@ -294,3 +294,16 @@ def test_graph_of_a_deep_model_may_outweigh_its_weights(
 
     assert proof.file_bytes > proof.predicted_bytes + 256 * 1024
     assert proof.passed
+
+
+def test_the_zeros_that_a_loop_starts_from_are_no_matrix(
+    export_as: Callable[..., Artifact],
+) -> None:
+    keras.utils.set_random_seed(0)
+    stack = [keras.layers.LSTM(8), keras.layers.Dense(1, name="score")]
+    compressed = compress(keras.Sequential([keras.Input((3, 2), name="x"), *stack]), rank="full")
+
+    proof = proof_of(export_as("tflite", compressed.model), compressed)
+
+    assert proof.passed
+    assert "score" in {layer.layer for layer in proof.layers}

@@ -3,15 +3,18 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
 from typing import Any
 
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions
+from exporter.formats.onnx.recurrent import STAND_IN, Loops, shapes_told_later
+from exporter.graph.conversion import signs_compared
 from exporter.graph.network import Network
-from exporter.graph.signature import Signature
+from exporter.graph.recurrent import replaced_loops
+from exporter.graph.signature import TensorInfo
 
 LARGE_BYTES = 2**24
 """The least size of a weight that tf2onnx is not given: it takes 36 times the memory."""
@@ -28,30 +31,39 @@ def build(network: Network, options: ExportOptions) -> Any:
     import tf2onnx
 
     signature = network.signature
+    inputs, outputs = signature.interface(options.batch)
     # These are inputs while the graph is converted, and stored afterwards.
     large = {
         f"large_weight_{index}": variable
         for index, variable in enumerate(network.model.variables)
         if variable.value.dtype.size * variable.value.shape.num_elements() >= LARGE_BYTES
     }
-    specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in signature.inputs]
+    specs = [tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in inputs]
     specs += [tf.TensorSpec(v.shape, v.value.dtype, name=name) for name, v in large.items()]
+
+    loops = Loops(network.layers)
 
     def serve(*tensors: Any) -> dict[str, Any]:
         named = dict(zip((spec.name for spec in specs), tensors, strict=True))
         weights = [(variable, named[name]) for name, variable in large.items()]
-        with keras.StatelessScope(state_mapping=weights), _functions_inlined():
+        with (
+            keras.StatelessScope(state_mapping=weights),
+            _functions_inlined(),
+            signs_compared(),
+            replaced_loops(network.layers, loops.stand_in),
+        ):
             return signature.call(named)
 
     function = tf.function(serve, input_signature=specs, autograph=False)
 
     def converted() -> Any:
-        return tf2onnx.convert.from_function(
-            function,
-            input_signature=specs,
-            opset=options.opset,
-            custom_op_handlers={"Erfc": (_erfc_as_erf, [])},
-        )[0]
+        with shapes_told_later():
+            return tf2onnx.convert.from_function(
+                function,
+                input_signature=specs,
+                opset=options.opset,
+                custom_op_handlers={"Erfc": (_erfc_as_erf, []), STAND_IN: (loops.convert, [])},
+            )[0]
 
     try:
         try:
@@ -65,7 +77,7 @@ def build(network: Network, options: ExportOptions) -> Any:
     constants = {inner.name: outer for outer, inner in captures if outer.dtype != "resource"}
     _store(proto, constants | large)
     _fold_transposes(proto)
-    _name_batch(proto, signature)
+    _name_batch(proto, (*inputs, *outputs))
     _make_names_canonical(proto)
     return proto
 
@@ -120,14 +132,22 @@ def _store(proto: Any, constants: Mapping[str, Any]) -> None:
     """Stores the constants that tf2onnx took for inputs.
 
     These are large weights, and tensors such as those that a Normalization layer derives from its
-    weights.
+    weights. The ones that nothing takes belong to recurrent layers, whose operators hold them.
     """
     import onnx
 
+    used = {value.name for value in proto.graph.output} | _used(proto.graph)
     for value in [value for value in proto.graph.input if value.name in constants]:
-        array = constants[value.name].numpy()
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
         proto.graph.input.remove(value)
+        if value.name in used:
+            array = constants[value.name].numpy()
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+
+
+def _used(graph: Any) -> set[str]:
+    """Returns the names that the nodes of a graph take, and those of the graphs within them."""
+    bodies = (a.g for node in graph.node for a in node.attribute if a.HasField("g"))
+    return {name for node in graph.node for name in node.input}.union(*map(_used, bodies))
 
 
 def _fold_transposes(proto: Any) -> None:
@@ -148,9 +168,9 @@ def _fold_transposes(proto: Any) -> None:
         graph.node.remove(node)
 
 
-def _name_batch(proto: Any, signature: Signature) -> None:
+def _name_batch(proto: Any, interface: Iterable[TensorInfo]) -> None:
     """Calls the free first dimension of inputs and outputs ``batch``, not ``unk__42``."""
-    infos = {info.name: info for info in (*signature.inputs, *signature.outputs)}
+    infos = {info.name: info for info in interface}
     for value in (*proto.graph.input, *proto.graph.output):
         dims = value.type.tensor_type.shape.dim
         if dims and infos[value.name].fixed_batch is None:

@@ -9,6 +9,7 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor, to_real, to_stored
+from exporter.formats.batches import batch_of, batched
 from exporter.formats.onnx.converter import build
 from exporter.formats.onnx.integers import interface_quantization
 from exporter.formats.onnx.quantization import VARIANTS, as_variant
@@ -28,9 +29,10 @@ def convert(network: Network, options: ExportOptions) -> bytes:
     if options.variant == INT8:  # Checked before the conversion, which takes long.
         options.require_calibration()
     parts = (part for layer in network.model.layers for part in with_parts(layer))
-    others = {"float16", "bfloat16", "float64"}
-    if options.variant != FLOAT32 and any(part.compute_dtype in others for part in parts):
-        network = network.recast(FLOAT32)  # Quantizers expect float32.
+    # ONNX Runtime has hardly any kernels of bfloat16, and quantizers expect float32.
+    others = {"bfloat16"} | ({"float16", "float64"} if options.variant != FLOAT32 else set())
+    if any(part.compute_dtype in others for part in parts):
+        network = network.recast(FLOAT32)
     proto = as_variant(build(network, options), options)
     add_metadata(proto, network.name, options.card)
     return checked(proto)
@@ -90,10 +92,15 @@ class OnnxRuntimeFormat(Format):
         runner = OnnxRunner(path, None)
         return tuple(runner.inputs), tuple(runner.outputs)
 
+    def fixed_batch(self, path: Path) -> int | None:
+        """Reads the batch size from a file of any of these formats."""
+        return batch_of(self.read_interface(path)[0])
+
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the file in onnxruntime's CPU provider."""
         del backend
-        return OnnxRunner(path, threads)
+        runner = OnnxRunner(path, threads)
+        return batched(runner, runner.inputs)
 
 
 class Onnx(OnnxRuntimeFormat):
@@ -122,7 +129,7 @@ class Onnx(OnnxRuntimeFormat):
 class OnnxRunner:
     """A file of any of these formats, opened in onnxruntime's CPU provider.
 
-    ``inputs`` and ``outputs`` have the names and element types, without shapes.
+    ``inputs`` and ``outputs`` have the names and element types, and of shapes the batch alone.
     """
 
     def __init__(self, path: Path, threads: int | None) -> None:
@@ -137,7 +144,7 @@ class OnnxRunner:
         )
         noted = interface_quantization(self._session.get_modelmeta().custom_metadata_map)
         self.inputs, self.outputs = (
-            [TensorInfo(v.name, (), _dtype(v.type), noted.get(v.name)) for v in values]
+            [TensorInfo(v.name, _batch_axis(v), _dtype(v.type), noted.get(v.name)) for v in values]
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
 
@@ -155,6 +162,10 @@ class OnnxRunner:
         for info in self.outputs:
             binding.bind_output(info.name)
         return lambda: self._session.run_with_iobinding(binding)
+
+
+def _batch_axis(value: Any) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in value.shape[:1])
 
 
 def _dtype(ort_type: str) -> str:

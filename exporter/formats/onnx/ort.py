@@ -10,6 +10,7 @@ from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
 from exporter.formats.flatbuffers import ALIGNMENT, write, write_bytes, write_offsets
 from exporter.formats.onnx.onnx import OnnxRuntimeFormat, convert
+from exporter.formats.variants import FLOAT16
 from exporter.graph.network import Network
 
 
@@ -33,12 +34,16 @@ class Ort(OnnxRuntimeFormat):
         session.add_session_config_entry("session.save_model_format", "ORT")
         # Otherwise weights of int8 become uint8, for processors of PCs.
         session.add_session_config_entry("session.qdqisint8allowed", "1")
+        disabled = ["NchwcTransformer"]  # A layout for this machine only.
+        if options.variant == FLOAT16:
+            # It would store weights in float32, where operators have no kernel in half precision.
+            disabled += ["FuseFp16InitializerToFp32NodeTransformer", "ConstantFolding"]
         try:
             onnxruntime.InferenceSession(
                 content,
                 session,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=["NchwcTransformer"],  # A layout for this machine only.
+                disabled_optimizers=disabled,
             )
         except Exception as error:  # onnxruntime's errors share no public base.
             path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 from exporter.errors import ConversionError, DataError, ExporterError, brief
 from exporter.formats.base import ExportOptions
+from exporter.formats.batches import whole_batches
 from exporter.formats.onnx.integers import DEQUANTIZE, conversion, make_interface_integer
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT8, QualityRule, Variant
 from exporter.graph.signature import Tensors
@@ -233,15 +234,17 @@ def _estimate_ranges(
     session = onnxruntime.InferenceSession(
         observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+    sizes = (value.shape[0] for value in session.get_inputs() if value.shape)
+    fixed = next((size for size in sizes if isinstance(size, int)), None)
     observers = {name: Observer() for name in (*inputs, *computed) if name in wanted}
-    for batch in calibration:
+    for part in (part for batch in calibration for part in whole_batches(batch, fixed)):
         try:
-            feeds = {name: batch[name] for name in inputs}
+            feeds = {name: part[name] for name in inputs}
             arrays = dict(zip(computed, session.run(computed, feeds), strict=True))
         except Exception as error:  # onnxruntime's errors share no public base.
             raise DataError(f"The calibration data do not fit the model: {brief(error)}") from error
         for name, observer in observers.items():
-            observer.observe(arrays[name] if name in arrays else batch[name])
+            observer.observe(arrays[name] if name in arrays else part[name])
     bounded = {name for node in graph.node if node.op_type in _BOUNDED for name in node.output}
     return {
         name: (0.0, 1.0) if name in bounded else observer.range(method)

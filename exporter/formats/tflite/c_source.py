@@ -8,10 +8,11 @@ from pathlib import Path
 
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.batches import batch_of, batched
 from exporter.formats.extras import Extra
 from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import convert, list_operators, list_tensors, read_interface
-from exporter.formats.tflite.micro import BatchByBatch, MicroRunner, adapted, measure_arena
+from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner
 from exporter.formats.variants import FLOAT32, INT8
@@ -33,7 +34,7 @@ _C_TYPES = {"bool": "bool", "float32": "float"} | {
 class CSource(Format):
     """A folder with a header for C and C++, and a C++ file that defines the array.
 
-    A microcontroller has no memory to spare, so the batch is 1 where the model leaves it free.
+    A microcontroller has no memory to spare, so a free batch is 1 unless the options set it.
     """
 
     name = "c"
@@ -43,7 +44,6 @@ class CSource(Format):
     backends = (_MICRO, REFERENCE)
     slow = True
     extra = Extra("micro", ("tflite-micro",))
-    batch = 1
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the folder; see the base class."""
@@ -54,8 +54,8 @@ class CSource(Format):
                     f"Received: input {info.name!r} of shape {info.shape}."
                 )
         # A scale a channel takes 8 bytes of the arena, and kernels older than 2024 do not know it.
-        options = replace(options, dense_by_tensor=True)
-        content = adapted(convert(network, options, batch=self.batch))
+        options = replace(options, dense_by_tensor=True, batch=options.batch or 1)
+        content = adapted(convert(network, options))
         name, arena_bytes = identifier(network.name), measure_arena(content)
         path.mkdir()
         texts = {SOURCE: _source(name, content), HEADER: _header(name, content, arena_bytes)}
@@ -69,6 +69,10 @@ class CSource(Format):
     def read_interface(self, path: Path) -> Interface:
         """Reads the inputs and outputs from the array."""
         return read_interface(_content(path))
+
+    def fixed_batch(self, path: Path) -> int | None:
+        """Reads the batch size from the array."""
+        return batch_of(self.read_interface(path)[0])
 
     def size(self, path: Path) -> int:
         """Returns the bytes of the array."""
@@ -86,7 +90,7 @@ class CSource(Format):
             if backend == _MICRO
             else LiteRTRunner(content, backend, threads)
         )
-        return BatchByBatch(runner, read_interface(content)[0][0].fixed_batch or 1)
+        return batched(runner, read_interface(content)[0])
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the tensors of the array that have a buffer with content."""

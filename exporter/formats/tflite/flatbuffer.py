@@ -7,52 +7,76 @@ from typing import Any
 from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
 from exporter.formats.tflite.packing import operator_name, type_name, unpack
-from exporter.formats.tflite.quantization import check, quantize
+from exporter.formats.tflite.quantization import check, needs_observation, quantize
 from exporter.formats.variants import FLOAT16, FLOAT32
 from exporter.graph.conversion import serving_module
 from exporter.graph.network import Network
+from exporter.graph.recurrent import loops_over_free_length
 from exporter.graph.signature import Interface, Quantization, TensorInfo
 
 
-def convert(network: Network, options: ExportOptions, *, batch: int | None = None) -> bytes:
+def convert(network: Network, options: ExportOptions) -> bytes:
     """Converts a Keras model to a variant, with builtin operators alone.
 
-    ``batch`` is the batch size where the model leaves it free; None leaves it so.
+    The batch is 1 where it is free, but the converter cannot leave it so.
 
     Raises:
         ConversionError: If the converter fails, or the model has no such variant.
         DataError: If the variant is calibrated, and there is nothing to calibrate it on.
     """
     check(options)
-    content = _convert(network, half=options.variant == FLOAT16, batch=batch)
-    return content if options.variant in {FLOAT16, FLOAT32} else quantize(content, options)
+    content = _convert(network, options)
+    if options.variant in {FLOAT16, FLOAT32}:
+        return content
+    if needs_observation(options) and len(unpack(content).subgraphs) > 1:
+        # Activations cannot be observed within a loop, and differ from step to step.
+        if free := loops_over_free_length(network.layers):
+            raise ConversionError(
+                f"Variant {options.variant!r} needs the steps of recurrent layers written out, and "
+                f"so sequences of a fixed length. Received: a free length in {', '.join(free)}. "
+                "Give the input a fixed length, or leave out the variant."
+            )
+        content = _convert(network, options, unroll=True)
+    return quantize(content, options)
 
 
-def _convert(network: Network, *, half: bool, batch: int | None) -> bytes:
+def _convert(network: Network, options: ExportOptions, *, unroll: bool = False) -> bytes:
     import tensorflow as tf
 
+    looping = False
     try:
-        module, function = serving_module(network.signature, batch=batch)
+        module, function = serving_module(network.signature, batch=options.batch, unroll=unroll)
         if _computes_in_half(function.graph):
             # LiteRT has no kernels for it; mixed precision is meant for training.
-            module, function = serving_module(network.recast("float32").signature, batch=batch)
+            return _convert(network.recast("float32"), options, unroll=unroll)
+        looping = any(
+            "TensorList" in operation.type for operation in function.graph.get_operations()
+        )
+        if looping and not (options.batch or network.fixed_batch):
+            # The lists that loops write to need elements of known shapes.
+            return _convert(network, replace(options, batch=1), unroll=unroll)
         # The converter saves the module, and would trace a tf.function once more.
         module.serve = function
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
         # Flex operators would convert, and then fail to run in a plain LiteRT.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if half:
+        if options.variant == FLOAT16:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
         content = converter.convert()
     except tf.errors.ResourceExhaustedError as error:
         raise OSError(brief(error)) from error
-    except ModelError:
+    except (ConversionError, ModelError):
         raise
     except Exception as error:  # The converter raises bare Exceptions of MLIR.
+        advice = (
+            "recurrent layers may need a fixed length, or unroll=True"
+            if looping
+            else ("replace the layers that use others, or export to another format")
+        )
         raise ConversionError(
             f"TFLite conversion failed: {brief(error)} Only builtin operators are allowed; "
-            "recurrent layers need a fixed batch or unroll=True."
+            f"{advice}."
         ) from error
     return bytes(content)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError
-from exporter.formats.base import Runner, to_real, to_stored
+from exporter.formats.base import to_real, to_stored
 from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
-from exporter.graph.runner import predict_in_batches
-from exporter.graph.signature import Tensors, split
+from exporter.graph.signature import Tensors
 from exporter.isolation import ChildError, call_in_child
 
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
@@ -50,23 +49,6 @@ class MicroRunner:
             self._interpreter.invoke()
 
         return run
-
-
-class BatchByBatch:
-    """Feeds a runner that only takes batches of one size."""
-
-    def __init__(self, runner: Runner, size: int) -> None:
-        self._runner, self._size = runner, size
-
-    def __call__(self, inputs: Tensors) -> dict[str, Any]:
-        """Predicts any number of whole batches."""
-        count = len(next(iter(inputs.values())))
-        return predict_in_batches(self._runner, inputs, self._size, count)
-
-    def prepare(self, inputs: Tensors) -> Callable[[], object]:
-        """Binds any number of whole batches; see the protocol."""
-        calls = [self._runner.prepare(batch) for batch in split(inputs, self._size)]
-        return lambda: [call() for call in calls]
 
 
 def adapted(content: bytes) -> bytes:

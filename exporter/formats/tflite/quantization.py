@@ -14,11 +14,11 @@ from typing import Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
+from exporter.formats.batches import whole_batches
 from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
 from exporter.formats.tflite.runner import observable
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, Variant
 from exporter.formats.variants import QualityRule as Rule
-from exporter.graph.signature import split
 from exporter.quantization.granularity import SMALL_KERNEL
 from exporter.quantization.scheme import IntegerScheme
 
@@ -72,6 +72,11 @@ def check(options: ExportOptions) -> None:
         )
 
 
+def needs_observation(options: ExportOptions) -> bool:
+    """Tells whether the variant needs the ranges of activations."""
+    return options.variant in _IO_TYPES
+
+
 def quantize(content: bytes, options: ExportOptions) -> bytes:
     """Quantizes a float32 flatbuffer to a variant other than float16.
 
@@ -93,6 +98,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
     model = unpack(quantized)
     _refuse_float_kernels(model, options.variant)
     _take_shapes_of_integers(model)
+    _type_unused_parts(model)
     return pack(model)
 
 
@@ -200,8 +206,8 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
     (graph, *bodies) = unpack(content).subgraphs
     if bodies:
         raise ConversionError(
-            "Activations cannot be observed within the loops of recurrent layers. Build these with "
-            "unroll=True, or leave out the variants that need calibration."
+            "Activations cannot be observed within loops, and only recurrent layers can write out "
+            "their steps. Leave out the variants that need calibration, or replace the layer."
         )
     interpreter = observable(content)
     run = interpreter.get_signature_runner()
@@ -211,7 +217,7 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
     observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
     for batch in options.calibration:
         seen: dict[int, list[Any]] = {index: [] for index in observers}
-        for part in split(batch, fixed) if fixed else [batch]:
+        for part in whole_batches(batch, fixed):
             run(**{name: part[name].astype(detail["dtype"]) for name, detail in details.items()})
             for index, values in seen.items():
                 values.append(interpreter.get_tensor(index))
@@ -259,6 +265,20 @@ def _take_shapes_of_integers(model: Any) -> None:
         used = {index for operator in graph.operators for index in operator.inputs}
         unused = sources.keys() - used - set(graph.outputs)
         graph.operators = [each for each in graph.operators if each.outputs[0] not in unused]
+
+
+def _type_unused_parts(model: Any) -> None:
+    """Gives parts that nothing takes the type of the others, for the quantizer leaves them out.
+
+    XNNPACK does not split a tensor into parts of different types.
+    """
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if _operator_name(model, operator) in {"SPLIT", "SPLIT_V", "UNPACK"}:
+                parts = [graph.tensors[index] for index in operator.outputs]
+                typed = next((part for part in parts if type_name(part) != FLOAT32), parts[0])
+                for part in parts:
+                    part.type, part.quantization = typed.type, typed.quantization
 
 
 def _operator_name(model: Any, operator: Any) -> str:

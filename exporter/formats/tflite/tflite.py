@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.batches import batch_of, batched
 from exporter.formats.tflite.flatbuffer import convert, list_tensors, read_interface
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.quantization import VARIANTS
@@ -12,7 +13,10 @@ from exporter.graph.signature import Interface
 
 
 class TFLite(Format):
-    """One flatbuffer with builtin operators alone, a named signature and a dynamic batch."""
+    """One flatbuffer with builtin operators alone and a named signature.
+
+    The batch is free, unless the model loops over steps, as recurrent layers do: then it is 1.
+    """
 
     name = "tflite"
     suffix = ".tflite"
@@ -27,9 +31,13 @@ class TFLite(Format):
         """Reads the inputs and outputs from the flatbuffer."""
         return read_interface(path.read_bytes())
 
+    def fixed_batch(self, path: Path) -> int | None:
+        """Reads the batch size from the flatbuffer."""
+        return batch_of(self.read_interface(path)[0])
+
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
-        return LiteRTRunner(path, backend, threads)
+        return batched(LiteRTRunner(path, backend, threads), self.read_interface(path)[0])
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the tensors that have a buffer with content."""

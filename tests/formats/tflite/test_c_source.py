@@ -78,8 +78,8 @@ def test_compiled_array_is_the_flatbuffer(build, export_int8, samples, tmp_path)
     done = subprocess.run([tmp_path / "main"], capture_output=True, check=True)
     first, _, content = done.stdout.partition(b"\n")
     calibration = [samples(model, 32, seed=seed) for seed in (1, 2)]
-    options = ExportOptions(variant="int8", io_type="int8", calibration=calibration)
-    assert content == adapted(convert(Network(model), options, batch=1))
+    options = ExportOptions("int8", batch=1, io_type="int8", calibration=calibration)
+    assert content == adapted(convert(Network(model), options))
     (info,), _ = read_interface(content)
     name, scale, zero_point = first.decode().split()
     assert name == "features"
@@ -137,7 +137,7 @@ def test_array_has_no_bytes_that_the_interpreter_ignores(build, export):
     model = build("sequential_mlp")
     card = ModelCard("Sorts images.", labels={"probabilities": tuple("abcdefghij")})
     content = array(export("c", model, card=card))
-    plain = convert(Network(model), ExportOptions(), batch=1)
+    plain = convert(Network(model), ExportOptions(batch=1))
     for word in (b"MLIR", b"CONVERSION_METADATA", b"min_runtime_version", b"hidden", b"Sorts"):
         assert word not in content
     assert b"hidden" in plain

@@ -9,8 +9,9 @@ from exporter.graph.network import Network
 def test_arena_is_found_where_kernels_crash_without_memory(build, samples):
     """As dense layers with a scale a channel do."""
     model = build("tiny")
-    options = ExportOptions(variant="int8", granularity="channel", calibration=[samples(model, 32)])
-    content = adapted(convert(Network(model), options, batch=1))
+    calibration = [samples(model, 32)]
+    options = ExportOptions("int8", batch=1, granularity="channel", calibration=calibration)
+    content = adapted(convert(Network(model), options))
     inputs = samples(model, 1)
     outputs = MicroRunner(content, measure_arena(content))(inputs)
     for name, expected in Network(model).runner(eager=True)(inputs).items():

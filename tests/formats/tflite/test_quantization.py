@@ -355,6 +355,16 @@ class TestRanges:
             export("tflite", model, variant="int8", calibration=[inputs])
 
 
+class Doubling(keras.layers.Layer):
+    """Loops by itself."""
+
+    def call(self, inputs):
+        return keras.ops.fori_loop(0, 3, lambda _, value: value * 2, inputs)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
 class TestRefusals:
     @pytest.mark.parametrize("variant", CALIBRATED)
     def test_missing_calibration_names_the_options(self, variant, make):
@@ -370,10 +380,19 @@ class TestRefusals:
         with pytest.raises(ConversionError, match=r"'int16x8' takes and gives float32\. .*: int8"):
             make(dense(), "int16x8", io_type="int8")
 
-    def test_loops_cannot_be_calibrated(self, lstm, make):
-        with pytest.raises(ConversionError, match="unroll=True"):
-            make(lstm(batch=1), "int8")
-        make(lstm(unroll=True), "int8")
+    def test_loops_over_a_free_length_cannot_be_calibrated(self, export):
+        layers = keras.layers
+        model = keras.Sequential(
+            [keras.Input((None, 3), name="x"), layers.GRU(4, name="memory"), layers.Dense(2)]
+        )
+        calibration = [{"x": np.ones((4, 5, 3), "float32")}]
+        with pytest.raises(ConversionError, match=r"fixed length\. Received: .* in memory"):
+            export("tflite", model, variant="int8", calibration=calibration)
+
+    def test_loops_that_cannot_be_written_out(self, make):
+        model = keras.Sequential([keras.Input((4,), name="x"), Doubling()])
+        with pytest.raises(ConversionError, match="only recurrent layers"):
+            make(model, "int8")
 
     @pytest.mark.parametrize("variant", QUANTIZED)
     def test_kernels_that_would_stay_float32(self, variant, make):
@@ -390,6 +409,23 @@ def test_a_fixed_batch_stays_fixed(make, samples):
     )
     path = make(model, "int8", io_type="int8")
     inputs = samples(model, 3)
+    for actual in predictions(path, inputs):
+        assert snr_db(actual["y"], Network(model).runner(eager=True)(inputs)["y"]) > 20
+
+
+@pytest.mark.parametrize(("kind", "batch"), [("LSTM", 2), ("GRU", None), ("Bidirectional", None)])
+def test_the_steps_of_recurrent_layers_are_written_out(kind, batch, make, samples):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    layer = layers.Bidirectional(layers.LSTM(4)) if kind == "Bidirectional" else None
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(batch, 4, 3), name="x"),
+            layer or getattr(layers, kind)(6),
+            layers.Dense(2, name="y"),
+        ]
+    )
+    inputs, path = samples(model, 4), make(model, "int8", calibration=[samples(model, 99)])
     for actual in predictions(path, inputs):
         assert snr_db(actual["y"], Network(model).runner(eager=True)(inputs)["y"]) > 20
 

@@ -6,6 +6,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
+from exporter.formats.base import describe
 from exporter.graph.network import Network
 
 TFLITE = FORMATS["tflite"]
@@ -54,29 +55,41 @@ def test_activations_run_in_every_backend(export, samples, activation):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_recurrent_layers_with_a_free_batch_are_refused_with_the_remedy(lstm, export):
-    with pytest.raises(ConversionError, match="fixed batch or unroll=True"):
-        export("tflite", lstm())
-
-
 @pytest.mark.parametrize(
-    "options", [{"batch": 1}, {"unroll": True}], ids=["fixed_batch", "unrolled"]
+    "case",
+    [({}, None, 1), ({}, 4, 4), ({"batch": 2}, None, 2), ({"unroll": True}, None, None)],
+    ids=["free", "asked_for", "fixed", "unrolled"],
 )
-def test_the_remedies_for_recurrent_layers_work(lstm, export, samples, options):
-    model = lstm(**options)
-    path = export("tflite", model)
-    inputs = samples(model, 1)
+def test_recurrent_layers_have_a_fixed_batch_unless_unrolled(lstm, export, samples, case):
+    built, asked, batch = case
+    model = lstm(**built)
+    path = export("tflite", model, batch=asked)
+    described = describe(TFLITE, "float32", path, Network(model))
+    assert described.inputs[0].shape == (batch, 5, 3)
+    assert bool(described.notes) is (batch is not None and "batch" not in built)
+    inputs = samples(model, 6)
     expected = Network(model).runner(eager=True)(inputs)["scores"]
     for backend in TFLITE.backends:
         actual = TFLITE.load(path, backend)(inputs)["scores"]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_batch_that_is_asked_for_is_that_of_the_signature(build, export, samples):
+    model = build("tiny")
+    path = export("tflite", model, batch=3)
+    assert TFLITE.fixed_batch(path) == 3
+    inputs = samples(model, 4)
+    (expected,) = Network(model).runner(eager=True)(inputs).values()
+    (actual,) = TFLITE.load(path, "xnnpack")(inputs).values()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_operator_that_litert_lacks_is_an_error_and_writes_nothing(
     unconvertible, export, tmp_path
 ):
-    with pytest.raises(ConversionError, match="Only builtin operators"):
+    with pytest.raises(ConversionError, match="Only builtin operators") as caught:
         export("tflite", unconvertible)
+    assert "recurrent" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
