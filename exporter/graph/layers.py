@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from exporter.graph.hooks import replaced
 from exporter.graph.types import Layer, Tensor
 
 
@@ -122,7 +123,7 @@ def _by_class() -> dict[type, LayerKind]:
 def activation_of(layer: Layer) -> ActivationKind:
     """Returns the properties of a layer's activation; a layer without one is linear."""
     function = getattr(layer, "activation", None)
-    name = "linear" if function is None else getattr(function, "__name__", "")
+    name = "linear" if function is None else _name(function)
     own = kind_of(layer, inherited=True).activation
     return own or ACTIVATIONS.get(name, ActivationKind())
 
@@ -178,12 +179,27 @@ def attention_options(layer: Layer, *names: str) -> dict[str, Any]:
     return {name: getattr(layer, f"_{name}") for name in names}
 
 
+def configuration(layer: Layer) -> dict[str, Any]:
+    """Returns constructor arguments; functions such as the activation as they are, not by name."""
+    import keras
+
+    own = "activation" in vars(layer) and not hasattr(keras.activations, _name(layer.activation))
+    with replaced([(layer, "activation", keras.activations.linear)] if own else []):
+        config: dict[str, Any] = layer.get_config()
+    functions = {name: getattr(layer, name, None) for name in config}
+    return config | {name: each for name, each in functions.items() if callable(each)}
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", "")
+
+
 def rebuild(original: Layer, input_shape: Any, weights: list[Any], **changes: Any) -> Layer:
     """Builds a layer from the original's configuration, with changes, and sets its weights.
 
     The input shape includes the batch axis; weights are in the order of ``layer.weights``.
     """
-    layer = type(original).from_config({**original.get_config(), **changes})
+    layer = type(original).from_config({**configuration(original), **changes})
     layer.build(input_shape)
     layer.set_weights(weights)
     return layer

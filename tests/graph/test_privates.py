@@ -14,6 +14,7 @@ PACKAGE = Path(exporter.__file__).parent
 
 KERAS_PRIVATES = {
     "_activity_regularizer",
+    "_autocast",
     "_bias_constraint",
     "_bias_regularizer",
     "_flatten_layers",
@@ -30,6 +31,7 @@ KERAS_PRIVATES = {
     "_outbound_nodes",
     "_output_shape",
     "_outputs_struct",
+    "_track_trackable",
     "_use_gate",
 }
 

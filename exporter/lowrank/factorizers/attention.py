@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import attention_options, called_with
+from exporter.graph.layers import attention_options, called_with, configuration
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.factorizers.base import Factorizer, Shape, linear_dense, shifted
 from exporter.lowrank.kernels import Kernel, count_positions, times
@@ -149,7 +149,7 @@ def _core(
     after = truncations.get(OUTPUT)
     outputs = layer.output_dense.kernel.shape[-1] if after is None else after.matrices[0].shape[2]
     config = {
-        **layer.get_config(),
+        **configuration(layer),
         "name": layer.name if after is None else f"{layer.name}_core",
         # By default it would be the size of the query, which may have changed.
         "output_shape": (outputs,),
