@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from exporter.errors import ModelError
+from exporter.graph.calls import Call, first_call, obstacle
 from exporter.graph.hooks import replaced
 from exporter.graph.types import Layer, Tensor
 
@@ -54,6 +56,7 @@ class LayerKind:
         activation: The function that the layer computes, if it has no other.
         scales_input: Whether it rescales data, as the first layer of a model.
         finalized: Whether it computes with values that ``finalize_state`` derives from its weights.
+        entered: Whether the layers inside it are looked at, and replaced, each on its own.
         kept: Why it is not factorized; empty where a factorizer tells.
     """
 
@@ -66,6 +69,7 @@ class LayerKind:
     activation: ActivationKind | None = None
     scales_input: bool = False
     finalized: bool = False
+    entered: bool = False
     kept: str = ""
 
 
@@ -94,7 +98,7 @@ _GROUPS = {
     "Normalization": replace(_NO_MATRIX, scales_input=True, finalized=True),
     "BatchNormalization LayerNormalization RMSNormalization GroupNormalization PReLU "
     "AdditiveAttention Attention": _NO_MATRIX,
-    "Bidirectional TimeDistributed": LayerKind(kept="the layer that it wraps is not looked into"),
+    "Bidirectional TimeDistributed": LayerKind(entered=True),
     "SpectralNormalization": LayerKind(kept="its kernel is scaled anew at every step of training"),
     "GroupQueryAttention": LayerKind(kept="takes the size of its output from that of the query"),
     "ReversibleEmbedding": LayerKind(kept="its matrix is used in both directions"),
@@ -145,28 +149,36 @@ def unsupported_feature(layer: Layer) -> str:
         return "is quantized already"
     if getattr(layer, "lora_enabled", False):
         return "has a LoRA adapter beside its kernel"
-    return ""
+    return obstacle(layer)
 
 
 def called_with(layer: Layer) -> dict[str, Any]:
-    """Returns the arguments of the layer's first call in its graph, by name."""
-    arguments = layer._inbound_nodes[0].arguments
-    return inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs).arguments
+    """Returns the arguments of the layer's first call, by name."""
+    call = _call(layer)
+    return inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
 
 
 def output_shape(layer: Layer) -> tuple[int | None, ...]:
-    """Returns the shape of the first output of the layer's first call in its graph."""
-    return tuple(layer._inbound_nodes[0].outputs[0].shape)
+    """Returns the shape of the first output of the layer's first call."""
+    return tuple(_call(layer).outputs[0].shape)
 
 
 def input_shape(layer: Layer) -> tuple[int | None, ...]:
-    """Returns the shape of the first input of the layer's first call in its graph."""
-    return tuple(layer._inbound_nodes[0].input_tensors[0].shape)
+    """Returns the shape of the first input of the layer's first call."""
+    return tuple(_call(layer).inputs[0].shape)
 
 
 def output_tensors(layer: Layer) -> list[Tensor]:
-    """Returns the outputs of the layer's first call in its graph; none if it is not called."""
-    return [tensor for node in layer._inbound_nodes[:1] for tensor in node.outputs]
+    """Returns the outputs of the layer's first call; none if it is not called."""
+    call = first_call(layer)
+    return call.outputs if call else []
+
+
+def _call(layer: Layer) -> Call:
+    call = first_call(layer)
+    if call is None:
+        raise ModelError(f"The calls of layer {layer.name!r} are unknown: it is in no model.")
+    return call
 
 
 def with_parts(layer: Layer) -> list[Layer]:

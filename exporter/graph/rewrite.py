@@ -1,12 +1,14 @@
 """Copies Keras models with some layers replaced by chains of other layers."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exporter.errors import ModelError, brief
+from exporter.graph.chain import chain
 from exporter.graph.copying import Copier
 from exporter.graph.hooks import replaced
+from exporter.graph.layers import input_shape
 from exporter.graph.signature import unique_name
 from exporter.graph.types import Layer, Model, Tensor, Variable
 from exporter.graph.walk import is_graph, walk
@@ -30,6 +32,20 @@ class Replacement:
         for head in self.layers[:-1]:
             inputs = head(inputs)
         return self.layers[-1](inputs, *args, **kwargs) if self.layers else inputs
+
+    def as_layer(self, original: Layer, *, wrapped: bool = False) -> Layer:
+        """Returns one layer that takes the place of another one inside its owner.
+
+        Where it is ``wrapped`` by a layer of Keras, it is a Sequential model, which can be saved.
+        """
+        import keras
+
+        if len(self.layers) == 1:
+            return self.layers[0]
+        if wrapped:
+            inputs = keras.Input(batch_shape=(None, *input_shape(original)[1:]))
+            return keras.Sequential([inputs, *self.layers], name=original.name)
+        return chain(original, self.layers, replace(self, factors={}))
 
 
 def rewrite(
@@ -59,9 +75,7 @@ def rewrite(
         ModelError: If the copy of a layer cannot be called as the original was.
     """
     changes = {**replacements, **dict.fromkeys(dropped, Replacement((), {}))}
-    copier = _ModelCopier(
-        {id(layer): changes[p] for p, layer in walk(model) if p in changes}, dtype
-    )
+    copier = _ModelCopier(model, changes, dtype)
     taken = {layer.name for _, layer in walk(model)}
     for replacement in copier.replacements.values():
         for head in replacement.layers[:-1]:
@@ -75,8 +89,13 @@ def rewrite(
 
 
 class _ModelCopier:
-    def __init__(self, replacements: Mapping[int, Replacement], dtype: str | None) -> None:
-        self.replacements, self._dtype = replacements, dtype
+    def __init__(self, model: Model, changes: Mapping[str, Replacement], dtype: str | None) -> None:
+        import keras
+
+        layers = dict(walk(model))
+        self.replacements = {id(x): changes[path] for path, x in layers.items() if path in changes}
+        times = (x for x in layers.values() if type(x) is keras.layers.TimeDistributed)
+        self._wrapped, self._dtype = {id(layer.layer) for layer in times}, dtype
         self._copy = Copier(self._stand_in, dtype)
 
     def copy_model(self, model: Model) -> Model:
@@ -105,6 +124,10 @@ class _ModelCopier:
         return self.replacements.get(id(operation)) or self._copy(operation)
 
     def _stand_in(self, layer: Layer) -> Layer | None:
+        """Returns what takes the place of a layer inside another one."""
+        replacement = self.replacements.get(id(layer))
+        if replacement is not None:
+            return replacement.as_layer(layer, wrapped=id(layer) in self._wrapped)
         return self.copy_model(layer) if is_graph(layer) else None
 
     def _copy_input(self, tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.formats.base import StoredTensor
 from exporter.graph.network import Network
+from exporter.graph.walk import own_weights
 from exporter.lowrank.engine import Compressed
 from exporter.quantization.granularity import SMALL_KERNEL
 
@@ -118,13 +119,13 @@ def _bytes_of_weights(network: Network, weight_bits: int) -> tuple[int, int, int
         cast = [
             (weight.numpy().size, _itemsize(weight.dtype), _itemsize(layer.compute_dtype))
             for layer in layers
-            for weight in layer.weights
+            for weight in own_weights(layer)
         ]
         predicted = sum(tensor.nbytes for tensor in _distinct(_described(network.model.weights)))
         least = sum(size * min(stored, computed) for size, stored, computed in cast)
         most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
         return min(least, predicted), predicted, most
-    shapes = [tuple(weight.shape) for layer in layers for weight in layer.weights]
+    shapes = [tuple(weight.shape) for layer in layers for weight in own_weights(layer)]
     kernels = [shape for shape in shapes if len(shape) > 1]
     others = sum(math.prod(shape) for shape in shapes if len(shape) <= 1)
     least = sum(map(math.prod, kernels)) * weight_bits // 8

@@ -88,7 +88,10 @@ class _AttentionReplacement(Replacement):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of the attention that is replaced."""
-        given = inspect.signature(self.core.call).bind(*args, **kwargs).arguments
+        # Of the class: observers may have replaced the method of the layer.
+        signature = inspect.signature(type(self.core).call)
+        given = signature.bind(self.core, *args, **kwargs).arguments
+        del given["self"]
         if given.get("key") is None:
             given["key"] = given["value"]
         for name, layers in self.heads.items():
