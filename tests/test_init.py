@@ -44,6 +44,7 @@ PUBLIC = {
     "finetune",
     "inspect",
     "load_dataset",
+    "restore",
     "run",
     "run_worker",
     "verify",

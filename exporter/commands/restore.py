@@ -11,6 +11,7 @@ from exporter.errors import ModelError, OutputError, brief
 from exporter.graph.network import Network
 from exporter.graph.saving import weights_file
 from exporter.graph.types import Model
+from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.options.groups import Cut
@@ -39,30 +40,38 @@ def restore(model: Model | Callable[[], Model], folder: str | Path) -> Model:
     plan, weights = Path(folder) / PLAN_FILE, weights_file(Path(folder) / COMPRESSED_FILE)
     try:
         saved: dict[str, Any] = json.loads(plan.read_text())
-        cut, ranks = Cut(**saved["cut"]), dict(saved["ranks"])
+        cut, layers = Cut(**saved["cut"]), [(x["kind"], x["rank"]) for x in saved["layers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
             f"The folder {str(folder)!r} must hold {PLAN_FILE} and {weights.name}, which a run "
             f"writes where Keras cannot load the compressed model by itself: {brief(error)} If it "
             f"has {COMPRESSED_FILE}, call keras.models.load_model."
         ) from error
-    engine = Engine(Network.of(model if isinstance(model, keras.Model) else model()), cut=cut)
-    chosen = [c for c in engine.candidates if c.name in ranks]
-    truncations = {
-        c.name: Truncation(
-            tuple(map(np.zeros, c.kernel.factor_shapes(ranks[c.name], merge=cut.merge))), None, 0.0
-        )
-        for c in chosen
-        if c.kernel is not None
-    }
+    network = Network.of(model if isinstance(model, keras.Model) else model())
+    engine = Engine(network, cut=cut)
+    # In order, because Keras gives other names to the layers of the next model.
+    found = candidates(network, merge=cut.merge, convolution=cut.convolution)
     try:
-        if unknown := sorted(set(ranks) - set(truncations)):
-            raise ValueError(f"it has no kernels {', '.join(unknown)}.")
-        restored = engine.network.rewrite(build_replacements(chosen, truncations)).model
+        if [candidate.kind for candidate in found] != [kind for kind, _ in layers]:
+            raise ValueError(
+                f"it has {len(found)} kernels, or others than the plan's {len(layers)}."
+            )
+        ranks = {c.name: rank for c, (_, rank) in zip(found, layers, strict=True) if rank}
+        chosen = [candidate for candidate in engine.candidates if candidate.name in ranks]
+        empty = {c.name: _empty(c, ranks[c.name]) for c in chosen}
+        restored = engine.network.rewrite(build_replacements(chosen, empty)).model
         restored.load_weights(weights)
     except (ValueError, OSError) as error:
         raise ModelError(
-            f"Model {engine.network.name!r} is not the one that was compressed into "
-            f"{str(folder)!r}: {brief(error)} Build it as it was before."
+            f"Model {network.name!r} is not the one that was compressed into {str(folder)!r}: "
+            f"{brief(error)} Build it as it was before."
         ) from error
     return restored
+
+
+def _empty(candidate: Candidate, rank: int) -> Truncation:
+    """Returns factors of zeros in the shapes of a truncation."""
+    if candidate.kernel is None:
+        raise ValueError(f"{candidate.name} cannot be factorized.")
+    shapes = candidate.kernel.factor_shapes(rank, merge=candidate.merge)
+    return Truncation(tuple(map(np.zeros, shapes)), None, 0.0)

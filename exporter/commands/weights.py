@@ -70,7 +70,11 @@ class Weights:
         for name, model in models.items():
             if model is None or save_model(model, staging / name) or name != COMPRESSED_FILE:
                 continue
-            plan = {"cut": asdict(self.cut), "ranks": self.compressed.plan.ranks}
+            layers = [
+                {"name": each.name, "kind": each.kind, "rank": each.rank}
+                for each in self.compressed.plan.layers
+            ]
+            plan = {"cut": asdict(self.cut), "layers": layers}
             (staging / PLAN_FILE).write_text(json.dumps(plan, indent=2))
         if tuned is not None:
             draw_curves(tuned.histories, staging / CURVES_FILE)

@@ -94,7 +94,7 @@ class _Recorder:
     def calls(self) -> dict[Layer, Call]:
         never = Call(obstacle="is not called when the model predicts")
         return {
-            layer: replace(call, obstacle=call.obstacle or self._obstacles.get(key, ""))
+            layer: replace(call, obstacle=self._obstacles.get(key, call.obstacle))
             for key, layer in self._layers.items()
             for call in [self._found.get(key, never)]
         }
@@ -106,7 +106,10 @@ class _Recorder:
 
     def _note(self, key: int, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         import keras
+        import tensorflow as tf
 
+        if tf.compat.v1.get_default_graph() not in {op.graph for op in self.sources}:
+            self._obstacles[key] = "is called within a loop, or a function of its own"
         self._active.append(key)
         try:
             result = call(*args, **kwargs)
@@ -129,9 +132,6 @@ class _Recorder:
 
         if any(tensor.shape.rank is None for tensor in (*inputs, *outputs)):
             return "is called with tensors whose number of axes is unknown"
-        graphs = {op.graph for op in self.sources}
-        if tf.compat.v1.get_default_graph() not in graphs:
-            return "is called within a loop, or a function of its own"
         if not self._depends([tensor.op for tensor in inputs if tf.is_symbolic_tensor(tensor)]):
             return "has the same outputs for all samples, which converters compute beforehand"
         return ""

@@ -6,8 +6,6 @@ from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-import numpy as np
-
 from exporter.graph.layers import finalize
 from exporter.graph.types import Layer, Variable
 
@@ -170,6 +168,7 @@ class Copier:
 
     def _other(self, thing: Any) -> Any:
         import keras
+        import numpy as np
         import tensorflow as tf
 
         dtype, copy = self._dtype, thing

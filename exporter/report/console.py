@@ -84,6 +84,9 @@ def _print_lines(console: Console, *lines: str) -> None:
 
 def _print_cut(report: CompressionReport, console: Console) -> None:
     training, before, after = report.training, report.before, report.after
+    if not report.factorized:
+        note = "NOTHING WAS COMPRESSED: no layer is factorized; the table of layers says why"
+        console.print(Text(note, "bold red"), soft_wrap=True)
     if training is not None:
         how = "trained in an earlier run, in" if training.cached else "trained here in"
         console.print(

@@ -203,6 +203,11 @@ class CompressionReport:
     after: Totals
     seconds: float
 
+    @property
+    def factorized(self) -> int:
+        """How many kernels were factorized; none means that the model is as it was."""
+        return sum(layer.plan.rank is not None for layer in self.layers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report(CompressionReport):
