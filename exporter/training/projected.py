@@ -149,6 +149,8 @@ def _piece(candidate: Candidate, rank: int) -> _Piece | None:
     kernel = candidate.kernel
     if kernel is None or kernel.groups > 1 or kernel.gradient_at is None:
         return None
+    if kernel.layer is not candidate.layer:
+        return None  # One projection of several: their layers are replaced together.
     if not kernel.variable.trainable or kernel.variable.dtype != "float32":
         return None
     truncation = kernel.truncate(rank)

@@ -87,8 +87,11 @@ def prove_structure(
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Biases are left out: converters drop one that is zero.
-    thin = (weight for parts in compressed.factors.values() for weight in parts.weights)
-    factors = _distinct(_described(thin))
+    factors = _distinct(
+        StoredTensor.of(weight.path, weight.numpy().reshape(matrix))
+        for parts in compressed.factors.values()
+        for weight, matrix in zip(parts.weights, parts.matrices, strict=True)
+    )
     proofs = []
     for plan in compressed.plan.layers:
         if plan.rank is not None and plan.shape is not None:
