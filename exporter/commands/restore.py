@@ -60,8 +60,10 @@ def restore(model: Model | Callable[[], Model], folder: str | Path) -> Model:
         chosen = [candidate for candidate in engine.candidates if candidate.name in ranks]
         empty = {c.name: _empty(c, ranks[c.name]) for c in chosen}
         restored = engine.network.rewrite(build_replacements(chosen, empty)).model
+        if [list(weight.shape) for weight in restored.weights] != saved["shapes"]:
+            raise ValueError("its weights have other shapes.")
         restored.load_weights(weights)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError) as error:
         raise ModelError(
             f"Model {network.name!r} is not the one that was compressed into {str(folder)!r}: "
             f"{brief(error)} Build it as it was before."

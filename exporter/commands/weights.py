@@ -74,7 +74,8 @@ class Weights:
                 {"name": each.name, "kind": each.kind, "rank": each.rank}
                 for each in self.compressed.plan.layers
             ]
-            plan = {"cut": asdict(self.cut), "layers": layers}
+            shapes = [list(weight.shape) for weight in model.weights]
+            plan = {"cut": asdict(self.cut), "layers": layers, "shapes": shapes}
             (staging / PLAN_FILE).write_text(json.dumps(plan, indent=2))
         if tuned is not None:
             draw_curves(tuned.histories, staging / CURVES_FILE)

@@ -73,6 +73,9 @@ class Copier:
             (keras.Variable,): self._variable,
             (tf.Variable,): lambda variable: tf.Variable(variable, trainable=variable.trainable),
             (list, dict, set, tuple): self._container,
+            (tf.types.experimental.PolymorphicFunction,): lambda function: tf.function(
+                self(function.python_function)
+            ),
             (MethodType, partial, FunctionType): self._function,
             (object,): self._other,
         }

@@ -56,6 +56,7 @@ def _is_of_keras(config: Any) -> bool:
     if isinstance(config, dict):
         if not str(config.get("module", "keras")).startswith("keras"):
             return False
-        is_lambda = config.get("class_name") == "__lambda__"
+        # The code of a lambda, which an activation has without its class.
+        is_lambda = config.get("class_name") == "__lambda__" or "closure" in config
         return not is_lambda and all(map(_is_of_keras, config.values()))
     return not isinstance(config, (list, tuple)) or all(map(_is_of_keras, config))

@@ -56,7 +56,10 @@ def print_report(report: Report, console: Console) -> None:
 def print_compression(report: CompressionReport, console: Console) -> None:
     """Prints the findings of a compression, and the command that follows."""
     _print_cut(report, console)
-    following = f"Next: exporter export {report.output / COMPRESSED_FILE} --format tflite"
+    file = report.output / COMPRESSED_FILE
+    following = f"Next: exporter export {file} --format tflite"
+    if not file.exists():
+        following = f"Next, in Python: exporter.restore(model, {str(report.output)!r})"
     _print_lines(console, *_training_lines(report), _written(report), following)
 
 

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from exporter.errors import ModelError
@@ -182,7 +183,7 @@ class Scaled(layers.Layer):
         self.other = other
         self.parts = {"pair": (layers.Dense(4), [layers.Dense(4)])}
         self.scaled = lambda x: x * self.scale
-        self.again = self.apply
+        self.again = tf.function(self.apply)
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(), initializer="ones")
