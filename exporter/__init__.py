@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.export import export as export
     from exporter.commands.finetune import finetune as finetune
     from exporter.commands.inspect import inspect as inspect
+    from exporter.commands.restore import restore as restore
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
     from exporter.commands.verify import verify as verify
@@ -51,6 +52,7 @@ _PUBLIC = {
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
     "commands.inspect": ["inspect"],
+    "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
     "commands.verify": ["verify"],
     "data": ["Dataset", "load_dataset"],

@@ -22,6 +22,7 @@ ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"
 BASELINE_FILE = "baseline.keras"
 COMPRESSED_FILE = "compressed.keras"
+PLAN_FILE = "compressed.plan.json"
 TRUNCATED_FILE = "truncated.keras"
 UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"

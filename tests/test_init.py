@@ -45,6 +45,7 @@ PUBLIC = {
     "finetune",
     "inspect",
     "load_dataset",
+    "restore",
     "run",
     "run_worker",
     "verify",

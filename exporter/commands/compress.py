@@ -57,7 +57,7 @@ def compress(
     activation. A layer that the rank would not make smaller, ``rank >= mn / (m + n)``, stays dense.
 
     Args:
-        model: A built Sequential or Functional model; it is not changed.
+        model: A built Keras model; it is not changed.
         rank: One rank for all layers (20 by default), a part of each layer's parameters,
             ``"full"``, ``"auto"``, ``"stable"``, ``"vbmf"``, or ranks by layer name.
         data: What ``load_dataset`` returned. Its training part calibrates: the factors are then

@@ -40,7 +40,7 @@ def inspect(
     """Shows what there is to gain in a Keras model.
 
     Args:
-        model: A built Sequential or Functional model.
+        model: A built Keras model.
         data: What ``load_dataset`` returned: spectra are then those of the layers' outputs.
         progress: Is told what goes on; silent by default.
         choices: Fields of ``Recipe`` that say how kernels are cut: ``method``, ``calibration``,

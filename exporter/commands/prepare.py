@@ -17,6 +17,7 @@ from exporter.graph.imports import import_classes
 from exporter.graph.layers import refuse_channels_first
 from exporter.graph.loading import load_model, loss_in_file, translation_note
 from exporter.graph.network import Network
+from exporter.graph.saving import weights_file
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Engine
@@ -29,6 +30,7 @@ from exporter.output import (
     COMPRESSED_FILE,
     CURVES_FILE,
     MANIFEST,
+    PLAN_FILE,
     REJECTED,
     TRUNCATED_FILE,
     UPDATED_FILE,
@@ -189,4 +191,6 @@ def _weight_files(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:
         own.append(CURVES_FILE)
     if recipe.tuning.projects:
         own += [TRUNCATED_FILE, UPDATED_FILE]
-    return tuple(own)
+    # Where Keras cannot rebuild a model, its weights are saved instead.
+    weights = [weights_file(name).name for name in own if name != CURVES_FILE]
+    return (*own, *weights, PLAN_FILE)

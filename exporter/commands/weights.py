@@ -14,13 +14,16 @@ from exporter.commands.prepare import Job, engine_for
 from exporter.commands.search import factorize
 from exporter.formats import FORMATS
 from exporter.graph.network import Network
+from exporter.graph.saving import save_model
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
+from exporter.options.groups import Cut
 from exporter.output import (
     BASELINE_FILE,
     CACHE,
     COMPRESSED_FILE,
     CURVES_FILE,
+    PLAN_FILE,
     TRUNCATED_FILE,
     UPDATED_FILE,
 )
@@ -42,6 +45,7 @@ class Weights:
     Attributes:
         baseline: The model that was compressed.
         training: How it was trained, if that was done here.
+        cut: How kernels were factorized, and what was folded before.
         compressed: The model to be exported.
         tuned: What fine-tuning yielded; None if there was none.
         checkpoints: Folder of the checkpoints of fine-tuning.
@@ -49,6 +53,7 @@ class Weights:
 
     baseline: Network
     training: Training | None
+    cut: Cut
     compressed: Compressed
     tuned: FineTuned | None = None
     checkpoints: Path | None = None
@@ -63,8 +68,15 @@ class Weights:
             UPDATED_FILE: tuned and tuned.updated,
         }
         for name, model in models.items():
-            if model is not None:
-                model.save(staging / name)
+            if model is None or save_model(model, staging / name) or name != COMPRESSED_FILE:
+                continue
+            layers = [
+                {"name": each.name, "kind": each.kind, "rank": each.rank}
+                for each in self.compressed.plan.layers
+            ]
+            shapes = [list(weight.shape) for weight in model.weights]
+            plan = {"cut": asdict(self.cut), "layers": layers, "shapes": shapes}
+            (staging / PLAN_FILE).write_text(json.dumps(plan, indent=2))
         if tuned is not None:
             draw_curves(tuned.histories, staging / CURVES_FILE)
 
@@ -100,7 +112,7 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
         baseline = Network(model)
     engine, compressed = _compress(job, baseline, progress)
     if not recipe.tuning.finetune:
-        return Weights(baseline, training, compressed)
+        return Weights(baseline, training, recipe.cut, compressed)
     checkpoints = _checkpoints(job, baseline, compressed.plan)
     if not recipe.tuning.resume and is_chief(strategy):
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -115,7 +127,7 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
         checkpoints=checkpoints,
     )
     tuned = tuner.run(compressed)
-    return Weights(baseline, training, tuned.compressed, tuned, checkpoints)
+    return Weights(baseline, training, recipe.cut, tuned.compressed, tuned, checkpoints)
 
 
 def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from exporter.errors import ModelError, brief
 from exporter.graph.hooks import replaced
-from exporter.graph.layers import finalize
 from exporter.graph.recurrent import unrolled
+from exporter.graph.rewrite import rewrite
 from exporter.graph.signature import Signature
 from exporter.graph.types import Model
 
@@ -45,31 +45,11 @@ def recast(model: Model, dtype: str) -> Model:
     """Rebuilds a Keras model with every floating point dtype replaced, and the same weights.
 
     Raises:
-        ModelError: If the model cannot be rebuilt from its configuration.
+        ModelError: If a layer cannot compute in it.
     """
-    import keras
-
     try:
-        config = keras.saving.serialize_keras_object(model)
-        # The configuration comes from an object of this process, not from a file.
-        copy = keras.saving.deserialize_keras_object(_recast(config, dtype), safe_mode=False)
-        copy.set_weights(model.get_weights())
-        for layer in copy._flatten_layers():
-            finalize(layer)
-    except (ValueError, TypeError, NotImplementedError) as error:
+        return rewrite(model, {}, dtype=dtype)
+    except ModelError as error:
         raise ModelError(
             f"No {dtype} copy of model {model.name!r} can be made: {brief(error)}"
         ) from error
-    return copy
-
-
-def _recast(config: Any, dtype: str) -> Any:
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": dtype}}
-        recast = {key: _recast(value, dtype) for key, value in config.items()}
-        own = config.get("dtype")
-        return recast | {"dtype": dtype} if isinstance(own, str) and "float" in own else recast
-    if isinstance(config, (list, tuple)):
-        return type(config)(_recast(value, dtype) for value in config)
-    return config

@@ -24,12 +24,10 @@ def called(layers: Iterable[Layer]) -> Iterator[dict[int, list[tuple[Tensor, Ten
     """
     calls: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-    def note(
-        key: int, call: Callable[..., Tensor], inputs: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def note(key: int, call: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
         noted = calls.setdefault(key, [])
-        result = call(inputs, *args, **kwargs)
-        noted.append((inputs, result))
+        result = call(*args, **kwargs)
+        noted.append((next(iter((*args, *kwargs.values()))), result))
         return result
 
     distinct = {id(layer): layer for layer in layers}

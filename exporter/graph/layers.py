@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from exporter.errors import ModelError
+from exporter.graph.calls import Call, first_call, obstacle
+from exporter.graph.hooks import replaced
 from exporter.graph.types import Layer, Tensor
 
 
@@ -55,6 +57,7 @@ class LayerKind:
         activation: The function that the layer computes, if it has no other.
         scales_input: Whether it rescales data, as the first layer of a model.
         finalized: Whether it computes with values that ``finalize_state`` derives from its weights.
+        entered: Whether the layers inside it are looked at, and replaced, each on its own.
         kept: Why it is not factorized; empty where a factorizer tells.
     """
 
@@ -67,6 +70,7 @@ class LayerKind:
     activation: ActivationKind | None = None
     scales_input: bool = False
     finalized: bool = False
+    entered: bool = False
     kept: str = ""
 
 
@@ -95,7 +99,7 @@ _GROUPS = {
     "Normalization": replace(_NO_MATRIX, scales_input=True, finalized=True),
     "BatchNormalization LayerNormalization RMSNormalization GroupNormalization PReLU "
     "AdditiveAttention Attention": _NO_MATRIX,
-    "Bidirectional TimeDistributed": LayerKind(kept="the layer that it wraps is not looked into"),
+    "Bidirectional TimeDistributed": LayerKind(entered=True),
     "SpectralNormalization": LayerKind(kept="its kernel is scaled anew at every step of training"),
     "GroupQueryAttention": LayerKind(kept="takes the size of its output from that of the query"),
     "ReversibleEmbedding": LayerKind(kept="its matrix is used in both directions"),
@@ -124,7 +128,7 @@ def _by_class() -> dict[type, LayerKind]:
 def activation_of(layer: Layer) -> ActivationKind:
     """Returns the properties of a layer's activation; a layer without one is linear."""
     function = getattr(layer, "activation", None)
-    name = "linear" if function is None else getattr(function, "__name__", "")
+    name = "linear" if function is None else _name(function)
     own = kind_of(layer, inherited=True).activation
     return own or ACTIVATIONS.get(name, ActivationKind())
 
@@ -166,28 +170,36 @@ def unsupported_feature(layer: Layer) -> str:
         return "is quantized already"
     if getattr(layer, "lora_enabled", False):
         return "has a LoRA adapter beside its kernel"
-    return ""
+    return obstacle(layer)
 
 
 def called_with(layer: Layer) -> dict[str, Any]:
-    """Returns the arguments of the layer's first call in its graph, by name."""
-    arguments = layer._inbound_nodes[0].arguments
-    return inspect.signature(layer.call).bind(*arguments.args, **arguments.kwargs).arguments
+    """Returns the arguments of the layer's first call, by name."""
+    call = _call(layer)
+    return inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
 
 
 def output_shape(layer: Layer) -> tuple[int | None, ...]:
-    """Returns the shape of the first output of the layer's first call in its graph."""
-    return tuple(layer._inbound_nodes[0].outputs[0].shape)
+    """Returns the shape of the first output of the layer's first call."""
+    return tuple(_call(layer).outputs[0].shape)
 
 
 def input_shape(layer: Layer) -> tuple[int | None, ...]:
-    """Returns the shape of the first input of the layer's first call in its graph."""
-    return tuple(layer._inbound_nodes[0].input_tensors[0].shape)
+    """Returns the shape of the first input of the layer's first call."""
+    return tuple(_call(layer).inputs[0].shape)
 
 
 def output_tensors(layer: Layer) -> list[Tensor]:
-    """Returns the outputs of the layer's first call in its graph; none if it is not called."""
-    return [tensor for node in layer._inbound_nodes[:1] for tensor in node.outputs]
+    """Returns the outputs of the layer's first call; none if it is not called."""
+    call = first_call(layer)
+    return call.outputs if call else []
+
+
+def _call(layer: Layer) -> Call:
+    call = first_call(layer)
+    if call is None:
+        raise ModelError(f"The calls of layer {layer.name!r} are unknown: it is in no model.")
+    return call
 
 
 def with_parts(layer: Layer) -> list[Layer]:
@@ -200,12 +212,27 @@ def attention_options(layer: Layer, *names: str) -> dict[str, Any]:
     return {name: getattr(layer, f"_{name}") for name in names}
 
 
+def configuration(layer: Layer) -> dict[str, Any]:
+    """Returns constructor arguments; functions such as the activation as they are, not by name."""
+    import keras
+
+    own = "activation" in vars(layer) and not hasattr(keras.activations, _name(layer.activation))
+    with replaced([(layer, "activation", keras.activations.linear)] if own else []):
+        config: dict[str, Any] = layer.get_config()
+    functions = {name: getattr(layer, name, None) for name in config}
+    return config | {name: each for name, each in functions.items() if callable(each)}
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", "")
+
+
 def rebuild(original: Layer, input_shape: Any, weights: list[Any], **changes: Any) -> Layer:
     """Builds a layer from the original's configuration, with changes, and sets its weights.
 
     The input shape includes the batch axis; weights are in the order of ``layer.weights``.
     """
-    layer = type(original).from_config({**original.get_config(), **changes})
+    layer = type(original).from_config({**configuration(original), **changes})
     layer.build(input_shape)
     layer.set_weights(weights)
     return layer

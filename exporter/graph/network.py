@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError
 from exporter.graph.backend import require_tensorflow
+from exporter.graph.calls import record_calls
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
@@ -16,8 +16,9 @@ from exporter.graph.recurrent import refuse_stateful
 from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature, TensorInfo
+from exporter.graph.subclassed import as_functional
 from exporter.graph.types import Layer, Model
-from exporter.graph.walk import first_operations, is_graph, links, walk
+from exporter.graph.walk import first_operations, is_graph, links, own_weights, parts, walk
 
 if TYPE_CHECKING:
     from exporter.data import OutputHint, Task
@@ -37,35 +38,25 @@ class Network:
     """
 
     def __init__(self, model: Model) -> None:
-        """Checks that the model is a graph of layers that can be walked and copied.
+        """Checks that the model can be walked and copied; wraps a subclassed one as Functional.
 
         Raises:
-            ModelError: If it is not a built Sequential or Functional Keras model.
+            ModelError: If it is not a built Keras model.
         """
         require_tensorflow()
         import keras
 
         if not isinstance(model, keras.Model):
             raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
-        if not is_graph(model):
-            raise ModelError(
-                f"A Sequential or Functional model is required, whose graph can be rewritten. "
-                f"Received: the subclassed model {type(model).__name__}. Rebuild it as "
-                "keras.Model(inputs, outputs)."
-            )
-        if not model.built or not getattr(model, "inputs", None):
+        if not isinstance(model, keras.Sequential) and not is_graph(model):
+            model = as_functional(model)
+        if not model.built or not is_graph(model):
             raise ModelError(
                 f"Model {model.name!r} has not been built, so the shapes of its weights are "
                 "unknown. Give it a keras.Input, or call model.build(input_shape)."
             )
         check_names(model)
         self.model = model
-        for path, layer in self.layers.items():
-            if isinstance(layer, keras.Model):
-                raise ModelError(
-                    f"The nested model {path!r} must be Sequential or Functional. "
-                    f"Received: the subclassed model {type(layer).__name__}."
-                )
         refuse_stateful(self.layers)
 
     @classmethod
@@ -80,8 +71,11 @@ class Network:
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """The leaf layers of the graph by path; a layer that is called twice is listed once."""
-        return dict(walk(self.model))
+        """The layers of the model by path; see ``walk``. Calls of inner ones are recorded."""
+        found = dict(walk(self.model))
+        if any(map(parts, found.values())):
+            record_calls(self.signature, [(each, own_weights(each)) for each in found.values()])
+        return found
 
     @cached_property
     def links(self) -> list[tuple[str, Layer, Layer]]:
@@ -182,7 +176,3 @@ class Network:
     def recast(self, dtype: str) -> "Network":
         """Copies the model with every floating point dtype set to another; see ``recast``."""
         return Network(recast(self.model, dtype))
-
-    def save(self, path: Path) -> None:
-        """Writes the Keras model to a file."""
-        self.model.save(path)

@@ -1,12 +1,14 @@
 """Copies Keras models with some layers replaced by chains of other layers."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exporter.errors import ModelError, brief
+from exporter.graph.chain import chain
+from exporter.graph.copying import Copier
 from exporter.graph.hooks import replaced
-from exporter.graph.layers import finalize
+from exporter.graph.layers import input_shape
 from exporter.graph.signature import unique_name
 from exporter.graph.types import Layer, Model, Tensor, Variable
 from exporter.graph.walk import is_graph, walk
@@ -31,9 +33,27 @@ class Replacement:
             inputs = head(inputs)
         return self.layers[-1](inputs, *args, **kwargs) if self.layers else inputs
 
+    def as_layer(self, original: Layer, *, wrapped: bool = False) -> Layer:
+        """Returns one layer that takes the place of another one inside its owner.
+
+        Where it is ``wrapped`` by a layer of Keras, it is a Sequential model, which can be saved.
+        """
+        import keras
+
+        if len(self.layers) == 1:
+            return self.layers[0]
+        if wrapped:
+            inputs = keras.Input(batch_shape=(None, *input_shape(original)[1:]))
+            return keras.Sequential([inputs, *self.layers], name=original.name)
+        return chain(original, self.layers, replace(self, factors={}))
+
 
 def rewrite(
-    model: Model, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
+    model: Model,
+    replacements: Mapping[str, Replacement],
+    dropped: Iterable[str] = (),
+    *,
+    dtype: str | None = None,
 ) -> Model:
     """Copies a model, with each named layer replaced by a chain of built layers.
 
@@ -46,45 +66,44 @@ def rewrite(
         replacements: Chains by path of the layer. All layers of a chain but the last one are
             renamed where the model has their name already.
         dropped: Paths of layers that are left out.
+        dtype: What replaces every floating point dtype; None keeps them.
 
     Returns:
         A model of the same name, not compiled.
 
     Raises:
-        ModelError: If a layer cannot be copied from its configuration.
+        ModelError: If the copy of a layer cannot be called as the original was.
     """
     changes = {**replacements, **dict.fromkeys(dropped, Replacement((), {}))}
-    copier = _Copier({id(layer): changes[p] for p, layer in walk(model) if p in changes})
+    copier = _ModelCopier(model, changes, dtype)
     taken = {layer.name for _, layer in walk(model)}
     for replacement in copier.replacements.values():
         for head in replacement.layers[:-1]:
             head.name = unique_name(head.name, taken)
     try:
-        copy = copier.copy_model(model)
-    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        return copier.copy_model(model)
+    except Exception as error:  # The code of custom layers may raise anything.
         raise ModelError(
-            f"Model {model.name!r} cannot be copied layer by layer: {brief(error)} Custom layers "
-            "need a get_config() that returns all arguments of their constructor."
+            f"Model {model.name!r} cannot be copied layer by layer: {brief(error)}"
         ) from error
-    for original, layer in copier.copies.values():
-        if not is_graph(original) and getattr(original, "weights", None):
-            layer.set_weights(original.get_weights())
-            finalize(layer)
-    return copy
 
 
-class _Copier:
-    def __init__(self, replacements: Mapping[int, Replacement]) -> None:
-        self.replacements = replacements
-        # By identity of the original, which is kept so that no other object takes its identity.
-        self.copies: dict[int, tuple[Any, Any]] = {}
+class _ModelCopier:
+    def __init__(self, model: Model, changes: Mapping[str, Replacement], dtype: str | None) -> None:
+        import keras
+
+        layers = dict(walk(model))
+        self.replacements = {id(x): changes[path] for path, x in layers.items() if path in changes}
+        times = (x for x in layers.values() if type(x) is keras.layers.TimeDistributed)
+        self._wrapped, self._dtype = {id(layer.layer) for layer in times}, dtype
+        self._copy = Copier(self._stand_in, dtype)
 
     def copy_model(self, model: Model) -> Model:
         import keras
 
         if isinstance(model, keras.Sequential):
-            layers = [_copy_input(model.inputs[0])]
-            for copied in map(self._copy, model.layers):
+            layers = [self._copy_input(model.inputs[0])]
+            for copied in map(self._copy_called, model.layers):
                 layers.extend(copied.layers if isinstance(copied, Replacement) else [copied])
             copy = keras.Sequential(layers, name=model.name)
         else:
@@ -93,33 +112,31 @@ class _Copier:
                 copy = keras.models.clone_model(
                     model,
                     # By default it would name the inputs after their tensors.
-                    input_tensors=keras.tree.map_structure(_copy_input, model.input),
-                    clone_function=self._copy,
+                    input_tensors=keras.tree.map_structure(self._copy_input, model.input),
+                    clone_function=self._copy_called,
                 )
         if not model.trainable:
             copy.trainable = False
         return copy
 
-    def _copy(self, operation: Layer) -> Layer | Replacement:
-        """Copies a layer once, however often it is called, or returns its replacement."""
-        key = id(operation)
-        if key in self.replacements:
-            return self.replacements[key]
-        if key not in self.copies:
-            if is_graph(operation):
-                copy = self.copy_model(operation)
-            else:
-                copy = type(operation).from_config(operation.get_config())
-            self.copies[key] = (operation, copy)
-        return self.copies[key][1]
+    def _copy_called(self, operation: Layer) -> Layer | Replacement:
+        """Copies a layer of a graph once, however often it is called, or returns its chain."""
+        return self.replacements.get(id(operation)) or self._copy(operation)
 
+    def _stand_in(self, layer: Layer) -> Layer | None:
+        """Returns what takes the place of a layer inside another one."""
+        replacement = self.replacements.get(id(layer))
+        if replacement is not None:
+            return replacement.as_layer(layer, wrapped=id(layer) in self._wrapped)
+        return self.copy_model(layer) if is_graph(layer) else None
 
-def _copy_input(tensor: Tensor) -> Tensor:
-    import keras
+    def _copy_input(self, tensor: Tensor) -> Tensor:
+        import keras
 
-    return keras.Input(
-        batch_shape=tensor.shape,
-        dtype=tensor.dtype,
-        sparse=tensor.sparse,
-        name=tensor._keras_history.operation.name,
-    )
+        recast = self._dtype and "float" in tensor.dtype
+        return keras.Input(
+            batch_shape=tensor.shape,
+            dtype=self._dtype if recast else tensor.dtype,
+            sparse=tensor.sparse,
+            name=tensor._keras_history.operation.name,
+        )

@@ -1,41 +1,72 @@
-"""Walks the graphs of Keras models."""
+"""Walks the graphs of Keras models, and the layers inside other layers."""
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from exporter.graph.types import Layer, Model
+from exporter.graph.chain import is_chain
+from exporter.graph.layers import kind_of
+from exporter.graph.signature import unique_name
+from exporter.graph.types import Layer, Model, Variable
 
 
 def walk(model: Model) -> Iterator[tuple[str, Layer]]:
-    """Yields path and layer of every leaf of the graph; a shared layer is yielded once.
+    """Yields path and layer of every layer that is no graph; a shared layer is yielded once.
 
-    Nested Sequential and Functional models are entered; wrapper layers are leaves.
+    Nested Sequential and Functional models are entered, and so are custom layers, subclassed
+    models, and wrappers whose inner layers can be replaced; these are yielded first themselves.
     """
-    yield from _walk(model, "", set())
+    for path, layer in _visit(model, "", set(), set()):
+        if not is_graph(layer):
+            yield path, layer
 
 
-def _walk(model: Model, prefix: str, seen: set[int]) -> Iterator[tuple[str, Layer]]:
-    for layer in model.layers:
+def _visit(
+    owner: Layer, prefix: str, seen: set[int], taken: set[str]
+) -> Iterator[tuple[str, Layer]]:
+    for layer in parts(owner):
         if id(layer) in seen:
             continue
         seen.add(id(layer))
-        if is_graph(layer):
-            yield from _walk(layer, f"{prefix}{layer.name}/", seen)
-        else:
-            yield f"{prefix}{layer.name}", layer
+        if is_chain(layer):
+            yield from _visit(layer, prefix, seen, taken)
+            continue
+        # A layer may hold several of the same name.
+        path = unique_name(f"{prefix}{layer.name}", taken)
+        yield path, layer
+        yield from _visit(layer, f"{path}/", seen, taken)
+
+
+def parts(layer: Layer) -> list[Layer]:
+    """Returns the layers directly inside a layer that can be replaced there."""
+    if is_graph(layer):
+        return list(layer.layers)
+    known = type(layer).__module__.partition(".")[0] == "keras"
+    return [] if known and not kind_of(layer).entered else list(getattr(layer, "_layers", []))
+
+
+def own_variables(layer: Layer) -> list[Variable]:
+    """Returns the variables of a layer that are in none of its ``parts``."""
+    inner = {id(variable) for part in parts(layer) for variable in part.variables}
+    return [variable for variable in layer.variables if id(variable) not in inner]
+
+
+def own_weights(layer: Layer) -> list[Variable]:
+    """Returns the weights of a layer that are in none of its ``parts``."""
+    own = set(map(id, own_variables(layer)))
+    return [weight for weight in layer.weights if id(weight) in own]
 
 
 def links(model: Model) -> Iterator[tuple[str, Layer, Layer]]:
     """Yields pairs of layers where the output of the first one goes to the second one alone.
 
-    Both are called once, and the second one has no other input. Nested models are entered; a pair
+    Both are called once, and the second one has no other input. Inner models are entered; a pair
     never has one layer inside a nested model and the other one outside of it.
 
     Yields:
         The path of the model that holds both, with a slash at its end, and the two layers.
     """
-    graphs = list(_graphs(model, ""))
+    graphs = list(_graphs(model))
     # A layer may be called in several graphs, or several times in one.
     calls = Counter(id(node.operation) for _, nodes, _ in graphs for node in nodes)
     for prefix, nodes, outputs in graphs:
@@ -50,34 +81,33 @@ def links(model: Model) -> Iterator[tuple[str, Layer, Layer]]:
                 yield prefix, source, node.operation
 
 
-def _graphs(model: Model, prefix: str) -> Iterator[tuple[str, list[Any], list[Any]]]:
+def _graphs(model: Model) -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Yields path, calls and outputs of a model and of those nested in it."""
     import keras
 
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    # Layers list their calls in other graphs as well; a graph lists its own.
-    yield (
-        prefix,
-        [node for nodes in graph._nodes_by_depth.values() for node in nodes],
-        graph.outputs,
-    )
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _graphs(layer, f"{prefix}{layer.name}/")
+    inner = ((f"{path}/", layer) for path, layer in _visit(model, "", set(), set()))
+    for prefix, layer in [("", model), *inner]:
+        if is_graph(layer):
+            graph = layer._functional if isinstance(layer, keras.Sequential) else layer
+            # Layers list their calls in other graphs as well; a graph lists its own.
+            calls = [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+            yield prefix, calls, graph.outputs
 
 
 def first_operations(model: Model) -> list[Any]:
     """Returns the layers and operations that are given an input of a model."""
-    _, nodes, _ = next(_graphs(model, ""))
+    _, nodes, _ = next(_graphs(model))
     inputs = {id(tensor) for tensor in model.inputs}
     return [n.operation for n in nodes if inputs & {id(tensor) for tensor in n.input_tensors}]
 
 
 def is_graph(layer: Layer) -> bool:
-    """Tells whether a layer is a Sequential or Functional model."""
+    """Tells whether a layer is a Sequential or Functional model that has been built."""
     import keras
 
     # Keras has no public name for the class of functional models; they alone list operations.
-    return isinstance(layer, keras.Model) and (
-        isinstance(layer, keras.Sequential) or hasattr(layer, "operations")
+    return (
+        isinstance(layer, keras.Model)
+        and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
+        and bool(getattr(layer, "inputs", None))
     )

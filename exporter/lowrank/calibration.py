@@ -87,7 +87,7 @@ def _affordable_batch(network: Network) -> int:
     """Returns a batch size whose activations fit into memory, forward and backward."""
     elements = sum(
         int(np.prod([size or 1 for size in tensor.shape[1:]]))
-        for layer in network.model.layers
+        for layer in network.layers.values()
         for tensor in output_tensors(layer)
     )
     return max(1, min(MAX_BATCH, _BATCH_BYTES // (4 * max(1, elements))))

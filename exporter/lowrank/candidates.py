@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from exporter.graph.network import Network
 from exporter.graph.types import Layer
+from exporter.graph.walk import own_weights
 from exporter.lowrank.factorizers import Factorizer, factorizer_for, reason_kept
 from exporter.lowrank.kernels import Kernel
 
@@ -39,7 +41,7 @@ class Candidate:
     def params(self, rank: int | None = None) -> int:
         """Counts the parameters at a rank; None is the layer as it is."""
         if self.kernel is None:
-            return int(self.layer.count_params())
+            return sum(prod(weight.shape) for weight in own_weights(self.layer))
         return self.kernel.params(rank, merge=self.merge)
 
     def macs(self, rank: int | None = None) -> int | None:
@@ -71,7 +73,7 @@ def candidates(
     """
     found = []
     for path, layer in network.layers.items():
-        if not layer.weights:
+        if not own_weights(layer):
             continue
         kind, factorizer = type(layer).__name__, factorizer_for(layer, convolution)
         if factorizer is None:

@@ -9,6 +9,7 @@ from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
 from exporter.graph.types import Model, Variable
+from exporter.graph.walk import own_weights
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.kernels import Kernel
@@ -95,7 +96,9 @@ class Compressed:
         twins = {
             id(original): twin
             for path, layer in self.network.layers.items()
-            for original, twin in zip(layer.weights, network.layers[path].weights, strict=False)
+            for original, twin in zip(
+                own_weights(layer), own_weights(network.layers[path]), strict=False
+            )
         }
         factors = {
             name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))

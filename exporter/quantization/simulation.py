@@ -23,10 +23,8 @@ from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 def linear_layers(network: Network) -> Iterator[Layer]:
     """Yields the layers of a network, and the layers within them, that multiply by a kernel."""
-    for layer in network.layers.values():
-        for part in with_parts(layer):
-            if kind_of(part).output_axes:
-                yield part
+    found = {id(part): part for layer in network.layers.values() for part in with_parts(layer)}
+    yield from (part for part in found.values() if kind_of(part).output_axes)
 
 
 def round_weights(array: NDArray[Any], axes: tuple[int, ...], kernel: KernelFormat) -> NDArray[Any]:

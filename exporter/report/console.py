@@ -96,7 +96,10 @@ def print_report(report: Report, console: Console) -> None:
 def print_compression(report: CompressionReport, console: Console) -> None:
     """Prints the findings of a compression, and the command that follows."""
     _print_cut(report, console)
-    following = f"Next: exporter export {report.output / COMPRESSED_FILE} --format tflite"
+    file = report.output / COMPRESSED_FILE
+    following = f"Next: exporter export {file} --format tflite"
+    if not file.exists():
+        following = f"Next, in Python: exporter.restore(model, {str(report.output)!r})"
     _print_lines(console, *_training_lines(report), _written(report), following)
 
 
@@ -124,6 +127,9 @@ def _print_lines(console: Console, *lines: str) -> None:
 
 def _print_cut(report: CompressionReport, console: Console) -> None:
     training, before, after = report.training, report.before, report.after
+    if not report.factorized:
+        note = "NOTHING WAS COMPRESSED: no layer is factorized; the table of layers says why"
+        console.print(Text(note, "bold red"), soft_wrap=True)
     if training is not None:
         how = "trained in an earlier run, in" if training.cached else "trained here in"
         console.print(

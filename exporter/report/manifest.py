@@ -69,6 +69,7 @@ def compression_dict(report: CompressionReport) -> dict[str, Any]:
     tuning = report.finetuning
     return {
         "model_name": report.model_name,
+        "factorized": report.factorized,
         "training": plain(report.training),
         "finetuning": tuning
         and {**plain(tuning), "adaptation": _judged(tuning.adaptation, "taken")},

@@ -10,6 +10,7 @@ from exporter.graph.hooks import called, watched
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
 from exporter.graph.types import Tensor, Variable
+from exporter.graph.walk import own_variables
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import build_replacements
 from exporter.lowrank.kernels import Kernel
@@ -81,8 +82,10 @@ class Projected(Phase):
         by_path = {piece.path: piece for piece in self._pieces}
         for path, layer in self.updated.layers.items():
             piece = by_path.get(path)
-            source = layers[path].variables if piece is None else piece.other_variables
-            target = _without(layer.variables, [] if piece is None else [piece.kernel.variable])
+            source = own_variables(layers[path]) if piece is None else piece.other_variables
+            target = _without(
+                own_variables(layer), [] if piece is None else [piece.kernel.variable]
+            )
             for variable, value in zip(target, source, strict=True):
                 variable.assign(value)
         return self.updated
@@ -146,6 +149,8 @@ def _piece(candidate: Candidate, rank: int) -> _Piece | None:
     kernel = candidate.kernel
     if kernel is None or kernel.groups > 1 or kernel.gradient_at is None:
         return None
+    if kernel.layer is not candidate.layer:
+        return None  # One projection of several: their layers are replaced together.
     if not kernel.variable.trainable or kernel.variable.dtype != "float32":
         return None
     truncation = kernel.truncate(rank)

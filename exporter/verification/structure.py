@@ -15,6 +15,7 @@ import numpy as np
 from exporter.formats.base import StoredTensor
 from exporter.graph.network import Network
 from exporter.graph.recurrent import count_steps
+from exporter.graph.walk import own_weights
 from exporter.lowrank.engine import Compressed
 from exporter.quantization.granularity import SMALL_KERNEL
 
@@ -89,8 +90,11 @@ def prove_structure(
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Biases are left out: converters drop one that is zero.
-    thin = (weight for parts in compressed.factors.values() for weight in parts.weights)
-    factors = _distinct(_described(thin))
+    factors = _distinct(
+        StoredTensor.of(weight.path, weight.numpy().reshape(matrix))
+        for parts in compressed.factors.values()
+        for weight, matrix in zip(parts.weights, parts.matrices, strict=True)
+    )
     filled = [tensor for tensor in stored if not tensor.is_zero]
     proofs = []
     for plan in compressed.plan.layers:
@@ -124,13 +128,13 @@ def _bytes_of_weights(network: Network, weight_bits: int) -> tuple[int, int, int
         cast = [
             (weight.numpy().size, _itemsize(weight.dtype), _itemsize(layer.compute_dtype))
             for layer in layers
-            for weight in layer.weights
+            for weight in own_weights(layer)
         ]
         predicted = sum(tensor.nbytes for tensor in _distinct(_described(network.model.weights)))
         least = sum(size * min(stored, computed) for size, stored, computed in cast)
         most = sum(size * max(stored, _FLOAT32_BYTES) for size, stored, _ in cast)
         return min(least, predicted), predicted, most
-    shapes = [tuple(weight.shape) for layer in layers for weight in layer.weights]
+    shapes = [tuple(weight.shape) for layer in layers for weight in own_weights(layer)]
     kernels = [shape for shape in shapes if len(shape) > 1]
     others = sum(math.prod(shape) for shape in shapes if len(shape) <= 1)
     least = sum(map(math.prod, kernels)) * weight_bits // 8

@@ -5,6 +5,7 @@ from keras import layers
 
 from exporter.errors import ModelError
 from exporter.graph.network import Network
+from exporter.lowrank.candidates import candidates
 
 
 @pytest.fixture
@@ -55,3 +56,76 @@ def test_sparse_inputs_have_no_signature():
     assert len(network.layers) == 2
     with pytest.raises(ModelError, match="Give the model dense inputs"):
         _ = network.inputs
+
+
+class Two(keras.Model):
+    def __init__(self):
+        super().__init__(name="two")
+        self.words, self.mix = layers.Embedding(9, 4), layers.Dense(3)
+
+    def call(self, inputs):
+        return {"mixed": self.mix(self.words(inputs["word"])[:, 0] * inputs["weight"])}
+
+
+def test_a_subclassed_model_is_wrapped_by_the_shapes_that_it_was_built_with():
+    model = Two()
+    batch = {"word": np.array([[3], [8]]), "weight": np.ones((2, 4), "float32")}
+    expected = model(batch)["mixed"]
+    network = Network(model)
+    shapes = {info.name: (info.shape, info.dtype) for info in network.inputs}
+    assert shapes == {"word": ((None, 1), "int32"), "weight": ((None, 4), "float32")}
+    assert [info.name for info in network.outputs] == ["mixed"]
+    np.testing.assert_array_equal(network.copy().runner()(batch)["mixed"], expected)
+
+
+class Uses(layers.Layer):
+    """Calls or reads its layers in ways that leave some of them as they are."""
+
+    def __init__(self):
+        super().__init__(name="uses")
+        names = ["called", "unused", "read", "constant", "looped"]
+        self.parts = {name: layers.Dense(4, name=name) for name in names}
+        self.first, self.tied = layers.Embedding(5, 4, name="first"), layers.Dense(4, name="tied")
+
+    def build(self, shape):
+        for part in (*self.parts.values(), self.tied):
+            part.build(shape)
+
+    def call(self, inputs):
+        x = self.parts["called"](inputs) @ self.parts["read"].kernel
+        x += self.parts["constant"](keras.ops.ones((1, 4)))
+        x = keras.ops.map(self.parts["looped"], x[:, None])[:, 0]
+        return x + self.first(keras.ops.cast(inputs[:, 0], "int32"))
+
+
+def test_layers_that_cannot_be_replaced_inside_their_owner_say_why():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Uses()(inputs))
+    found = {c.name.removeprefix("uses/"): c.note for c in candidates(Network(model))}
+    assert found == {
+        "called": "",
+        "unused": "is not called when the model predicts",
+        "read": "its weights are read by another layer",
+        "constant": "has the same outputs for all samples, which converters compute beforehand",
+        "looped": "is called within a loop, or a function of its own",
+        "first": "",
+        "tied": "is not called when the model predicts",
+    }
+
+
+def test_tied_embeddings_stay_as_they_are():
+    class Tied(layers.Layer):
+        def __init__(self, embedding):
+            super().__init__()
+            self.embedding = embedding
+
+        def call(self, inputs):
+            return inputs @ keras.ops.transpose(self.embedding.embeddings)
+
+    inputs, embedding = keras.Input((3,), dtype="int32"), layers.Embedding(20, 8)
+    hidden = layers.Dense(8)(embedding(inputs))
+    model = keras.Model(inputs, Tied(embedding)(hidden))
+    notes = {c.kind: c.note for c in candidates(Network(model))}
+    assert notes == {"Embedding": "its weights are read by another layer", "Dense": ""}
+    copy = Network(model).copy().model
+    assert len(copy.weights) == len(model.weights) == 3

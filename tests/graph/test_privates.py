@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -14,7 +15,9 @@ PACKAGE = Path(exporter.__file__).parent
 
 KERAS_PRIVATES = {
     "_activity_regularizer",
+    "_autocast",
     "_bias_constraint",
+    "_build_shapes_dict",
     "_bias_regularizer",
     "_flatten_layers",
     "_functional",
@@ -31,6 +34,7 @@ KERAS_PRIVATES = {
     "_outbound_nodes",
     "_output_shape",
     "_outputs_struct",
+    "_track_trackable",
     "_trainable_variables",
     "_use_gate",
 }
@@ -72,6 +76,14 @@ class Own:
 def test_the_list_names_all_that_are_read() -> None:
     for file in (PACKAGE / "graph").rglob("*.py"):
         assert privates_of_others(file.read_text()) <= KERAS_PRIVATES, file
+
+
+def test_layers_know_the_shapes_that_they_were_built_with() -> None:
+    layer = layers.Dense(3)
+    layer(np.ones((2, 4)))
+    assert getattr(layer, "_build_shapes_dict", None) == {"input_shape": (2, 4)}, (
+        "Layers have lost _build_shapes_dict: the inputs of subclassed models are unknown."
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from exporter.errors import ModelError
@@ -174,8 +175,74 @@ class TestChains:
         )
 
 
-def test_a_layer_that_cannot_be_copied():
-    model = keras.Sequential([keras.Input((4,)), Forgetful(2), layers.Dense(3)], name="outer")
-    Network(model)
-    with pytest.raises(ModelError, match=r"'outer' cannot be copied.*get_config"):
-        rewrite(model, {})
+class Scaled(layers.Layer):
+    """A layer that refers to itself by a method and a function, and shares a variable."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+        self.parts = {"pair": (layers.Dense(4), [layers.Dense(4)])}
+        self.scaled = lambda x: x * self.scale
+        self.again = tf.function(self.apply)
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones")
+        first, (second,) = self.parts["pair"]
+        first.build(shape)
+        second.build(shape)
+
+    def apply(self, inputs):
+        first, (second,) = self.parts["pair"]
+        return self.scaled(first(inputs) + second(inputs) @ self.other.kernel)
+
+    def call(self, inputs):
+        return self.again(inputs)
+
+
+class TestCopiesWithoutConfiguration:
+    def test_arguments_that_get_config_leaves_out_are_kept(self):
+        model = keras.Sequential([keras.Input((4,)), Forgetful(2), layers.Dense(3)], name="outer")
+        batch = np.ones((2, 4), "float32")
+        np.testing.assert_array_equal(rewrite(model, {})(batch), model(batch))
+
+    def test_lambdas_are_kept(self):
+        model = keras.Sequential(
+            [
+                keras.Input((4,)),
+                layers.Dense(6, activation=lambda x: keras.ops.minimum(x, 0.5)),
+                layers.Lambda(lambda x: x * 2),
+                layers.Dense(3),
+            ]
+        )
+        batch = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+        copy = rewrite(model, full_rank_chains(model))
+        np.testing.assert_allclose(copy(batch), model(batch), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [None, "float64"])
+    def test_all_parts_of_a_layer_are_its_own(self, dtype):
+        shared = layers.Dense(4, name="shared")
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, Scaled(shared)(shared(inputs)))
+        copy = rewrite(model, {}, dtype=dtype)
+        assert not {id(v) for v in copy.variables} & {id(v) for v in model.variables}
+        assert [v.path for v in copy.variables] == [v.path for v in model.variables]
+        assert {v.dtype for v in copy.variables} == {dtype or "float32"}
+        batch = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+        before = model(batch).numpy()
+        np.testing.assert_allclose(copy(batch), before, rtol=1e-5, atol=1e-5)
+        for variable in copy.variables:
+            variable.assign(variable * 0)
+        assert not copy(batch).numpy().any()
+        np.testing.assert_array_equal(model(batch), before)
+
+    def test_a_layer_that_cannot_be_called_again(self):
+        class Once(layers.Layer):
+            def call(self, inputs):
+                if getattr(self, "done", False):
+                    raise ValueError("once only")
+                self.done = True
+                return inputs
+
+        model = keras.Sequential([keras.Input((4,)), Once()], name="outer")
+        with pytest.raises(ModelError, match=r"'outer' cannot be copied.*of type Once"):
+            rewrite(model, {})

@@ -80,6 +80,11 @@ def test_failed_conversion_is_told_by_the_converter(unconverted):
     assert "builtin operators" in text
 
 
+def test_a_run_that_compresses_nothing_begins_with_it(unconverted, accepted):
+    assert printed(unconverted).startswith("NOTHING WAS COMPRESSED")
+    assert "NOTHING" not in printed(accepted)
+
+
 def test_layers_that_are_kept_say_why(unconverted):
     line = row(printed(unconverted), "out")
     assert "kept" in line

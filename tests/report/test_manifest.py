@@ -156,6 +156,11 @@ def test_variants_have_a_verdict_and_what_was_tried(quantized):
     assert taken["quantization"]["scale"] > 0
 
 
+def test_a_run_that_compresses_nothing_says_so(unconverted, accepted):
+    assert manifest_of(unconverted)["factorized"] == 0
+    assert manifest_of(accepted)["factorized"] == 1
+
+
 def test_failed_conversion_says_why(unconverted):
     (artifact,) = manifest_of(unconverted)["artifacts"]
     assert artifact["file"] is None

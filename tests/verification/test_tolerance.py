@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from exporter.errors import ModelError
 from exporter.graph.network import Network
@@ -110,21 +111,17 @@ def test_float64_copy_of_grouped_convolutions(strides: int, samples: Any, random
     np.testing.assert_allclose(exact, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_model_without_a_configuration_has_no_float64_copy() -> None:
-    class Scale(keras.layers.Layer):
-        def __init__(self, factor: float) -> None:
-            super().__init__()
-            self.factor = factor
+def test_a_layer_that_insists_on_float32_has_no_float64_copy() -> None:
+    class Single(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(shape=(3, 3))
 
         def call(self, x: Any) -> Any:
-            return x * self.factor
+            return tf.matmul(tf.cast(x, tf.float32), tf.convert_to_tensor(self.kernel))
 
-        def get_config(self) -> dict[str, Any]:
-            raise NotImplementedError("no configuration")
+    model = keras.Sequential([keras.Input((3,)), Single()])
 
-    model = keras.Sequential([keras.Input((3,)), Scale(2.0)])
-
-    with pytest.raises(ModelError, match=r"no configuration.*Give atol or rtol"):
+    with pytest.raises(ModelError, match=r"No float64 copy.*Single.*Give atol or rtol"):
         float64_copy(Network(model))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.graph.layers import attention_options, called_with
+from exporter.graph.layers import attention_options, called_with, configuration
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.factorizers.base import Factorizer, Shape, linear_dense, shifted
 from exporter.lowrank.kernels import Kernel, count_positions, times
@@ -88,7 +88,10 @@ class _AttentionReplacement(Replacement):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes the arguments of the attention that is replaced."""
-        given = inspect.signature(self.core.call).bind(*args, **kwargs).arguments
+        # Of the class: observers may have replaced the method of the layer.
+        signature = inspect.signature(type(self.core).call)
+        given = signature.bind(self.core, *args, **kwargs).arguments
+        del given["self"]
         if given.get("key") is None:
             given["key"] = given["value"]
         for name, layers in self.heads.items():
@@ -149,7 +152,7 @@ def _core(
     after = truncations.get(OUTPUT)
     outputs = layer.output_dense.kernel.shape[-1] if after is None else after.matrices[0].shape[2]
     config = {
-        **layer.get_config(),
+        **configuration(layer),
         "name": layer.name if after is None else f"{layer.name}_core",
         # By default it would be the size of the query, which may have changed.
         "output_shape": (outputs,),

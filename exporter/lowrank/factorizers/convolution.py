@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from exporter.graph.hooks import replaced
-from exporter.graph.layers import input_shape, output_shape, rebuild
+from exporter.graph.layers import configuration, input_shape, output_shape, rebuild
 from exporter.lowrank.factorizers.base import (
     LINEAR,
     Convolution,
@@ -166,7 +166,7 @@ def pointwise(
 
     groups, inputs, filters = matrices.shape
     dimensions = len(layer.kernel_size)
-    config = layer.get_config()
+    config = configuration(layer)
     # Separable convolutions have two kernels, and this one takes the place of the second.
     config |= {
         name.replace("pointwise", "kernel"): value

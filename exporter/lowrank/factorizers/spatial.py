@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from exporter.graph.layers import input_shape, rebuild
+from exporter.graph.layers import configuration, input_shape, rebuild
 from exporter.lowrank.factorizers.base import LINEAR, Shape, shifted
 from exporter.lowrank.factorizers.convolution import ConvolutionFactorizer, positions
 from exporter.lowrank.kernels import Kernel
@@ -30,7 +30,7 @@ class SpatialFactorizer(ConvolutionFactorizer):
         """See the base class."""
         height, width, channels, filters = layer.kernel.shape
         m, n = height * channels, width * filters
-        config = {**layer.get_config(), **_vertical(layer)}
+        config = {**configuration(layer), **_vertical(layer)}
         between = type(layer).from_config(config).compute_output_shape(input_shape(layer))
         common = self.common(layer)
         # Where there are horizontal strides, the first factor is multiplied more often.

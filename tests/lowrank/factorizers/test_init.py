@@ -11,8 +11,8 @@ from exporter.lowrank.factorizers import FACTORIZERS, factorizer_for, reason_kep
         (keras.layers.PReLU(), "has no matrix, only one factor a channel"),
         (keras.layers.DepthwiseConv2D(3), "each output takes one channel: nothing to factorize"),
         (
-            keras.layers.Bidirectional(keras.layers.LSTM(3)),
-            "the layer that it wraps is not looked into",
+            keras.layers.SpectralNormalization(keras.layers.Dense(3)),
+            "its kernel is scaled anew at every step of training",
         ),
         (keras.layers.ReLU(), "this kind is not factorized"),
     ],

@@ -1,0 +1,167 @@
+"""Records how layers inside other layers are called: no graph of Keras knows of them."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from exporter.graph.hooks import replaced
+from exporter.graph.signature import Signature
+from exporter.graph.types import Layer, Tensor, Variable
+
+
+@dataclass(frozen=True)
+class Call:
+    """The first call of a layer, with symbolic tensors.
+
+    Attributes:
+        obstacle: Why the layer cannot be replaced by others; empty if nothing is known.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    obstacle: str = ""
+
+
+_RECORDS: WeakKeyDictionary[Layer, Call] = WeakKeyDictionary()
+
+
+def first_call(layer: Layer) -> Call | None:
+    """Returns the first call of a layer in its graph, or inside another layer; None if unknown."""
+    for node in layer._inbound_nodes[:1]:
+        arguments = node.arguments
+        return Call(arguments.args, arguments.kwargs, node.input_tensors, node.outputs)
+    return _RECORDS.get(layer)
+
+
+def obstacle(layer: Layer) -> str:
+    """Says why a recorded layer cannot be replaced by others; empty if nothing is known."""
+    record = _RECORDS.get(layer)
+    return record.obstacle if record else ""
+
+
+def record_calls(signature: Signature, layers: Iterable[tuple[Layer, Iterable[Variable]]]) -> None:
+    """Traces a model once, and records the first call of each layer, given with its weights.
+
+    A layer has an obstacle whose weights are read by others, or by none, and one that is called
+    where its inputs cannot be observed, or are the same for all samples.
+    """
+    import keras
+    import tensorflow as tf
+
+    recorder = _Recorder(layers)
+
+    class Reads(keras.StatelessScope):  # type: ignore[misc]
+        """Is asked for the value of each variable that is read."""
+
+        def get_current_value(self, variable: Variable) -> Any:
+            recorder.note_read(variable)
+            return super().get_current_value(variable)
+
+    def trace(**inputs: Tensor) -> Any:
+        recorder.sources = {tensor.op for tensor in inputs.values()}
+        with Reads(initialize_variables=False):
+            return signature(**inputs)
+
+    specs = {i.name: tf.TensorSpec(i.shape, i.dtype) for i in signature.inputs}
+    with replaced(recorder.patches()):
+        tf.function(trace, autograph=False).get_concrete_function(**specs)
+    _RECORDS.update(recorder.calls())
+
+
+class _Recorder:
+    def __init__(self, layers: Iterable[tuple[Layer, Iterable[Variable]]]) -> None:
+        self.sources: set[Any] = set()
+        self._layers: dict[int, Layer] = {}
+        self._holders: dict[int, list[int]] = {}
+        for layer, weights in layers:
+            self._layers[id(layer)] = layer
+            for variable in weights:
+                self._holders.setdefault(id(variable), []).append(id(layer))
+        self._active: list[int] = []
+        self._found: dict[int, Call] = {}
+        self._obstacles: dict[int, str] = {}
+        for keys in self._holders.values():
+            if len(keys) > 1:
+                self._obstacles |= dict.fromkeys(keys, "shares a weight with another layer")
+
+    def patches(self) -> list[tuple[Layer, str, Any]]:
+        return [(x, "call", partial(self._note, k, x.call)) for k, x in self._layers.items()]
+
+    def calls(self) -> dict[Layer, Call]:
+        never = Call(obstacle="is not called when the model predicts")
+        return {
+            layer: replace(call, obstacle=self._obstacles.get(key, call.obstacle))
+            for key, layer in self._layers.items()
+            for call in [self._found.get(key, never)]
+        }
+
+    def note_read(self, variable: Variable) -> None:
+        keys = self._holders.get(id(variable), [])
+        if not set(keys) & set(self._active):
+            self._obstacles |= dict.fromkeys(keys, "its weights are read by another layer")
+
+    def _note(self, key: int, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        import keras
+        import tensorflow as tf
+
+        if tf.compat.v1.get_default_graph() not in {op.graph for op in self.sources}:
+            self._obstacles[key] = "is called within a loop, or a function of its own"
+        self._active.append(key)
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self._active.pop()
+        if key not in self._found:
+            inputs, outputs = (_tensors(given) for given in ((args, kwargs), result))
+            given, named = keras.tree.map_structure(_symbolic, (args, kwargs))
+            self._found[key] = Call(
+                given,
+                named,
+                list(map(_symbolic, inputs)),
+                list(map(_symbolic, outputs)),
+                self._obstacle(inputs, outputs),
+            )
+        return result
+
+    def _obstacle(self, inputs: list[Tensor], outputs: list[Tensor]) -> str:
+        import tensorflow as tf
+
+        if any(tensor.shape.rank is None for tensor in (*inputs, *outputs)):
+            return "is called with tensors whose number of axes is unknown"
+        if not self._depends([tensor.op for tensor in inputs if tf.is_symbolic_tensor(tensor)]):
+            return "has the same outputs for all samples, which converters compute beforehand"
+        return ""
+
+    def _depends(self, ops: list[Any]) -> bool:
+        """Tells whether operations depend on the inputs of the model."""
+        seen = set(ops)
+        while ops:
+            op = ops.pop()
+            if op in self.sources:
+                return True
+            before = {tensor.op for tensor in op.inputs} - seen
+            seen |= before
+            ops.extend(before)
+        return False
+
+
+def _tensors(structure: Any) -> list[Tensor]:
+    import keras
+    import tensorflow as tf
+
+    return [x for x in keras.tree.flatten(structure) if isinstance(x, tf.Tensor)]
+
+
+def _symbolic(value: Any) -> Any:
+    import keras
+    import tensorflow as tf
+
+    if not isinstance(value, tf.Tensor):
+        return value
+    if value.shape.rank is None:
+        return None  # No graph may be kept.
+    return keras.KerasTensor(tuple(value.shape), keras.backend.standardize_dtype(value.dtype))
