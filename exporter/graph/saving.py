@@ -36,7 +36,8 @@ def _is_rebuilt_by_keras(model: Model) -> bool:
     import keras
 
     layers = with_parts(model)
-    if any(map(is_chain, layers)):
+    functions = (getattr(each, "__name__", "") for layer in layers for each in vars(layer).values())
+    if any(map(is_chain, layers)) or "<lambda>" in functions:
         return False
     try:
         with warnings.catch_warnings():
@@ -56,7 +57,5 @@ def _is_of_keras(config: Any) -> bool:
     if isinstance(config, dict):
         if not str(config.get("module", "keras")).startswith("keras"):
             return False
-        # The code of a lambda, which an activation has without its class.
-        is_lambda = config.get("class_name") == "__lambda__" or "closure" in config
-        return not is_lambda and all(map(_is_of_keras, config.values()))
+        return all(map(_is_of_keras, config.values()))
     return not isinstance(config, (list, tuple)) or all(map(_is_of_keras, config))
