@@ -86,7 +86,7 @@ class Evidence:
             {n: np.resize(a[:], (self._count, *a.shape[1:])) for n, a in arrays.items()}
             for arrays in (head.inputs, head.labels)
         )
-        self._families = network.families(self._tasks)
+        self._families, self._runner = network.families(self._tasks), network.runner()
 
     def choose(self) -> tuple[Scaling, str]:
         """Returns the scaling of the inputs, and the reason."""
@@ -165,7 +165,7 @@ class Evidence:
     def _predicted(self, changes: Mapping[str, Scaling]) -> dict[str, NDArray[Any]]:
         batch = self._network.fixed_batch or _BATCH
         inputs = self._scaled_inputs(changes)
-        return predict_in_batches(self._network.runner(), inputs, batch, self._count)
+        return predict_in_batches(self._runner, inputs, batch, self._count)
 
     def _fit(self, scaling: Scaling) -> _Fit:
         """Measures the loss on labels, summed over outputs; that of values by their variance."""
