@@ -227,7 +227,8 @@ def test_a_cascade_makes_up_for_earlier_layers(build):
 def test_means_are_kept_by_the_bias(build):
     model = build("tiny")
     x = np.random.default_rng(0).normal(3, 1, size=(500, 8)).astype("float32")
-    compressed = compress(model, 1, data=load_dataset({"x": x}), calibration=500)
+    data = load_dataset({"x_train": x, "x_validation": x, "x_test": x})
+    compressed = compress(model, 1, data=data, calibration=500)
     np.testing.assert_allclose(
         np.mean(compressed.model(x), axis=0),
         np.mean(model(x), axis=0),

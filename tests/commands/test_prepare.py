@@ -33,7 +33,7 @@ def test_unreadable_loss_is_a_note_and_another_one_is_taken(job):
     assert ready.loss is None
     (note,) = [note for note in ready.dataset.notes if "of_my_own" in note]
     assert "cannot be read" in note
-    assert "minimized instead" in note
+    assert "is taken instead" in note
 
 
 @pytest.mark.parametrize("suffix", ["keras", "h5"])

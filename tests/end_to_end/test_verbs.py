@@ -37,13 +37,13 @@ def workplace(tmp_path_factory):
         keras.layers.Dense(30, activation="relu", bias_initializer="normal", name="hidden"),
         keras.layers.Dense(3, activation="softmax", bias_initializer="normal", name="out"),
     ]
-    keras.Sequential([keras.Input((24,), name="x"), *layers], name="small").save(
-        folder / "small.keras"
-    )
+    model = keras.Sequential([keras.Input((24,), name="x"), *layers], name="small")
+    model.save(folder / "small.keras")
     (folder / "beside").mkdir()
     (folder / "beside" / "model.tflite").write_text("mine")
     rng = np.random.default_rng(0)
-    np.savez(folder / "data.npz", x=rng.random((80, 24)), y=rng.integers(0, 3, 80))
+    x = rng.random((80, 24))
+    np.savez(folder / "data.npz", x=x, y=model.predict(x, verbose=0).argmax(axis=1))
     return folder
 
 

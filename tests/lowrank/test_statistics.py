@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from exporter.data import Task
 from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
 from exporter.graph.walk import walk
@@ -217,7 +218,7 @@ class TestGatherFishers:
     def test_of_a_softmax_regression_is_the_covariance_of_the_labels(self, make, activation):
         """The mean of diag(p) - p pt, whether the model returns p or its logits."""
         model, kernels = make(classifier(activation))
-        actual = self.gather(model, kernels, logits=frozenset({"y"}))["y"].matrix
+        actual = self.gather(model, kernels, tasks={"y": Task(3)})["y"].matrix
         p = keras.ops.softmax(model(self.X)).numpy() if activation == "linear" else model(self.X)
         p = np.asarray(p)
         expected = np.diag(p.mean(axis=0)) - p.T @ p / len(p)

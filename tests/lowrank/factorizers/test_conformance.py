@@ -170,7 +170,6 @@ CASES = {
         conv("sequences", (5, 10), units=4, return_sequences=True, go_backwards=True),
         conv("states", (5, 10), units=4, return_state=True),
         conv("no_bias", (5, 10), units=3, use_bias=False),
-        Case("stateful", {"units": 4, "stateful": True}, ((5, 10),), batch=6),
     ],
     "GRU": [
         conv("unrolled", (5, 10), units=4, unroll=True),
@@ -257,8 +256,6 @@ def drawn(model, count=6, seed=1):
 
 
 def outputs(model, inputs):
-    for layer in model.layers:
-        getattr(layer, "reset_states", lambda: None)()  # Of stateful layers.
     return [np.asarray(output) for output in keras.tree.flatten(model(inputs))]
 
 

@@ -195,9 +195,18 @@ def test_a_zero_kernel_gets_rank_1():
     assert plan.ranks == {"zero": 1}
 
 
+ONES = np.ones(900)
+
+
 def test_layers_without_a_kernel_count_as_they_are():
     bulk = Candidate(
-        "bulk", "bulk", "Mystery", SimpleNamespace(count_params=lambda: 900), None, None, note="no"
+        "bulk",
+        "bulk",
+        "Mystery",
+        SimpleNamespace(variables=[ONES], weights=[ONES]),
+        None,
+        None,
+        note="no",
     )
     thin = Candidate("thin", "thin", "Dense", None, None, kernel(20, 20))
     curves = {"thin": np.arange(20.0, -1.0, -1.0)}
