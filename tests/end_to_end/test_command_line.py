@@ -52,7 +52,7 @@ def workplace(tmp_path_factory):
     model.save(folder / "small.keras")
     model.save(folder / "small.h5")
     rng = np.random.default_rng(0)
-    x = rng.random((40, 6, 6))
+    x = rng.normal(size=(100, 6, 6))
     y = model.predict(x, verbose=0).argmax(axis=1)
     np.savez(folder / "good.npz", x=x, y=y)
     np.savez(folder / "calibration.npz", x=x)
@@ -143,7 +143,7 @@ BAD_INPUT = {
 }
 
 
-FORMER = ["small.keras", "--data=good.npz", "--rank=5", "--output=former"]
+FORMER = ["small.keras", "--data=good.npz", "--rank=12", "--output=former"]
 STRICT = ["small.keras", "--data=good.npz", "--rank=5", "--atol=0", "--output=strict"]
 KEEP_FORMER = "import shutil; shutil.copytree('former', 'as_it_was')"
 
