@@ -11,13 +11,15 @@ from exporter.graph.types import Layer, Model, Tensor
 
 
 def loops(layers: Mapping[str, Layer]) -> Iterator[tuple[str, Layer]]:
-    """Yields the layers that loop over steps, within wrappers too, and the paths of leaves."""
+    """Yields each layer that loops over steps, within wrappers too, and the first path to it."""
     import keras
 
+    found: dict[int, tuple[str, Layer]] = {}  # Both a wrapper and what it wraps have paths.
     for path, layer in layers.items():
         for part in with_parts(layer):
             if isinstance(part, keras.layers.RNN):
-                yield path, part
+                found.setdefault(id(part), (path, part))
+    yield from found.values()
 
 
 def refuse_stateful(layers: Mapping[str, Layer]) -> None:
