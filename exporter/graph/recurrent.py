@@ -68,11 +68,10 @@ def replaced_loops(
     patches: list[tuple[Layer, str, Any]] = []
     flipped_outside = set()
     for layer in layers.values():
-        backward = getattr(layer, "backward_layer", None)
         if type(layer) is keras.layers.Bidirectional and layer.return_sequences:
             # It would turn the outputs of this layer around, which come in the right order.
             patches.append((layer, "return_sequences", False))
-            flipped_outside.add(id(backward))
+            flipped_outside.update(map(id, with_parts(layer.backward_layer)))
     for _, part in loops(layers):
         if type(part) in kinds or id(part) in flipped_outside:
             own = loop if type(part) in kinds else None
