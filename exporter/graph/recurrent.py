@@ -66,7 +66,7 @@ def replaced_loops(
 
     kinds = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
     patches: list[tuple[Layer, str, Any]] = []
-    flipped_outside = set()
+    flipped_outside: set[int] = set()
     for layer in layers.values():
         if type(layer) is keras.layers.Bidirectional and layer.return_sequences:
             # It would turn the outputs of this layer around, which come in the right order.

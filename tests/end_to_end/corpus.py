@@ -189,7 +189,9 @@ def mlp_logits():
     return model
 
 
-@architecture("Sequential regression with a linear output of two values")
+@architecture(
+    "Sequential regression with a linear output of two values", {"tflite int8": "quality of"}
+)
 def mlp_regression():
     return keras.Sequential(
         [
@@ -201,7 +203,7 @@ def mlp_regression():
     )
 
 
-@architecture("PReLU, LeakyReLU and ELU as layers")
+@architecture("PReLU, LeakyReLU and ELU as layers", {"onnx int8": "quality of"})
 def leaky_activations():
     x = inputs = keras.Input((20,), name="features")
     for act in (layers.PReLU(), layers.LeakyReLU(), layers.ELU()):
@@ -721,7 +723,10 @@ def forecaster():
     return keras.Model(inputs, layers.TimeDistributed(layers.Dense(1))(x))
 
 
-@architecture("Encoder and decoder, the state of one is the other's initial_state")
+@architecture(
+    "Encoder and decoder, the state of one is the other's initial_state",
+    {"tflite int8": "quality of"},
+)
 def encoder_decoder():
     source = keras.Input((8,), dtype="int32", name="tokens_source")
     target = keras.Input((6,), dtype="int32", name="tokens_target")
@@ -780,7 +785,7 @@ def cross_attention():
     return keras.Model([query, memory], layers.Dense(3)(layers.Flatten()(x)))
 
 
-@architecture("GroupedQueryAttention")
+@architecture("GroupedQueryAttention", {"onnx int8": "quality of"})
 def grouped_query_attention():
     inputs = keras.Input((8, 16), name="sequence")
     x = layers.GroupQueryAttention(8, 4, 2)(inputs, inputs)
