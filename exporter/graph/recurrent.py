@@ -11,13 +11,15 @@ from exporter.graph.types import Layer, Model, Tensor
 
 
 def loops(layers: Mapping[str, Layer]) -> Iterator[tuple[str, Layer]]:
-    """Yields the layers that loop over steps, within wrappers too, and the paths of leaves."""
+    """Yields each layer that loops over steps, within wrappers too, and the first path to it."""
     import keras
 
+    found: dict[int, tuple[str, Layer]] = {}  # Both a wrapper and what it wraps have paths.
     for path, layer in layers.items():
         for part in with_parts(layer):
             if isinstance(part, keras.layers.RNN):
-                yield path, part
+                found.setdefault(id(part), (path, part))
+    yield from found.values()
 
 
 def refuse_stateful(layers: Mapping[str, Layer]) -> None:
@@ -64,13 +66,12 @@ def replaced_loops(
 
     kinds = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
     patches: list[tuple[Layer, str, Any]] = []
-    flipped_outside = set()
+    flipped_outside: set[int] = set()
     for layer in layers.values():
-        backward = getattr(layer, "backward_layer", None)
         if type(layer) is keras.layers.Bidirectional and layer.return_sequences:
             # It would turn the outputs of this layer around, which come in the right order.
             patches.append((layer, "return_sequences", False))
-            flipped_outside.add(id(backward))
+            flipped_outside.update(map(id, with_parts(layer.backward_layer)))
     for _, part in loops(layers):
         if type(part) in kinds or id(part) in flipped_outside:
             own = loop if type(part) in kinds else None

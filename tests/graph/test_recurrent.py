@@ -28,6 +28,15 @@ def test_loops_are_found_within_wrappers_and_nested_models():
     assert count_steps(network.layers) == 5
 
 
+def test_a_wrapper_and_its_parts_are_counted_once_and_get_their_calls_back():
+    both = layers.Bidirectional(layers.GRU(2, return_sequences=True), name="both")
+    network = Network(keras.Sequential([keras.Input((5, 3)), both]))
+    assert count_steps(network.layers) == 10
+    with replaced_loops(network.layers, _own_loop):
+        assert "call" in vars(both.forward_layer)
+    assert "call" not in vars(both.forward_layer)
+
+
 def test_loops_are_written_out_for_the_time_of_a_block():
     model = keras.Sequential([keras.Input((5, 3)), layers.Bidirectional(layers.LSTM(2))])
     parts = [model.layers[0].forward_layer, model.layers[0].backward_layer]

@@ -96,6 +96,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
             f"The flatbuffer has no {options.variant} variant: {brief(error)}"
         ) from error
     model = unpack(quantized)
+    _agree_on_outputs(model, unpack(content), options.io_type)
     _refuse_float_kernels(model, options.variant)
     _take_shapes_of_integers(model)
     _type_unused_parts(model)
@@ -231,6 +232,25 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
         ends = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
         ranges[graph.tensors[index].name.decode()] = ends
     return ranges
+
+
+def _agree_on_outputs(model: Any, original: Any, io_type: str) -> None:
+    """Has the graph and the signature give the same tensors as outputs, of the type asked for.
+
+    Where an operator takes an output as well, or the output is an input, the quantizer changes the
+    index in one of the two alone.
+    """
+    graph, before = model.subgraphs[0], original.subgraphs[0]
+    entries = zip(model.signatureDefs[0].outputs, original.signatureDefs[0].outputs, strict=True)
+    for entry, old in entries:
+        dtype = type_name(before.tensors[old.tensorIndex])
+        wanted = io_type if dtype == FLOAT32 else dtype
+        places = [i for i, index in enumerate(before.outputs) if index == old.tensorIndex]
+        found = (graph.outputs[places[0]], entry.tensorIndex)
+        right = next((i for i in found if type_name(graph.tensors[i]) == wanted), found[0])
+        entry.tensorIndex = right
+        for place in places:
+            graph.outputs[place] = right
 
 
 def _refuse_float_kernels(model: Any, variant: str) -> None:

@@ -403,6 +403,25 @@ class TestRefusals:
             make(model, variant)
 
 
+@pytest.mark.parametrize("io_type", ["float32", "int8"])
+def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
+    inputs = keras.Input((12,), name="features")
+    hidden = keras.layers.Dense(16, name="hidden")(inputs)
+    scores = keras.layers.Dense(4, name="scores")(keras.layers.ReLU()(hidden))
+    best = keras.ops.argmax(scores, axis=-1)
+    model = keras.Model(inputs, [inputs, hidden, scores, best])
+    batch, path = samples(model, 8), make(model, "int8", io_type=io_type)
+    interpreter = Interpreter(str(path))
+    listed = {detail["index"] for detail in interpreter.get_output_details()}
+    taken = interpreter.get_signature_runner().get_output_details()
+    assert listed == {detail["index"] for detail in taken.values()}
+    assert {np.dtype(detail["dtype"]).name for detail in taken.values()} >= {io_type}
+    expected = Network(model).runner(eager=True)(batch)
+    for actual in predictions(path, batch):
+        for name in ("features_output", "hidden", "scores"):
+            assert snr_db(actual[name], expected[name]) > 20
+
+
 def test_a_fixed_batch_stays_fixed(make, samples):
     model = keras.Sequential(
         [keras.Input(batch_shape=(3, 6), name="x"), keras.layers.Dense(2, name="y")]

@@ -1,0 +1,28 @@
+"""Whole runs on the corpus of small architectures."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location("corpus", Path(__file__).with_name("corpus.py"))
+corpus = sys.modules["corpus"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(corpus)
+
+
+def test_the_corpus_is_large_and_limits_name_artifacts():
+    assert len(corpus.CORPUS) >= 60
+    artifacts = {"saved_model", "tflite", "tflite int8", "onnx", "onnx int8"}
+    assert all(set(each.limits) <= artifacts for each in corpus.CORPUS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", corpus.CORPUS)
+def test_artifacts_are_accepted_or_the_known_limit_is_told(name, tmp_path):
+    limits = corpus.CORPUS[name].limits
+    verdicts = corpus.verdicts(corpus.run(name, tmp_path / "run"))
+    assert len(verdicts) == 5
+    for artifact, reason in verdicts.items():
+        # A limit that is met no more is to be struck from the corpus.
+        assert limits[artifact] in reason if reason else artifact not in limits, artifact
