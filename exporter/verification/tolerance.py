@@ -81,7 +81,16 @@ def float64_copy(network: Network) -> Network:
         ):
             # Keras has grouped convolutions compiled by XLA: minutes for a sample in float64.
             object.__setattr__(layer, "convolution_op", partial(_convolve_depthwise, layer))
+        if type(layer) is keras.layers.MaxPooling3D:
+            # TensorFlow has no such kernel for float64; a maximum adds one rounding at the most.
+            object.__setattr__(layer, "call", partial(_in_float32, layer.call))
     return copy
+
+
+def _in_float32(call: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    import keras
+
+    return keras.ops.cast(call(keras.ops.cast(inputs, "float32")), "float64")
 
 
 def _convolve_depthwise(layer: Layer, inputs: Tensor, kernel: Tensor) -> Tensor:

@@ -249,3 +249,17 @@ def test_given_tolerance_is_used_as_it_is(
     assert set(tolerances) == {("test", "p", "value"), ("edge", "p", "value")}
     for tolerance in tolerances.values():
         assert tolerance == Tolerance(*applied, derived=False, rounding_error=None)
+
+
+def test_a_layer_without_a_kernel_for_float64_has_a_copy_all_the_same() -> None:
+    import keras
+
+    from exporter.graph.network import Network
+    from exporter.verification.tolerance import float64_copy
+
+    inputs = keras.Input((4, 4, 4, 2), name="x")
+    network = Network(keras.Model(inputs, keras.layers.MaxPooling3D(name="y")(inputs)))
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 4, 2))
+    exact = float64_copy(network).runner()({"x": x})["y"]
+    assert exact.dtype == np.float64
+    np.testing.assert_allclose(exact, network.runner()({"x": x})["y"], rtol=1e-6)
