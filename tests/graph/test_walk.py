@@ -39,9 +39,8 @@ class TestWalk:
 
     def test_enters_custom_layers_wrappers_and_graphs_inside_them(self):
         inputs = keras.Input((4, 6))
-        x = Owner()(
-            layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="both")(inputs)
-        )
+        wrapped = layers.LSTM(3, return_sequences=True, name="lstm")
+        x = Owner()(layers.Bidirectional(wrapped, name="both")(inputs))
         found = dict(walk(keras.Model(inputs, x)))
         names = [path for path, layer in found.items() if own_weights(layer)]
         assert names == [

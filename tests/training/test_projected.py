@@ -85,7 +85,7 @@ def test_gradient_is_that_at_the_truncation(kind, make):
     model = make(kind)
     phase = Projected(Network(model), {"cut": 3})
     assert phase.left_out == ()
-    objective = Objective(Network(model).families(set()), {}, 0.0, 1.0)
+    objective = Objective(Network(model).families({}), {}, 0.0, 1.0)
     inputs, labels = batch_of(model)
 
     phase.prepare()
