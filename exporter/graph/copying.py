@@ -7,6 +7,7 @@ from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from exporter.graph.layers import finalize
+from exporter.graph.names import usable
 from exporter.graph.types import Layer, Variable
 
 _FRESH: dict[str, Callable[[], Any]] = {
@@ -128,6 +129,7 @@ class Copier:
         )
         for name in ("_path", "_regularizer", "_constraint", "_overwrite_with_gradient"):
             setattr(copy, name, getattr(original, name))
+        copy._path = usable(copy._path)
         return copy
 
     def _container(self, original: Any) -> Any:

@@ -9,7 +9,7 @@ from exporter.graph.types import Layer, Model
 _REFUSED = re.compile(r"[^A-Za-z0-9_.\\/>-]")
 
 
-def make_names_usable(model: Model) -> bool:
+def make_namesusable(model: Model) -> bool:
     """Replaces what TensorFlow does not take in the names of a model and its layers.
 
     Weights keep their names, so the model must be copied if this returns True: a name was changed.
@@ -17,9 +17,9 @@ def make_names_usable(model: Model) -> bool:
     layers, changed = list(_all(model)), False
     taken = {layer.name for layer in layers}
     for layer in layers:
-        name, count = _usable(layer.name), 1
+        name, count = usable(layer.name), 1
         while name != layer.name and name in taken:
-            name, count = f"{_usable(layer.name)}_{count}", count + 1
+            name, count = f"{usable(layer.name)}_{count}", count + 1
         changed |= name != layer.name
         layer.name = name
         taken.add(name)
@@ -32,7 +32,7 @@ def check_names(model: Model) -> None:
     Raises:
         ModelError: If there is one that it does not take.
     """
-    refused = [layer.name for layer in _all(model) if _usable(layer.name) != layer.name]
+    refused = [layer.name for layer in _all(model) if usable(layer.name) != layer.name]
     if refused:
         raise ModelError(
             "TensorFlow takes names of ASCII letters, digits and the characters _.\\/>- alone. "
@@ -41,7 +41,8 @@ def check_names(model: Model) -> None:
         )
 
 
-def _usable(name: str) -> str:
+def usable(name: str) -> str:
+    """Returns a name with ``_`` in place of each character that TensorFlow does not take."""
     return _REFUSED.sub("_", name)
 
 

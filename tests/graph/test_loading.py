@@ -107,11 +107,13 @@ class TestLoad:
         with pytest.raises(ModelError, match=r"not know its class 'Unregistered'.*custom_objects"):
             load_model(save(model, suffix))
 
-    def test_a_subclassed_model_is_refused(self, save):
+    def test_a_subclassed_model_is_taken(self, save):
         model = keras.saving.register_keras_serializable("tests")(Subclassed)()
         model(np.ones((1, 4), "float32"))
-        with pytest.raises(ModelError, match="Sequential or Functional model is required"):
-            load_model(save(model))
+        x = np.ones((2, 4), "float32")
+        network = load_model(save(model))
+        (found,) = network.runner()({network.inputs[0].name: x}).values()
+        np.testing.assert_allclose(found, model(x), rtol=1e-5)
 
     def test_a_model_that_is_not_built_is_refused(self, save):
         with pytest.warns(UserWarning, match="not yet been built"):

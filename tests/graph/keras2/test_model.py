@@ -302,7 +302,7 @@ def test_model_with_operations_is_copied_and_saved(stored, arrays, tmp_path):
         {"a": [kernel, bias]},
     )
     copy = load_model(path).copy()
-    copy.save(tmp_path / "copy.keras")
+    copy.model.save(tmp_path / "copy.keras")
     expected = (x / 127.5 + 1) @ kernel + bias
     for network in (copy, load_model(str(tmp_path / "copy.keras"))):
         found = network.runner()({"x": x})["a"]
