@@ -9,7 +9,7 @@ from exporter.graph.types import Layer, Model
 _REFUSED = re.compile(r"[^A-Za-z0-9_.\\/>-]")
 
 
-def make_namesusable(model: Model) -> bool:
+def make_names_usable(model: Model) -> bool:
     """Replaces what TensorFlow does not take in the names of a model and its layers.
 
     Weights keep their names, so the model must be copied if this returns True: a name was changed.
