@@ -34,6 +34,7 @@ KERAS_PRIVATES = {
     "_outbound_nodes",
     "_output_shape",
     "_outputs_struct",
+    "_path",
     "_track_trackable",
     "_trainable_variables",
     "_use_gate",
