@@ -57,7 +57,8 @@ class Network:
             )
         check_names(model)
         self.model = model
-        refuse_stateful(self.layers)
+        # Not self.layers: to record the calls of inner layers would trace every copy.
+        refuse_stateful(dict(walk(model)))
 
     @classmethod
     def of(cls, model: "Network | Model") -> "Network":
