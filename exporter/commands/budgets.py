@@ -12,7 +12,7 @@ from typing import Any
 from exporter.data import Dataset, Task, in_memory, loaded_if_small
 from exporter.errors import DataError
 from exporter.graph.network import Network
-from exporter.graph.runner import predict_in_batches
+from exporter.graph.runner import predict_whole_batches
 from exporter.recipe import Recipe
 from exporter.verification.probes import BATCH_SIZE
 
@@ -37,13 +37,10 @@ class LabelledClasses:
 
     def accuracy(self, network: Network) -> float:
         """Returns the accuracy of the worst output."""
-        fixed = network.fixed_batch
-        count = len(next(iter(self.inputs.values())))
-        kept = count // fixed * fixed if fixed else count
-        runner = network.runner()
-        predictions = predict_in_batches(runner, self.inputs, fixed or BATCH_SIZE, kept)
+        runner, fixed = network.runner(), network.fixed_batch
+        predictions = predict_whole_batches(runner, self.inputs, fixed, BATCH_SIZE)
         return min(
-            self.tasks[name].metric(predictions[name], array[:kept]).value
+            self.tasks[name].metric(predictions[name], array[: len(predictions[name])]).value
             for name, array in self.labels.items()
         )
 

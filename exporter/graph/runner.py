@@ -42,3 +42,15 @@ def predict_in_batches(
 
     chunks = [runner(batch) for batch in split(inputs, batch_size, count)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def predict_whole_batches(
+    runner: Callable[[Tensors], "dict[str, NDArray[Any]]"],
+    inputs: "Mapping[str, Samples]",
+    fixed_batch: int | None,
+    batch_size: int,
+) -> "dict[str, NDArray[Any]]":
+    """Predicts all samples; of a fixed batch size, the samples that fill whole batches."""
+    count = len(next(iter(inputs.values())))
+    kept = count // fixed_batch * fixed_batch if fixed_batch else count
+    return predict_in_batches(runner, inputs, fixed_batch or batch_size, kept)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_memory
 from exporter.errors import DataError
 from exporter.graph.network import Network
-from exporter.graph.runner import KerasRunner, predict_in_batches
+from exporter.graph.runner import KerasRunner, predict_whole_batches
 from exporter.training.objective import Objective
 
 PREDICTION_BATCH = 500
@@ -154,7 +154,4 @@ class TrainingData:
     def _predict(
         self, runner: KerasRunner, inputs: Mapping[str, Samples]
     ) -> dict[str, NDArray[Any]]:
-        """Predicts all samples; of a fixed batch size, the samples that fill whole batches."""
-        count, fixed = len(next(iter(inputs.values()))), self.fixed_batch
-        kept = count // fixed * fixed if fixed else count
-        return predict_in_batches(runner, inputs, fixed or PREDICTION_BATCH, kept)
+        return predict_whole_batches(runner, inputs, self.fixed_batch, PREDICTION_BATCH)
