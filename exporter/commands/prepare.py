@@ -140,11 +140,10 @@ def check_baseline(network: Network, dataset: Dataset) -> None:
     verdict = judge_baseline(network, dataset)
     if verdict.passed:
         return
-    scaling = [note for note in dataset.notes if "scaled" in note or "left as they are" in note]
     reordered = "; the classes seem to stand in another order here"
     raise DataError(
         f"The model is no better than a constant on the labels of data {dataset.name!r}: "
-        f"{verdict.told}. {''.join(f'Inputs were taken so: {note}. ' for note in scaling)}"
+        f"{verdict.told}. {''.join(f'Assumed: {note}. ' for note in dataset.notes)}"
         "The usual causes are values in another scale than those of training (--scale sets it), "
         "another order of classes, or another order of channels"
         f"{reordered if any(output.reordered for output in verdict.outputs) else ''}. "

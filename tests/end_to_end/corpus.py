@@ -17,9 +17,11 @@ from keras import layers, ops
 
 import exporter
 from exporter.graph.network import Network
+from exporter.graph.outputs import as_logits, output_layers
 
 WORDS = 24
-SAMPLES = 48
+SAMPLES = 160
+SPREAD = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,26 @@ def build(name: str) -> Any:
             variable.assign(generator.normal(0, 0.1, variable.shape))
         elif variable.name in {"gamma", "moving_variance"}:
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
+    _decide(model)
     return model
+
+
+def _decide(model: Any) -> None:
+    """Spreads the logits of probabilities as a trained model does: noise alone is undecided.
+
+    Sigmoids in integers have steps of 1/256, and a random one hardly leaves one half.
+    """
+    network = Network(model)
+    families = network.families({})
+    names = [name for name, family in families.items() if family != "gaussian"]
+    if not names:
+        return
+    outputs = network.runner()(arrays(model))
+    for info, layer in zip(network.outputs, output_layers(network.model), strict=True):
+        kernel = getattr(layer, "kernel", None)
+        if info.name in names and kernel is not None:
+            logits = as_logits(outputs[info.name], families[info.name]).numpy()
+            kernel.assign(kernel * (SPREAD / logits.std(axis=0).mean()))
 
 
 def arrays(model: Any) -> dict[str, Any]:
@@ -70,12 +91,15 @@ def arrays(model: Any) -> dict[str, Any]:
     drawn = {}
     for info in Network(model).inputs:
         shape = (SAMPLES, *info.sample_shape[1:])
+        # Samples differ in mean and contrast, which an average over positions keeps.
+        each = (SAMPLES, *(1,) * (len(shape) - 2), shape[-1])[: len(shape)]
+        contrast = generator.uniform(0.3, 1, each)
         if info.name.startswith(("tokens", "ids")):
             values = generator.integers(0, WORDS, shape)
         elif info.name.startswith("pixels"):
-            values = generator.integers(0, 256, shape)
+            values = generator.integers(0, 256, shape) * contrast
         else:
-            values = generator.normal(size=shape)
+            values = generator.normal(size=shape) * contrast + generator.normal(size=each)
         drawn[info.name] = values.astype(info.dtype)
     return drawn
 
