@@ -8,7 +8,7 @@ from exporter.commands.prepare import check_rank, engine_for, prepare
 from exporter.commands.search import factorize
 from exporter.commands.weights import compute_weights
 from exporter.data import Dataset
-from exporter.graph.fitting import fitted
+from exporter.graph.fitting import fit_both
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.options.rank import Rank
@@ -18,7 +18,7 @@ from exporter.recipe import Recipe
 from exporter.report.results import CompressionReport
 from exporter.training.distribution import strategy_for
 
-USES = ("goal", "cut", "scale", "calibration", "seed")
+USES = ("goal", "cut", "scale", "size", "calibration", "seed")
 """The groups and options that ``compress`` uses."""
 
 USES_FOR_ARTIFACTS = ("quantization", "formats", "batch", "opset", "labels", "description")
@@ -64,7 +64,7 @@ def compress(
             those that change the layers' outputs, and the loss, the least. Labels are not used.
         progress: Is told what goes on; silent by default.
         choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
-            ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``calibration``,
+            ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``, ``calibration``,
             ``seed``; with ``max_size`` or ``max_latency`` also those of the artifacts, such as
             ``formats`` and ``quantize``. Others are refused.
 
@@ -81,11 +81,7 @@ def compress(
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
     network = Network.of(model)
     check_rank(network, recipe.goal, recipe.cut)
-    fitted_data = (
-        None
-        if data is None
-        else fitted(data, network, recipe.source.scale, getattr(model, "loss", None))
-    )
-    check_budget(recipe, fitted_data)
-    engine = engine_for(recipe, network, fitted_data, progress)
-    return factorize(engine, recipe, fitted_data, progress)
+    loss = getattr(network.model, "loss", None)
+    network, data = fit_both(network, data, recipe.source, loss)
+    check_budget(recipe, data)
+    return factorize(engine_for(recipe, network, data, progress), recipe, data, progress)

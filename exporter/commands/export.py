@@ -14,7 +14,8 @@ from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
 from exporter.formats.cards import check_card
-from exporter.graph.fitting import fitted
+from exporter.graph.fitting import fit_both, fitted
+from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.output import ARTIFACTS, artifact_name, check_output, staged_output
 from exporter.progress import Progress, Silent
@@ -28,6 +29,7 @@ USES = (
     "batch",
     "opset",
     "scale",
+    "size",
     "calibration",
     "seed",
 )
@@ -67,11 +69,14 @@ def export(
     """
     chosen = {"formats": formats, "output": str(directory), "force": force, **choices}
     recipe = Recipe.for_verb("export", USES, chosen)
-    compressed = Compressed.of(model)
+    dataset = load_dataset(data) if isinstance(data, str) else data
+    if isinstance(model, Compressed):
+        compressed, dataset = model, fitted(dataset, model.network, recipe.source.scale)
+    else:
+        network, dataset = fit_both(Network.of(model), dataset, recipe.source)
+        compressed = Compressed.of(network)
     card = card or ModelCard()
     check_card(card, compressed.network.inputs, compressed.network.outputs)
-    dataset = load_dataset(data) if isinstance(data, str) else data
-    dataset = fitted(dataset, compressed.network, recipe.source.scale)
     return _export(recipe, compressed, dataset, card, target=Path(directory), progress=Silent())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from exporter.commands.prepare import engine_for, load
 from exporter.data import Dataset
 from exporter.errors import RecipeError
-from exporter.graph.fitting import fitted
+from exporter.graph.fitting import fit_both
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.linalg.moments import Floats
@@ -30,7 +30,7 @@ from exporter.training.reference import train_reference
 BUDGET_PARTS = (4, 10)
 """Parameter budgets that are tried: one over these of the model's parameters."""
 
-USES = ("cut", "scale", "calibration", "seed")
+USES = ("cut", "scale", "size", "calibration", "seed")
 """The groups and options that ``inspect`` uses."""
 
 
@@ -44,7 +44,7 @@ def inspect(
         data: What ``load_dataset`` returned: spectra are then those of the layers' outputs.
         progress: Is told what goes on; silent by default.
         choices: Fields of ``Recipe`` that say how kernels are cut: ``method``, ``calibration``,
-            ``convolution``, ``fold``, ``scale``, ``seed``.
+            ``convolution``, ``fold``, ``scale``, ``size``, ``seed``.
 
     Raises:
         ModelError: If the model's graph cannot be rewritten, or a weight is not finite.
@@ -52,8 +52,7 @@ def inspect(
         RecipeError: If a choice is none.
     """
     recipe = Recipe.for_verb("inspect", USES, choices)
-    network = Network.of(model)
-    dataset = None if data is None else fitted(data, network, recipe.source.scale)
+    network, dataset = fit_both(Network.of(model), data, recipe.source)
     return _inspect(engine_for(recipe, network, dataset, progress), progress)
 
 

@@ -12,7 +12,7 @@ from exporter.data import Dataset, load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
-from exporter.graph.fitting import fitted
+from exporter.graph.fitting import fit_both
 from exporter.graph.imports import import_classes
 from exporter.graph.layers import refuse_channels_first
 from exporter.graph.loading import load_model, loss_in_file, translation_note
@@ -123,8 +123,8 @@ def load(
         notes.append(note)
     elif loss is None:
         loss = getattr(network.model, "loss", None)
-    fitted_data = fitted(dataset, network, scale, loss)
-    return network, replace(fitted_data, notes=(*fitted_data.notes, *filter(None, notes))), loss
+    network, dataset = fit_both(network, dataset, replace(source, scale=scale), loss)
+    return network, replace(dataset, notes=(*dataset.notes, *filter(None, notes))), loss
 
 
 def _loss_in_file(file: str) -> tuple[Any, str]:

@@ -102,7 +102,10 @@ class _Trials:
     def latency(self, plan: RankPlan) -> float:
         """Returns the median seconds of one call of the slowest artifact, one thread."""
         network = self._engine.network
-        inputs = {info.name: np.zeros(info.sample_shape, info.dtype) for info in network.inputs}
+        inputs = {
+            info.name: np.zeros(network.signature.sample_shape(info), info.dtype)
+            for info in network.inputs
+        }
         pairs = (
             measure_latency(fmt, path, path, inputs, self._folder)
             for fmt, path in self._artifacts(plan)

@@ -84,7 +84,7 @@ def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> Laz
             f"Images in folders are resized to the input of the model, which must be of a fixed "
             f"height and width and of {', '.join(map(str, CHANNELS[:-1]))} or {CHANNELS[-1]} "
             f"channels. Received: input {spec.name!r} with samples of shape {shape} for data "
-            f"{source!r}. Build the model with such an Input, or give the images as an array."
+            f"{source!r}. Set its size with --size, or give the images as an array."
         )
     return array.over(replace(rows, size=size))
 

@@ -1,6 +1,8 @@
 """Records how layers inside other layers are called: no graph of Keras knows of them."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +19,7 @@ class Call:
 
     Attributes:
         obstacle: Why the layer cannot be replaced by others; empty if nothing is known.
+        times: How often the layer is called; 1 if nothing is known.
     """
 
     args: tuple[Any, ...] = ()
@@ -24,13 +27,18 @@ class Call:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     obstacle: str = ""
+    times: int = 1
 
 
 _RECORDS: WeakKeyDictionary[Layer, Call] = WeakKeyDictionary()
 
+_SAMPLE_CALLS: dict[Layer, Call] = {}
+
 
 def first_call(layer: Layer) -> Call | None:
     """Returns the first call of a layer in its graph, or inside another layer; None if unknown."""
+    if layer in _SAMPLE_CALLS:
+        return _SAMPLE_CALLS[layer]
     for node in layer._inbound_nodes[:1]:
         arguments = node.arguments
         return Call(arguments.args, arguments.kwargs, node.input_tensors, node.outputs)
@@ -41,6 +49,33 @@ def obstacle(layer: Layer) -> str:
     """Says why a recorded layer cannot be replaced by others; empty if nothing is known."""
     record = _RECORDS.get(layer)
     return record.obstacle if record else ""
+
+
+@contextmanager
+def of_one_sample(calls: dict[Layer, Call]) -> Iterator[None]:
+    """Has ``first_call`` return calls from ``trace_sample``, of known sizes, in the block."""
+    _SAMPLE_CALLS.update(calls)
+    try:
+        yield
+    finally:
+        _SAMPLE_CALLS.clear()
+
+
+def trace_sample(signature: Signature, layers: Iterable[Layer]) -> tuple[Any, dict[Layer, Call]]:
+    """Traces a model for one sample; returns the concrete function, and the layers' calls."""
+    import tensorflow as tf
+
+    recorder = _Recorder((layer, ()) for layer in layers)
+
+    def trace(**inputs: Tensor) -> Any:
+        recorder.sources = {tensor.op for tensor in inputs.values()}
+        return signature(**inputs)
+
+    shapes = {info: signature.sample_shape(info) for info in signature.inputs}
+    specs = {info.name: tf.TensorSpec(shape, info.dtype) for info, shape in shapes.items()}
+    with replaced(recorder.patches()):
+        function = tf.function(trace, autograph=False).get_concrete_function(**specs)
+    return function, {x: call for x, call in recorder.calls().items() if call.outputs}
 
 
 def record_calls(signature: Signature, layers: Iterable[tuple[Layer, Iterable[Variable]]]) -> None:
@@ -83,6 +118,7 @@ class _Recorder:
                 self._holders.setdefault(id(variable), []).append(id(layer))
         self._active: list[int] = []
         self._found: dict[int, Call] = {}
+        self._times: Counter[int] = Counter()
         self._obstacles: dict[int, str] = {}
         for keys in self._holders.values():
             if len(keys) > 1:
@@ -94,7 +130,11 @@ class _Recorder:
     def calls(self) -> dict[Layer, Call]:
         never = Call(obstacle="is not called when the model predicts")
         return {
-            layer: replace(call, obstacle=self._obstacles.get(key, call.obstacle))
+            layer: replace(
+                call,
+                obstacle=self._obstacles.get(key, call.obstacle),
+                times=self._times[key],
+            )
             for key, layer in self._layers.items()
             for call in [self._found.get(key, never)]
         }
@@ -111,6 +151,7 @@ class _Recorder:
         if tf.compat.v1.get_default_graph() not in {op.graph for op in self.sources}:
             self._obstacles[key] = "is called within a loop, or a function of its own"
         self._active.append(key)
+        self._times[key] += 1
         try:
             result = call(*args, **kwargs)
         finally:

@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from exporter.data import Dataset, Scaling, Split, fit_to_model, scaled
+from exporter.data import Dataset, Scaling, Split, fit_to_model, load_dataset, scaled
 from exporter.data.fitting import holds_bytes
+from exporter.datasets import NO_DATA
 from exporter.errors import DataError
 from exporter.graph.evidence import IDENTITY, Evidence
 from exporter.graph.network import Network
+from exporter.graph.sizes import resized
+from exporter.options.groups import Source
 from exporter.options.scale import AUTO, InputScale, Scale
 
 
@@ -56,6 +59,27 @@ def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = 
             notes.append(f"labels of {output}: {_TOLD[label_scaling.name]}, like the input")
     result = scaled(shaped, network.inputs, scalings, label_scalings)
     return replace(result, notes=(*result.notes, *notes))
+
+
+def fit_both(
+    network: Network, dataset: Dataset | None, source: Source, loss: Any = None
+) -> tuple[Network, Dataset]:
+    """Fixes the free axes of a network as it is asked for, and fits a data set to it.
+
+    Axes that stay free count with the sizes of the data; no data set is one without parts. For
+    ``loss`` and errors see ``fitted``.
+
+    Raises:
+        RecipeError: If the network has not the axes that ``source.size`` fixes.
+    """
+    if source.size is not None:
+        network = resized(network, source.size)
+    dataset = fitted(dataset or load_dataset(NO_DATA), network, source.scale, loss)
+    for part in dataset.parts.values():
+        if any(None in info.shape[1:] for info in network.inputs):
+            network = network.with_sizes({name: a.shape[1:] for name, a in part.inputs.items()})
+            break
+    return network, dataset
 
 
 _TOLD = {

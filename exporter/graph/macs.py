@@ -4,19 +4,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from exporter.graph.signature import Signature
 
-
-def count_macs(signature: Signature) -> int:
-    """Counts the multiply-accumulates of matrix products and convolutions, for the smallest batch.
+def count_macs(function: Any) -> int:
+    """Counts the multiply-accumulates of matrix products and convolutions of a concrete function.
 
     They are read off the traced graph, so every kind of layer counts, and a loop as often as it
-    runs. Free sizes other than the batch are taken as ``FREE_SIZE``.
+    runs.
     """
-    import tensorflow as tf
-
-    specs = {i.name: tf.TensorSpec(i.sample_shape, i.dtype) for i in signature.inputs}
-    function = tf.function(signature.__call__, autograph=False).get_concrete_function(**specs)
     graph = function.graph.as_graph_def(add_shapes=True)
     # Keras also traces the first step of a loop by itself, to see the shape of its result.
     needed = _needed(tensor.op for tensor in function.outputs)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelError
 from exporter.graph.backend import require_tensorflow
-from exporter.graph.calls import record_calls
+from exporter.graph.calls import Call, record_calls, trace_sample
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
@@ -35,9 +35,10 @@ class Network:
 
     Attributes:
         model: The Keras model.
+        sizes: The shape of a sample of each input by name, where the model leaves it free.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Checks that the model can be walked and copied; wraps a subclassed one as Functional.
 
         Raises:
@@ -56,7 +57,7 @@ class Network:
                 "unknown. Give it a keras.Input, or call model.build(input_shape)."
             )
         check_names(model)
-        self.model = model
+        self.model, self.sizes = model, sizes or {}
         # Not self.layers: to record the calls of inner layers would trace every copy.
         refuse_stateful(dict(walk(model)))
 
@@ -86,7 +87,7 @@ class Network:
     @cached_property
     def signature(self) -> Signature:
         """The model as a function of named inputs; sparse ones raise a ModelError."""
-        return Signature(self.model)
+        return Signature(self.model, self.sizes)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -104,9 +105,20 @@ class Network:
         return next((info.fixed_batch for info in self.inputs if info.fixed_batch), None)
 
     @cached_property
+    def _sample(self) -> tuple[Any, dict[Layer, Call]]:
+        return trace_sample(self.signature, self.layers.values())
+
+    @cached_property
     def macs(self) -> int:
         """The multiply-accumulates for one sample; see ``count_macs``."""
-        return count_macs(self.signature) // (self.fixed_batch or 1)
+        function, _ = self._sample
+        return count_macs(function) // (self.fixed_batch or 1)
+
+    @property
+    def calls(self) -> dict[Layer, Call]:
+        """The first call of each layer on one sample, with known sizes."""
+        _, calls = self._sample
+        return calls
 
     @property
     def params(self) -> int:
@@ -168,7 +180,7 @@ class Network:
         self, replacements: Mapping[str, Replacement], dropped: Iterable[str] = ()
     ) -> "Network":
         """Copies the model with some layers replaced or left out; see ``rewrite.rewrite``."""
-        return Network(rewrite(self.model, replacements, dropped))
+        return Network(rewrite(self.model, replacements, dropped), self.sizes)
 
     def copy(self) -> "Network":
         """Copies the model with its weights, under the current strategy."""
@@ -176,4 +188,16 @@ class Network:
 
     def recast(self, dtype: str) -> "Network":
         """Copies the model with every floating point dtype set to another; see ``recast``."""
-        return Network(recast(self.model, dtype))
+        return Network(recast(self.model, dtype), self.sizes)
+
+    def with_sizes(self, sizes: Mapping[str, tuple[int, ...]], *, fixed: bool = False) -> "Network":
+        """Returns the network for samples of some shapes, by input name.
+
+        Args:
+            sizes: The shape of a sample of each input.
+            fixed: Whether the model is copied for these sizes alone; otherwise they only count.
+        """
+        model = self.model
+        if fixed:
+            model = rewrite(model, {}, sizes=self.signature.by_layer(sizes))
+        return Network(model, sizes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from exporter.errors import ModelError, brief
@@ -54,6 +55,7 @@ def rewrite(
     dropped: Iterable[str] = (),
     *,
     dtype: str | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Model:
     """Copies a model, with each named layer replaced by a chain of built layers.
 
@@ -67,6 +69,8 @@ def rewrite(
             renamed where the model has their name already.
         dropped: Paths of layers that are left out.
         dtype: What replaces every floating point dtype; None keeps them.
+        sizes: The shape of a sample of an input, by the name of its input layer, where that is to
+            be changed.
 
     Returns:
         A model of the same name, not compiled.
@@ -81,7 +85,7 @@ def rewrite(
         for head in replacement.layers[:-1]:
             head.name = unique_name(head.name, taken)
     try:
-        return copier.copy_model(model)
+        return copier.copy_model(model, sizes or {})
     except Exception as error:  # The code of custom layers may raise anything.
         raise ModelError(
             f"Model {model.name!r} cannot be copied layer by layer: {brief(error)}"
@@ -98,11 +102,12 @@ class _ModelCopier:
         self._wrapped, self._dtype = {id(layer.layer) for layer in times}, dtype
         self._copy = Copier(self._stand_in, dtype)
 
-    def copy_model(self, model: Model) -> Model:
+    def copy_model(self, model: Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> Model:
         import keras
 
+        copy_input = partial(self._copy_input, sizes or {})
         if isinstance(model, keras.Sequential):
-            layers = [self._copy_input(model.inputs[0])]
+            layers = [copy_input(model.inputs[0])]
             for copied in map(self._copy_called, model.layers):
                 layers.extend(copied.layers if isinstance(copied, Replacement) else [copied])
             copy = keras.Sequential(layers, name=model.name)
@@ -112,7 +117,7 @@ class _ModelCopier:
                 copy = keras.models.clone_model(
                     model,
                     # By default it would name the inputs after their tensors.
-                    input_tensors=keras.tree.map_structure(self._copy_input, model.input),
+                    input_tensors=keras.tree.map_structure(copy_input, model.input),
                     clone_function=self._copy_called,
                 )
         if not model.trainable:
@@ -130,13 +135,13 @@ class _ModelCopier:
             return replacement.as_layer(layer, wrapped=id(layer) in self._wrapped)
         return self.copy_model(layer) if is_graph(layer) else None
 
-    def _copy_input(self, tensor: Tensor) -> Tensor:
+    def _copy_input(self, sizes: Mapping[str, tuple[int, ...]], tensor: Tensor) -> Tensor:
         import keras
 
-        recast = self._dtype and "float" in tensor.dtype
+        recast, name = self._dtype and "float" in tensor.dtype, tensor._keras_history.operation.name
         return keras.Input(
-            batch_shape=tensor.shape,
+            batch_shape=(tensor.shape[0], *sizes[name]) if name in sizes else tensor.shape,
             dtype=self._dtype if recast else tensor.dtype,
             sparse=tensor.sparse,
-            name=tensor._keras_history.operation.name,
+            name=name,
         )

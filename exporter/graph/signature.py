@@ -46,11 +46,6 @@ class TensorInfo:
         """The batch size that the model insists on; None if any will do."""
         return self.shape[0] if self.shape else None
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """The shape of the smallest batch, ``FREE_SIZE`` where another size is not fixed."""
-        return (self.fixed_batch or 1, *(size or FREE_SIZE for size in self.shape[1:]))
-
 
 Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """Inputs and outputs."""
@@ -76,8 +71,12 @@ class Signature:
         outputs: In the order of the flattened output structure.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Reads the names.
+
+        Args:
+            model: The Keras model.
+            sizes: The shape of a sample of each input, by name, where the model leaves it free.
 
         Raises:
             ModelError: If an input is not dense or holds no numbers, or an input or output is of
@@ -119,6 +118,16 @@ class Signature:
         names = (info.name for info in self.inputs)
         self._names_by_layer: dict[str, str] = dict(zip(input_names, names, strict=True))
         self._structure = getattr(model, "_inputs_struct", None)
+        self._sizes = sizes or {}
+
+    def sample_shape(self, info: TensorInfo) -> tuple[int, ...]:
+        """Returns the shape of the smallest batch of an input.
+
+        Free sizes are those of the data, or ``FREE_SIZE`` where there are none.
+        """
+        free = self._sizes.get(info.name) or (FREE_SIZE,) * len(info.shape)
+        sizes = (size or known for size, known in zip(info.shape[1:], free, strict=False))
+        return (info.fixed_batch or 1, *sizes)
 
     def interface(self, batch: int | None) -> Interface:
         """Returns inputs and outputs, with ``batch`` as the batch size where it is free."""
@@ -134,6 +143,11 @@ class Signature:
     def input_name(self, name: str) -> str:
         """Translates the name of a Keras input layer; other names are returned as they are."""
         return self._names_by_layer.get(name, name)
+
+    def by_layer(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values that are given by input as values by Keras input layer."""
+        names = self._names_by_layer.items()
+        return {layer: values[name] for layer, name in names if name in values}
 
     def tensors(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Returns the arrays of a batch as the tensors that the signature takes, by name."""

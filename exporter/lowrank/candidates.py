@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from exporter.graph.calls import first_call
 from exporter.graph.network import Network
 from exporter.graph.types import Layer
 from exporter.graph.walk import own_weights
@@ -27,6 +28,7 @@ class Candidate:
         kernel: The kernel; None if there is none to factorize.
         merge: Whether S would be merged into U.
         note: Why there is no kernel.
+        times: How often the layer is called for one sample.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Candidate:
     kernel: Kernel | None
     merge: bool = True
     note: str = ""
+    times: int = 1
 
     def params(self, rank: int | None = None) -> int:
         """Counts the parameters at a rank; None is the layer as it is."""
@@ -46,7 +49,9 @@ class Candidate:
 
     def macs(self, rank: int | None = None) -> int | None:
         """Counts the multiply-accumulates at a rank; None if the layer cannot be factorized."""
-        return None if self.kernel is None else self.kernel.macs(rank, merge=self.merge)
+        if self.kernel is None:
+            return None
+        return self.times * self.kernel.macs(rank, merge=self.merge)
 
     def cost(self, kind: CostKind, rank: int | None) -> int:
         """Counts the parameters or the multiply-accumulates at a rank."""
@@ -69,7 +74,8 @@ def candidates(
 ) -> list[Candidate]:
     """Lists the kernels, and the layers with weights that have none, in the order of the layers.
 
-    For ``merge`` and ``convolution`` see ``Cut``.
+    For ``merge`` and ``convolution`` see ``Cut``. Multiply-accumulates are exact within
+    ``of_one_sample``.
     """
     found = []
     for path, layer in network.layers.items():
@@ -82,5 +88,7 @@ def candidates(
             continue
         for kernel in factorizer.kernels(layer):
             name = f"{path}/{kernel.name}" if kernel.name else path
-            found.append(Candidate(name, path, kind, layer, factorizer, kernel, merge))
+            call = first_call(layer)
+            times = call.times if call else 1
+            found.append(Candidate(name, path, kind, layer, factorizer, kernel, merge, times=times))
     return found

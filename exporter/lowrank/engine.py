@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 
+from exporter.graph.calls import of_one_sample
 from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
@@ -143,7 +144,8 @@ class Engine:
         self._folded: dict[str, str] = {}
         if self.cut.fold:
             self.network, self._folded = fold_batch_norms(network)
-        self.candidates = self._candidates(self.network)
+        with of_one_sample(self.network.calls):
+            self.candidates = self._candidates(self.network)
         self.calibration = None if self.cut.method == "svd" else calibration
 
     @cached_property
@@ -181,9 +183,9 @@ class Engine:
         if not self._folded:
             return plan
         after = {layer.name: layer for layer in plan.layers}
-        return RankPlan(
-            tuple(self._with_folded(c, after) for c in self._candidates(self._original))
-        )
+        with of_one_sample(self._original.calls):
+            originals = self._candidates(self._original)
+        return RankPlan(tuple(self._with_folded(c, after) for c in originals))
 
     def factorize(self, plan: RankPlan) -> Compressed:
         """Factorizes by a plan; raises ModelError if a weight is not finite."""

@@ -15,6 +15,7 @@ from exporter.errors import RecipeError
 from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.options.rank import DEFAULT_RANK, RANK_NAMES, Rank
 from exporter.options.scale import AUTO, Scale
+from exporter.options.size import Size
 from exporter.options.values import (
     Value,
     choice,
@@ -23,6 +24,7 @@ from exporter.options.values import (
     number,
     rank,
     scale,
+    size,
     text,
     texts,
     whole,
@@ -131,6 +133,12 @@ class Source(Group):
         "what the model was trained on, given values of 0 to 255: none, unit (0 to 1), symmetric "
         "(-1 to 1), caffe or torch (as keras.applications has them), or MEAN,STD; auto decides by "
         "labels and weights",
+    )
+    size: Size | None = _option(
+        None,
+        size(),
+        "fixes the axes, beside the batch, that the model leaves free: 96,96 for height and width, "
+        "image=96,96;tokens=128 for several inputs (default: free; costs are those of the data)",
     )
     allow_poor_baseline: bool = _option(
         False, flag(False), "go on if the model is no better than a constant on the labels"

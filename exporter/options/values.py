@@ -8,6 +8,7 @@ from typing import Any
 from exporter.errors import RecipeError
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
+from exporter.options.size import checked_size, parse_size
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,16 @@ def scale() -> Value:
     by_input = {"type": "object", "additionalProperties": one, "minProperties": 1}
     parser = {"type": parse_scale, "metavar": "SCALE"}
     return Value("a scale", lambda v: True, {"anyOf": [one, by_input]}, parser, checked_scale)
+
+
+def size() -> Value:
+    """Returns the value of the option that takes sizes; see ``exporter.options.size``."""
+    number = {"type": "integer", "minimum": 1}
+    one = {"anyOf": [number, {"type": "array", "items": number, "minItems": 1}]}
+    by_input = {"type": "object", "additionalProperties": one, "minProperties": 1}
+    parser = {"type": parse_size, "metavar": "SIZE"}
+    schema = {"anyOf": [one, by_input]}
+    return Value("sizes of free axes", lambda v: True, schema, parser, checked_size)
 
 
 def _split(listed: str) -> list[str]:

@@ -59,7 +59,7 @@ def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     if dataset.test is None:
         largest = UINT8_MAX if network.scales_input else 1
         ranges = {info.name: (0, largest if _is_float(info.dtype) else 1) for info in inputs}
-        shapes = {info.name: info.sample_shape[1:] for info in inputs}
+        shapes = {info.name: network.signature.sample_shape(info)[1:] for info in inputs}
     else:
         count = _affordable_samples(dataset.test.inputs, network.outputs)
         taken = dataset.test.take(slice(count))

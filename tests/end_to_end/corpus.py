@@ -89,8 +89,9 @@ def arrays(model: Any) -> dict[str, Any]:
     """Draws random inputs of a model, by name."""
     generator = np.random.default_rng(0)
     drawn = {}
-    for info in Network(model).inputs:
-        shape = (SAMPLES, *info.sample_shape[1:])
+    signature = Network(model).signature
+    for info in signature.inputs:
+        shape = (SAMPLES, *signature.sample_shape(info)[1:])
         # Samples differ in mean and contrast, which an average over positions keeps.
         each = (SAMPLES, *(1,) * (len(shape) - 2), shape[-1])[: len(shape)]
         contrast = generator.uniform(0.3, 1, each)

@@ -22,7 +22,10 @@ def same(export, randomize):
         path = export("onnx", model, **options)
         network, rng = Network(model), np.random.default_rng(0)
         for count in (1, 3):
-            shapes = {info.name: (count, *info.sample_shape[1:]) for info in network.inputs}
+            shapes = {
+                info.name: (count, *network.signature.sample_shape(info)[1:])
+                for info in network.inputs
+            }
             inputs = {name: rng.normal(size=s).astype("float32") for name, s in shapes.items()}
             expected = network.runner(eager=True)(inputs)
             actual = ONNX.load(path, "cpu")(inputs)

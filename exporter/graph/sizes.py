@@ -1,0 +1,49 @@
+"""Fixes the axes of inputs that a model leaves free."""
+
+from exporter.errors import RecipeError
+from exporter.graph.network import Network
+from exporter.graph.signature import TensorInfo
+from exporter.options.size import InputSize, Size
+
+
+def resized(network: Network, size: Size) -> Network:
+    """Copies a network for inputs of fixed sizes.
+
+    Args:
+        network: The network.
+        size: For each input, or for the only one with free axes, the sizes of its free axes but
+            the batch, or of all axes.
+
+    Raises:
+        RecipeError: If there is no such input, or it has other axes.
+        ModelError: If a layer does not take inputs of these sizes.
+    """
+    free = {info.name: info for info in network.inputs if None in info.shape[1:]}
+    shown = "; ".join(f"{info.name} {info.shape[1:]}" for info in network.inputs)
+    if isinstance(size, tuple):
+        if len(free) != 1:
+            raise RecipeError(
+                f"size must name its input, as NAME=96,96, unless one input alone has free axes. "
+                f"Received: {size}. The inputs: {shown}."
+            )
+        size = dict.fromkeys(free, size)
+    given = {network.signature.input_name(name): one for name, one in size.items()}
+    unknown = sorted(set(given) - set(free))
+    if unknown:
+        raise RecipeError(f"size is given for {unknown}, without free axes. The inputs: {shown}.")
+    return network.with_sizes({n: _filled(free[n], one) for n, one in given.items()}, fixed=True)
+
+
+def _filled(info: TensorInfo, size: InputSize) -> tuple[int, ...]:
+    shape, given = info.shape[1:], iter(size)
+    filled = size
+    if len(size) == shape.count(None):
+        filled = tuple(each or next(given) for each in shape)
+    if len(filled) != len(shape) or any(
+        o not in {None, n} for o, n in zip(shape, filled, strict=True)
+    ):
+        raise RecipeError(
+            f"size must be that of the {shape.count(None)} free axes of input {info.name!r}, of "
+            f"shape {shape}, or of all its axes. Received: {size}."
+        )
+    return filled
