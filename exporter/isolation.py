@@ -162,7 +162,7 @@ def _serve() -> None:
         for module in (*request["imports"], request["target"].partition(":")[0]):
             with suppress(Exception):  # The job finds out by itself.
                 importlib.import_module(module)
-        gc.freeze()  # Else the job would take seconds to destroy what it did not create.
+        gc.freeze()  # Else a job would end by destroying all that was imported, which takes seconds.
         server = os.getpid()
         ended, running = os.pipe()  # The end of the job closes its end.
         if (child := os.fork()) == 0:
