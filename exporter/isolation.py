@@ -162,7 +162,7 @@ def _serve() -> None:
         for module in (*request["imports"], request["target"].partition(":")[0]):
             with suppress(Exception):  # The job finds out by itself.
                 importlib.import_module(module)
-        gc.freeze()  # Else a job would end by destroying all that was imported, which takes seconds.
+        gc.freeze()  # Else a job would destroy at its end all that was imported: seconds of work.
         server = os.getpid()
         ended, running = os.pipe()  # The end of the job closes its end.
         if (child := os.fork()) == 0:
