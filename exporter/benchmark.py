@@ -1,5 +1,6 @@
 """Measures the latency of artifacts."""
 
+import os
 import statistics
 import timeit
 from collections.abc import Mapping
@@ -66,13 +67,14 @@ def measure_latency(
         "artifacts": artifacts,
         "seconds": ROUND_SECONDS,
     }
-    answer = call_in_child(f"{__name__}:_measure_here", job, fmt.thread_environment)
+    answer = call_in_child(f"{__name__}:_measure_here", job, fmt.imports)
     return LatencyPair(*(Latency(**values) for values in answer))
 
 
 def _measure_here(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Times the artifacts of a job in this process, for ``measure_latency``."""
     fmt = FORMATS[job["format"]]
+    os.environ.update(fmt.thread_environment)
     with np.load(job["inputs"]) as loaded:
         inputs = dict(loaded)
     timers, counts = [], []

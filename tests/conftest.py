@@ -33,6 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["KERAS_HOME"] = home
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Keeps the environment as it is from test to test, for a change ends the idle processes."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """Does the same before the test, for pytest has set it anew."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _short_latencies() -> Iterator[None]:
     """Times artifacts for a moment: no test depends on how exact a latency is."""

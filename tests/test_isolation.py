@@ -1,20 +1,29 @@
-"""Functions in a fresh process: what they return, raise, print and die of."""
+"""Functions in another process: what they return, raise, print and die of, and what is left."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exporter.formats import FORMATS
 from exporter.isolation import ChildError, call_in_child
 
 HELPERS = """
 import ctypes
 import os
 import sys
+import time
 
 libc = ctypes.CDLL(None)
+importer = os.getpid()
+environment = dict(os.environ)
+calls = []
 
 
 def echo(job):
@@ -52,11 +61,40 @@ def unspeakable(job):
 
 
 def variable(job):
-    return os.environ.get(job)
+    return [os.environ.get(job), environment.get(job)]
+
+
+def server(job):
+    return os.getppid()
 
 
 def identity(job):
     return os.getpid()
+
+
+def count(job):
+    calls.append(job)
+    return [importer, len(calls)]
+
+
+def large(job):
+    sys.stderr.write("x" * job)
+    sys.stdout.write("y" * job)
+    return "z" * job
+
+
+def linger(job):
+    with open(job, "w") as file:
+        print(os.getppid(), os.getpid(), flush=True, file=file)
+    time.sleep(60)
+
+
+def standard_input(job):
+    return sys.stdin.read()
+
+
+def folder(job):
+    return os.getcwd()
 
 
 def python(job):
@@ -65,8 +103,19 @@ def python(job):
     return subprocess.run([sys.executable, *job], capture_output=True, text=True).stdout
 
 
-def keras_is_loaded(job):
-    return "keras" in sys.modules
+def is_loaded(job):
+    return job in sys.modules
+
+
+def threads(job):
+    # Those of the server, and those that TensorFlow computes with.
+    os.environ.update(job)
+    import tensorflow as tf
+
+    tf.function(lambda x: tf.matmul(x, x))(tf.ones((9, 9)))
+    server, own = (f"/proc/{pid}/task" for pid in (os.getppid(), os.getpid()))
+    names = [open(f"{own}/{task}/comm").read() for task in os.listdir(own)]
+    return [len(os.listdir(server)), names.count("tf_Compute\\n")]
 """
 
 
@@ -77,8 +126,10 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     (folder / "isolation_helpers.py").write_text(HELPERS)
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(folder)])
 
-    def in_child(name: str, job: Any = None, **environment: str) -> Any:
-        return call_in_child(f"isolation_helpers:{name}", job, {"PYTHONPATH": path, **environment})
+    def in_child(name: str, job: Any = None, imports: tuple[str, ...] = ()) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", path)
+            return call_in_child(f"isolation_helpers:{name}", job, imports)
 
     return in_child
 
@@ -98,10 +149,8 @@ def test_functions_of_the_package_need_no_path() -> None:
 
 
 def test_child_knows_nothing_that_the_parent_loaded(call: Callable[..., Any]) -> None:
-    import keras
-
-    assert keras
-    assert call("keras_is_loaded") is False
+    assert "exporter.formats" in sys.modules
+    assert call("is_loaded", "exporter.formats") is False
 
 
 def test_exception_becomes_an_error_with_kind_and_text(call: Callable[..., Any]) -> None:
@@ -152,11 +201,139 @@ def test_chatter_on_standard_output_is_no_answer(
     assert capfd.readouterr() == ("", "")
 
 
-def test_environment_is_added_to_that_of_the_parent(
+def test_environment_is_that_of_the_parent_from_the_start(
     call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EXPORTER_TEST_INHERITED", "kept")
+    assert call("variable", "EXPORTER_TEST_GIVEN") == [None, None]
+    monkeypatch.setenv("EXPORTER_TEST_GIVEN", "given")
+    assert call("variable", "EXPORTER_TEST_GIVEN") == ["given", "given"]
 
-    assert call("variable", "EXPORTER_TEST_GIVEN", EXPORTER_TEST_GIVEN="given") == "given"
-    assert call("variable", "EXPORTER_TEST_INHERITED", EXPORTER_TEST_GIVEN="given") == "kept"
-    assert "EXPORTER_TEST_GIVEN" not in os.environ
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="there are no forks")
+
+
+def _are_gone(*pids: int) -> bool:
+    """Waits until processes have ended; zombies have."""
+    for _ in range(200):
+        found = [Path(f"/proc/{pid}/stat") for pid in pids]
+        if all(not file.exists() or ") Z " in file.read_text() for file in found):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@forks
+def test_server_imports_a_module_once_and_no_job_sees_what_another_did(
+    call: Callable[..., Any],
+) -> None:
+    server = call("server")
+    assert call("count") == call("count") == [server, 1]
+
+
+@forks
+def test_crash_ends_no_more_than_its_job(call: Callable[..., Any]) -> None:
+    server = call("server")
+    with pytest.raises(ChildError, match="SIGABRT"):
+        call("abort")
+    assert call("server") == server
+
+
+@forks
+def test_server_that_was_killed_is_replaced(call: Callable[..., Any]) -> None:
+    server = call("server")
+    os.kill(server, signal.SIGKILL)
+    assert _are_gone(server)
+    assert call("echo", 1) == {"seen": 1}
+
+
+def test_large_answers_and_much_chatter_do_not_block(call: Callable[..., Any]) -> None:
+    assert len(call("large", 2_000_000)) == 2_000_000
+
+
+def test_job_has_the_current_folder_and_no_standard_input(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("standard_input") == ""
+    monkeypatch.chdir(tmp_path)
+    assert call("folder") == str(tmp_path)
+
+
+def _pids_in(file: Path) -> list[int]:
+    """Waits for a job to write which its server's process is, and its own."""
+    for _ in range(400):
+        if file.exists() and (written := file.read_text()).endswith("\n"):
+            return list(map(int, written.split()))
+        time.sleep(0.05)
+    raise TimeoutError(file)
+
+
+@forks
+def test_job_ends_when_the_parent_stops_waiting(call: Callable[..., Any], tmp_path: Path) -> None:
+    def stop(*_: Any) -> None:
+        pids.extend(_pids_in(tmp_path / "pids"))
+        raise InterruptedError
+
+    pids: list[int] = []
+    former = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(InterruptedError):
+            call("linger", str(tmp_path / "pids"))
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert _are_gone(*pids)
+    assert call("echo", 1) == {"seen": 1}
+
+
+PARENT = """
+import sys, time
+from exporter.formats import FORMATS
+from exporter.isolation import call_in_child
+
+file, ending = sys.argv[1:]
+if ending == "at work":
+    call_in_child("isolation_helpers:linger", file)
+print(call_in_child("isolation_helpers:server", None), file=open(file, "w"))
+if ending == "idle":
+    time.sleep(60)
+"""
+
+
+@forks
+@pytest.mark.parametrize(
+    ("state", "sign"),
+    [
+        ("at work", signal.SIGKILL),
+        ("at work", signal.SIGTERM),
+        ("at work", signal.SIGINT),
+        ("idle", signal.SIGKILL),
+        ("ends", None),
+    ],
+)
+def test_nothing_stays_behind_when_the_parent_ends(
+    call: Callable[..., Any], tmp_path: Path, state: str, sign: signal.Signals | None
+) -> None:
+    file = tmp_path / "pids"
+    environment = {**os.environ, "PYTHONPATH": call("variable", "PYTHONPATH")[0]}
+    command = [sys.executable, "-P", "-c", PARENT, str(file), state]
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as parent:
+        pids = _pids_in(file)
+        if sign == signal.SIGINT:  # Ctrl-C reaches all of them.
+            os.killpg(parent.pid, sign)
+        elif sign is not None:
+            parent.send_signal(sign)
+        errors = parent.communicate(timeout=20)[1]
+    assert ("KeyboardInterrupt" in errors) == (sign == signal.SIGINT)
+    assert parent.returncode == (-sign if sign else 0)
+    assert _are_gone(*pids)
+
+
+@forks
+@pytest.mark.slow
+def test_tensorflow_starts_no_thread_in_the_server_and_one_in_a_timed_job(
+    call: Callable[..., Any],
+) -> None:
+    fmt = FORMATS["saved_model"]
+    assert call("threads", dict(fmt.thread_environment), fmt.imports) == [1, 1]

@@ -153,7 +153,8 @@ class Format(ABC):
         slow: Whether the first backend computes by plain reference kernels too, and is verified on
             fewer samples where the model is large; the other backends always are.
         thread_environment: Environment variables that hold the runtime to one thread, if nothing
-            else does.
+            else does; it reads them no sooner than it first computes.
+        imports: Modules of the runtime that take long to import and start no thread by that.
     """
 
     name: ClassVar[str]
@@ -162,6 +163,7 @@ class Format(ABC):
     backends: ClassVar[tuple[str, ...]]
     slow: ClassVar[bool] = False
     thread_environment: ClassVar[Mapping[str, str]] = {}
+    imports: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[Extra] = NO_EXTRA
 
     def variant(self, name: str) -> Variant:

@@ -22,6 +22,7 @@ class SavedModel(Format):
     backends = ("tensorflow",)
     # TensorFlow reads its thread counts once a process, before the first operation.
     thread_environment: ClassVar = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    imports = ("tensorflow",)
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the folder; see the base class."""

@@ -107,7 +107,7 @@ class Parity:
 def execute(
     artifact: Artifact, probes: Sequence[Probe], folder: Path, limits: Limits
 ) -> dict[str, dict[str, dict[str, Array]]]:
-    """Predicts all probes with an artifact in every backend of its format, in a fresh process.
+    """Predicts all probes with an artifact in every backend of its format, in a process of its own.
 
     Arrays by backend, probe and output go to that process and back through files in ``folder``.
 
@@ -126,7 +126,8 @@ def execute(
         "limits": dict(limits),
     }
     results: dict[str, dict[str, dict[str, Array]]] = {}
-    for backend, probe_name, written in call_in_child(f"{__name__}:_execute_here", job):
+    answer = call_in_child(f"{__name__}:_execute_here", job, FORMATS[artifact.format].imports)
+    for backend, probe_name, written in answer:
         results.setdefault(backend, {})[probe_name] = _load(Path(written))
         Path(written).unlink()
     return results
