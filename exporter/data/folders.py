@@ -66,7 +66,7 @@ class ImageRows:
                 f"Image {file!r} cannot be decoded with {channels} channels: "
                 f"{brief(error)} Remove it, or save it again."
             ) from error
-        # As keras.utils.image_dataset_from_directory does it.
+        # The filter of keras.utils.image_dataset_from_directory.
         resized: Array = tf.image.resize(image, (height, width), method="bilinear").numpy()
         return resized
 
