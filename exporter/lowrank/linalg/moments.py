@@ -86,53 +86,66 @@ class Moments:
 class Accumulator:
     """Means and covariance of ``count`` pairs of vectors that arrive in batches, in float64.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which does not
-    cancel where the means are large.
+    Deviations are taken from the means of the first batch, so that the sums of their products do
+    not cancel where the means are large.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._left: Any = 0.0
-        self._right: Any = 0.0
-        self._scatter: Any = 0.0
+        self._origins: tuple[Any, ...] = ()
+        self._sums: Any = 0.0
+        self._products: Any = 0.0
 
-    def add(
-        self, count: int, left: NDArray[Any], right: NDArray[Any], scatter: NDArray[Any]
-    ) -> None:
-        """Merges the count of a batch, its means, g x n, and its scatter, g x n x n.
-
-        The scatter is the sum of the outer products of the deviations from the means.
-        """
-        count = int(count)  # TensorFlow counts in 32 bits, which the product below overflows.
-        total = self.count + count
-        left_shift = left.astype(np.float64) - self._left
-        right_shift = right.astype(np.float64) - self._right
-        between = left_shift[..., :, np.newaxis] * right_shift[..., np.newaxis, :]
-        self._scatter = self._scatter + scatter + between * (self.count * count / total)
-        self._left = self._left + left_shift * (count / total)
-        self._right = self._right + right_shift * (count / total)
-        self.count = total
+    def add(self, left: NDArray[Any], right: NDArray[Any]) -> None:
+        """Adds a batch of pairs, rows x g x n each; both may be the same array."""
+        if not self.count:
+            _, groups, n = left.shape
+            self._origins = left.mean(axis=0), right.mean(axis=0)
+            self._sums, self._products = np.zeros((2, groups, n)), np.zeros((groups, n, n))
+        a = left - self._origins[0]
+        # BLAS takes half the time for the product of an array with itself.
+        b = a if right is left else right - self._origins[1]
+        self.count += len(left)
+        self._sums += [part.sum(axis=0, dtype=np.float64) for part in (a, b)]
+        self._products += np.matmul(a.transpose(1, 2, 0), b.transpose(1, 0, 2))
 
     def merged(self, other: "Accumulator") -> "Accumulator":
-        """Returns the moments of both together."""
+        """Returns the moments of both together (Chan, Golub and LeVeque, 1983)."""
+        if not (self.count and other.count):
+            return self if self.count else other
         both = Accumulator()
-        for part in (self, other):
-            if part.count:
-                both.add(part.count, part._left, part._right, part._scatter)
+        both.count = self.count + other.count
+        left, right = (y - x for x, y in zip(self._means, other._means, strict=True))
+        part = other.count / both.count
+        both._origins = self._means[0] + part * left, self._means[1] + part * right
+        between = left[..., :, np.newaxis] * right[..., np.newaxis, :]
+        both._products = self._scatter + other._scatter + between * (self.count * part)
         return both
+
+    @property
+    def _means(self) -> tuple[Floats, ...]:
+        shifts = np.broadcast_to(self._sums, (2, *np.shape(self._origins[0]))) / self.count
+        return tuple(origin + shift for origin, shift in zip(self._origins, shifts, strict=True))
+
+    @property
+    def _scatter(self) -> Floats:
+        """The sum of the outer products of the deviations from the means."""
+        left, right = np.broadcast_to(self._sums, (2, *np.shape(self._origins[0])))
+        shift: Floats = left[..., :, np.newaxis] * right[..., np.newaxis, :] / self.count
+        return np.asarray(self._products - shift, dtype=np.float64)
 
     @property
     def mean(self) -> Floats:
         """The mean of the left vectors, g x n."""
-        return np.asarray(self._left, dtype=np.float64)
+        return self._means[0]
 
     @property
     def covariance(self) -> Floats:
         """The covariance, g x n x n, of the pairs as a population."""
-        return np.asarray(self._scatter, dtype=np.float64) / self.count
+        return self._scatter / self.count
 
     @property
     def about_zero(self) -> Floats:
         """The mean of the outer products themselves, g x n x n."""
-        means: Floats = self._left[..., :, np.newaxis] * self._right[..., np.newaxis, :]
-        return self.covariance + means
+        left, right = self._means
+        return self.covariance + left[..., :, np.newaxis] * right[..., np.newaxis, :]

@@ -145,7 +145,7 @@ class _Regression:
             self._predictor = self._weight
         else:
             # Where K has fewer inputs than outputs, the scatter is singular.
-            jitter = 1e-10 * (np.trace(scatter) or 1.0) / len(gram) * np.eye(len(gram))
+            jitter = 2.0**-23 * (np.trace(scatter) or 1.0) / len(gram) * np.eye(len(gram))
             target = (moments.cross[group] + ridge) @ self._weight
             self._predictor = np.linalg.solve(scatter + jitter, target)
         self.metric = self._predictor.T @ scatter @ self._predictor
