@@ -85,12 +85,9 @@ class Steps:
         if self._start:
             return self._kept[number]
         tensors = self._signature.tensors(self._load(number))
-        standardized = self._graph._standardize_inputs(
-            [tensors[info.name] for info in self._signature.inputs]
-        )
-        return _pack(
-            {id(t): x for t, x in zip(self._tensors, standardized, strict=True)}, self._tensors
-        )
+        values = self._graph._standardize_inputs(self._signature.structured(tensors))
+        symbolic = self._graph.inputs
+        return _pack({id(t): x for t, x in zip(symbolic, values, strict=True)}, symbolic)
 
     def _call(self, start: int, stop: int, known: dict[int, Tensor]) -> None:
         import keras

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, count, pairwise
+from typing import Any
 
 from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
@@ -144,6 +145,7 @@ class Engine:
         if self.cut.fold:
             self.network, self._folded = fold_batch_norms(network)
         self.candidates = self._candidates(self.network)
+        self._kept: list[Mapping[str, Any]] = []
         self.calibration = None if self.cut.method == "svd" else calibration
 
     @cached_property
@@ -159,6 +161,7 @@ class Engine:
                 {name: k for name, k in _kernels(self.candidates).items() if k.data_aware},
                 self.calibration,
                 seed=seed,
+                kept=self._kept,
                 advance=lambda: advance(next(done), ""),
             )
 
@@ -254,7 +257,7 @@ class Engine:
         bounds = [len(layers) * k // count for k in range(count + 1)]
         stages = [list(chain(*layers[a:b])) for a, b in pairwise(bounds)]
         yield stages[0], self.moments
-        cascade = Cascade(self.network, self.calibration, self.moments)
+        cascade = Cascade(self.network, self.calibration, self.moments, self._kept)
         for number in range(1, count):
             calls = [(self.network.layers[path], each) for path, each in replacements.items()]
             yield stages[number], cascade.gather(stages[number:], calls)

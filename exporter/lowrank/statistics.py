@@ -12,7 +12,7 @@ import numpy as np
 from exporter.graph.hooks import called, replaced, watched
 from exporter.graph.network import Network
 from exporter.graph.outputs import Family, as_logits
-from exporter.graph.steps import Steps, relaxed
+from exporter.graph.steps import MAX_KEPT, Steps, relaxed
 from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
 from exporter.lowrank.candidates import Candidate
@@ -37,6 +37,7 @@ def gather(
     calibration: Calibration,
     *,
     seed: int | None = None,
+    kept: list[Mapping[str, Any]] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Moments]:
     """Runs a model and returns the moments of its kernels' outputs, in the order of the calls.
@@ -53,6 +54,7 @@ def gather(
         calibration: The data.
         seed: Seed of the sampled labels; None weighs all outputs alike, as always where a kernel
             has no ``gradient_at``.
+        kept: Takes the outputs of the kernels of each batch, unless they are too many.
         advance: Is called after every batch.
     """
     import tensorflow as tf
@@ -62,7 +64,10 @@ def gather(
     families = {} if seed is None else network.families(calibration.tasks)
 
     def step(inputs: Any, number: Any) -> Any:
-        with tf.GradientTape() as tape, _observed(wanted, tape) as observed:
+        with (
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+            _observed(wanted, tape) as observed,
+        ):
             outputs = signature(**inputs)
             loss = 0.0
             for index, (name, family) in enumerate(families.items()):
@@ -81,18 +86,25 @@ def gather(
     function = tf.function(step, autograph=False)
     concrete = function.get_concrete_function(specs, tf.TensorSpec((), tf.int32))
     sums: dict[str, Folds] = defaultdict(_folds)
-    squares: dict[str, Any] = defaultdict(float)
+    squares: dict[str, Accumulator] = defaultdict(Accumulator)
     for number, batch in enumerate(calibration.batches()):
         rows, gradients = concrete(signature.tensors(batch), tf.constant(number))
-        for name, y in ((name, value.numpy()) for name, value in rows.items()):
+        outputs = {name: value.numpy() for name, value in rows.items()}
+        for name, y in outputs.items():
             sums[name][_is_held_out(number)].add(y, y)
         for name, g in ((name, value.numpy()) for name, value in gradients.items()):
-            products = np.matmul(g.transpose(1, 2, 0), g.transpose(1, 0, 2))
-            squares[name] = np.add(squares[name], products, dtype=np.float64)
+            squares[name].add(g, g)
+        size = sum(y.nbytes for y in outputs.values())
+        if kept is not None and (number or size * calibration.batch_count <= MAX_KEPT):
+            kept.append(outputs)
+        else:
+            kept = None
         advance()
     found = {}
     for name, folds in sums.items():
-        fisher = Fisher(squares[name] / len(calibration)) if name in squares else None
+        fisher, square = None, squares.get(name)
+        if square is not None:
+            fisher = Fisher(square.about_zero * (square.count / len(calibration)))
         parts = _parts(folds, wanted[name].has_bias)
         found[name] = _joined([Moments(mean, scatter, fisher) for mean, scatter in parts])
     return found
@@ -106,10 +118,14 @@ class Cascade:
     """
 
     def __init__(
-        self, network: Network, calibration: Calibration, moments: Mapping[str, Moments]
+        self,
+        network: Network,
+        calibration: Calibration,
+        moments: Mapping[str, Moments],
+        kept: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Starts at the inputs; takes the result of ``gather``."""
-        self._moments = moments
+        """Starts at the inputs; takes the result of ``gather``, and what it kept."""
+        self._moments, self._kept = moments, kept
         self._original, self._compressed = (
             Steps(network.signature, calibration.batch, calibration.batch_count) for _ in range(2)
         )
@@ -140,12 +156,12 @@ class Cascade:
 
         z_sums: dict[str, Folds] = defaultdict(_folds)
         cross_sums: dict[str, Folds] = defaultdict(_folds)
-        original = self._original.run(stop, min(stop, after), partial(observe, []))
+        original = self._kept or self._original.run(stop, min(stop, after), partial(observe, []))
         compressed = self._compressed.run(stop, before, partial(observe, patches))
         for number, (y_rows, z_rows) in enumerate(zip(original, compressed, strict=True)):
             for name, z in ((name, value.numpy()) for name, value in z_rows.items()):
                 z_sums[name][_is_held_out(number)].add(z, z)
-                cross_sums[name][_is_held_out(number)].add(z, y_rows[name].numpy())
+                cross_sums[name][_is_held_out(number)].add(z, np.asarray(y_rows[name]))
         found = {}
         for name, folds in z_sums.items():
             moments, has_bias = self._moments[name], wanted[name].has_bias
