@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from exporter.errors import ModelError
 from exporter.graph.backend import require_tensorflow
-from exporter.graph.calls import record_calls
+from exporter.graph.calls import record_calls, record_when_asked
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
@@ -57,8 +58,7 @@ class Network:
             )
         check_names(model)
         self.model = model
-        # Not self.layers: to record the calls of inner layers would trace every copy.
-        refuse_stateful(dict(walk(model)))
+        refuse_stateful(self.layers)
 
     @classmethod
     def of(cls, model: "Network | Model") -> "Network":
@@ -72,10 +72,10 @@ class Network:
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """The layers of the model by path; see ``walk``. Calls of inner ones are recorded."""
-        found = dict(walk(self.model))
+        """The layers of the model by path; see ``walk``. Calls of inner ones can be asked for."""
+        found, model = dict(walk(self.model)), ref(self.model)
         if any(map(parts, found.values())):
-            record_calls(self.signature, [(each, own_weights(each)) for each in found.values()])
+            record_when_asked(found.values(), lambda: _record_calls(model()))
         return found
 
     @cached_property
@@ -177,3 +177,9 @@ class Network:
     def recast(self, dtype: str) -> "Network":
         """Copies the model with every floating point dtype set to another; see ``recast``."""
         return Network(recast(self.model, dtype))
+
+
+def _record_calls(model: Model | None) -> None:
+    if model is not None:
+        layers = [layer for _, layer in walk(model)]
+        record_calls(Signature(model), [(layer, own_weights(layer)) for layer in layers])

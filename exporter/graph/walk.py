@@ -41,8 +41,16 @@ def parts(layer: Layer) -> list[Layer]:
     """Returns the layers directly inside a layer that can be replaced there."""
     if is_graph(layer):
         return list(layer.layers)
-    known = type(layer).__module__.partition(".")[0] == "keras"
-    return [] if known and not kind_of(layer).entered else list(getattr(layer, "_layers", []))
+    return (
+        []
+        if is_of_keras(layer) and not kind_of(layer).entered
+        else list(getattr(layer, "_layers", []))
+    )
+
+
+def is_of_keras(operation: Any) -> bool:
+    """Tells whether a layer or operation is of a class of Keras itself."""
+    return type(operation).__module__.partition(".")[0] == "keras"
 
 
 def own_variables(layer: Layer) -> list[Variable]:
