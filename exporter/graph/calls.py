@@ -34,6 +34,25 @@ _RECORDS: WeakKeyDictionary[Layer, Call] = WeakKeyDictionary()
 
 _SAMPLE_CALLS: dict[Layer, Call] = {}
 
+_PENDING: WeakKeyDictionary[Layer, Callable[[], None]] = WeakKeyDictionary()
+"""What records the calls of layers, which takes a trace, when they are first asked for."""
+
+
+def record_when_asked(layers: Iterable[Layer], record: Callable[[], None]) -> None:
+    """Has the calls of layers be recorded when one is asked for; earlier records are dropped.
+
+    The function must not hold the layers, which would never be freed.
+    """
+    for layer in layers:
+        _RECORDS.pop(layer, None)
+        _PENDING[layer] = record
+
+
+def _record(layer: Layer) -> Call | None:
+    if layer in _PENDING and layer not in _RECORDS:
+        _PENDING[layer]()
+    return _RECORDS.get(layer)
+
 
 def first_call(layer: Layer) -> Call | None:
     """Returns the first call of a layer in its graph, or inside another layer; None if unknown."""
@@ -42,12 +61,12 @@ def first_call(layer: Layer) -> Call | None:
     for node in layer._inbound_nodes[:1]:
         arguments = node.arguments
         return Call(arguments.args, arguments.kwargs, node.input_tensors, node.outputs)
-    return _RECORDS.get(layer)
+    return _record(layer)
 
 
 def obstacle(layer: Layer) -> str:
     """Says why a recorded layer cannot be replaced by others; empty if nothing is known."""
-    record = _RECORDS.get(layer)
+    record = _record(layer)
     return record.obstacle if record else ""
 
 

@@ -37,9 +37,9 @@ def called(layers: Iterable[Layer]) -> Iterator[dict[int, list[tuple[Tensor, Ten
 
 @contextmanager
 def watched(
-    places: Iterable[tuple[Layer, Place | None]], tape: Any
+    places: Iterable[tuple[Layer, Place | None]], tape: Any = None
 ) -> Iterator[dict[int, list[Tensor]]]:
-    """Watches tensors of layers on a ``tf.GradientTape`` while the block runs.
+    """Notes tensors of layers while the block runs, and has a ``tf.GradientTape`` watch them.
 
     Yields:
         A tensor for each call, by the identity of the layer; none where the place is None.
@@ -51,7 +51,8 @@ def watched(
         function = getattr(layer, method)
 
         def note(tensor: Tensor) -> Tensor:
-            tape.watch(tensor)
+            if tape is not None:
+                tape.watch(tensor)
             seen[id(layer)].append(tensor)
             return tensor
 

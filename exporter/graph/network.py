@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from exporter.errors import ModelError
 from exporter.graph.backend import require_tensorflow
-from exporter.graph.calls import Call, record_calls, trace_sample
+from exporter.graph.calls import Call, record_calls, record_when_asked, trace_sample
 from exporter.graph.conversion import recast
 from exporter.graph.layers import activation_of, kind_of
 from exporter.graph.macs import count_macs
@@ -58,8 +59,7 @@ class Network:
             )
         check_names(model)
         self.model, self.sizes = model, sizes or {}
-        # Not self.layers: to record the calls of inner layers would trace every copy.
-        refuse_stateful(dict(walk(model)))
+        refuse_stateful(self.layers)
 
     @classmethod
     def of(cls, model: "Network | Model") -> "Network":
@@ -73,10 +73,10 @@ class Network:
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """The layers of the model by path; see ``walk``. Calls of inner ones are recorded."""
-        found = dict(walk(self.model))
+        """The layers of the model by path; see ``walk``. Calls of inner ones can be asked for."""
+        found, model = dict(walk(self.model)), ref(self.model)
         if any(map(parts, found.values())):
-            record_calls(self.signature, [(each, own_weights(each)) for each in found.values()])
+            record_when_asked(found.values(), lambda: _record_calls(model()))
         return found
 
     @cached_property
@@ -201,3 +201,9 @@ class Network:
         if fixed:
             model = rewrite(model, {}, sizes=self.signature.by_layer(sizes))
         return Network(model, sizes)
+
+
+def _record_calls(model: Model | None) -> None:
+    if model is not None:
+        layers = [layer for _, layer in walk(model)]
+        record_calls(Signature(model), [(layer, own_weights(layer)) for layer in layers])

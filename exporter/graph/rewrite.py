@@ -1,6 +1,6 @@
 """Copies Keras models with some layers replaced by chains of other layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from exporter.graph.hooks import replaced
 from exporter.graph.layers import input_shape
 from exporter.graph.signature import unique_name
 from exporter.graph.types import Layer, Model, Tensor, Variable
-from exporter.graph.walk import is_graph, walk
+from exporter.graph.walk import calls, is_graph, is_of_keras, walk
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class _ModelCopier:
         import keras
 
         copy_input = partial(self._copy_input, sizes or {})
-        if isinstance(model, keras.Sequential):
-            layers = [copy_input(model.inputs[0])]
-            for copied in map(self._copy_called, model.layers):
-                layers.extend(copied.layers if isinstance(copied, Replacement) else [copied])
-            copy = keras.Sequential(layers, name=model.name)
-        else:
-            # clone_model would copy loss and optimizer of a compiled model.
-            with replaced([(model, "compiled", False)]):
+        with replaced([*self._known_outputs(model), (model, "compiled", False)]):
+            if isinstance(model, keras.Sequential):
+                layers = [copy_input(model.inputs[0])]
+                for copied in map(self._copy_called, model.layers):
+                    layers.extend(copied.layers if isinstance(copied, Replacement) else [copied])
+                copy = keras.Sequential(layers, name=model.name)
+            else:
+                # clone_model would copy loss and optimizer of a compiled model.
                 copy = keras.models.clone_model(
                     model,
                     # By default it would name the inputs after their tensors.
@@ -123,6 +123,21 @@ class _ModelCopier:
         if not model.trainable:
             copy.trainable = False
         return copy
+
+    def _known_outputs(self, model: Model) -> Iterator[tuple[Any, str, Any]]:
+        """Yields patches by which copies of Keras' layers know their outputs, untraced.
+
+        Custom layers are traced, to see whether their copies can be called.
+        """
+        nodes: dict[int, list[Any]] = {}
+        for node in calls(model)[1]:
+            if not node.is_input and is_of_keras(node.operation):
+                nodes.setdefault(id(node.operation), []).append(node)
+        for made in [] if self._dtype else nodes.values():
+            copy = self._copy_called(made[0].operation)
+            if not isinstance(copy, Replacement):
+                compute = partial(_compute_outputs, iter(made), copy.compute_output_spec)
+                yield copy, "compute_output_spec", compute
 
     def _copy_called(self, operation: Layer) -> Layer | Replacement:
         """Copies a layer of a graph once, however often it is called, or returns its chain."""
@@ -145,3 +160,22 @@ class _ModelCopier:
             sparse=tensor.sparse,
             name=name,
         )
+
+
+def _compute_outputs(
+    nodes: Iterator[Any], compute: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Returns the symbolic outputs of a copy's next call: the original's for inputs alike."""
+    import keras
+
+    def shapes(given: Any) -> list[Any]:
+        return [getattr(each, "shape", None) for each in keras.tree.flatten(given)]
+
+    node = next(nodes)
+    arguments = node.arguments
+    # Keras has added arguments, such as masks.
+    named = {name: kwargs.get(name) for name in arguments.kwargs}
+    if shapes((args, named)) != shapes((arguments.args, arguments.kwargs)):
+        return compute(*args, **kwargs)
+    outputs = [keras.KerasTensor(x.shape, x.dtype, sparse=x.sparse) for x in node.outputs]
+    return outputs[0] if len(outputs) == 1 else outputs

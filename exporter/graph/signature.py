@@ -155,6 +155,15 @@ class Signature:
 
         return {i.name: tf.convert_to_tensor(batch[i.name], i.dtype) for i in self.inputs}
 
+    def structured(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Returns tensors by name in the structure that the model takes."""
+        import keras
+
+        flat = [inputs[info.name] for info in self.inputs]
+        if isinstance(self._structure, (dict, list, tuple)):
+            return keras.tree.pack_sequence_as(self._structure, flat)
+        return flat[0] if len(flat) == 1 else flat
+
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Calls the model in inference on tensors by name, and names the outputs."""
         return self.call(inputs)
@@ -163,11 +172,7 @@ class Signature:
         """Calls the model on tensors by name, with dropout if ``training``; names the outputs."""
         import keras
 
-        flat = [inputs[info.name] for info in self.inputs]
-        structure = flat[0] if len(flat) == 1 else flat
-        if isinstance(self._structure, (dict, list, tuple)):
-            structure = keras.tree.pack_sequence_as(self._structure, flat)
-        flat_outputs = keras.tree.flatten(self.model(structure, training=training))
+        flat_outputs = keras.tree.flatten(self.model(self.structured(inputs), training=training))
         names = (info.name for info in self.outputs)
         return dict(zip(names, flat_outputs, strict=True))
 

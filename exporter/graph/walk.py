@@ -41,8 +41,16 @@ def parts(layer: Layer) -> list[Layer]:
     """Returns the layers directly inside a layer that can be replaced there."""
     if is_graph(layer):
         return list(layer.layers)
-    known = type(layer).__module__.partition(".")[0] == "keras"
-    return [] if known and not kind_of(layer).entered else list(getattr(layer, "_layers", []))
+    return (
+        []
+        if is_of_keras(layer) and not kind_of(layer).entered
+        else list(getattr(layer, "_layers", []))
+    )
+
+
+def is_of_keras(operation: Any) -> bool:
+    """Tells whether a layer or operation is of a class of Keras itself."""
+    return type(operation).__module__.partition(".")[0] == "keras"
 
 
 def own_variables(layer: Layer) -> list[Variable]:
@@ -68,30 +76,38 @@ def links(model: Model) -> Iterator[tuple[str, Layer, Layer]]:
     """
     graphs = list(_graphs(model))
     # A layer may be called in several graphs, or several times in one.
-    calls = Counter(id(node.operation) for _, nodes, _ in graphs for node in nodes)
+    times = Counter(id(node.operation) for _, nodes, _ in graphs for node in nodes)
     for prefix, nodes, outputs in graphs:
         consumed = [tensor for node in nodes for tensor in node.input_tensors]
         consumers = Counter(map(id, [*consumed, *outputs]))
         for node in nodes:
-            if calls[id(node.operation)] > 1 or len(node.input_tensors) != 1:
+            if times[id(node.operation)] > 1 or len(node.input_tensors) != 1:
                 continue
             (tensor,) = node.input_tensors
             source = tensor._keras_history.operation
-            if consumers[id(tensor)] == 1 and calls[id(source)] == 1:
+            if consumers[id(tensor)] == 1 and times[id(source)] == 1:
                 yield prefix, source, node.operation
 
 
 def _graphs(model: Model) -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Yields path, calls and outputs of a model and of those nested in it."""
-    import keras
-
     inner = ((f"{path}/", layer) for path, layer in _visit(model, "", set(), set()))
     for prefix, layer in [("", model), *inner]:
         if is_graph(layer):
-            graph = layer._functional if isinstance(layer, keras.Sequential) else layer
-            # Layers list their calls in other graphs as well; a graph lists its own.
-            calls = [node for nodes in graph._nodes_by_depth.values() for node in nodes]
-            yield prefix, calls, graph.outputs
+            graph, nodes = calls(layer)
+            yield prefix, nodes, graph.outputs
+
+
+def calls(model: Model) -> tuple[Model, list[Any]]:
+    """Returns the Functional model of a graph, and its calls in the order in which it makes them.
+
+    Layers list their calls in other graphs as well; a graph lists its own.
+    """
+    import keras
+
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    return graph, [node for depth in depths for node in graph._nodes_by_depth[depth]]
 
 
 def first_operations(model: Model) -> list[Any]:

@@ -53,9 +53,12 @@ class Calibration:
 
     def batches(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Yields the samples in whole batches; the last one may be smaller."""
-        for start in range(0, len(self), self.batch_size):
-            stop = start + self.batch_size
-            yield {name: array[start:stop] for name, array in self.inputs.items()}
+        yield from map(self.batch, range(self.batch_count))
+
+    def batch(self, number: int) -> dict[str, NDArray[Any]]:
+        """Returns the samples of one batch."""
+        samples = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        return {name: array[samples] for name, array in self.inputs.items()}
 
 
 def calibration_from(network: Network, dataset: Dataset, samples: int) -> Calibration | None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
+from itertools import chain, count, pairwise
+from typing import Any
 
 from exporter.graph.calls import of_one_sample
 from exporter.graph.fold import fold_batch_norms
@@ -17,7 +18,7 @@ from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Floats, Moments
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
-from exporter.lowrank.statistics import gather, gather_fishers
+from exporter.lowrank.statistics import Cascade, gather
 from exporter.options.groups import Cut
 from exporter.progress import Progress, Silent
 
@@ -146,6 +147,7 @@ class Engine:
             self.network, self._folded = fold_batch_norms(network)
         with of_one_sample(self.network.calls):
             self.candidates = self._candidates(self.network)
+        self._kept: list[Mapping[str, Any]] = []
         self.calibration = None if self.cut.method == "svd" else calibration
 
     @cached_property
@@ -153,21 +155,17 @@ class Engine:
         """Moments of the original model, by candidate name, in the order of the calls."""
         if self.calibration is None:
             return {}
-        kernels = _data_aware(self.candidates)
-        weighted = self.cut.method != "whitened"
-        batches = self.calibration.batch_count
-        with self._progress.track("Calibrating", batches * (1 + weighted)) as advance:
+        seed = None if self.cut.method == "whitened" else self.seed
+        with self._progress.track("Calibrating", self.calibration.batch_count) as advance:
             done = count(1)
-
-            def step() -> None:
-                advance(next(done), "")
-
-            fishers = None
-            if weighted:
-                fishers = gather_fishers(
-                    self.network, kernels, self.calibration, seed=self.seed, advance=step
-                )
-            return gather(self.network, kernels, self.calibration, fishers=fishers, advance=step)
+            return gather(
+                self.network,
+                {name: k for name, k in _kernels(self.candidates).items() if k.data_aware},
+                self.calibration,
+                seed=seed,
+                kept=self._kept,
+                advance=lambda: advance(next(done), ""),
+            )
 
     @cached_property
     def curves(self) -> dict[str, Floats]:
@@ -191,20 +189,29 @@ class Engine:
         """Factorizes by a plan; raises ModelError if a weight is not finite."""
         chosen = [c for c in self.candidates if c.name in plan.ranks]
         truncations: dict[str, Truncation] = {}
+        replacements: dict[str, Replacement] = {}
         with self._progress.track("Factorizing", len(chosen)) as advance:
-            for stage in self._stages(chosen):
-                moments = self._compressed_moments(chosen, stage, truncations)
+            for stage, moments in self._stages(chosen, replacements):
                 for name, kernel in _kernels(stage).items():
                     truncations[name] = kernel.truncate(
                         plan.ranks[name], moments.get(name), merge=self.cut.merge
                     )
                     advance(len(truncations), name)
-        return self.assemble(plan, truncations)
+                replacements |= build_replacements(stage, truncations)
+        return self._assemble(plan, chosen, truncations, replacements)
 
     def assemble(self, plan: RankPlan, truncations: Mapping[str, Truncation]) -> Compressed:
         """Builds the compressed model from the factors of each kernel in the plan."""
         chosen = [c for c in self.candidates if c.name in truncations]
-        replacements = build_replacements(chosen, truncations)
+        return self._assemble(plan, chosen, truncations, build_replacements(chosen, truncations))
+
+    def _assemble(
+        self,
+        plan: RankPlan,
+        chosen: Iterable[Candidate],
+        truncations: Mapping[str, Truncation],
+        replacements: Mapping[str, Replacement],
+    ) -> Compressed:
         factors = {}
         for candidate in chosen:
             name, kernel = candidate.name, candidate.kernel
@@ -236,40 +243,26 @@ class Engine:
             )
         return replace(after[before.name], params_before=before.params())
 
-    @property
-    def _cascades(self) -> bool:
-        return self.cut.cascade and self.calibration is not None
+    def _stages(
+        self, chosen: Sequence[Candidate], replacements: Mapping[str, Replacement]
+    ) -> Iterator[tuple[Sequence[Candidate], Mapping[str, Moments]]]:
+        """Yields the kernels in groups, in the order of the calls, with moments; layers stay whole.
 
-    def _stages(self, chosen: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-        """Divides the kernels into groups, in the order of the calls; layers stay whole."""
-        if not self._cascades:
-            yield list(chosen)
+        In a cascade, the replacements of a group have to be there when the next one is asked for.
+        """
+        if self.calibration is None or not self.cut.cascade or not chosen:
+            yield chosen, self.moments
             return
         order = {name: number for number, name in enumerate(self.moments)}
         layers = list(_by_path(sorted(chosen, key=lambda c: order.get(c.name, -1))).values())
-        stages = min(MAX_STAGES, len(layers))
-        for number in range(stages):
-            start, stop = (len(layers) * k // stages for k in (number, number + 1))
-            yield [candidate for layer in layers[start:stop] for candidate in layer]
-
-    def _compressed_moments(
-        self,
-        chosen: Sequence[Candidate],
-        stage: Sequence[Candidate],
-        truncations: Mapping[str, Truncation],
-    ) -> Mapping[str, Moments]:
-        """Returns the moments of a stage with the layers before it compressed."""
-        if self.calibration is None or not self._cascades or not truncations:
-            return self.moments
-        done = [candidate for candidate in chosen if candidate.name in truncations]
-        compressed = self.network.rewrite(build_replacements(done, truncations))
-        return gather(
-            self.network,
-            _data_aware(stage),
-            self.calibration,
-            compressed=(compressed, _data_aware(self._candidates(compressed))),
-            fishers={name: m.fisher for name, m in self.moments.items() if m.fisher is not None},
-        )
+        count = min(MAX_STAGES, len(layers))
+        bounds = [len(layers) * k // count for k in range(count + 1)]
+        stages = [list(chain(*layers[a:b])) for a, b in pairwise(bounds)]
+        yield stages[0], self.moments
+        cascade = Cascade(self.network, self.calibration, self.moments, self._kept)
+        for number in range(1, count):
+            calls = [(self.network.layers[path], each) for path, each in replacements.items()]
+            yield stages[number], cascade.gather(stages[number:], calls)
 
 
 def build_replacements(
@@ -294,7 +287,3 @@ def _by_path(chosen: Iterable[Candidate]) -> dict[str, list[Candidate]]:
 
 def _kernels(chosen: Iterable[Candidate]) -> dict[str, Kernel]:
     return {c.name: c.kernel for c in chosen if c.kernel is not None}
-
-
-def _data_aware(chosen: Iterable[Candidate]) -> dict[str, Kernel]:
-    return {name: kernel for name, kernel in _kernels(chosen).items() if kernel.data_aware}

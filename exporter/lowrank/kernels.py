@@ -1,7 +1,7 @@
 """Kernels: the linear maps within layers that are factorized."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,20 @@ class Kernel:
     def other_params(self) -> int:
         """Parameters of the layer that stay: biases, recurrent and depthwise kernels."""
         return int(self.layer.count_params()) - self.groups * self.m * self.n
+
+    def rows_of(self, tensors: Sequence[Tensor], *, biased: bool = False) -> Tensor:
+        """Joins tensors of the size of the outputs, at ``gradient_at``, to rows x g x n.
+
+        Where they are ``biased``, a bias that the layer has added is taken away.
+        """
+        import tensorflow as tf
+
+        bias = getattr(self.layer, "bias", None) if self.gradient_at == "activation" else None
+        given = [tf.cast(tensor, tf.float32) for tensor in tensors]
+        if biased and bias is not None:
+            given = [tensor - tf.cast(bias, tf.float32) for tensor in given]
+        shape = (-1, self.groups, self.n)
+        return tf.concat([tf.reshape(tensor, shape) for tensor in given], axis=0)
 
     def params(self, rank: int | None, *, merge: bool = True) -> int:
         """Counts the parameters at a rank, biases included; None is the layer as it is."""

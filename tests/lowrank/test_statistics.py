@@ -6,13 +6,14 @@ import pytest
 from keras import layers
 
 from exporter.data import Task
+from exporter.graph import steps
 from exporter.graph.network import Network
-from exporter.graph.rewrite import rewrite
+from exporter.graph.rewrite import Replacement
 from exporter.graph.walk import walk
 from exporter.lowrank import statistics
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import candidates
-from exporter.lowrank.statistics import gather, gather_fishers
+from exporter.lowrank.statistics import Cascade, gather
 
 
 @pytest.fixture
@@ -149,25 +150,6 @@ class TestGather:
             outputs_of(kernels["y"], x),
         )
 
-    def test_with_a_compressed_copy_the_two_are_compared_on_the_same_samples(self, make):
-        model, kernels = make(sequential())
-        compressed = rewrite(model, {})
-        first = compressed.get_layer("late")
-        first.kernel.assign(first.kernel + 0.2 * draw(6, 5, seed=3))
-        x = draw(23, 6)
-        later = {name: kernels[name] for name in ("early", "middle")}
-        gathered = gather(
-            Network(model),
-            later,
-            Calibration({"x": x}, 8),
-            compressed=(Network(compressed), kernels_of(compressed)),
-        )
-        assert list(gathered) == ["early", "middle"]
-        for name, centred in {"early": False, "middle": True}.items():
-            y = outputs_of(kernels[name], inputs_of(model, model.get_layer(name), x))
-            z = outputs_of(kernels[name], inputs_of(compressed, compressed.get_layer(name), x))
-            assert_moments(gathered[name], y, z, centred=centred)
-
     def test_half_precision_is_summed_up_in_single(self, make):
         model, kernels = make(
             keras.Sequential(
@@ -186,17 +168,13 @@ class TestGather:
         model, kernels = make(sequential())
         calibration = Calibration({"x": draw(5, 6)}, 5)
         assert list(gather(Network(model), kernels, calibration)) == ["early", "middle"]
-        assert set(gather_fishers(Network(model), kernels, calibration)) == {"early", "middle"}
 
     def test_tells_of_every_batch(self, make):
         model, kernels = make(sequential())
         calls = []
         calibration = Calibration({"x": draw(5, 6)}, 2)
         gather(Network(model), kernels, calibration, advance=lambda: calls.append("gather"))
-        gather_fishers(
-            Network(model), kernels, calibration, advance=lambda: calls.append("fishers")
-        )
-        assert calls == ["gather"] * 3 + ["fishers"] * 3
+        assert calls == ["gather"] * 3
         assert calibration.batch_count == 3
 
 
@@ -206,7 +184,11 @@ def classifier(activation):
     )
 
 
-class TestGatherFishers:
+def gather_fishers(*args, seed=0, **options):
+    return {name: m.fisher for name, m in gather(*args, seed=seed, **options).items()}
+
+
+class TestFishers:
     """One layer, of which the gradient is known; thousands of samples stand for all labels."""
 
     X = draw(20_000, 6)
@@ -280,6 +262,73 @@ class TestGatherFishers:
 
         np.testing.assert_array_equal(matrix(0), matrix(0))
         assert np.abs(matrix(0) - matrix(1)).max() > 1e-4
+
+
+class TestCascade:
+    """Stages against a copy that is compressed indeed."""
+
+    def stages(self, model, *names):
+        found = {c.name: c for c in candidates(Network(model))}
+        return [[found[name]] for name in names]
+
+    @pytest.fixture
+    def chain(self, make):
+        model, kernels = make(sequential())
+        heads = {name: layers.Dense(2, use_bias=False) for name in ("late", "early")}
+        tails = {"late": layers.Dense(5, activation="tanh"), "early": layers.Dense(4)}
+        copy = keras.Sequential([keras.Input((6,)), heads["late"], tails["late"]])
+        copy.add(heads["early"])
+        copy.add(tails["early"])
+        copy.add(layers.Dense(3))
+        replaced = [
+            (model.get_layer(name), Replacement((heads[name], tails[name]), {})) for name in heads
+        ]
+        return model, kernels, copy, replaced
+
+    @pytest.mark.parametrize("kept", [True, False])
+    @pytest.mark.parametrize("limit", [2**29, 0])
+    def test_compares_both_on_the_same_samples(self, chain, monkeypatch, kept, limit):
+        model, kernels, copy, replaced = chain
+        monkeypatch.setattr(steps, "MAX_KEPT", limit)
+        x, outputs = draw(23, 6), []
+        network, calibration = Network(model), Calibration({"x": x}, 8)
+        moments = gather(network, kernels, calibration, kept=outputs)
+        assert len(outputs) == 3
+        cascade = Cascade(network, calibration, moments, outputs if kept else ())
+        stages = self.stages(model, "early", "middle")
+        for number, name in enumerate(("early", "middle")):
+            gathered = cascade.gather(stages[number:], replaced[: number + 1])
+            assert list(gathered) == [name]
+            y = outputs_of(kernels[name], inputs_of(model, model.get_layer(name), x))
+            inputs = keras.Model(copy.inputs, copy.layers[2 * number + 1].output)([x])
+            z = outputs_of(kernels[name], np.asarray(inputs))
+            assert_moments(gathered[name], y, z, centred=name == "middle")
+
+    def test_layers_of_nested_models_and_shared_ones(self, make):
+        shared = layers.Dense(6, activation="tanh", name="shared")
+        body = keras.Sequential(
+            [keras.Input((6,)), shared, layers.Dense(6, name="inner")], name="body"
+        )
+        inputs = keras.Input((6,), name="x")
+        model, kernels = make(
+            keras.Model(inputs, layers.Dense(2, name="outer")(shared(body(shared(inputs)))))
+        )
+        head, tail = layers.Dense(2, use_bias=False), layers.Dense(6, activation="tanh")
+        x, network = draw(9, 6), Network(model)
+        calibration = Calibration({"x": x}, 4)
+        cascade = Cascade(network, calibration, gather(network, kernels, calibration))
+        stages = self.stages(model, "body/inner", "outer")
+        replaced = [(shared, Replacement((head, tail), {}))]
+        inner = cascade.gather(stages, replaced)["body/inner"]
+        outer = cascade.gather(stages[1:], replaced)["outer"]
+        last = model.get_layer("body").get_layer("inner")
+        y, z = shared(shared(x)), tail(head(tail(head(x))))
+        y, z = np.asarray(y), np.asarray(z)
+        assert_moments(
+            inner, outputs_of(kernels["body/inner"], y), outputs_of(kernels["body/inner"], z)
+        )
+        y, z = np.asarray(shared(last(y))), np.asarray(tail(head(last(z))))
+        assert_moments(outer, outputs_of(kernels["outer"], y), outputs_of(kernels["outer"], z))
 
 
 class Fragile(layers.Layer):

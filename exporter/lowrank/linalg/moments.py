@@ -17,6 +17,9 @@ Floats = NDArray[np.float64]
 GRADIENT_RIDGE = 0.1
 """Ridge of all directions of the output, as a part of the mean squared gradient."""
 
+ROWS_AT_ONCE = 4
+"""Rows that are multiplied at once, for each output; they take as much memory as the products."""
+
 
 @dataclass(frozen=True)
 class Fisher:
@@ -84,55 +87,87 @@ class Moments:
 
 
 class Accumulator:
-    """Means and covariance of ``count`` pairs of vectors that arrive in batches, in float64.
+    """Means and covariance of pairs of vectors that arrive in batches, in float64.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983), which does not
-    cancel where the means are large.
+    Deviations are taken from the means of the first batch, so that sums of their products do not
+    cancel where the means are large. Small batches wait for others: products of many rows take less
+    time, as they have to be added in float64.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._left: Any = 0.0
-        self._right: Any = 0.0
-        self._scatter: Any = 0.0
+        self._count = 0
+        self._origins: tuple[Any, ...] = ()
+        self._sums: Any = 0.0
+        self._products: Any = 0.0
+        self._waiting: list[tuple[NDArray[Any], ...]] = []
 
-    def add(
-        self, count: int, left: NDArray[Any], right: NDArray[Any], scatter: NDArray[Any]
-    ) -> None:
-        """Merges the count of a batch, its means, g x n, and its scatter, g x n x n.
+    @property
+    def count(self) -> int:
+        """The number of pairs."""
+        return self._count + sum(len(left) for left, _ in self._waiting)
 
-        The scatter is the sum of the outer products of the deviations from the means.
-        """
-        count = int(count)  # TensorFlow counts in 32 bits, which the product below overflows.
-        total = self.count + count
-        left_shift = left.astype(np.float64) - self._left
-        right_shift = right.astype(np.float64) - self._right
-        between = left_shift[..., :, np.newaxis] * right_shift[..., np.newaxis, :]
-        self._scatter = self._scatter + scatter + between * (self.count * count / total)
-        self._left = self._left + left_shift * (count / total)
-        self._right = self._right + right_shift * (count / total)
-        self.count = total
+    def add(self, left: NDArray[Any], right: NDArray[Any]) -> None:
+        """Adds a batch of pairs, rows x g x n each; both may be the same array."""
+        self._waiting.append((left, right))
+        if self.count - self._count >= ROWS_AT_ONCE * left.shape[-1]:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        if not self._waiting:
+            return
+        lefts, rights = zip(*self._waiting, strict=True)
+        same = all(right is left for left, right in self._waiting)
+        if not self._count:
+            self._origins = lefts[0].mean(axis=0), rights[0].mean(axis=0)
+            self._sums = np.zeros((2, *lefts[0].shape[1:]))
+            self._products = np.zeros((*lefts[0].shape[1:], lefts[0].shape[-1]))
+        self._waiting = []
+        a = np.concatenate(lefts) - self._origins[0]
+        # BLAS takes half the time for the product of an array with itself.
+        b = a if same else np.concatenate(rights) - self._origins[1]
+        self._count += len(a)
+        self._sums += [part.sum(axis=0, dtype=np.float64) for part in (a, b)]
+        self._products += np.matmul(a.transpose(1, 2, 0), b.transpose(1, 0, 2))
 
     def merged(self, other: "Accumulator") -> "Accumulator":
-        """Returns the moments of both together."""
-        both = Accumulator()
-        for part in (self, other):
-            if part.count:
-                both.add(part.count, part._left, part._right, part._scatter)
+        """Returns the moments of both together (Chan, Golub and LeVeque, 1983)."""
+        if not (self.count and other.count):
+            return self if self.count else other
+        both, part = Accumulator(), other.count / (self.count + other.count)
+        both._count = self.count + other.count
+        shifts = [y - x for x, y in zip(self._means, other._means, strict=True)]
+        both._origins = tuple(x + part * y for x, y in zip(self._means, shifts, strict=True))
+        both._sums = np.zeros_like(shifts)
+        both._products = self._scatter + other._scatter + self.count * part * _outer(*shifts)
         return both
+
+    @property
+    def _means(self) -> tuple[Floats, ...]:
+        self._sum_up()
+        return tuple(x + y for x, y in zip(self._origins, self._sums / self._count, strict=True))
+
+    @property
+    def _scatter(self) -> Floats:
+        """The sum of the outer products of the deviations from the means."""
+        self._sum_up()
+        scatter: Floats = self._products - _outer(*self._sums) / self._count
+        return scatter
 
     @property
     def mean(self) -> Floats:
         """The mean of the left vectors, g x n."""
-        return np.asarray(self._left, dtype=np.float64)
+        return self._means[0]
 
     @property
     def covariance(self) -> Floats:
         """The covariance, g x n x n, of the pairs as a population."""
-        return np.asarray(self._scatter, dtype=np.float64) / self.count
+        return self._scatter / self._count
 
     @property
     def about_zero(self) -> Floats:
         """The mean of the outer products themselves, g x n x n."""
-        means: Floats = self._left[..., :, np.newaxis] * self._right[..., np.newaxis, :]
-        return self.covariance + means
+        return self.covariance + _outer(*self._means)
+
+
+def _outer(left: Floats, right: Floats) -> Floats:
+    return np.asarray(left[..., :, np.newaxis] * right[..., np.newaxis, :])

@@ -113,6 +113,18 @@ def leading_eigenpairs(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     return np.maximum(values[::-1][:rank], 0.0), vectors[:, ::-1][:, :rank]
 
 
+def leading_right_vectors(matrix: Matrix, rank: int) -> Matrix:
+    """Returns the right singular vectors of the largest singular values, n x r.
+
+    Raises:
+        RecipeError: If the rank is out of its range.
+        ModelError: If the matrix has an element that is not finite.
+    """
+    if _is_small(matrix.shape, rank):
+        return leading_eigenpairs(matrix.T @ matrix, rank)[1]
+    return truncated_svd(matrix, rank).vt.T
+
+
 def singular_values(matrix: Matrix) -> Matrix:
     """Returns all singular values, from the largest down.
 

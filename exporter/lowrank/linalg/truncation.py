@@ -26,6 +26,9 @@ INPUT_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 The fewer the samples, the more is needed: the ridge with the least error on held-out data is taken.
 """
 
+JITTER = 2.0**-23
+"""Ridge of the outputs' covariance, as a part of the mean variance: what float32 distinguishes."""
+
 
 @dataclass(frozen=True)
 class Truncation:
@@ -70,9 +73,8 @@ def truncate(
     shift = np.empty(kernel.shape[::2])
     for group, matrix in enumerate(kernel):
         gram = matrix.T @ matrix
-        ridge = _best_ridge(gram, moments, group, rank)
-        regression = _Regression(gram, moments, group, ridge)
-        p, q = regression.solve(rank)
+        regression = _Regression(gram, moments, group)
+        p, q = regression.solve(_best_ridge(regression, gram, moments, group, rank), rank)
         thin.append(matrix @ p)
         wide.append(q.T)
         shift[group] = regression.bias_shift(p, q)
@@ -94,7 +96,7 @@ def error_curve(kernel: Floats, moments: Moments | None = None) -> Floats:
         if moments is None:
             energies = energies + svd.singular_values(matrix) ** 2
         else:
-            metric = _Regression(matrix.T @ matrix, moments, group, INPUT_RIDGES[-1]).metric
+            metric = _Regression(matrix.T @ matrix, moments, group).metric(INPUT_RIDGES[-1])
             values = np.linalg.eigvalsh(metric)[::-1][:full]
             energies = energies + np.maximum(values, 0.0)
     return np.append(np.cumsum(energies[::-1])[::-1], 0.0)
@@ -109,7 +111,9 @@ def _truncate_plainly(kernel: Floats, rank: int, merge: bool) -> Truncation:
     return Truncation(_factors(u, s, vt, merge), None, energy)
 
 
-def _best_ridge(gram: Floats, moments: Moments, group: int, rank: int) -> float:
+def _best_ridge(
+    whole: "_Regression", gram: Floats, moments: Moments, group: int, rank: int
+) -> float:
     """Returns the ridge with the least error on the second fold, fitted on the first one.
 
     Ridges are tried from the largest down, until the error rises: the smallest ones may do well by
@@ -118,9 +122,10 @@ def _best_ridge(gram: Floats, moments: Moments, group: int, rank: int) -> float:
     if moments.folds is None:
         return INPUT_RIDGES[-1]
     fitted, held_out = moments.folds
+    regression = _Regression(gram, fitted, group, whole.ridge)
     best, least = INPUT_RIDGES[0], np.inf
     for ridge in INPUT_RIDGES:
-        error = held_out.error(*_Regression(gram, fitted, group, ridge).solve(rank), group)
+        error = held_out.error(*regression.solve(ridge, rank), group)
         if error >= least:
             break
         best, least = ridge, error
@@ -128,38 +133,89 @@ def _best_ridge(gram: Floats, moments: Moments, group: int, rank: int) -> float:
 
 
 class _Regression:
-    """Regresses the outputs ``y`` of one kernel on its outputs ``z`` in the compressed model."""
+    """Regresses the outputs ``y`` of one kernel K on its outputs ``z`` in the compressed model.
 
-    def __init__(self, gram: Floats, moments: Moments, group: int, part: float) -> None:
-        self._moments, self._group = moments, group
+    A ridge R of the inputs' covariance is a ridge of the outputs' along Kt K. It keeps directions
+    that the data do not show, and all of them where the data show none. With S the scatter of z,
+    C that of z and y, W Wt the weights of the errors, and L Lt = S + R, the half is
+    H = L^-1 (C + R) W, the predictor L^-t H, and the metric Ht H.
+    """
+
+    def __init__(
+        self, gram: Floats, moments: Moments, group: int, ridge: Floats | None = None
+    ) -> None:
+        """Takes Kt K, and the weighted ridge of another regression of the same weights."""
+        self._moments, self._group, self._gram = moments, group, gram
         scatters = moments.compressed_scatter
-        scatter = (moments.scatter if scatters is None else scatters)[group]
-        norm, variance = np.trace(gram), np.trace(scatter)
-        # A ridge of the inputs' covariance is a ridge of the outputs' along K^T K. It keeps
-        # directions that the data do not show, and all of them where the data show none.
-        ridge = (part * variance / norm if norm and variance else 1.0) * gram
-        scatter = scatter + ridge
+        self._scatter: Floats = (moments.scatter if scatters is None else scatters)[group]
+        norm, variance = np.trace(gram), np.trace(self._scatter)
+        self._unit = variance / norm if norm and variance else None
         fisher = moments.fisher
         self._weight = np.eye(len(gram)) if fisher is None else fisher.root[group]
-        if moments.cross is None:
-            self._predictor = self._weight
-        else:
-            # Where K has fewer inputs than outputs, the scatter is singular.
-            jitter = 1e-10 * (np.trace(scatter) or 1.0) / len(gram) * np.eye(len(gram))
-            target = (moments.cross[group] + ridge) @ self._weight
-            self._predictor = np.linalg.solve(scatter + jitter, target)
-        self.metric = self._predictor.T @ scatter @ self._predictor
+        cross = self._scatter if moments.cross is None else moments.cross[group]
+        self._target = self._weighted(cross)
+        self.ridge = self._weighted(gram) if ridge is None else ridge
 
-    def solve(self, rank: int) -> tuple[Floats, Floats]:
+    def _weighted(self, matrix: Floats) -> Floats:
+        """Weighs errors; without C, y is z, the predictor is W, and the metric Wt (S + R) W."""
+        weighted = matrix @ self._weight
+        return weighted if self._moments.cross is not None else self._weight.T @ weighted
+
+    def metric(self, part: float) -> Floats:
+        """Returns the metric, n x n, with a ridge of that part of the mean variance."""
+        if self._moments.cross is None:
+            return self._target + self._scale(part) * self.ridge
+        _, half = self._half(part)
+        return half.T @ half
+
+    def _scale(self, part: float) -> float:
+        return 1.0 if self._unit is None else part * self._unit
+
+    def _half(self, part: float) -> tuple[Floats, Floats]:
+        """Returns L and H."""
+        scale = self._scale(part)
+        lower = _cholesky(self._scatter + scale * self._gram)
+        return lower, _solve_triangular(lower, self._target + scale * self.ridge)
+
+    def solve(self, part: float, rank: int) -> tuple[Floats, Floats]:
         """Returns P and Q, n x r each."""
-        _, vectors = svd.leading_eigenpairs(self.metric, rank)
-        return self._predictor @ vectors, np.linalg.solve(self._weight.T, vectors)
+        if self._moments.cross is None:
+            _, vectors = svd.leading_eigenpairs(self.metric(part), rank)
+            p = self._weight @ vectors
+        else:
+            lower, half = self._half(part)
+            vectors = svd.leading_right_vectors(half, rank)
+            p = _solve_triangular(lower, half @ vectors, adjoint=True)
+        return p, _solve_triangular(self._weight, vectors, adjoint=True)
 
     def bias_shift(self, p: Floats, q: Floats) -> Floats:
         moments, group = self._moments, self._group
         mean = moments.mean if moments.compressed_mean is None else moments.compressed_mean
         shift: Floats = moments.mean[group] - q @ (p.T @ mean[group])
         return shift
+
+
+def _cholesky(scatter: Floats) -> Floats:
+    """Returns lower triangular L with ``L Lt`` the scatter of outputs, up to what float32 rounds.
+
+    Where the kernel has fewer inputs than outputs, the scatter is singular; and batches are
+    multiplied in float32, so that its smallest eigenvalues are noise. The jitter is as large.
+    """
+    jitter = JITTER * (np.trace(scatter) or 1.0) / len(scatter)
+    while True:
+        try:
+            return np.asarray(np.linalg.cholesky(scatter + jitter * np.eye(len(scatter))))
+        except np.linalg.LinAlgError:
+            if not jitter < np.trace(scatter):
+                raise
+            jitter *= 10
+
+
+def _solve_triangular(lower: Floats, right: Floats, *, adjoint: bool = False) -> Floats:
+    """Solves ``lower X = right``, or with its transpose; NumPy has no such function."""
+    import tensorflow as tf
+
+    return np.asarray(tf.linalg.triangular_solve(lower, right, lower=True, adjoint=adjoint))
 
 
 def _split(thin: Floats, wide: Floats) -> tuple[Floats, Floats, Floats]:

@@ -7,7 +7,7 @@ from exporter.lowrank.linalg.moments import GRADIENT_RIDGE, Accumulator, Fisher
 
 
 def summary(left, right):
-    """What a batch of rows x g x n hands to an accumulator."""
+    """Count, means and scatter of rows x g x n."""
     left_mean, right_mean = left.mean(axis=0), right.mean(axis=0)
     scatter = np.einsum("rgi,rgj->gij", left - left_mean, right - right_mean)
     return len(left), left_mean, right_mean, scatter
@@ -30,7 +30,7 @@ def test_batches_of_any_sizes_add_up_to_the_moments_of_the_whole(sizes, groups, 
     start = 0
     for size in sizes:
         stop = start + size
-        accumulator.add(*summary(left[start:stop], right[start:stop]))
+        accumulator.add(left[start:stop], right[start:stop])
         start = stop
     count, mean, _, scatter = summary(left, right)
     scale = max(1.0, abs(offset))
@@ -46,23 +46,27 @@ def test_batches_of_any_sizes_add_up_to_the_moments_of_the_whole(sizes, groups, 
 
 
 def test_the_order_of_batches_does_not_matter():
-    batches = [summary(rows, rows) for rows in np.random.default_rng(0).normal(size=(5, 7, 1, 3))]
+    batches = np.random.default_rng(0).normal(size=(5, 7, 1, 3))
     forward, backward = Accumulator(), Accumulator()
     for batch in batches:
-        forward.add(*batch)
-    for batch in reversed(batches):
-        backward.add(*batch)
+        forward.add(batch, batch)
+    for batch in batches[::-1]:
+        backward.add(batch, batch)
     np.testing.assert_allclose(forward.covariance, backward.covariance, atol=1e-14)
     np.testing.assert_allclose(forward.mean, backward.mean, atol=1e-14)
 
 
-def test_counts_of_32_bits_do_not_overflow():
-    """As TensorFlow gives them; two batches of a convolution have more pairs of rows than that."""
-    ones, nothing = np.ones((1, 1)), np.zeros((1, 1, 1))
-    accumulator = Accumulator()
-    for value in (0.0, 2.0):
-        accumulator.add(np.int32(60_000), value * ones, value * ones, nothing)
-    assert accumulator.covariance.item() == 1.0
+def test_two_parts_are_merged_to_the_moments_of_the_whole():
+    rows = np.random.default_rng(0).normal(3, 1, (9, 2, 3))
+    first, second, whole = Accumulator(), Accumulator(), Accumulator()
+    first.add(rows[:4], rows[:4])
+    second.add(rows[4:], rows[4:])
+    whole.add(rows, rows)
+    for merged in (first.merged(second), first.merged(Accumulator()).merged(second)):
+        assert merged.count == 9
+        np.testing.assert_allclose(merged.mean, whole.mean)
+        np.testing.assert_allclose(merged.covariance, whole.covariance, atol=1e-14)
+        np.testing.assert_allclose(merged.about_zero, whole.about_zero)
 
 
 def test_float32_batches_are_merged_in_float64():
@@ -70,7 +74,7 @@ def test_float32_batches_are_merged_in_float64():
     rows = np.random.default_rng(0).normal(100, 1, size=(10_000, 4, 1, 2)).astype("float32")
     accumulator = Accumulator()
     for batch in rows:
-        accumulator.add(*summary(batch, batch))
+        accumulator.add(batch, batch)
     whole = rows.reshape(-1, 1, 2).astype("float64")
     expected = np.cov(whole[:, 0].T, bias=True)
     np.testing.assert_allclose(accumulator.covariance[0], expected, rtol=1e-4, atol=1e-4)
