@@ -82,7 +82,7 @@ def refined(
     columns, left, right = np.ascontiguousarray(latents.T), first, second
     moment = columns @ latents / len(latents)
     for step in range(_STEPS):
-        given = _Latents(r.T @ columns, r.T @ moment @ r, energy)
+        given = Latents(r.T @ columns, r.T @ moment @ r, energy)
         noise, slope = noise_and_slope(left, right, given, steps)
         momentum = _MOMENTUM * momentum + slope / (noise + _TINY)
         # The size of an orthogonal matrix is one.
@@ -110,11 +110,11 @@ def predicted_noise(
         energy: Mean squared norm of the inputs of the first factor.
         steps: The sizes of the quantization steps.
     """
-    given = _Latents(latents.T, latents.T @ latents / len(latents), energy)
+    given = Latents(latents.T, latents.T @ latents / len(latents), energy)
     return noise_and_slope(first, second, given, steps)[0]
 
 
-class _Latents(NamedTuple):
+class Latents(NamedTuple):
     """Latents r x rows, their second moment, and the energy of the inputs that they are made of."""
 
     columns: Floats
@@ -123,7 +123,7 @@ class _Latents(NamedTuple):
 
 
 def noise_and_slope(
-    first: Floats, second: Floats, latents: _Latents, steps: Steps
+    first: Floats, second: Floats, latents: Latents, steps: Steps
 ) -> tuple[float, Floats]:
     """Returns the predicted noise, and its derivative by E for factors moved by R = 1 + E."""
     columns, moment, energy = latents

@@ -35,7 +35,10 @@ ATTEMPTS = 3
 """Number of passes over the layers, each with other rotations."""
 
 _MOST_BYTES = 2**30
-"""Memory for the inputs of all pairs, in equal shares, of one batch at least."""
+"""Memory for the inputs of all pairs, in equal shares, of one batch at least.
+
+Their rounded inputs and expected outputs are kept, too.
+"""
 
 
 @dataclass(frozen=True)

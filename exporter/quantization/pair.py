@@ -18,7 +18,6 @@ from exporter.quantization.simulation import (
     is_rounded,
     kernel_format,
     range_axes,
-    round_activations,
     round_inputs,
     round_kernels,
 )
@@ -31,11 +30,11 @@ Consecutive = tuple[str, tuple[Variable, Variable], tuple[Layer, Layer]]
 _LEAST_GAIN = 0.5
 """Decibels that removing a mean must gain, because the new bias makes the artifact larger."""
 
+_TINY = 1e-30
+"""Keeps outputs of zeros from being divided by."""
+
 _MOST_ROWS = 4096
 """Most rows of latents for which noise is predicted."""
-
-_PART_SIZE = 2**20
-"""Elements of the inputs that are computed with at once: parts stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,10 @@ class FactorPair:
             source: The layer that can scale the channels of the inputs, or None.
         """
         self._name, self._weights, self.layers = found
-        self._source, self._channels = source, inputs.shape[-1]
-        rows = math.ceil(len(inputs) * _PART_SIZE / math.prod(inputs.shape))
-        self._parts = [inputs[start : start + rows] for start in range(0, len(inputs), rows)]
-        self._dtype = inputs.dtype.as_numpy_dtype
-        arrays = [part.numpy().reshape(-1, self._channels) for part in self._parts]
-        self._lowest = np.min([array.min(axis=0) for array in arrays], axis=0)
-        self._highest = np.max([array.max(axis=0) for array in arrays], axis=0)
-        squares = [np.einsum("nc,nc->c", *2 * [array.astype(np.float64)]) for array in arrays]
-        self._energies = np.sum(squares, axis=0) / sum(map(len, arrays))
+        self._source, self._inputs, self._channels = source, inputs, inputs.shape[-1]
+        array = inputs.numpy().astype(np.float32, copy=False).reshape(-1, self._channels)
+        self._largest = np.abs(array).max(axis=0).astype(np.float64)
+        self._energies = np.einsum("nc,nc->c", array, array, dtype=np.float64) / len(array)
         # Kernels of convolutions have the axes of their window first.
         self._axis = -2 if hasattr(self.layers[1], "kernel_size") else 0
         self._cut: tuple[Floats, Floats] = (np.zeros((0, 0)), np.zeros((0, 0)))
@@ -113,8 +107,7 @@ class FactorPair:
             chosen = _better(chosen, self._tried(gauge, pair))
         if self._source is not None:
             gauge, (first, second) = f"{chosen.gauge}, equalized", chosen.pair
-            largest = np.maximum(np.abs(self._highest), np.abs(self._lowest)).astype(np.float64)
-            for scales in free_scales(self._source, largest, first):
+            for scales in free_scales(self._source, self._largest, first):
                 thin = first / np.resize(scales, len(first))[:, None]
                 chosen = _better(chosen, self._tried(gauge, (thin, second), scales))
         if chosen.scales is not None:
@@ -136,16 +129,14 @@ class FactorPair:
         if not all(map(np.array_equal, self._cut, cut)):
             self._known.clear()
             self._cut = cut
-            latents = [self.layers[0](part) for part in self._parts]
-            self._expected = list(map(self._outputs, latents))
-            self._signal = sum(map(_energy, self._expected))
-            rows = np.concatenate([part.numpy().reshape(-1, self._rank) for part in latents])
-            rows = rows.astype(np.float32, copy=False)
-            every = -(-len(rows) // _MOST_ROWS)
+            latents = self.layers[0](self._inputs)
+            self._expected = self._outputs(latents)
+            self._signal = _energy(self._expected)
+            rows = latents.numpy().reshape(-1, self._rank).astype(np.float32, copy=False)
             self._mean = rows.mean(axis=0, dtype=np.float64)
             self._moment = np.asarray(rows.T @ rows, np.float64) / len(rows)
-            self._latents = rows[::every].astype(np.float64)
-        self._unscaled = list(self._rounded(None))
+            self._latents = rows[:: -(-len(rows) // _MOST_ROWS)].astype(np.float64)
+        self._unscaled = self._rounded(None)
 
     def _once(self, key: tuple[str, str], compute: Callable[[], Any]) -> Any:
         """Computes what depends neither on a rotation nor on another layer once for a scheme."""
@@ -159,10 +150,8 @@ class FactorPair:
     def _tried(
         self, gauge: str, pair: tuple[Floats, Floats], scales: Floats | None = None
     ) -> _PairTrial:
-        return cast(
-            "_PairTrial",
-            self._once((gauge, "tried"), lambda: self._trial(gauge, pair, scales)),
-        )
+        trial = self._once((gauge, "tried"), lambda: self._trial(gauge, pair, scales))
+        return cast("_PairTrial", trial)
 
     def _trial(
         self,
@@ -219,45 +208,27 @@ class FactorPair:
     def _by_channel(self, scales: Floats | None) -> Floats:
         return np.ones(self._channels) if scales is None else np.resize(scales, self._channels)
 
-    def _scaled(self, scales: Floats | None) -> Iterator[Tensor]:
-        factors = self._by_channel(scales).astype(self._dtype)
-        yield from (part if scales is None else part * factors for part in self._parts)
-
-    def _rounded(self, scales: Floats | None) -> Iterator[Tensor]:
-        """Yields the scaled inputs as the first layer takes them in integers."""
-        factors = self._by_channel(scales).astype(self._dtype)
-        ends = (self._lowest * factors).min(), (self._highest * factors).max()
-        for part in self._scaled(scales):
-            yield self._in_integers(self.layers[0], part, *ends)
-
-    def _in_integers(self, layer: Layer, values: Tensor, low: float, high: float) -> Tensor:
-        """Rounds inputs of a layer; the ends are those of all parts."""
-        if range_axes(layer, values, self._scheme) is None and is_rounded(layer, self._scheme):
-            return round_activations(values, low, high, self._scheme.activation_bits)
-        return round_inputs(layer, values, self._scheme)
+    def _rounded(self, scales: Floats | None) -> Tensor:
+        """Returns the scaled inputs as the first layer takes them in integers."""
+        if scales is None:
+            return round_inputs(self.layers[0], self._inputs, self._scheme)
+        factors = self._by_channel(scales).astype(self._inputs.dtype.as_numpy_dtype)
+        return round_inputs(self.layers[0], self._inputs * factors, self._scheme)
 
     def _snr(
         self, pair: tuple[Floats, Floats], scales: Floats | None, mean: Floats | None
     ) -> float:
-        import tensorflow as tf
-
         self._assign(*pair)
         for layer in self.layers:
             round_kernels(layer, self._scheme)
         first, last = self.layers
-        inputs = self._unscaled if scales is None else self._rounded(scales)
-        latents = [first(part) for part in inputs]
-        effect: Floats | float = 0.0
+        latent = first(self._unscaled if scales is None else self._rounded(scales))
+        expected = self._expected
         if mean is not None:
-            latents = [part - mean.astype(self._dtype) for part in latents]
-            effect = self._effect(mean, pair[1])
-        low = min(float(tf.reduce_min(part)) for part in latents)
-        high = max(float(tf.reduce_max(part)) for part in latents)
-        noise = sum(
-            _energy(self._outputs(self._in_integers(last, part, low, high)) - (wanted - effect))
-            for part, wanted in zip(latents, self._expected, strict=True)
-        )
-        return -decibels(noise / self._signal)
+            latent -= mean.astype(latent.dtype.as_numpy_dtype)
+            expected -= self._effect(mean, pair[1]).astype(np.float32)
+        noise = _energy(self._outputs(round_inputs(last, latent, self._scheme)) - expected)
+        return -decibels(noise / max(self._signal, _TINY))
 
     @property
     def _bias(self) -> Variable:
@@ -302,4 +273,4 @@ def _energy(values: Tensor) -> float:
     """Returns the sum of squares."""
     import tensorflow as tf
 
-    return float(tf.reduce_sum(tf.square(values)))
+    return 2 * float(tf.nn.l2_loss(values))
