@@ -86,6 +86,14 @@ def calibration_from(network: Network, dataset: Dataset, samples: int) -> Calibr
     return Calibration(loaded_if_small(train.take(slice(count)).inputs), batch, dataset.tasks)
 
 
+def in_large_batches(calibration: Calibration, network: Network) -> Calibration:
+    """Returns the same samples in batches as large as memory allows, none of them held out."""
+    if network.fixed_batch:
+        return calibration
+    most = max(calibration.batch_size, _affordable_batch(network))
+    return replace(calibration, batch_size=min(most, len(calibration)))
+
+
 def _affordable_batch(network: Network) -> int:
     """Returns a batch size whose activations fit into memory, forward and backward."""
     elements = sum(

@@ -7,11 +7,10 @@ coordinates, with the same product.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from exporter.graph.types import Tensor
 from exporter.lowrank.linalg.moments import Floats
 from exporter.quantization.scheme import KernelFormat, levels
 
@@ -77,41 +76,27 @@ def refined(
     The logarithm of ``predicted_noise`` is minimized over R from the identity, along its relative
     gradient (Cardoso and Laheld, 1996). For the arguments see ``predicted_noise``.
     """
-    r = _descent(steps)(first, second, latents, energy).numpy()
-    return first @ r, np.asarray(np.linalg.solve(r, second))
-
-
-@functools.cache
-def _descent(steps: Steps) -> Any:
-    """Returns a function that descends from given factors to R, compiled for all sizes."""
-    import tensorflow as tf
-
-    matrix, number = (tf.TensorSpec(shape, tf.float64) for shape in ((None, None), ()))
-
-    @tf.function(input_signature=[*3 * [matrix], number])  # type: ignore[untyped-decorator]
-    def descend(first: Tensor, second: Tensor, latents: Tensor, energy: Tensor) -> Tensor:
-        r = tf.eye(tf.shape(second)[0], dtype=tf.float64)
-        momentum = tf.zeros_like(r)
-        for step in tf.range(_STEPS):
-            with tf.GradientTape() as tape:
-                tape.watch(r)
-                factors = first @ r, tf.linalg.solve(r, second)
-                noise = predicted_noise(*factors, latents @ r, energy, steps)
-                result = tf.math.log(noise + _TINY)
-            slope = tf.matmul(r, tape.gradient(result, r), transpose_a=True)
-            momentum = _MOMENTUM * momentum + slope
-            # The size of an orthogonal matrix is one.
-            size = tf.sqrt(tf.reduce_sum(momentum**2) / tf.cast(tf.shape(r)[0], tf.float64))
-            decay = (1 + tf.cos(np.pi / _STEPS * tf.cast(step, tf.float64))) / 2
-            r -= _RATE * decay * tf.math.divide_no_nan(r @ momentum, size)
-        return r
-
-    return descend
+    size = len(second)
+    r: Floats = np.eye(size)
+    momentum = np.zeros_like(r)
+    columns, left, right = np.ascontiguousarray(latents.T), first, second
+    moment = columns @ latents / len(latents)
+    for step in range(_STEPS):
+        given = Latents(r.T @ columns, r.T @ moment @ r, energy)
+        noise, slope = noise_and_slope(left, right, given, steps)
+        momentum = _MOMENTUM * momentum + slope / (noise + _TINY)
+        # The size of an orthogonal matrix is one.
+        length = math.sqrt((momentum**2).sum() / size)
+        if length:
+            decay = (1 + math.cos(math.pi / _STEPS * step)) / 2
+            r = r - (_RATE * decay / length) * (r @ momentum)
+            left, right = first @ r, np.asarray(np.linalg.solve(r, second))
+    return left, right
 
 
 def predicted_noise(
-    first: Tensor, second: Tensor, latents: Tensor, energy: Tensor, steps: Steps
-) -> Tensor:
+    first: Floats, second: Floats, latents: Floats, energy: float, steps: Steps
+) -> float:
     """Predicts the expected squared norm of the noise that integers add to the outputs.
 
     Rounding to steps of size s adds noise of variance s^2 / 12. In 8 bits the step of a symmetric
@@ -125,38 +110,98 @@ def predicted_noise(
         energy: Mean squared norm of the inputs of the first factor.
         steps: The sizes of the quantization steps.
     """
-    import tensorflow as tf
-
-    first_steps, second_steps = (_kernel_steps(kernel, steps.kernels) for kernel in (first, second))
-    highest, lowest = tf.reduce_max(latents, axis=1), tf.reduce_min(latents, axis=1)
-    ranges = tf.maximum(highest, 0.0) - tf.minimum(lowest, 0.0)
-    latent_steps = _joint(ranges / levels(steps.activation_bits), steps.latents_share)
-    latent_noise = energy * first_steps**2 + tf.reduce_mean(latent_steps**2)
-    latent_energy = tf.reduce_mean(tf.reduce_sum(latents**2, axis=1))
-    effects = tf.reduce_sum(second**2, axis=1)
-    squares = tf.reduce_sum(latent_noise * effects) + latent_energy * tf.reduce_sum(second_steps**2)
-    return squares / 12
+    given = Latents(latents.T, latents.T @ latents / len(latents), energy)
+    return noise_and_slope(first, second, given, steps)[0]
 
 
-def _kernel_steps(kernel: Tensor, kernels: KernelFormat) -> Tensor:
-    import tensorflow as tf
+class Latents(NamedTuple):
+    """Latents r x rows, their second moment, and the energy of the inputs that they are made of."""
 
-    if kernels.symmetric:
-        largest = tf.reduce_max(tf.abs(kernel), axis=0)
-        return _joint(largest / levels(kernels.bits - 1), kernels.granularity)
-    ends = (tf.reduce_max(tf.maximum(sign * kernel, 0.0), axis=0) for sign in (1, -1))
-    return sum(_joint(end / levels(kernels.bits), kernels.granularity) for end in ends)
+    columns: Floats
+    moment: Floats
+    energy: float
 
 
-def _joint(sizes: Tensor, shared_by: str) -> Tensor:
-    """Returns sizes of steps; where a tensor shares one, about the largest for each."""
-    import tensorflow as tf
+def noise_and_slope(
+    first: Floats, second: Floats, latents: Latents, steps: Steps
+) -> tuple[float, Floats]:
+    """Returns the predicted noise, and its derivative by E for factors moved by R = 1 + E."""
+    columns, moment, energy = latents
+    kernels, bits = steps.kernels, steps.activation_bits
+    signs = (None,) if kernels.symmetric else (1, -1)
+    count = levels(kernels.bits - 1 if kernels.symmetric else kernels.bits)
+    first_ends, second_ends = (
+        [_Ends(kernel, (sign,), count, kernels.granularity) for sign in signs]
+        for kernel in (first, second)
+    )
+    ranges = _Ends(columns, (1, -1), levels(bits), steps.latents_share)
+    first_steps, second_steps = (
+        functools.reduce(np.add, [end.steps for end in ends]) for ends in (first_ends, second_ends)
+    )
+    latent_noise = energy * first_steps**2 + (ranges.steps**2).sum() / columns.shape[1]
+    latent_energy, effects = moment.trace(), (second**2).sum(axis=1)
+    second_noise = (second_steps**2).sum()
+    squares = latent_noise @ effects + latent_energy * second_noise
 
-    if shared_by != "tensor":
-        return sizes
-    top = tf.reduce_max(sizes)
-    mean = tf.reduce_mean((sizes / (top + _TINY)) ** _POWER)
-    return top * (mean + _TINY) ** (1 / _POWER) * tf.ones_like(sizes)
+    slope = 2 * second_noise * moment - 2 * latent_noise[:, None] * (second @ second.T)
+    slope += columns @ ranges.slope(2 * effects.sum() / columns.shape[1] * ranges.steps).T
+    for end in first_ends:
+        slope += first.T @ end.slope(2 * energy * first_steps * effects)
+    for end in second_ends:
+        slope -= end.slope(2 * latent_energy * second_steps) @ second.T
+    return float(squares) / 12, slope / 12
+
+
+class _Ends:
+    """The steps of the columns of a matrix, by the ends of their ranges.
+
+    Attributes:
+        steps: The size of the steps of each column; where a tensor shares one, about the largest.
+    """
+
+    def __init__(
+        self, values: Floats, signs: tuple[int | None, ...], count: int, shared_by: str
+    ) -> None:
+        """Finds the ends.
+
+        Args:
+            values: The matrix.
+            signs: The ends whose distances from zero are added: 1 is the upper one, -1 the lower
+                one, None the farther one.
+            count: The number of steps.
+            shared_by: Whether a ``"tensor"`` shares one step.
+        """
+        self._values, self._count, self._shared = values, count, shared_by == "tensor"
+        highest, lowest = np.maximum(values.max(axis=0), 0.0), np.minimum(values.min(axis=0), 0.0)
+        both = {1: highest, -1: lowest, None: np.where(highest >= -lowest, highest, lowest)}
+        self._ends = [both[sign] for sign in signs]
+        self.steps = self._sizes = functools.reduce(np.add, map(np.abs, self._ends)) / count
+        if self._shared:
+            top = self._sizes.max()
+            mean = _power(self._sizes / (top + _TINY), _POWER).sum() / self._sizes.size
+            self.steps = np.full(self._sizes.size, top * (mean + _TINY) ** (1 / _POWER))
+
+    def slope(self, slopes: Floats) -> Floats:
+        """Returns the derivative by the values of what has given derivatives by the steps."""
+        if self._shared:
+            parts = _power(self._sizes / (self.steps + _TINY), _POWER - 1) / len(self.steps)
+            slopes = slopes.sum() * parts
+        slopes, result = slopes / self._count, np.zeros(self._values.size)
+        for end in self._ends:
+            (hits,) = (self._values == end).ravel().nonzero()
+            columns, shares = hits % len(end), slopes * np.sign(end)
+            if len(hits) > len(end):  # Equals share.
+                shares /= np.bincount(columns, minlength=len(end)).clip(min=1)
+            result[hits] += shares[columns]
+        return result.reshape(self._values.shape)
+
+
+def _power(values: Floats, exponent: int) -> Floats:
+    """Multiplies by squares, which is many times as fast as a power."""
+    if exponent == 1:
+        return values
+    half = _power(values, exponent // 2)
+    return half * half * values if exponent % 2 else half * half
 
 
 def random_rotation(size: int, generator: np.random.Generator) -> Floats:

@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.graph.layers import activation_of, is_channels_last, kind_of
 from exporter.graph.network import Network
-from exporter.graph.types import Layer, Tensor
+from exporter.graph.types import Layer
 from exporter.lowrank.linalg.moments import Floats
 
 _HALVINGS = 8
@@ -44,7 +44,7 @@ def _is_scalable(layer: Layer) -> bool:
     return linear and activation_of(layer).homogeneous
 
 
-def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats]:
+def free_scales(source: Layer, largest: Floats, first: Floats) -> Iterator[Floats]:
     """Yields scales of channels that lower the largest rows of a kernel at no cost for the source.
 
     No scale is below one, and none makes a channel the largest of the source's kernel or outputs:
@@ -52,22 +52,26 @@ def free_scales(source: Layer, inputs: Tensor, first: Floats) -> Iterator[Floats
 
     Args:
         source: A layer that ``sources`` found.
-        inputs: Its outputs on calibration data; the last axis has its channels once or several
-            times.
-        first: The kernel that the inputs are multiplied by, with some rows for each channel.
+        largest: The largest magnitudes of its outputs on calibration data, along their last axis,
+            which has its channels once or several times.
+        first: The kernel that the outputs are multiplied by, with some rows for each channel.
     """
     kernel = np.abs(source.kernel.numpy().astype(np.float64))
     channels = kernel.shape[-1]
     before = kernel.reshape(-1, channels).max(axis=0)
-    results = np.abs(np.asarray(inputs, np.float64)).reshape(-1, channels).max(axis=0)
+    results = largest.reshape(-1, channels).max(axis=0)
     rows = np.abs(first).reshape(-1, channels, first.shape[-1]).max(axis=(0, 2))
     if not rows.any():
         return
     # A channel without values may have any scale.
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.fmin(before.max() / before, results.max() / results)
+    former = np.ones(channels)
     for halving in range(1, _HALVINGS + 1):
-        yield np.fmin(np.maximum(rows / rows.max() * 2**halving, 1.0), most)
+        scales = np.fmin(np.maximum(rows / rows.max() * 2**halving, 1.0), most)
+        if not np.array_equal(scales, former):
+            yield scales
+        former = scales
 
 
 def scale(source: Layer, scales: Floats) -> None:

@@ -4,7 +4,9 @@
 of LiteRT's 16-bit activations, which costs one bit at most, is not simulated.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ from exporter.graph.hooks import replaced
 from exporter.graph.layers import activation_of, kind_of, with_parts
 from exporter.graph.network import Network
 from exporter.graph.outputs import as_logits, output_layers
-from exporter.graph.types import Layer, Tensor
+from exporter.graph.types import Layer, Tensor, Variable
 from exporter.lowrank.calibration import Calibration
 from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
@@ -54,6 +56,9 @@ def round_activations(values: Tensor, low: Tensor, high: Tensor, bits: int) -> T
     # Half precision would round the steps themselves.
     wide, low, high = (tf.cast(each, tf.float32) for each in (values, low, high))
     low, high = tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+    if not low.shape.rank:  # One pass over the values.
+        rounded = tf.quantization.fake_quant_with_min_max_vars(wide, low, high, num_bits=bits)
+        return tf.cast(rounded, values.dtype)
     scale = tf.maximum((high - low) / levels(bits), np.finfo(np.float32).tiny)
     zero = tf.round(-low / scale)
     steps = tf.clip_by_value(tf.round(wide / scale) + zero, 0, levels(bits))
@@ -61,27 +66,32 @@ def round_activations(values: Tensor, low: Tensor, high: Tensor, bits: int) -> T
 
 
 def round_inputs(layer: Layer, values: Tensor, scheme: IntegerScheme) -> Tensor:
-    """Rounds the inputs of a linear layer by their own range, if its kernel becomes integers.
-
-    Where rows have ranges, a convolution takes the range of the whole sample.
-    """
+    """Rounds the inputs of a linear layer by their own range, if its kernel becomes integers."""
     import tensorflow as tf
 
-    if not _is_rounded(layer, scheme):
+    if not is_rounded(layer, scheme):
         return values
-    axes = None
-    if scheme.activations == "dynamic" and scheme.dynamic_range == "row":
-        whole = hasattr(layer, "kernel_size")
-        axes = tuple(range(1, len(values.shape))) if whole else (-1,)
-    low = tf.reduce_min(values, axis=axes, keepdims=True)
-    high = tf.reduce_max(values, axis=axes, keepdims=True)
+    axes = range_axes(layer, values, scheme)
+    low, high = (
+        end(values, axes, keepdims=axes is not None) for end in (tf.reduce_min, tf.reduce_max)
+    )
     return round_activations(values, low, high, scheme.activation_bits)
 
 
-def _is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
+def range_axes(layer: Layer, values: Tensor, scheme: IntegerScheme) -> tuple[int, ...] | None:
+    """Returns the axes that one range is taken over; None for all of them.
+
+    Where rows have ranges, a convolution takes the range of the whole sample.
+    """
+    if scheme.activations == "static" or scheme.dynamic_range == "batch":
+        return None
+    return tuple(range(1, len(values.shape))) if hasattr(layer, "kernel_size") else (-1,)
+
+
+def is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
     """Tells whether the kernel of a linear layer becomes integers."""
-    largest = max(int(np.prod(variable.shape)) for variable in layer.weights)
-    return largest >= scheme.smallest_kernel
+    largest = max(math.prod(variable.shape) for variable in layer.weights)
+    return bool(largest >= scheme.smallest_kernel)
 
 
 def kernel_format(layer: Layer, scheme: IntegerScheme) -> KernelFormat:
@@ -95,7 +105,7 @@ def kernel_format(layer: Layer, scheme: IntegerScheme) -> KernelFormat:
 
 def round_kernels(layer: Layer, scheme: IntegerScheme) -> None:
     """Rounds the kernels of a linear layer in place, if they become integers."""
-    if not _is_rounded(layer, scheme):
+    if not is_rounded(layer, scheme):
         return
     *others, last = [variable for variable in layer.weights if variable.name != "bias"]
     for variable in others:
@@ -103,6 +113,17 @@ def round_kernels(layer: Layer, scheme: IntegerScheme) -> None:
         variable.assign(round_weights(variable.numpy(), (), kernel))
     axes, kernel = kind_of(layer).output_axes, kernel_format(layer, scheme)
     last.assign(round_weights(last.numpy(), axes, kernel))
+
+
+@contextmanager
+def restored(variables: Iterable[Variable]) -> Iterator[None]:
+    """Sets weights back to their values at the end of the block."""
+    values = [(variable, variable.numpy()) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in values:
+            variable.assign(value)
 
 
 class Simulation:
@@ -118,7 +139,7 @@ class Simulation:
         """Returns the signal to noise ratio of a network's outputs, in decibels.
 
         Outputs of a classifier are compared as logits, up to a constant. With several outputs, the
-        ratios of noise to signal are averaged.
+        ratios of noise to signal are averaged. Kernels are rounded in place, and restored.
         """
         outputs = self._rounded_outputs(network)
         noise = [
@@ -128,21 +149,22 @@ class Simulation:
         return -decibels(sum(noise) / len(noise))
 
     def _rounded_outputs(self, network: Network) -> dict[str, NDArray[np.float64]]:
-        copy = network.copy()
-        for layer in linear_layers(copy):
-            round_kernels(layer, self._scheme)
-        if self._scheme.activations == "dynamic":
-            patches = []
-            for layer in linear_layers(copy):
-                rounding = partial(round_inputs, layer, scheme=self._scheme)
-                patches.append((layer, "call", _before(layer.call, rounding)))
-            with replaced(patches):
-                return self._outputs(copy)
-        ranges = _Ranges(self._scheme.activation_bits)
-        with replaced(_sites(copy, ranges.observe, self._scheme)):
-            self._outputs(copy, ranges.observe)
-        with replaced(_sites(copy, ranges.rounded, self._scheme)):
-            return self._outputs(copy, ranges.rounded)
+        layers = list(linear_layers(network))
+        with restored(weight for layer in layers for weight in layer.weights):
+            for layer in layers:
+                round_kernels(layer, self._scheme)
+            if self._scheme.activations == "dynamic":
+                patches = []
+                for layer in layers:
+                    rounding = partial(round_inputs, layer, scheme=self._scheme)
+                    patches.append((layer, "call", _before(layer.call, rounding)))
+                with replaced(patches):
+                    return self._outputs(network)
+            ranges = _Ranges(self._scheme.activation_bits)
+            with replaced(_sites(network, ranges.observe, self._scheme)):
+                self._outputs(network, ranges.observe)
+            with replaced(_sites(network, ranges.rounded, self._scheme)):
+                return self._outputs(network, ranges.rounded)
 
     def _outputs(
         self, network: Network, visit: "_Visit | None" = None

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.quantization.coordinates import (
+    Latents,
     Steps,
     balanced,
     hadamard_matrix,
+    noise_and_slope,
     predicted_noise,
     random_rotation,
     refined,
@@ -108,6 +110,22 @@ def test_refined_factors_are_predicted_less_noise_whatever_the_scale(seed, scale
     after = predicted_noise(left, right, inputs @ left, energy, steps)
     assert after < 0.9 * before
     np.testing.assert_allclose(left @ right, first @ second, atol=1e-9)
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000), steps=STEPS)
+def test_the_slope_is_the_derivative_of_the_noise(seed, steps):
+    latents, first, second, direction = draw(seed, (20, 3), (8, 3), (3, 9), (3, 3))
+
+    def noise(size):
+        r = np.eye(3) + size * direction
+        return predicted_noise(first @ r, np.linalg.solve(r, second), latents @ r, 10.0, steps)
+
+    given = Latents(latents.T, latents.T @ latents / 20, 10.0)
+    value, slope = noise_and_slope(first, second, given, steps)
+    assert value == pytest.approx(noise(0.0))
+    expected = (noise(1e-7) - noise(-1e-7)) / 2e-7
+    assert np.sum(slope * direction) == pytest.approx(expected, rel=1e-4, abs=1e-5 * value)
 
 
 @pytest.mark.parametrize("dead", [(0, slice(None)), (slice(None), 0), slice(None)])

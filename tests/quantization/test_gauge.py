@@ -314,6 +314,15 @@ def test_zeros_that_pad_a_latent_keep_it_from_being_centred(samples):
     assert not any("centred" in layer.gauge for layer in gauged.report.layers)
 
 
+def test_layers_without_integers_stay_as_they_are(samples):
+    compressed = cut(mlp((16, 12, 9), 0), 3)
+    calibration = Calibration(far_from_zero(compressed.model, samples, 96), 32)
+    gauged = once(compressed, calibration, DYNAMIC)
+    assert gauged.report.snr_before == np.inf
+    assert {layer.gauge for layer in gauged.report.layers} == {AS_CUT}
+    assert gauged.compressed.network.params == compressed.network.params
+
+
 def test_three_factors_stay_as_they_are(samples):
     compressed = cut(mlp((30, 40, 20), 0), 3, merge=False)
     gauged = once(compressed, drawn(compressed.model, samples), STATIC)
