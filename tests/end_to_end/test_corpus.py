@@ -24,5 +24,9 @@ def test_artifacts_are_accepted_or_the_known_limit_is_told(name, tmp_path):
     verdicts = corpus.verdicts(corpus.run(name, tmp_path / "run"))
     assert len(verdicts) == 5
     for artifact, reason in verdicts.items():
-        # A limit that is met no more is to be struck from the corpus.
-        assert limits[artifact] in reason if reason else artifact not in limits, artifact
+        known = limits.get(artifact)
+        if reason:
+            assert known and known in reason, f"{artifact}: {reason}"
+        elif known is not None:
+            # Signal to noise ratios differ by a little between kernels for different CPUs.
+            assert known == corpus.QUALITY, f"{artifact} meets its limit no more; strike it"
