@@ -20,6 +20,8 @@ from itertools import dropwhile
 from typing import ClassVar
 
 _TERMINAL_STYLE = re.compile(r"\x1b\[[\d;]*m")
+_SOURCE = re.compile(r"/\S+\.py:\d+:\d+: (?=error: )")  # Where the converter was called.
+
 _OPERATION = re.compile(r"\{\{\w+_node .*?\}\} ?| ?\[Op:\w+\].*")
 _ERROR_LINE = re.compile(r"\w+(Error|Exception): ")
 
@@ -66,6 +68,7 @@ class ClusterError(ExporterError):
 def brief(error: BaseException, limit: int = 300) -> str:
     """Returns the first informative line of a library's error as a sentence, cut at a limit."""
     plain = _OPERATION.sub("", _TERMINAL_STYLE.sub("", str(error)))  # TensorFlow's own names.
+    plain = _SOURCE.sub(" ", plain)
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     if lines[:1] == ["in user code:"]:  # TensorFlow, with a traceback in the message.
         lines = list(dropwhile(lambda line: not _ERROR_LINE.match(line), lines)) or lines

@@ -64,6 +64,11 @@ def test_brief_finds_the_reason_that_keras_wraps():
     assert brief(caught.value).startswith("Input 0 with name 'None' of layer")
 
 
+def test_brief_leaves_out_where_a_converter_was_called():
+    text = "Could not translate.<unknown>:0: error: x\nNo./home/me/run.py:7:1: error: 'tf.A' op"
+    assert brief(ValueError(text.partition("\n")[2])) == "No. error: 'tf.A' op."
+
+
 def test_brief_finds_the_reason_that_tensorflow_wraps():
     import tensorflow as tf
 

@@ -222,7 +222,7 @@ def mlp_logits():
     return model
 
 
-@architecture("Sequential regression with a linear output of two values", {"tflite int8": QUALITY})
+@architecture("Sequential regression with a linear output of two values")
 def mlp_regression():
     return keras.Sequential(
         [
@@ -234,7 +234,7 @@ def mlp_regression():
     )
 
 
-@architecture("PReLU, LeakyReLU and ELU as layers", {"onnx int8": QUALITY})
+@architecture("PReLU, LeakyReLU and ELU as layers", {"tflite int8": QUALITY, "onnx int8": QUALITY})
 def leaky_activations():
     x = inputs = keras.Input((20,), name="features")
     for act in (layers.PReLU(), layers.LeakyReLU(), layers.ELU()):
@@ -308,7 +308,9 @@ def recommender_dot():
     return keras.Model([user, item], layers.Add()([layers.Dot(1)(vectors), bias]))
 
 
-@architecture("Neural collaborative filtering: product and perceptron of embeddings")
+@architecture(
+    "Neural collaborative filtering: product and perceptron of embeddings", {"onnx int8": QUALITY}
+)
 def recommender_ncf():
     user = keras.Input((), dtype="int32", name="ids_user")
     item = keras.Input((), dtype="int32", name="ids_item")
@@ -329,7 +331,7 @@ def siamese():
     return keras.Model([left, right], layers.Dense(1, activation="sigmoid")(gap))
 
 
-@architecture("Triplet tower with embeddings of length one")
+@architecture("Triplet tower with embeddings of length one", {"tflite int8": QUALITY})
 def unit_embedding():
     inputs = _image()
     x = layers.GlobalAveragePooling2D()(_conv_norm(_conv_norm(inputs, 16), 24, strides=2))
@@ -382,7 +384,7 @@ def lenet():
     )
 
 
-@architecture("Depthwise and separable convolutions")
+@architecture("Depthwise and separable convolutions", {"onnx int8": QUALITY})
 def separable():
     inputs = _image()
     x = layers.SeparableConv2D(16, 3, padding="same", activation="relu")(inputs)
@@ -596,7 +598,7 @@ def group_normalization():
     return keras.Model(inputs, _classes(x))
 
 
-@architecture("Conv3D of short clips")
+@architecture("Conv3D of short clips", {"tflite": "tf.MaxPool3D", "tflite int8": "tf.MaxPool3D"})
 def conv3d():
     inputs = keras.Input((4, 8, 8, 2), name="clip")
     x = layers.Conv3D(12, 3, padding="same", activation="relu")(inputs)
@@ -688,7 +690,9 @@ def text_mean():
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
 
 
-@architecture("Text: Embedding with a mask of padding and the mean over words")
+@architecture(
+    "Text: Embedding with a mask of padding and the mean over words", {"tflite int8": QUALITY}
+)
 def text_masked_mean():
     inputs = keras.Input((10,), dtype="int32", name="tokens")
     x = layers.GlobalAveragePooling1D()(layers.Embedding(WORDS, 16, mask_zero=True)(inputs))
@@ -746,7 +750,10 @@ def tagger():
     return keras.Model(inputs, layers.TimeDistributed(layers.Dense(5, activation="softmax"))(x))
 
 
-@architecture("Forecast: LSTM, RepeatVector, LSTM, TimeDistributed")
+@architecture(
+    "Forecast: LSTM, RepeatVector, LSTM, TimeDistributed",
+    {"tflite int8": QUALITY, "onnx int8": QUALITY},
+)
 def forecaster():
     inputs = keras.Input((8, 3), name="series")
     x = layers.RepeatVector(4)(layers.LSTM(16)(inputs))
@@ -823,7 +830,7 @@ def grouped_query_attention():
     return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
 
 
-@architecture("Attention pooling: a softmax over steps weighs them")
+@architecture("Attention pooling: a softmax over steps weighs them", {"tflite int8": QUALITY})
 def attention_pooling():
     inputs = keras.Input((8, 12), name="sequence")
     x = layers.Dense(24, activation="tanh")(inputs)
@@ -914,7 +921,7 @@ class Perceptron(keras.Model):
         return self.scores(inputs)
 
 
-@architecture("Subclassed perceptron")
+@architecture("Subclassed perceptron", {"tflite int8": QUALITY, "onnx int8": QUALITY})
 def subclassed_mlp():
     model = Perceptron()
     model(np.zeros((2, 20), "float32"))
@@ -1016,7 +1023,9 @@ def normalization():
     return model
 
 
-@architecture("CategoryEncoding of ids, beside numbers")
+@architecture(
+    "CategoryEncoding of ids, beside numbers", {"tflite int8": QUALITY, "onnx int8": QUALITY}
+)
 def category_encoding():
     ids = keras.Input((1,), dtype="int32", name="ids")
     numbers = keras.Input((8,), name="numbers")
