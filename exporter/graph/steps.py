@@ -55,7 +55,8 @@ class Steps:
         """
         import tensorflow as tf
 
-        start, tensors, needed = self._start, self._tensors, self._needed(keep)
+        start, tensors = self._start, self._tensors
+        needed = self._needed(keep) if keep > start else []
 
         def step(given: Tensors) -> tuple[Tensors, Tensors]:
             known = _unpack(given, tensors)
@@ -71,7 +72,7 @@ class Steps:
             yield seen
             if self._count * sum(map(_bytes, packed.values())) <= MAX_KEPT:
                 kept.append(packed)
-        if len(kept) == self._count:
+        if keep > start and len(kept) == self._count:
             self._start, self._tensors, self._kept = keep, needed, kept
 
     def _needed(self, keep: int) -> list[Tensor]:

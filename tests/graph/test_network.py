@@ -4,6 +4,7 @@ import pytest
 from keras import layers
 
 from exporter.errors import ModelError
+from exporter.graph.layers import input_shape, output_shape
 from exporter.graph.network import Network
 from exporter.lowrank.candidates import candidates
 
@@ -21,6 +22,28 @@ def test_a_network_is_wrapped_once(network):
 @pytest.mark.parametrize("name", ["signature", "layers", "links", "macs"])
 def test_structure_is_read_once(network, name):
     assert getattr(network, name) is getattr(network, name)
+
+
+def test_calls_of_inner_layers_are_recorded_when_they_are_asked_for():
+    class Owner(layers.Layer):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.inner = layers.Dense(3, name="inner")
+
+        def call(self, inputs):
+            Owner.calls += 1
+            return self.inner(inputs)
+
+    inputs = keras.Input((4,), name="x")
+    network = Network(keras.Model(inputs, Owner()(inputs)))
+    before = Owner.calls
+    inner = next(layer for path, layer in network.layers.items() if path.endswith("/inner"))
+    assert Owner.calls == before
+    assert input_shape(inner) == (None, 4)
+    assert output_shape(inner) == (None, 3)
+    assert Owner.calls == before + 1
 
 
 def test_weights_are_those_of_now(network, samples):

@@ -6,7 +6,7 @@ from keras import layers
 
 from exporter.errors import ModelError
 from exporter.graph.network import Network
-from exporter.graph.rewrite import rewrite
+from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.walk import walk
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import build_replacements
@@ -246,3 +246,46 @@ class TestCopiesWithoutConfiguration:
         model = keras.Sequential([keras.Input((4,)), Once()], name="outer")
         with pytest.raises(ModelError, match=r"'outer' cannot be copied.*of type Once"):
             rewrite(model, {})
+
+
+class TestCopiesWithoutTraces:
+    """Copies of Keras' own layers know their outputs from the original."""
+
+    @pytest.fixture
+    def traced(self, monkeypatch):
+        names, call = [], layers.Dense.call
+
+        def note(layer, *args, **kwargs):
+            names.append(layer.name)
+            return call(layer, *args, **kwargs)
+
+        monkeypatch.setattr(layers.Dense, "call", note)
+        return names
+
+    @pytest.mark.parametrize("name", ["nested_functional", "functional_two_inputs_two_outputs"])
+    def test_layers_of_keras_are_not_called(self, build, samples, traced, name):
+        model = build(name)
+        traced.clear()
+        copy = rewrite(model, {})
+        assert not traced
+        assert [x.shape for x in copy.outputs] == [x.shape for x in model.outputs]
+        batch = list(samples(model, 3).values())
+        for mine, original in zip(
+            keras.tree.flatten(copy(batch)), keras.tree.flatten(model(batch)), strict=True
+        ):
+            np.testing.assert_array_equal(mine, original)
+
+    def test_in_another_type_they_are(self, build, traced):
+        model = build("nested_functional")
+        traced.clear()
+        rewrite(model, {}, dtype="float64")
+        assert traced
+
+    def test_where_shapes_change_outputs_are_computed(self, traced):
+        model = keras.Sequential(
+            [keras.Input((2, 4)), layers.Reshape((2, 4), name="kept"), layers.Dense(3, name="y")]
+        )
+        traced.clear()
+        padding = Replacement((layers.ZeroPadding1D(1, name="kept"),), {})
+        assert rewrite(model, {"kept": padding}).outputs[0].shape == (None, 4, 3)
+        assert traced == ["y"]

@@ -49,6 +49,23 @@ def test_steps_continue_where_the_last_one_ended(text, monkeypatch, limit):
     assert traced == ([2, 1, 1] if limit else [2, 2, 2])
 
 
+def test_a_step_that_starts_where_the_last_one_did_has_all_inputs():
+    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    difference = layers.Subtract(name="difference")
+    model = keras.Model([left, right], difference([layers.ReLU()(right), left]))
+    batch = {"left": np.ones((2, 4)), "right": np.full((2, 4), 3.0)}
+    run, stop = Steps(Signature(model), lambda number: batch, 1), 10
+
+    def observe(call):
+        with called([difference]) as calls:
+            call()
+        return {"y": calls[id(difference)][0][1]}
+
+    for _ in range(2):
+        (seen,) = run.run(stop, 0, observe)
+        np.testing.assert_array_equal(seen["y"], np.full((2, 4), 2.0))
+
+
 def test_places_enclose_all_calls_of_a_layer():
     shared = layers.Dense(4)
     inner = keras.Sequential([keras.Input((4,)), shared], name="inner")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.errors import ModelError
 from exporter.lowrank.linalg import svd
 from exporter.lowrank.linalg.moments import Floats, Moments
 
@@ -205,9 +206,12 @@ def _cholesky(scatter: Floats) -> Floats:
     while True:
         try:
             return np.asarray(np.linalg.cholesky(scatter + jitter * np.eye(len(scatter))))
-        except np.linalg.LinAlgError:
+        except np.linalg.LinAlgError as error:
             if not jitter < np.trace(scatter):
-                raise
+                raise ModelError(
+                    f"The outputs of a kernel must be finite. Received: NaN or infinite moments of "
+                    f"shape {scatter.shape}."
+                ) from error
             jitter *= 10
 
 

@@ -349,6 +349,30 @@ class TestRidge:
             assert result.discarded_energy == 0
 
     @pytest.mark.parametrize("moved", [False, True])
+    def test_moments_that_are_not_finite_are_refused(self, moved):
+        problem = Problem(1, 5, 4, seed=0)
+        problem.y[0, 0, 0] = problem.z[0, 0, 0] = np.nan
+        with pytest.raises(ModelError, match=r"NaN or infinite .*"):
+            truncate(problem.kernel, 2, problem.moments(moved=moved))
+
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_what_float32_rounds_does_not_matter(self, moved):
+        """Also where the kernel all but ignores some directions, whose moments are noise then."""
+        problem = Problem(1, 30, 20, seed=0)
+        u, s, vt = np.linalg.svd(problem.kernel, full_matrices=False)
+        problem.kernel = (u * (s * 10.0 ** -np.linspace(0, 8, 20))) @ vt
+        problem.y, problem.z = problem.x @ problem.kernel, problem.moved_x @ problem.kernel
+        exact = problem.moments(moved=moved)
+
+        def rounded(array):
+            return array * (1 + 2e-8 * problem.generator.standard_normal(array.shape))
+
+        names = ("scatter", "compressed_scatter", "cross") if moved else ("scatter",)
+        noisy = replace(exact, **{name: rounded(getattr(exact, name)) for name in names})
+        expected, actual = (product(truncate(problem.kernel, 4, m)) for m in (exact, noisy))
+        np.testing.assert_allclose(actual, expected, atol=2e-3 * np.abs(expected).max())
+
+    @pytest.mark.parametrize("moved", [False, True])
     def test_a_kernel_of_zeros_is_no_trouble(self, moved):
         problem = Problem(2, 5, 4, seed=0)
         problem.kernel[:] = 0
