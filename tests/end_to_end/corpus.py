@@ -34,21 +34,23 @@ class Architecture:
         build: Makes it.
         line: What it is.
         limits: For each artifact that cannot be accepted, a part of the reason that is reported.
+        large: Whether it takes minutes: only ``scripts/benchmark corpus`` runs it then.
     """
 
     build: Callable[[], Any]
     line: str
     limits: Mapping[str, str] = field(default_factory=dict)
+    large: bool = False
 
 
 CORPUS: dict[str, Architecture] = {}
 
 
 def architecture(
-    line: str, limits: Mapping[str, str] | None = None
+    line: str, limits: Mapping[str, str] | None = None, *, large: bool = False
 ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     def add(build: Callable[[], Any]) -> Callable[[], Any]:
-        CORPUS[build.__name__] = Architecture(build, line, limits or {})
+        CORPUS[build.__name__] = Architecture(build, line, limits or {}, large)
         return build
 
     return add
@@ -614,12 +616,12 @@ def conv_lstm():
     return keras.Model(inputs, _classes(x, 3))
 
 
-@architecture("keras.applications.MobileNetV2, alpha 0.35, 32 x 32")
+@architecture("keras.applications.MobileNetV2, alpha 0.35, 32 x 32", large=True)
 def applications_mobilenet_v2():
     return keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=5)
 
 
-@architecture("keras.applications.MobileNetV3Small, minimalistic, 32 x 32")
+@architecture("keras.applications.MobileNetV3Small, minimalistic, 32 x 32", large=True)
 def applications_mobilenet_v3():
     return keras.applications.MobileNetV3Small(
         (32, 32, 3), weights=None, classes=5, minimalistic=True
@@ -722,7 +724,7 @@ def text_gru():
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
 
-@architecture("Text: Embedding and a bidirectional LSTM")
+@architecture("Text: Embedding and a bidirectional LSTM", {"tflite int8": QUALITY})
 def text_bidirectional():
     inputs, x = _text()
     x = layers.Bidirectional(layers.LSTM(12))(x)
@@ -876,7 +878,9 @@ class Places(layers.Layer):
         return inputs + self.places
 
 
-@architecture("Vision transformer: patches by Conv2D, learned places, two blocks")
+@architecture(
+    "Vision transformer: patches by Conv2D, learned places, two blocks", {"tflite int8": QUALITY}
+)
 def vit():
     inputs = _image(8)
     x = Places()(layers.Reshape((4, 16))(layers.Conv2D(16, 4, 4)(inputs)))
