@@ -95,10 +95,14 @@ def tuner(blobs, listener):
 def untraced(monkeypatch):
     """Takes each step eagerly: to trace it takes longer than the few steps of each trial."""
 
-    def function(body, **_):
-        return lambda *given, **named: body(
-            *tf.nest.map_structure(tf.convert_to_tensor, given), **named
-        )
+    traced = tf.function
+
+    def function(body, **options):
+        def call(*given, **named):
+            return body(*tf.nest.map_structure(tf.convert_to_tensor, given), **named)
+
+        call.get_concrete_function = traced(body, **options).get_concrete_function
+        return call
 
     monkeypatch.setattr(tf, "function", function)
 
