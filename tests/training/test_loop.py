@@ -203,7 +203,7 @@ def same_weights_although_killed(tuner, classifier, tmp_path, saved_often):
         # In the second epoch, and after the last batch of all, which is smaller.
         ("factored", (9, 10), False),
         # At the end of an epoch, in the last epoch, and in the second phase.
-        ("projected+factored", (6, 12, 4), True),
+        pytest.param("projected+factored", (6, 12, 4), True, marks=pytest.mark.slow),
     ],
 )
 def test_same_seed_same_weights_even_if_it_was_killed(
@@ -212,6 +212,7 @@ def test_same_seed_same_weights_even_if_it_was_killed(
     same_weights_although_killed(steps, train=train, whole=whole)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untraced")
 def test_same_seed_same_ranks_even_if_trials_were_killed(same_weights_although_killed):
     # Six trials of a step each, and a training of three.
