@@ -23,9 +23,17 @@ def dataset(inputs: Mapping[str, Any], labels: Mapping[str, Any] | None = None) 
 
 def network(inputs: list[TensorInfo], output: TensorInfo = SCORES, macs: int = 1) -> Any:
     """What probes depend on of a network."""
-    fixed = inputs[0].fixed_batch
+
+    def sample_shape(info: TensorInfo) -> tuple[int, ...]:
+        return (info.fixed_batch or 1, *(size or FREE_SIZE for size in info.shape[1:]))
+
     return SimpleNamespace(
-        inputs=inputs, outputs=[output], macs=macs, fixed_batch=fixed, scales_input=False
+        inputs=inputs,
+        outputs=[output],
+        macs=macs,
+        fixed_batch=inputs[0].fixed_batch,
+        scales_input=False,
+        signature=SimpleNamespace(sample_shape=sample_shape),
     )
 
 
