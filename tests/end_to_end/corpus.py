@@ -463,7 +463,7 @@ def squeezenet():
     return keras.Model(inputs, layers.Softmax()(layers.GlobalAveragePooling2D()(x)))
 
 
-@architecture("Inverted residuals of MobileNetV2 with ReLU6")
+@architecture("Inverted residuals of MobileNetV2 with ReLU6", {"tflite int8": QUALITY})
 def mobilenet_v2():
     inputs = _image()
     x = _conv_norm(inputs, 12, strides=2, act="relu6")
@@ -656,7 +656,10 @@ def wavenet():
     return keras.Model(inputs, layers.Conv1D(6, 1, activation="softmax")(x))
 
 
-@architecture("Keyword spotting: depthwise separable CNN on a spectrogram")
+@architecture(
+    "Keyword spotting: depthwise separable CNN on a spectrogram",
+    {"tflite int8": QUALITY, "onnx int8": QUALITY},
+)
 def keyword_spotting():
     x = inputs = keras.Input((20, 10, 1), name="spectrogram")
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, (4, 4), 2, "same")(x)))
@@ -711,13 +714,13 @@ def text_conv():
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Concatenate()(parts)))
 
 
-@architecture("Text: Embedding and LSTM")
+@architecture("Text: Embedding and LSTM", {"tflite int8": QUALITY})
 def text_lstm():
     inputs, x = _text()
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.LSTM(16)(x)))
 
 
-@architecture("Text: Embedding and two layers of GRU")
+@architecture("Text: Embedding and two layers of GRU", {"onnx int8": QUALITY})
 def text_gru():
     inputs, x = _text()
     x = layers.GRU(12)(layers.GRU(16, return_sequences=True)(x))
@@ -731,7 +734,7 @@ def text_bidirectional():
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
 
 
-@architecture("Text: masked Embedding and LSTM, which skips padding")
+@architecture("Text: masked Embedding and LSTM, which skips padding", {"tflite int8": QUALITY})
 def text_masked_lstm():
     inputs = keras.Input((10,), dtype="int32", name="tokens")
     x = layers.LSTM(16)(layers.Embedding(WORDS, 16, mask_zero=True)(inputs))
@@ -863,7 +866,10 @@ class TransformerBlock(layers.Layer):
         return self.second(x + self.mlp(x))
 
 
-@architecture("Text classifier with a transformer block as a custom layer")
+@architecture(
+    "Text classifier with a transformer block as a custom layer",
+    {"tflite int8": QUALITY, "onnx int8": QUALITY},
+)
 def transformer_custom():
     inputs, x = _text()
     x = layers.GlobalAveragePooling1D()(TransformerBlock()(x))
@@ -1001,7 +1007,7 @@ def rescaling_resizing():
     return keras.Model(inputs, _classes(_conv_norm(_conv_norm(x, 16), 24)))
 
 
-@architecture("Pixels as integers of 8 bits, rescaled in the model")
+@architecture("Pixels as integers of 8 bits, rescaled in the model", {"onnx int8": QUALITY})
 def uint8_image():
     inputs = keras.Input((12, 12, 3), dtype="uint8", name="pixels")
     x = layers.Rescaling(1 / 255)(inputs)
@@ -1069,7 +1075,7 @@ def dictionaries():
     return keras.Model(inputs, outputs)
 
 
-@architecture("An input that is an output too")
+@architecture("An input that is an output too", {"tflite int8": QUALITY})
 def passthrough():
     inputs = keras.Input((12,), name="features")
     x = layers.Dense(32, activation="relu")(inputs)
