@@ -60,8 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
     except ExporterError as error:
         return _fail(error)
-    # Whoever stops a service sends SIGTERM; it must clean up like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Whoever stops a service sends SIGTERM; it must clean up like Ctrl-C (which may be ignored).
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     with _library_output(shown=options.verbose):
         try:
             # Keras prints when it downloads; standard output is for the report.
@@ -84,6 +86,12 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # Gets the smallest number that is free.
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _interrupt(*_: Any) -> None:
+    # Objects of libraries that are not finished yet complain as they are deleted.
+    sys.unraisablehook = lambda _: None
+    raise KeyboardInterrupt
 
 
 def _fail(error: ExporterError) -> int:
