@@ -81,7 +81,7 @@ def compress(
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
     network = Network.of(model)
     check_rank(network, recipe.goal, recipe.cut)
-    loss = getattr(network.model, "loss", None)
+    loss = getattr(model, "loss", None)  # A subclassed model is wrapped without its loss.
     network, data = fit_both(network, data, recipe.source, loss)
     check_budget(recipe, data)
     return factorize(engine_for(recipe, network, data, progress), recipe, data, progress)
