@@ -1,8 +1,8 @@
 """Records how layers inside other layers are called: no graph of Keras knows of them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -82,18 +82,9 @@ def of_one_sample(calls: dict[Layer, Call]) -> Iterator[None]:
 
 def trace_sample(signature: Signature, layers: Iterable[Layer]) -> tuple[Any, dict[Layer, Call]]:
     """Traces a model for one sample; returns the concrete function, and the layers' calls."""
-    import tensorflow as tf
-
     recorder = _Recorder((layer, ()) for layer in layers)
-
-    def trace(**inputs: Tensor) -> Any:
-        recorder.sources = {tensor.op for tensor in inputs.values()}
-        return signature(**inputs)
-
-    shapes = {info: signature.sample_shape(info) for info in signature.inputs}
-    specs = {info.name: tf.TensorSpec(shape, info.dtype) for info, shape in shapes.items()}
-    with replaced(recorder.patches()):
-        function = tf.function(trace, autograph=False).get_concrete_function(**specs)
+    shapes = {info.name: signature.sample_shape(info) for info in signature.inputs}
+    function = recorder.trace(signature, shapes, nullcontext())
     return function, {x: call for x, call in recorder.calls().items() if call.outputs}
 
 
@@ -104,7 +95,6 @@ def record_calls(signature: Signature, layers: Iterable[tuple[Layer, Iterable[Va
     where its inputs cannot be observed, or are the same for all samples.
     """
     import keras
-    import tensorflow as tf
 
     recorder = _Recorder(layers)
 
@@ -115,14 +105,8 @@ def record_calls(signature: Signature, layers: Iterable[tuple[Layer, Iterable[Va
             recorder.note_read(variable)
             return super().get_current_value(variable)
 
-    def trace(**inputs: Tensor) -> Any:
-        recorder.sources = {tensor.op for tensor in inputs.values()}
-        with Reads(initialize_variables=False):
-            return signature(**inputs)
-
-    specs = {i.name: tf.TensorSpec(i.shape, i.dtype) for i in signature.inputs}
-    with replaced(recorder.patches()):
-        tf.function(trace, autograph=False).get_concrete_function(**specs)
+    shapes = {info.name: info.shape for info in signature.inputs}
+    recorder.trace(signature, shapes, Reads(initialize_variables=False))
     _RECORDS.update(recorder.calls())
 
 
@@ -142,6 +126,21 @@ class _Recorder:
         for keys in self._holders.values():
             if len(keys) > 1:
                 self._obstacles |= dict.fromkeys(keys, "shares a weight with another layer")
+
+    def trace(
+        self, signature: Signature, shapes: Mapping[str, Any], scope: AbstractContextManager[Any]
+    ) -> Any:
+        """Traces a model for inputs of some shapes, called in a scope, and notes its calls."""
+        import tensorflow as tf
+
+        def call(**inputs: Tensor) -> Any:
+            self.sources = {tensor.op for tensor in inputs.values()}
+            with scope:
+                return signature(**inputs)
+
+        specs = {i.name: tf.TensorSpec(shapes[i.name], i.dtype) for i in signature.inputs}
+        with replaced(self.patches()):
+            return tf.function(call, autograph=False).get_concrete_function(**specs)
 
     def patches(self) -> list[tuple[Layer, str, Any]]:
         return [(x, "call", partial(self._note, k, x.call)) for k, x in self._layers.items()]

@@ -75,10 +75,10 @@ def fit_both(
     if source.size is not None:
         network = resized(network, source.size)
     dataset = fitted(dataset or load_dataset(NO_DATA), network, source.scale, loss)
-    for part in dataset.parts.values():
-        if any(None in info.shape[1:] for info in network.inputs):
-            network = network.with_sizes({name: a.shape[1:] for name, a in part.inputs.items()})
-            break
+    part = next(iter(dataset.parts.values()), None)
+    if part and any(None in info.shape[1:] for info in network.inputs):
+        sizes = {name: array.shape[1:] for name, array in part.inputs.items()}
+        network = Network(network.model, sizes)
     return network, dataset
 
 

@@ -105,14 +105,15 @@ class Network:
         return next((info.fixed_batch for info in self.inputs if info.fixed_batch), None)
 
     @cached_property
-    def _sample(self) -> tuple[Any, dict[Layer, Call]]:
-        return trace_sample(self.signature, self.layers.values())
+    def _sample(self) -> tuple[int, dict[Layer, Call]]:
+        function, calls = trace_sample(self.signature, self.layers.values())
+        return count_macs(function) // (self.fixed_batch or 1), calls
 
-    @cached_property
+    @property
     def macs(self) -> int:
         """The multiply-accumulates for one sample; see ``count_macs``."""
-        function, _ = self._sample
-        return count_macs(function) // (self.fixed_batch or 1)
+        macs, _ = self._sample
+        return macs
 
     @property
     def calls(self) -> dict[Layer, Call]:
@@ -189,18 +190,6 @@ class Network:
     def recast(self, dtype: str) -> "Network":
         """Copies the model with every floating point dtype set to another; see ``recast``."""
         return Network(recast(self.model, dtype), self.sizes)
-
-    def with_sizes(self, sizes: Mapping[str, tuple[int, ...]], *, fixed: bool = False) -> "Network":
-        """Returns the network for samples of some shapes, by input name.
-
-        Args:
-            sizes: The shape of a sample of each input.
-            fixed: Whether the model is copied for these sizes alone; otherwise they only count.
-        """
-        model = self.model
-        if fixed:
-            model = rewrite(model, {}, sizes=self.signature.by_layer(sizes))
-        return Network(model, sizes)
 
 
 def _record_calls(model: Model | None) -> None:

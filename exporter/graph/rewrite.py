@@ -85,7 +85,7 @@ def rewrite(
         for head in replacement.layers[:-1]:
             head.name = unique_name(head.name, taken)
     try:
-        return copier.copy_model(model, sizes or {})
+        return copier.copy_model(model, sizes)
     except Exception as error:  # The code of custom layers may raise anything.
         raise ModelError(
             f"Model {model.name!r} cannot be copied layer by layer: {brief(error)}"

@@ -2,6 +2,7 @@
 
 from exporter.errors import RecipeError
 from exporter.graph.network import Network
+from exporter.graph.rewrite import rewrite
 from exporter.graph.signature import TensorInfo
 from exporter.options.size import InputSize, Size
 
@@ -31,7 +32,8 @@ def resized(network: Network, size: Size) -> Network:
     unknown = sorted(set(given) - set(free))
     if unknown:
         raise RecipeError(f"size is given for {unknown}, without free axes. The inputs: {shown}.")
-    return network.with_sizes({n: _filled(free[n], one) for n, one in given.items()}, fixed=True)
+    sizes = {name: _filled(free[name], one) for name, one in given.items()}
+    return Network(rewrite(network.model, {}, sizes=network.signature.by_layer(sizes)))
 
 
 def _filled(info: TensorInfo, size: InputSize) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """The scale of inputs: a name, means and standard deviations, or one of these for each input."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from exporter.errors import RecipeError
+from exporter.options.by_input import checked_by_input, parse_by_input
 
 AUTO = "auto"
 
@@ -30,10 +30,7 @@ def parse_scale(text: str) -> Scale:
     Raises:
         RecipeError: If it is none.
     """
-    if "=" in text:
-        pairs = [part.partition("=") for part in text.split(";") if part.strip()]
-        return checked_scale({name.strip(): _parse_one(value) for name, _, value in pairs})
-    return checked_scale(_parse_one(text))
+    return checked_scale(parse_by_input(text, _parse_one))
 
 
 def _parse_one(text: str) -> Any:
@@ -52,9 +49,7 @@ def checked_scale(value: Any) -> Scale:
     Raises:
         RecipeError: If it is none.
     """
-    if isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value):
-        return {name: _checked_one(one) for name, one in value.items()}
-    return _checked_one(value)
+    return checked_by_input(value, _checked_one)
 
 
 def _checked_one(value: Any) -> InputScale:

@@ -1,9 +1,9 @@
 """Sizes of the axes that a model leaves free: those of its only input, or of each input."""
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from exporter.errors import RecipeError
+from exporter.options.by_input import checked_by_input, parse_by_input
 
 InputSize: TypeAlias = tuple[int, ...]
 
@@ -17,10 +17,7 @@ _WANTED = (
 
 def parse_size(text: str) -> Size:
     """Reads sizes from the text of a command line; raises RecipeError if they are none."""
-    if "=" in text:
-        pairs = [part.partition("=") for part in text.split(";") if part.strip()]
-        return checked_size({name.strip(): _parse_one(value) for name, _, value in pairs})
-    return checked_size(_parse_one(text))
+    return checked_size(parse_by_input(text, _parse_one))
 
 
 def _parse_one(text: str) -> list[int]:
@@ -32,9 +29,7 @@ def _parse_one(text: str) -> list[int]:
 
 def checked_size(value: Any) -> Size:
     """Returns sizes as they are kept, as tuples; raises RecipeError if they are none."""
-    if isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value):
-        return {name: _checked_one(one) for name, one in value.items()}
-    return _checked_one(value)
+    return checked_by_input(value, _checked_one)
 
 
 def _checked_one(value: Any) -> InputSize:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import RecipeError
+from exporter.options.by_input import schema_by_input
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
 from exporter.options.size import checked_size, parse_size
@@ -141,19 +142,16 @@ def scale() -> Value:
     numbers = {"anyOf": [number, {"type": "array", "items": number, "minItems": 1}]}
     pair = {"type": "array", "items": numbers, "minItems": 2, "maxItems": 2}
     one = {"anyOf": [choice(*SCALE_NAMES).schema, pair]}
-    by_input = {"type": "object", "additionalProperties": one, "minProperties": 1}
     parser = {"type": parse_scale, "metavar": "SCALE"}
-    return Value("a scale", lambda v: True, {"anyOf": [one, by_input]}, parser, checked_scale)
+    return Value("a scale", lambda v: True, schema_by_input(one), parser, checked_scale)
 
 
 def size() -> Value:
     """Returns the value of the option that takes sizes; see ``exporter.options.size``."""
     number = {"type": "integer", "minimum": 1}
     one = {"anyOf": [number, {"type": "array", "items": number, "minItems": 1}]}
-    by_input = {"type": "object", "additionalProperties": one, "minProperties": 1}
     parser = {"type": parse_size, "metavar": "SIZE"}
-    schema = {"anyOf": [one, by_input]}
-    return Value("sizes of free axes", lambda v: True, schema, parser, checked_size)
+    return Value("sizes of free axes", lambda v: True, schema_by_input(one), parser, checked_size)
 
 
 def _split(listed: str) -> list[str]:
