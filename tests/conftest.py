@@ -1,8 +1,11 @@
 """What many tests share: small models of many kinds, inputs for them, data, exported artifacts."""
 
+import collections
 import functools
+import gc
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +34,38 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(functools.partial(shutil.rmtree, home, ignore_errors=True))
     # Keras reads it once, when it is imported; subprocesses of tests inherit it.
     os.environ["KERAS_HOME"] = home
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test with the marker ``one_in(n)``, marks as slow all but each nth set of parameters.
+
+    The second is the first that is kept: where formats are parameters, it is TFLite.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for item in items:
+        if marker := item.get_closest_marker("one_in"):
+            test = item.nodeid.partition("[")[0]
+            if counts[test] % marker.args[0] != 1:
+                item.add_marker(pytest.mark.slow)
+            counts[test] += 1
+
+
+def pytest_collection_finish() -> None:
+    """Has the garbage collector pass over the imported libraries, which took a tenth of the time.
+
+    Collections are rarer, too: graphs of TensorFlow are many objects, and die together.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Has a test draw the same weights, whatever ran before it."""
+    if keras := sys.modules.get("keras"):
+        keras.utils.set_random_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ from exporter.graph.network import Network
 from exporter.isolation import ChildError
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FORMATS)
 def test_latency_of_baseline_and_compressed(name, build, installed, tmp_path):
     fmt, model = installed(name), build("tiny")

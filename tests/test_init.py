@@ -103,6 +103,7 @@ def python(code, **environment):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_keras_uses_tensorflow_whatever_the_environment_says_but_not_once_another_is_in_use():
     code = """
 import exporter, keras

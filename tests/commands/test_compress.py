@@ -27,6 +27,7 @@ def assert_same_predictions(actual, expected, model):
         )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "unmerged"])
 def test_full_rank_predicts_what_the_original_does(zoo_model, samples, predict, merge):
     inputs = samples(zoo_model, 5)
@@ -65,6 +66,7 @@ def cut(zoo_name, cut_once):
     return cut_once(zoo_name)
 
 
+@pytest.mark.one_in(3)
 def test_the_plan_counts_the_parameters_of_the_compressed_model(cut):
     unmerged = compress(cut.model, 3, merge=False)
     for compressed in (cut.compressed, unmerged):
@@ -79,6 +81,7 @@ def test_signature_and_name_are_kept(cut):
     assert compressed.name == cut.model.name
 
 
+@pytest.mark.one_in(3)
 def test_the_compressed_model_is_an_ordinary_model(cut, samples, predict, fit_one_step, tmp_path):
     """It saves, loads without custom objects, and trains; the original stays as it was."""
     inputs = samples(cut.model, 4)

@@ -63,6 +63,7 @@ def test_a_folder_without_a_plan(build, tmp_path):
         exporter.restore(build("tiny"), tmp_path)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("other", [lambda: build(classes=5), lambda: keras.Sequential([Block()])])
 def test_another_model_than_the_one_that_was_compressed(other, tmp_path):
     written(build(), tmp_path, Cut())

@@ -176,6 +176,7 @@ def kinds(arrays, tmp_path, monkeypatch):
 GOALS = {"large": {"rank": 4}, "folder": {"rank": 4}, "pipeline": {"max_drop": 0.5}}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", GOALS)
 def test_run_on_data_that_are_not_in_memory(kinds, kind, model, tmp_path, monkeypatch):
     # Nothing is small enough to be read into memory as a whole.

@@ -17,6 +17,7 @@ def dataset(trained_mlp, digits):
     return fitted(digits, Network(trained_mlp))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "asked",
     [
@@ -50,6 +51,7 @@ def test_size_that_cannot_be_reached_says_what_can(engine, dataset):
         factorize(engine, Recipe(max_size=1000), dataset)
 
 
+@pytest.mark.slow
 def test_latency_is_measured(engine, dataset, monkeypatch):
     monkeypatch.setattr(search, "SEARCH_ROUNDS", 4)
     with pytest.raises(RecipeError, match="smallest reachable is about"):

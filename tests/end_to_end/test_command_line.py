@@ -217,6 +217,7 @@ def test_offline_data_set_names_the_file_to_place(outcomes, keras_home):
     assert str(keras_home / "datasets" / "fashion_mnist.npz") in done.stderr
 
 
+@pytest.mark.slow
 def test_json_is_all_of_standard_output_even_where_verbose_shows_the_libraries(workplace):
     done = run(
         "small.h5", "--data=calibration.npz", "--rank=hidden=4", "--no-merge", "--json", "-v",

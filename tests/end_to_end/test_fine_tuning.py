@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow
+
 
 def command(*arguments):
     return [sys.executable, "-m", "exporter", *arguments]
@@ -147,7 +149,6 @@ def test_adapted_ranks_are_those_of_plan_manifest_and_file(workplace, outcomes):
     assert not list((workplace / "artifacts").rglob("*.npz"))
 
 
-@pytest.mark.slow
 def test_run_that_was_killed_ends_with_the_same_weights(workplace):
     arguments = [
         *OPTIONS, "--finetune=24", "--train=projected+factored", "--format=onnx", "--resume"
@@ -176,7 +177,6 @@ def test_run_that_was_killed_ends_with_the_same_weights(workplace):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
 def test_ctrl_c_exports_the_best_so_far(workplace):
     with subprocess.Popen(
         command(*OPTIONS, "--finetune=500", "--format=onnx", "--output=interrupted"),
@@ -208,7 +208,6 @@ def test_bad_input_is_a_clear_error(outcomes, name, words):
     assert "Traceback" not in outcome.stderr
 
 
-@pytest.mark.slow
 def test_cluster_goes_on_after_a_worker_was_killed(workplace):
     arguments = [*OPTIONS, "--finetune=30", "--format=onnx", "--output=cluster"]
     with subprocess.Popen(

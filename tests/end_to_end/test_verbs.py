@@ -110,6 +110,7 @@ def test_a_terminal_of_ascii_is_no_failure(outcomes):
     assert "?" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_closes_the_pipe_is_no_failure(workplace):
     command = [sys.executable, "-m", "exporter", "inspect", "small.keras", "--data=none"]
     with subprocess.Popen(
@@ -122,7 +123,10 @@ def test_a_reader_that_closes_the_pipe_is_no_failure(workplace):
     assert "BrokenPipe" not in errors
 
 
-@pytest.mark.parametrize(("model", "code"), [("small.keras", 0), ("nowhere.keras", 2)])
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [pytest.param("small.keras", 0, marks=pytest.mark.slow), ("nowhere.keras", 2)],
+)
 def test_streams_that_are_closed_are_no_failures(workplace, model, code):
     command = [sys.executable, "-m", "exporter", "inspect", model, "--data=none"]
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]

@@ -51,6 +51,7 @@ def assert_close(actual, expected, model):
         )
 
 
+@pytest.mark.one_in(5)
 def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
     """By the names of inputs and outputs, in every backend."""
     for backend in fmt.backends:
@@ -92,6 +93,7 @@ def test_another_process_writes_the_same_bytes(name, build, tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("zoo_name", ["residual", "nested_functional", "conv_batchnorm_dropout"])
 def test_a_second_export_is_the_same_graph(fmt, exported, export):
     again = export(fmt.name, exported.model)
@@ -106,6 +108,7 @@ def test_a_second_export_is_the_same_graph(fmt, exported, export):
         assert measure(exported.path) == measure(again)
 
 
+@pytest.mark.one_in(5)
 def test_every_kernel_is_stored_in_full(fmt, exported):
     stored = fmt.stored_tensors(exported.path)
     digests = {tensor.digest for tensor in stored}
@@ -141,6 +144,7 @@ def test_stored_tensors_have_the_sizes_of_the_weights(fmt, exported):
             assert tensor.nbytes >= itemsize * np.prod(tensor.shape)
 
 
+@pytest.mark.one_in(3)
 def test_thin_factors_are_stored_and_their_product_is_not(fmt, export, build):
     compressed = compress(build("sequential_mlp"), {"hidden_1": 4, "hidden_2": 5}).model
     stored = fmt.stored_tensors(export(fmt.name, compressed))
@@ -204,6 +208,7 @@ def test_a_fixed_batch_stays_fixed(fmt, export, samples):
         )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("fmt", [name for name in FORMATS if name != "c"], indirect=True)
 def test_free_sequence_lengths_stay_free(fmt, export):
     model = keras.Sequential(
@@ -250,6 +255,7 @@ def _in_bfloat16(inputs):
     return keras.layers.Dense(3, name="y")(keras.layers.Dense(9, dtype="mixed_bfloat16")(inputs))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("outputs", [_passed_on, _classes, _in_bfloat16])
 def test_outputs_of_every_kind_convert(fmt, outputs, export, samples):
     keras.utils.set_random_seed(0)

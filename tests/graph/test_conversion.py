@@ -1,9 +1,11 @@
 import keras
 import numpy as np
+import pytest
 
 from exporter.graph.conversion import recast
 
 
+@pytest.mark.one_in(3)
 def test_recast_has_every_layer_compute_in_the_new_type(zoo_model, samples, predict):
     copy = recast(zoo_model, "float64")
     inputs = samples(zoo_model, 4)

@@ -39,6 +39,7 @@ def trained(model, x, y):
     return Network(model)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scale", ["unit", "none", "symmetric", "caffe", "torch"])
 def test_labels_tell_the_scale(images, scale):
     x, y = images
@@ -53,6 +54,7 @@ def test_labels_tell_the_scale(images, scale):
     assert any("the loss on labels is" in note for note in dataset.notes)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scale", ["unit", "none", "symmetric"])
 def test_without_labels_the_statistics_in_the_weights_tell(images, scale):
     x, y = images

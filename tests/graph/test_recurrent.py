@@ -57,6 +57,7 @@ def _own_loop(layer, sequences, states):
     return [keras.ops.flip(outputs, axis=1) if layer.go_backwards else outputs, *last]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("answers", [True, False])
 @pytest.mark.parametrize("options", [{}, {"return_sequences": True}, {"return_state": True}])
 @pytest.mark.parametrize("wrapped", [True, False])

@@ -85,6 +85,7 @@ STATEFUL = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("body", STATEFUL, ids=lambda body: body.__name__)
 def test_full_rank_factors_between_layers_of_many_kinds_change_nothing(body, randomize):
     keras.utils.set_random_seed(0)
@@ -99,6 +100,7 @@ def test_full_rank_factors_between_layers_of_many_kinds_change_nothing(body, ran
     np.testing.assert_allclose(copy(batch), model(batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(3)
 def test_without_chains_the_copy_is_the_same_model(zoo_model, samples, predict):
     copy = rewrite(zoo_model, {})
     assert copy.name == zoo_model.name

@@ -41,6 +41,7 @@ def test_costs_are_those_of_samples_of_the_data(network):
     assert sized.copy().macs == sized.macs
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("size", [(96, 96), (96, 96, 3), {"image": (96, 96)}])
 def test_free_axes_are_fixed(network, size):
     fixed = resized(network, size)

@@ -170,6 +170,7 @@ def test_the_best_of_all_attempts_is_kept_and_they_are_repeatable(samples):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("scheme", [DYNAMIC, STATIC])
 @pytest.mark.parametrize("network", [convolutional, tokens])
 def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict):
@@ -181,6 +182,7 @@ def test_convolutions_and_einsums_have_a_gauge(network, scheme, samples, predict
     assert_same_function(compressed.model, gauged.compressed.model, fresh, predict)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("convolution", ["spatial", "tucker2"])
 def test_every_latent_of_a_convolution_has_a_gauge(convolution, samples, predict):
     compressed = cut(padded(), 4, convolution=convolution)
@@ -236,6 +238,7 @@ def test_groups_stay_as_they_are(samples):
     assert once(compressed, drawn(model, samples), STATIC).report.layers == ()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "zoo_name",
     ["functional_two_inputs_two_outputs", "residual", "nested_functional", "mixed_float16"],
@@ -278,6 +281,7 @@ def test_an_uneven_latent_gains_much(samples):
     assert gauged.report.snr_after > gauged.report.snr_before + 10
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("compressed", "scheme", "name"),
     [

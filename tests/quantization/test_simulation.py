@@ -60,6 +60,7 @@ def test_every_variant_of_integers_has_a_scheme_of_its_own():
     assert len({scheme(*each) for each in VARIANTS}) == len(VARIANTS)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("build", [dense, convolutional])
 @pytest.mark.parametrize("kind", VARIANTS, ids="-".join)
 def test_the_simulated_noise_is_that_of_the_runtime(kind, build, randomize, samples, tmp_path):

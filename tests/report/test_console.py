@@ -99,6 +99,7 @@ def test_fine_tuning_is_a_line_a_phase(finetuned):
         assert f"weights of epoch {phase.best}" in line
 
 
+@pytest.mark.slow
 def test_ranks_that_were_chosen_anew_are_told(adapted):
     text = printed(adapted)
     adaptation = adapted.finetuning.adaptation

@@ -15,6 +15,7 @@ def history(name, accuracies, losses):
     return History(name, tuple(epochs), 1, "finished", 10, 3.0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "phases",
     [

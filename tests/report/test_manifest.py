@@ -29,6 +29,7 @@ def manifest_of(report):
     return json.loads((report.output / "manifest.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", list(EXIT_CODES))
 def test_manifest_follows_its_schema(kind, schema, request):
     report = request.getfixturevalue(kind)

@@ -66,6 +66,7 @@ def test_tries_each_kernel_at_two_ranks_and_at_one_where_there_are_no_two(engine
     assert tried_out(engine.plan(FixedRank(1)))[:2] == [("hidden", 1), ("second", 1)]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("unit", ["params", "macs"])
 @pytest.mark.parametrize("dear", ["hidden", "second"])
 def test_kernel_that_training_cannot_do_without_gets_the_rank_of_the_other(dear, unit, by_losses):
@@ -147,6 +148,7 @@ def test_what_was_tried_is_not_tried_again(by_losses, tmp_path):
     assert len(tried) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untraced")
 def test_model_of_new_ranks_is_trained(tuner, classifier):
     options = {"learning_rate": 0.01, "finetune": 6, "batch_size": 64}
@@ -168,6 +170,7 @@ def test_model_of_new_ranks_is_trained(tuner, classifier):
     assert [(t.kernel, t.rank) for t in adaptation.trials] == tried_out(compressed.plan)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cheap_steps")
 def test_short_trainings_are_together_as_long_as_the_training(tuner, classifier, monkeypatch):
     take, steps = Loop._take_step, itertools.count()

@@ -104,6 +104,7 @@ def test_api_trains_the_model_in_place(cut, classifier, blobs):
     assert any(moved)
 
 
+@pytest.mark.slow
 def test_compressed_model_trains_on_under_plain_keras(tuner, classifier, blobs):
     made, compressed = tuner(classifier)
     made.run(compressed)

@@ -107,6 +107,7 @@ def judged(tuner, classifier, cheap_steps, monkeypatch):
     return train
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("accuracies", "losses", "best"),
     [
@@ -197,13 +198,14 @@ def same_weights_although_killed(tuner, classifier, tmp_path, saved_often):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "steps", "whole"),
     [
         # In the second epoch, and after the last batch of all, which is smaller.
         ("factored", (9, 10), False),
         # At the end of an epoch, in the last epoch, and in the second phase.
-        pytest.param("projected+factored", (6, 12, 4), True, marks=pytest.mark.slow),
+        ("projected+factored", (6, 12, 4), True),
     ],
 )
 def test_same_seed_same_weights_even_if_it_was_killed(
@@ -271,6 +273,7 @@ def test_model_of_a_fixed_batch_size_is_trained_in_whole_batches(tuner, blobs):
     assert history.epochs[-1].accuracy is not None
 
 
+@pytest.mark.slow
 def test_trains_on_a_pipeline_as_on_its_arrays(tuner, classifier, blobs):
     pair = (blobs["x"], blobs["y"])
     parts = {
@@ -284,6 +287,7 @@ def test_trains_on_a_pipeline_as_on_its_arrays(tuner, classifier, blobs):
     assert history.epochs[-1].loss < history.epochs[1].loss
 
 
+@pytest.mark.slow
 def test_length_of_a_pipeline_need_not_be_known(tuner, classifier, blobs, monkeypatch):
     # It is known of a pipeline that ends within what is read of it.
     monkeypatch.setattr("exporter.data.loading.HELD_SAMPLES", 100)

@@ -138,6 +138,7 @@ def test_student_is_the_truncation_of_the_full_weights_at_every_step(tuner, clas
     np.testing.assert_allclose(u @ v, (optimum.u * optimum.s) @ optimum.vt, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_kinds_that_cannot_take_part_are_trained_at_full_rank_and_cut_afterwards(
     tuner, listener, randomize
 ):
@@ -165,6 +166,7 @@ def test_kinds_that_cannot_take_part_are_trained_at_full_rank_and_cut_afterwards
     assert set(tuned.compressed.factors) == {"memory", "hidden"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("start", ["truncated", "updated"])
 def test_both_models_of_the_notebook_come_out(start, tuner, classifier, blobs):
     made, compressed = tuner(classifier, 3, train="projected", export_from=start)

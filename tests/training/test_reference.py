@@ -91,6 +91,7 @@ class TestReference:
         _, model, training = first_run
         assert accuracy(model, blobs.validation) == pytest.approx(training.validation_accuracy)
 
+    @pytest.mark.slow
     def test_the_seed_decides_the_weights(self, small, first_run, blobs, tmp_path, listener):
         first = first_run[1].get_weights()
         second = train(blobs, tmp_path, listener)[0].get_weights()
@@ -99,6 +100,7 @@ class TestReference:
         other = train(blobs, tmp_path, listener, seed=1)[0].get_weights()
         assert np.abs(first[0] - other[0]).max() > 0.01
 
+    @pytest.mark.one_in(2)
     @pytest.mark.parametrize("kind", ["large file", "pipeline"])
     @pytest.mark.usefixtures("small")
     def test_learns_from_what_is_not_in_memory(self, blobs, tmp_path, listener, monkeypatch, kind):

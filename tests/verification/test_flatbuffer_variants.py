@@ -30,6 +30,7 @@ def make(data: Any, tmp_path: Path) -> Callable[..., Artifact]:
     return export
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_honest_variants_pass(
@@ -43,6 +44,7 @@ def test_honest_variants_pass(
     assert {quality.backend for quality in verdict.quality.outputs} == set(TFLITE.backends)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("io_type", ["int8", "uint8"])
 def test_integer_interfaces_pass(
     io_type: str, make: Callable[..., Artifact], compressed: Any, verifier: Verifier
@@ -51,6 +53,7 @@ def test_integer_interfaces_pass(
     assert verdict.passed, verdict
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("variant", "factor"), [("dynamic", 2), ("int8", 2), ("int16x8", 2), ("int4", 4)]
 )
@@ -68,6 +71,7 @@ def test_a_wrong_scale_fails(
     assert not verdict.quality.passed, verdict.quality
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_factors_that_were_multiplied_fail(
     variant: str, make: Callable[..., Artifact], folded: Any, verifier: Verifier
@@ -80,6 +84,7 @@ def test_factors_that_were_multiplied_fail(
     assert not any(proof.found and proof.dense_gone for proof in verdict.structure.layers)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("variant", ["int8", "int16x8"])
 def test_wrong_calibration_fails(
     variant: str, compressed: Any, verifier: Verifier, tmp_path: Path

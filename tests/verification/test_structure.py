@@ -36,6 +36,7 @@ def nbytes(stored: list[StoredTensor]) -> int:
     return sum(tensor.nbytes for tensor in stored)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_honest_artifact_stores_the_factors_and_not_the_matrices(
     name: str, honest: Callable[[str], Artifact], compressed: Any
@@ -53,6 +54,7 @@ def test_honest_artifact_stores_the_factors_and_not_the_matrices(
     assert proof.file_bytes == artifact.size
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_fails_an_artifact_in_which_the_factors_were_multiplied_back(
     name: str, folded: Any, compressed: Any, export_as: Callable[..., Artifact]
@@ -76,6 +78,7 @@ def test_only_structure_tells_multiplied_factors_from_honest_ones(
     assert not verdict.passed
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_fails_an_artifact_in_which_one_layer_was_multiplied_back(
     name: str, folded: Any, compressed: Any, export_as: Callable[..., Artifact]
@@ -94,6 +97,7 @@ def test_fails_an_artifact_in_which_one_layer_was_multiplied_back(
     }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_passes_three_factors_with_the_singular_values_apart(
     name: str, classifier: Any, export_as: Callable[..., Artifact]
@@ -280,6 +284,7 @@ def test_model_that_was_not_compressed_is_held_to_its_own_weights(
     assert proof.layers == ()
 
 
+@pytest.mark.slow
 def test_graph_of_a_deep_model_may_outweigh_its_weights(
     export_as: Callable[..., Artifact],
 ) -> None:

@@ -52,6 +52,7 @@ FULL_PRECISION = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("name", "rtol"), [*((name, 1e-5) for name in FULL_PRECISION), ("mixed_float16", 1e-2)]
 )

@@ -69,6 +69,7 @@ def _replace_in_onnx(path: Path, old: Any, new: Any) -> None:
 REPLACE = {"tflite": _replace_in_flatbuffer, "onnx": _replace_in_onnx}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_passes_an_honest_artifact_in_every_backend_on_every_probe(
     name: str, verifier: Verifier, honest: Callable[[str], Artifact], data: Any
@@ -171,6 +172,7 @@ def test_fails_a_saved_model_with_damaged_variables(
     assert verdict.error
 
 
+@pytest.mark.one_in(3)
 # A process that imports TensorFlow for the format of its own takes long, and proves the same.
 @pytest.mark.parametrize("name", [n for n in FORMAT_NAMES if n not in {"c", "saved_model"}])
 def test_fails_the_artifact_of_another_model_of_the_same_shapes(

@@ -43,6 +43,7 @@ def test_a_fixed_batch_is_a_number(export):
     assert dims(graph.input[0]) == [2, 4]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("opset", range(13, 19))
 def test_the_opset_is_the_one_asked_for(build, export, samples, opset):
     """With normalisation, exact GELU and softmax, whose operators changed between opsets."""

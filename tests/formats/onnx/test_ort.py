@@ -18,6 +18,7 @@ from exporter.verification.structure import prove_structure
 ORT = FORMATS["ort"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("zoo_name", ["residual", "conv_batchnorm_dropout"])
 def test_it_is_what_the_tool_of_onnxruntime_writes(zoo_name, export_zoo, tmp_path):
     path, graph = (export_zoo(name, zoo_name).path for name in ("ort", "onnx"))
@@ -116,6 +117,7 @@ def test_the_card_is_carried_on(build, export):
     assert metas[0].description == metas[1].description == "Sorts."
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("variant", "io_type"),
     [

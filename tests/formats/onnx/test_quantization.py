@@ -82,6 +82,7 @@ def converted(zoo_name, build, cache):
     return cache[zoo_name]
 
 
+@pytest.mark.one_in(4)
 @variants
 def test_every_kind_of_model_has_the_variant(variant, converted, samples, tmp_path):
     model = converted.model
@@ -158,12 +159,14 @@ def test_exports_by_different_processes_are_equal(build, tmp_path):
     assert digests[0] == digests[1]
 
 
+@pytest.mark.one_in(3)
 @variants
 def test_exports_are_equal(variant, build, quantize):
     model = build("residual")
     assert quantize(model, variant).read_bytes() == quantize(model, variant).read_bytes()
 
 
+@pytest.mark.one_in(3)
 @variants
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_kernels_are_stored_in_as_many_bits_as_promised(variant, granularity, build, quantize):
@@ -278,6 +281,7 @@ def verified(digits, trained_mlp, tmp_path_factory):
     return verify
 
 
+@pytest.mark.one_in(3)
 @variants
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_a_factorized_model_passes_its_proofs(variant, granularity, verified):
@@ -348,6 +352,7 @@ def test_an_operator_that_onnx_lacks_is_an_error(variant, unconvertible, quantiz
         quantize(unconvertible, variant)
 
 
+@pytest.mark.one_in(3)
 @variants
 def test_an_unquantized_graph_is_not_touched(variant, export, quantize):
     model = dense()

@@ -40,6 +40,7 @@ def sequential(*stack, length=5):
     return keras.Sequential([keras.Input((length, 3), name="x"), *stack])
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",

@@ -155,6 +155,7 @@ def test_dense_layers_have_one_scale_and_convolutions_one_a_channel(build, expor
     assert scales[4] > 1
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 def test_arena_is_the_least_that_will_do(variant, build, export, samples):
     model = build("conv_batchnorm_dropout")
@@ -168,6 +169,7 @@ def test_arena_is_the_least_that_will_do(variant, build, export, samples):
         MicroRunner(array(path), arena - 16)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout", "dense_on_sequences"])
 def test_both_runtimes_give_the_same_bits_in_float32(zoo_name, export_zoo, samples):
     model, path = export_zoo("c", zoo_name)
@@ -234,6 +236,7 @@ def rescaled_sums(content, x, given, taken, twice):
     return np.clip(steps, -128, 127)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("zoo_name", ["conv_batchnorm_dropout"])
 @pytest.mark.parametrize("io_type", ["float32", "uint8"])
 def test_int8_predicts_nearly_what_the_model_does(zoo_model, io_type, export_int8, samples):

@@ -108,6 +108,7 @@ def predictions(path, inputs):
     return [TFLITE.load(path, backend)(inputs) for backend in TFLITE.backends]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("variant", QUANTIZED)
 def test_models_of_every_kind_have_every_variant(
@@ -128,6 +129,7 @@ def test_models_of_every_kind_have_every_variant(
             assert snr_db(actual[name], values) > (12 if variant == "int4" else 20)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("zoo_name", ["residual", "conv_batchnorm_dropout"])
 def test_half_precision_is_stored_and_computed_in_float32(zoo_model, make, samples):
     path = make(zoo_model, "float16")
@@ -139,6 +141,7 @@ def test_half_precision_is_stored_and_computed_in_float32(zoo_model, make, sampl
     assert {tensor.type for tensor in kernels(path.read_bytes())} == {schema.TensorType.FLOAT16}
 
 
+@pytest.mark.slow
 def test_fewer_bits_are_fewer_bytes(make):
     model = dense((256, 128))
     sizes = {variant.name: make(model, variant.name).stat().st_size for variant in VARIANTS}
@@ -163,6 +166,7 @@ def test_small_kernels_are_left_alone_where_activations_are(variant, make):
     assert {tuple(t.shape) for t in stored if t.type == schema.TensorType.FLOAT32} == {(4, 32)}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("variant", QUANTIZED)
 def test_a_scale_for_each_tensor_or_channel(variant, make):
     model = dense((48, 256))
@@ -177,6 +181,7 @@ def test_a_scale_for_each_tensor_or_channel(variant, make):
     assert len(per_tensor) < len(per_channel)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("variant", QUANTIZED)
 @pytest.mark.parametrize(
     "layer",
@@ -200,6 +205,7 @@ def test_convolutions_of_every_kind_run_with_a_scale_a_tensor(variant, layer, ma
         assert snr_db(actual["y"], expected) > (15 if variant == "int4" else 25)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("variant", VARIANTS[1:], ids=lambda variant: variant.name)
 def test_a_second_export_is_the_same(variant, make):
     model = dense()
@@ -207,6 +213,7 @@ def test_a_second_export_is_the_same(variant, make):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("variant", QUANTIZED)
 def test_data_lie_within_the_flatbuffer_and_are_aligned(variant, make):
     """TFLite Micro reads no data behind it, and some of its processors none that are unaligned."""
@@ -282,6 +289,7 @@ class TestInterface:
             after = runner(samples(model, 3))
             np.testing.assert_array_equal(before["scores"], after["scores"])
 
+    @pytest.mark.one_in(4)
     @pytest.mark.parametrize("variant", QUANTIZED)
     def test_indices_stay_what_they_are(self, variant, export):
         model = embedding()
@@ -317,6 +325,7 @@ class TestInterface:
 
 
 class TestRanges:
+    @pytest.mark.slow
     def test_methods_clip_outliers_as_they_should(self, make, samples):
         """One far value in a hundred thousand: only minmax makes room for it."""
         model = dense()
@@ -394,6 +403,7 @@ class TestRefusals:
         with pytest.raises(ConversionError, match="only recurrent layers"):
             make(model, "int8")
 
+    @pytest.mark.one_in(4)
     @pytest.mark.parametrize("variant", QUANTIZED)
     def test_kernels_that_would_stay_float32(self, variant, make):
         model = keras.Sequential(
@@ -432,6 +442,7 @@ def test_a_fixed_batch_stays_fixed(make, samples):
         assert snr_db(actual["y"], Network(model).runner(eager=True)(inputs)["y"]) > 20
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("kind", "batch"), [("LSTM", 2), ("GRU", None), ("Bidirectional", None)])
 def test_the_steps_of_recurrent_layers_are_written_out(kind, batch, make, samples):
     keras.utils.set_random_seed(0)

@@ -55,6 +55,7 @@ def test_activations_run_in_every_backend(export, samples, activation):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "case",
     [({}, None, 1), ({}, 4, 4), ({"batch": 2}, None, 2), ({"unroll": True}, None, None)],

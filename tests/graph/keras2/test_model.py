@@ -93,6 +93,7 @@ def legacy(layer):
     return [w.numpy() for w in (*layer.trainable_weights, *layer.non_trainable_weights)]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", [*LAYERS, *SEQUENCES])
 def test_layer_is_that_of_keras_3(stored, arrays, kind):
     config, twin = (LAYERS | SEQUENCES)[kind]

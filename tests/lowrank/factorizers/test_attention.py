@@ -46,6 +46,7 @@ def assert_same(copy, model, *inputs):
 X = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("float32")
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "names", [names for size in (1, 2, 3) for names in itertools.combinations(NAMES, size)]
 )

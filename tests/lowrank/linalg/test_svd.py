@@ -80,6 +80,7 @@ def test_randomized_path_is_within_a_thousandth_of_optimal(spectrum, m, n, data)
         check(matrix, rank)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("shape", [(900, 800), (1200, 800), (800, 1200)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_matrices_take_the_randomized_path_and_stay_close_to_optimal(shape, dtype):
@@ -89,6 +90,7 @@ def test_large_matrices_take_the_randomized_path_and_stay_close_to_optimal(shape
     check(matrix, 20)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("spectrum", sorted(SPECTRA))
 def test_large_matrices_of_any_spectrum(spectrum):
     check(matrix_with(spectrum, 820, 800, seed=5), 30)
