@@ -1,6 +1,5 @@
 """Training on several workers, which are real processes, and on several devices."""
 
-import functools
 import json
 import os
 import socket
@@ -24,6 +23,7 @@ from exporter.training.distribution import (
 
 WORKER = Path(__file__).with_name("worker.py")
 SIGKILLED = -9
+TRAINS = ["factored", "adaptive", "projected"]
 
 
 def environment(ports=(), index=0):
@@ -54,14 +54,19 @@ def start(env, **options):
     )
 
 
-def cluster(tmp_path, name, count=2, dies_at=None, **options):
+def finish(process):
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+
+
+def cluster(tmp_path, count=2, dies_at=None, **options):
     """Runs workers to their end; the second one may die. Returns exit codes and errors."""
     ports = free_ports(count)
     workers = [
         start(
             environment(ports, index),
             distribute="multiworker",
-            output=str(tmp_path / f"{name}-{index}.npz"),
+            output=str(tmp_path / f"{{}}-{index}.npz"),
             dies_at=dies_at if index == 1 else None,
             **options,
         )
@@ -76,73 +81,68 @@ def weights_of(file):
         return [loaded[name] for name in loaded.files if name.startswith("arr")]
 
 
-@pytest.fixture(scope="module", params=["factored", "adaptive", "projected"])
-def alone(request, tmp_path_factory):
-    """The weights that one process ends with, and how they were trained."""
-    file = tmp_path_factory.mktemp("alone") / "weights.npz"
-    process = start(
-        environment(), distribute="none", train=request.param, checkpoints=None, output=str(file)
-    )
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    return request.param, weights_of(file)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Files of the weights that one process ends with, by how it trains."""
+    folder = tmp_path_factory.mktemp("alone")
+    options = {"trains": TRAINS, "checkpoints": None, "output": str(folder / "{}.npz")}
+    finish(start(environment(), distribute="none", **options))
+    return {train: folder / f"{train}.npz" for train in TRAINS}
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The files that two workers end with, by how they train."""
+    folder = tmp_path_factory.mktemp("pair")
+    codes, errors = cluster(folder, trains=TRAINS, checkpoints=None)
+    assert codes == [0, 0], errors
+    return {train: [folder / f"{train}-{index}.npz" for index in (0, 1)] for train in TRAINS}
 
-    @functools.cache
-    def files(train):
-        folder = tmp_path_factory.mktemp(train)
-        codes, errors = cluster(folder, "pair", train=train, checkpoints=None)
-        assert codes == [0, 0], errors
-        return [folder / f"pair-{index}.npz" for index in (0, 1)]
 
-    return files
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory):
+    """The file that a process with two devices ends with, by how it trains."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    options = {"trains": TRAINS, "checkpoints": None, "output": str(folder / "{}.npz")}
+    finish(start(environment(), distribute="mirrored", devices=2, **options))
+    return {train: folder / f"{train}.npz" for train in TRAINS}
 
 
 @pytest.mark.slow
-def test_two_workers_end_with_the_same_weights_which_are_those_of_one(alone, pair):
-    train, expected = alone
-    files = pair(train)
-    for file in files:
+@pytest.mark.parametrize("train", TRAINS)
+def test_two_workers_end_with_the_same_weights_which_are_those_of_one(train, alone, pair):
+    for file in pair[train]:
         with np.load(file) as loaded:
             assert loaded["replicas"] == 2
-    first, second = map(weights_of, files)
-    for one, other, wanted in zip(first, second, expected, strict=True):
+    first, second = map(weights_of, pair[train])
+    for one, other, wanted in zip(first, second, weights_of(alone[train]), strict=True):
         np.testing.assert_array_equal(one, other)
         # Sums in another order, over some 24 steps of Adam.
         np.testing.assert_allclose(one, wanted, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_two_devices_end_with_the_weights_of_one(alone, tmp_path):
-    train, expected = alone
-    file = tmp_path / "mirrored.npz"
-    options = {"train": train, "checkpoints": None, "output": str(file)}
-    process = start(environment(), distribute="mirrored", devices=2, **options)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    with np.load(file) as loaded:
+@pytest.mark.parametrize("train", TRAINS)
+def test_two_devices_end_with_the_weights_of_one(train, alone, mirrored):
+    with np.load(mirrored[train]) as loaded:
         assert loaded["replicas"] == 2
-    for one, wanted in zip(weights_of(file), expected, strict=True):
+    for one, wanted in zip(weights_of(mirrored[train]), weights_of(alone[train]), strict=True):
         np.testing.assert_allclose(one, wanted, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_worker_that_dies_and_comes_back_resumes_from_the_checkpoint(pair, tmp_path):
-    whole, _ = pair("factored")
-    options = {"train": "factored", "checkpoints": str(tmp_path / "checkpoints")}
-    (first, second), errors = cluster(tmp_path, "cut", dies_at=11, **options)
+    whole, _ = pair["factored"]
+    options = {"trains": ["factored"], "checkpoints": str(tmp_path / "checkpoints")}
+    (first, second), errors = cluster(tmp_path, dies_at=11, **options)
     assert second == SIGKILLED
     assert first != 0
     assert "A worker of the cluster was lost" in errors[0]
     assert (tmp_path / "checkpoints" / "factored.npz").exists()
-    codes, errors = cluster(tmp_path, "cut", **options)
+    codes, errors = cluster(tmp_path, **options)
     assert codes == [0, 0], errors
     for index in (0, 1):
-        resumed = weights_of(tmp_path / f"cut-{index}.npz")
+        resumed = weights_of(tmp_path / f"factored-{index}.npz")
         for one, other in zip(weights_of(whole), resumed, strict=True):
             np.testing.assert_array_equal(one, other)
 

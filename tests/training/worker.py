@@ -1,4 +1,4 @@
-"""One worker of a cluster, or one process alone: trains a small model and saves its weights.
+"""One worker of a cluster, or one process alone: trains small models and saves their weights.
 
 Run as a process: ``python worker.py OPTIONS`` with OPTIONS as JSON.
 """
@@ -38,38 +38,7 @@ def main():
     from exporter.training import loop
     from exporter.training.finetune import FineTuner
 
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((12,), name="features"),
-            layers.Dense(32, activation="relu", name="hidden"),
-            layers.Dense(3, activation="softmax", name="classes"),
-        ]
-    )
-    if not is_chief(strategy):
-        # What a worker starts from must not matter.
-        model.layers[0].kernel.assign(model.layers[0].kernel * 2)
-    rng = np.random.default_rng(0)
-    # Large enough for gradients to be clipped.
-    x = rng.normal(scale=5.0, size=(250, 12))
-    data = fitted(load_dataset({"x": x, "y": (x[:, :3].argmax(axis=1))}), Network(model))
-    tuning = Tuning(
-        finetune=4,
-        batch_size=32,
-        learning_rate=0.01,
-        distill=0.0,
-        train=options["train"],
-    )
     loop.CHECKPOINT_SECONDS = -1.0
-    engine = Engine(Network(model), None, Cut(method="svd"))
-    tuner = FineTuner(
-        engine,
-        data,
-        tuning,
-        strategy=strategy,
-        progress=Silent(),
-        checkpoints=options["checkpoints"] and Path(options["checkpoints"]),
-    )
     if options.get("dies_at"):
         take = loop.Loop._take_step
 
@@ -79,9 +48,41 @@ def main():
             return take(self, batch)
 
         loop.Loop._take_step = taking
-    tuned = tuner.run(engine.factorize(engine.plan(FixedRank(3))))
-    weights = [weight.numpy() for weight in tuned.compressed.model.weights]
-    np.savez(options["output"], *weights, replicas=strategy.num_replicas_in_sync)
+    for train in options["trains"]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [
+                keras.Input((12,), name="features"),
+                layers.Dense(32, activation="relu", name="hidden"),
+                layers.Dense(3, activation="softmax", name="classes"),
+            ]
+        )
+        if not is_chief(strategy):
+            # What a worker starts from must not matter.
+            model.layers[0].kernel.assign(model.layers[0].kernel * 2)
+        rng = np.random.default_rng(0)
+        # Large enough for gradients to be clipped.
+        x = rng.normal(scale=5.0, size=(250, 12))
+        data = fitted(load_dataset({"x": x, "y": (x[:, :3].argmax(axis=1))}), Network(model))
+        tuning = Tuning(
+            finetune=4,
+            batch_size=32,
+            learning_rate=0.01,
+            distill=0.0,
+            train=train,
+        )
+        engine = Engine(Network(model), None, Cut(method="svd"))
+        tuner = FineTuner(
+            engine,
+            data,
+            tuning,
+            strategy=strategy,
+            progress=Silent(),
+            checkpoints=options["checkpoints"] and Path(options["checkpoints"]),
+        )
+        tuned = tuner.run(engine.factorize(engine.plan(FixedRank(3))))
+        weights = [weight.numpy() for weight in tuned.compressed.model.weights]
+        np.savez(options["output"].format(train), *weights, replicas=strategy.num_replicas_in_sync)
 
 
 if __name__ == "__main__":
