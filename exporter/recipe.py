@@ -21,6 +21,7 @@ from exporter.options.groups import (
     Tuning,
     Verification,
 )
+from exporter.options.rank import NO_RANK
 
 GROUPS: dict[str, type[Group]] = {
     "source": Source,
@@ -84,10 +85,10 @@ class Recipe:
         chosen = _known("quantize", self.quantization.quantize, QUANTIZATIONS, offered)
         object.__setattr__(self, "quantization", replace(self.quantization, quantize=chosen))
         self._check_variants()
-        if self.tuning.train == "adaptive" and self.goal.rank == "full":
+        if self.tuning.train == "adaptive" and self.goal.rank in {NO_RANK, "full"}:
             raise RecipeError(
-                "train 'adaptive' divides what low ranks take. Received: rank 'full', which takes "
-                "more than the layers themselves. Give another rank, or a budget."
+                "train 'adaptive' divides what low ranks take. Received: rank "
+                f"{self.goal.rank!r}. Give another rank, or a budget."
             )
 
     def _check_variants(self) -> None:

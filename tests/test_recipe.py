@@ -69,7 +69,7 @@ CHOICES = st.fixed_dictionaries(
 
 
 def made(goal, choices, **others):
-    if goal.get("rank") == "full":  # What adaptive training refuses.
+    if goal.get("rank") in {"none", "full"}:  # What adaptive training refuses.
         choices = {**choices, "train": "factored"}
     return Recipe(**goal, **choices, **others)
 
@@ -137,7 +137,7 @@ def test_a_public_function_refuses_what_it_does_not_use():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, "or one of full, auto, stable, vbmf). Received: 0."),
+        ({"rank": 0}, "or one of none, full, auto, stable, vbmf). Received: 0."),
         ({"rank": -1}, "Received: -1."),
         ({"rank": True}, "Received: True."),
         ({"rank": 2.0}, "Received: 2.0."),
@@ -158,8 +158,9 @@ def test_a_public_function_refuses_what_it_does_not_use():
         ),
         (
             {"train": "adaptive", "rank": "full"},
-            "train 'adaptive' divides what low ranks take. Received: rank 'full', which takes",
+            "train 'adaptive' divides what low ranks take. Received: rank 'full'. Give another",
         ),
+        ({"train": "adaptive", "rank": "none"}, "Received: rank 'none'. Give another rank"),
         ({"distill": 1.5}, "distill must be a number of at least 0 and at most 1. Received: 1.5."),
         ({"temperature": 0.5}, "temperature must be a number of at least 1. Received: 0.5."),
         ({"learning_rate": math.nan}, "learning_rate must be a number of at least 1e-12."),

@@ -59,7 +59,7 @@ def compress(
     Args:
         model: A built Keras model; it is not changed.
         rank: One rank for all layers (20 by default), a part of each layer's parameters,
-            ``"full"``, ``"auto"``, ``"stable"``, ``"vbmf"``, or ranks by layer name.
+            ``"none"``, ``"full"``, ``"auto"``, ``"stable"``, ``"vbmf"``, or ranks by layer name.
         data: What ``load_dataset`` returned. Its training part calibrates: the factors are then
             those that change the layers' outputs, and the loss, the least. Labels are not used.
         progress: Is told what goes on; silent by default.

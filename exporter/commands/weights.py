@@ -18,6 +18,7 @@ from exporter.graph.saving import save_model
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.options.groups import Cut
+from exporter.options.rank import NO_RANK
 from exporter.output import (
     BASELINE_FILE,
     CACHE,
@@ -136,7 +137,7 @@ def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, 
     if engine.calibration is None and recipe.cut.method != "svd":
         progress.note("No training data to calibrate by: kernels are cut by their weights alone")
     compressed = factorize(engine, recipe, dataset, progress)
-    if not compressed.factors:
+    if not compressed.factors and recipe.goal.rank != NO_RANK:
         progress.note("No layer is factorized at this rank; the table of layers says why")
     return engine, compressed
 

@@ -250,7 +250,9 @@ class Engine:
 
         In a cascade, the replacements of a group have to be there when the next one is asked for.
         """
-        if self.calibration is None or not self.cut.cascade or not chosen:
+        if not chosen:
+            return
+        if self.calibration is None or not self.cut.cascade:
             yield chosen, self.moments
             return
         order = {name: number for number, name in enumerate(self.moments)}

@@ -9,9 +9,11 @@ Rank = int | float | str | Mapping[str, int]
 """One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
 automatic policy (``RANK_NAMES``), or a rank by layer name."""
 
-RANK_NAMES = ("full", "auto", "stable", "vbmf")
-"""``full`` is the notebook's Dfull; ``stable`` and ``vbmf`` read the rank off the spectrum;
-``auto`` is the better one of these."""
+NO_RANK = "none"
+
+RANK_NAMES = (NO_RANK, "full", "auto", "stable", "vbmf")
+"""``none`` leaves all layers whole; ``full`` is the notebook's Dfull; ``stable`` and ``vbmf`` read
+the rank off the spectrum; ``auto`` is the better one of these."""
 
 DEFAULT_RANK = 20
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
+from exporter.options.rank import NO_RANK
 from exporter.output import COMPRESSED_FILE
 from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
 from exporter.training.loop import History
@@ -127,7 +128,9 @@ def _print_lines(console: Console, *lines: str) -> None:
 
 def _print_cut(report: CompressionReport, console: Console) -> None:
     training, before, after = report.training, report.before, report.after
-    if not report.factorized:
+    if report.recipe.goal.rank == NO_RANK:
+        _print_lines(console, "Every layer stays whole, as rank none asks")
+    elif not report.factorized:
         note = "NOTHING WAS COMPRESSED: no layer is factorized; the table of layers says why"
         console.print(Text(note, "bold red"), soft_wrap=True)
     if training is not None:

@@ -12,6 +12,7 @@ from exporter.commands import search
 from exporter.data import files, lazy
 from exporter.formats import FORMATS
 from exporter.formats.extras import Extra
+from exporter.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,33 @@ def test_a_baseline_that_knows_nothing_of_the_labels_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
     recipe = exporter.Recipe(**choices, allow_poor_baseline=True)
     assert exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays)).artifacts
+
+
+class Stages(Silent):
+    """Remembers the stages that are told."""
+
+    def __init__(self):
+        self.seen = []
+
+    def track(self, label, total):
+        self.seen.append(label)
+        return super().track(label, total)
+
+
+def test_rank_none_leaves_the_network_whole_and_does_not_calibrate_a_cut(model, arrays, tmp_path):
+    recipe = exporter.Recipe(
+        rank="none", formats=("tflite",), quantize=("none", "int8"), output=str(tmp_path / "run")
+    )
+    stages = Stages()
+    report = exporter.run(
+        recipe, model=model, dataset=exporter.load_dataset(arrays), progress=stages
+    )
+    assert report.before == report.after
+    assert {layer.plan.rank for layer in report.layers} == {None}
+    assert [item.artifact.variant for item in report.artifacts] == ["float32", "int8"]
+    assert report.passed
+    assert report.artifacts[1].artifact.size < report.artifacts[0].artifact.size
+    assert "Calibrating" not in stages.seen
 
 
 def test_model_is_given_once(model):

@@ -28,7 +28,7 @@ def test_rank_is_parsed(text, rank):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Rank cannot be read: give a whole number >= 1, a part such as 0.25, 'full'"),
+        ("", "Rank cannot be read: give a whole number >= 1, a part such as 0.25, 'none', 'full'"),
         ("twenty", "Received: 'twenty'."),
         ("2.5", "Received: '2.5'."),
         ("a=", "Received: 'a='."),

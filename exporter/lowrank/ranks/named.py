@@ -3,10 +3,18 @@
 from collections.abc import Callable, Mapping
 
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
-from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer, RankPolicy
+from exporter.lowrank.ranks.policy import (
+    FixedRank,
+    FullRank,
+    RankByLayer,
+    RankPolicy,
+    WholeLayers,
+)
 from exporter.options.groups import Goal
+from exporter.options.rank import NO_RANK
 
 _NAMED: dict[str, Callable[[], RankPolicy]] = {
+    NO_RANK: WholeLayers,
     "full": FullRank,
     "stable": StableRank,
     "vbmf": VbmfRank,

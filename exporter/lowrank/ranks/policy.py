@@ -162,6 +162,14 @@ class RankByLayer(RankPolicy):
         }
 
 
+class WholeLayers(RankPolicy):
+    """Leaves every layer as it is."""
+
+    def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
+        """See the base class."""
+        return {c.name: Choice(None, "rank none was asked for") for c in candidates}
+
+
 class FullRank(RankPolicy):
     """Takes the full rank of every layer: exact, larger than dense, for study."""
 

@@ -5,7 +5,7 @@ import pytest
 from exporter.errors import RecipeError
 from exporter.graph.network import Network
 from exporter.lowrank.candidates import candidates
-from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer
+from exporter.lowrank.ranks.policy import FixedRank, FullRank, RankByLayer, WholeLayers
 
 
 @pytest.fixture
@@ -127,7 +127,9 @@ class TestRankByLayer:
         assert plan.ranks == {"body/second": 4}
 
 
-@pytest.mark.parametrize("policy", [FixedRank(8), RankByLayer({"hidden_1": 3}), FullRank()])
+@pytest.mark.parametrize(
+    "policy", [FixedRank(8), RankByLayer({"hidden_1": 3}), FullRank(), WholeLayers()]
+)
 def test_policies_choose_for_every_kernel_without_curves(mlp, policy):
     choices = policy.choose(mlp, {})
     assert list(choices) == [c.name for c in mlp]
