@@ -122,7 +122,7 @@ def load(
         loss, note = _loss_in_file(source.model)
         notes.append(note)
     elif loss is None:
-        loss = getattr(network.model, "loss", None)
+        loss = getattr(model, "loss", None)  # A subclassed model is wrapped without its loss.
     network, dataset = fit_both(network, dataset, replace(source, scale=scale), loss)
     return network, replace(dataset, notes=(*dataset.notes, *filter(None, notes))), loss
 

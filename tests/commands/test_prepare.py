@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from exporter.commands.prepare import prepare
+from exporter.data import load_dataset
 from exporter.errors import RecipeError
 from exporter.recipe import Recipe
 
@@ -41,6 +42,25 @@ def test_loss_in_the_file_is_taken(job, suffix):
     ready = job(keras.losses.CategoricalCrossentropy(label_smoothing=0.3), suffix)
     assert ready.loss.get_config()["label_smoothing"] == 0.3
     assert ready.dataset.notes == ()
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_loss_of_a_subclassed_model_is_taken():
+    model = Subclassed()
+    model(np.ones((1, 4), "float32"))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    arrays = {"x": np.eye(4, dtype="float32").repeat(6, axis=0), "y": np.arange(24) % 3}
+    recipe = Recipe(rank=1, allow_poor_baseline=True)
+    ready = prepare(recipe, model, load_dataset(arrays), None, writes=False)
+    assert ready.loss is model.loss
 
 
 def test_code_of_the_users_own_is_run_before_the_model_is_loaded(tmp_path):
