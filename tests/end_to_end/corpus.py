@@ -333,7 +333,7 @@ def siamese():
     return keras.Model([left, right], layers.Dense(1, activation="sigmoid")(gap))
 
 
-@architecture("Triplet tower with embeddings of length one", {"tflite int8": QUALITY})
+@architecture("Triplet tower with embeddings of length one")
 def unit_embedding():
     inputs = _image()
     x = layers.GlobalAveragePooling2D()(_conv_norm(_conv_norm(inputs, 16), 24, strides=2))
@@ -695,9 +695,7 @@ def text_mean():
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
 
 
-@architecture(
-    "Text: Embedding with a mask of padding and the mean over words", {"tflite int8": QUALITY}
-)
+@architecture("Text: Embedding with a mask of padding and the mean over words")
 def text_masked_mean():
     inputs = keras.Input((10,), dtype="int32", name="tokens")
     x = layers.GlobalAveragePooling1D()(layers.Embedding(WORDS, 16, mask_zero=True)(inputs))
@@ -835,7 +833,7 @@ def grouped_query_attention():
     return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
 
 
-@architecture("Attention pooling: a softmax over steps weighs them", {"tflite int8": QUALITY})
+@architecture("Attention pooling: a softmax over steps weighs them")
 def attention_pooling():
     inputs = keras.Input((8, 12), name="sequence")
     x = layers.Dense(24, activation="tanh")(inputs)

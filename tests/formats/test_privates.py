@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import tf2onnx
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import exporter
 from exporter.errors import ConversionError
@@ -29,12 +30,13 @@ from exporter.formats.tflite.flatbuffer import convert
 from exporter.formats.tflite.micro import adapted, measure_arena
 from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
 from exporter.formats.tflite.quantization import quantize
-from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner, observable
+from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner, observable, sums_integers
 from exporter.graph.network import Network
 
 PACKAGE = Path(exporter.__file__).parent
 
 ONLY_IN = {
+    "_get_ops_details": "formats/tflite/runner.py",
     "_tab": "formats/onnx/ort.py",
     "ai_edge_litert.interpreter": "formats/tflite/runner.py",
     "ai_edge_litert.schema_py_generated": "formats/tflite/packing.py",
@@ -164,6 +166,23 @@ def test_litert_keeps_activations_and_names_what_it_lacks(model, content, batch)
         )
     with canary("ai-edge-litert", "says which operator it lacks", "tflite/runner.py"):
         LiteRTRunner(content, REFERENCE)(batch)  # Has no ELU.
+
+
+def test_litert_lists_the_operators_of_which_one_is_wrong():
+    inputs = keras.Input((8,), name="x")
+    sums = Network(keras.Model(inputs, keras.ops.sum(inputs, axis=-1)))
+    batch = {"x": np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)}
+    options = ExportOptions(variant="int8", calibration=[batch])
+    integers = quantize(convert(sums, ExportOptions()), options)
+    with canary("ai-edge-litert", "lists the operators", "tflite/runner.py"):
+        assert sums_integers(observable(integers))
+        assert not sums_integers(observable(convert(sums, ExportOptions())))
+    with canary("ai-edge-litert", "sums integers wrongly in reference kernels", "tflite/runner.py"):
+        interpreter = Interpreter(
+            model_content=integers, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+        )
+        (actual,) = interpreter.get_signature_runner()(**batch).values()
+        assert not np.allclose(actual, batch["x"].sum(axis=-1), atol=0.5)
 
 
 @pytest.mark.parametrize("variant", ["dynamic", "int8", "int16x8", "int4"])

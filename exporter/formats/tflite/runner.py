@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporter.formats.base import to_real, to_stored
 from exporter.graph.signature import Quantization, TensorInfo, Tensors
 
@@ -33,8 +35,8 @@ class LiteRTRunner:
         Args:
             model: The file, which LiteRT maps into memory, or its content.
             backend: ``XNNPACK``, or ``REFERENCE`` for the plain reference kernels. If these lack an
-                operator of the model, such as Elu, LiteRT's optimized kernels are used for all
-                operators, still without XNNPACK.
+                operator of the model, such as Elu, or compute one wrongly, LiteRT's optimized
+                kernels are used for all operators, still without XNNPACK.
             threads: Number of threads; None leaves it to LiteRT.
         """
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -47,13 +49,17 @@ class LiteRTRunner:
             )
 
         resolvers = {XNNPACK: OpResolverType.AUTO, REFERENCE: OpResolverType.BUILTIN_REF}
+        optimized = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
         self._open = partial(opened, resolvers[backend])
         try:
             interpreter = self._open()
         except ValueError as error:
             if backend == XNNPACK or "Didn't find op" not in str(error):
                 raise
-            self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+            self._open = optimized
+            interpreter = self._open()
+        if backend == REFERENCE and sums_integers(interpreter):
+            self._open = optimized
             interpreter = self._open()
         self._run = interpreter.get_signature_runner("serving_default")
         self._inputs = _infos(self._run.get_input_details())
@@ -76,6 +82,18 @@ class LiteRTRunner:
             interpreter.set_tensor(details[name]["index"], array)
         run: Callable[[], object] = interpreter.invoke
         return run
+
+
+def sums_integers(interpreter: Any) -> bool:
+    """Tells whether a model sums signed integers, which reference kernels read as unsigned ones.
+
+    This is issue 4079 of google-ai-edge/LiteRT; other kernels have no such fault.
+    """
+    types = {each["index"]: each["dtype"] for each in interpreter.get_tensor_details()}
+    return any(
+        each["op_name"] == "SUM" and types[each["outputs"][0]] in {np.int8, np.int16}
+        for each in interpreter._get_ops_details()
+    )
 
 
 def _infos(details: Mapping[str, Any]) -> list[TensorInfo]:

@@ -4,6 +4,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
+from exporter.data.metrics import snr_db
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import describe
@@ -53,6 +54,19 @@ def test_activations_run_in_every_backend(export, samples, activation):
     for backend in TFLITE.backends:
         actual = TFLITE.load(path, backend)(inputs)["y"]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["int8", "int16x8"])
+def test_sums_of_integers_are_right_in_every_backend(variant, export, samples):
+    """LiteRT's reference kernels read signed integers as unsigned ones there."""
+    inputs = keras.Input((10, 16), name="x")
+    model = keras.Model(inputs, keras.ops.sum(inputs, axis=1), name="sums")
+    batch = samples(model, 64)
+    path = export("tflite", model, variant=variant, calibration=[batch])
+    (expected,) = Network(model).runner(eager=True)(batch).values()
+    for backend in TFLITE.backends:
+        (actual,) = TFLITE.load(path, backend)(batch).values()
+        assert snr_db(actual, expected) > 30
 
 
 @pytest.mark.one_in(2)
