@@ -14,6 +14,7 @@ COMMANDS = {
     "compress beside": [
         "compress", "small.keras", "--rank=4", "--data=none", "--output=beside", "--force",
     ],
+    "compress nothing": ["compress", "small.keras", "--rank=none", "--data=none", "--output=whole"],
     "export": [
         "--format=tflite,onnx", "export", "cut/compressed.keras", "--data=data.npz",
         "--quantize=none,int8", "--output=out", "--calibration=32",
@@ -65,6 +66,12 @@ def test_compress_saves_a_keras_model_and_says_what_is_next(outcomes, workplace)
     assert model.count_params() == 4 * (24 + 30) + 30 + 30 * 3 + 3
     assert "exporter export cut/compressed.keras" in outcomes["compress"].stdout
     assert {path.name for path in (workplace / "cut").iterdir()} == {"compressed.keras"}
+
+
+def test_compress_says_that_it_compressed_nothing(outcomes):
+    done = outcomes["compress nothing"]
+    assert done.returncode == 0, done.stderr
+    assert "NOTHING WAS COMPRESSED" in done.stdout
 
 
 def test_compress_keeps_what_is_there(outcomes):

@@ -49,6 +49,10 @@ _SCHEMES = {variant.name: variant.scheme for variant in VARIANTS if variant.sche
 _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 
 _FLOAT32_BYTES = 4
+_KERNEL_STEPS = 127
+_SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_FINER = 128
+"""Most steps of an output within one of the sums it is computed from; XNNPACK takes up to 256."""
 
 _Ranges = Mapping[str, dict[str, Any]]
 """Arrays ``min`` and ``max`` by the name of a tensor, as the quantizer takes them."""
@@ -204,7 +208,8 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
 
     from exporter.quantization.ranges import Observer
 
-    (graph, *bodies) = unpack(content).subgraphs
+    model = unpack(content)
+    (graph, *bodies) = model.subgraphs
     if bodies:
         raise ConversionError(
             "Activations cannot be observed within loops, and only recurrent layers can write out "
@@ -224,14 +229,42 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
                 values.append(interpreter.get_tensor(index))
         for index, observer in observers.items():
             observer.observe(np.stack(seen[index]))
+    found = {index: observer.range(options.ranges, bits) for index, observer in observers.items()}
     ranges = {}
-    for index, observer in observers.items():
-        low, high = observer.range(options.ranges, bits)
-        if low == high:
-            high = 1.0  # Any scale suits zeros, unless the biases of the next layer overflow by it.
-        ends = {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
-        ranges[graph.tensors[index].name.decode()] = ends
+    for index, (low, high) in _with_steps_of_sums(model, graph, found).items():
+        # Any scale suits zeros, unless the biases of the next layer overflow by it.
+        ends = {"min": low, "max": 1.0 if low == high else high}
+        arrays = {end: np.array([value], np.float32) for end, value in ends.items()}
+        ranges[graph.tensors[index].name.decode()] = arrays
     return ranges
+
+
+def _with_steps_of_sums(
+    model: Any, graph: Any, ranges: Mapping[int, tuple[float, float]]
+) -> dict[int, tuple[float, float]]:
+    """Widens ranges whose steps are far finer than the sums that they are computed from.
+
+    A sum is a whole number of steps of the input times steps of the kernel. XNNPACK refuses the
+    whole model if a step of the output is below 1/256 of that, as it is for a latent that hardly
+    varies.
+    """
+    import numpy as np
+
+    widened = dict(ranges)
+    for operator in graph.operators:
+        given, result = operator.inputs[0], operator.outputs[0]
+        if _operator_name(model, operator) not in _SUMMING or not {given, result} <= set(widened):
+            continue
+        data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
+        if data is None:
+            continue
+        kernel = float(np.abs(np.frombuffer(data, np.float32)).max(initial=0))
+        low, high = (f(0.0, end) for f, end in zip((min, max), widened[given], strict=True))
+        least = (high - low) * kernel / _KERNEL_STEPS / _FINER
+        low, high = widened[result]
+        if (missing := least - (high - low)) > 0 and high > low:
+            widened[result] = low - missing / 2, high + missing / 2
+    return widened
 
 
 def _agree_on_outputs(model: Any, original: Any, io_type: str) -> None:

@@ -432,6 +432,24 @@ def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
             assert snr_db(actual[name], expected[name]) > 20
 
 
+@pytest.mark.parametrize("varies", [0, 1e-7, 1e-4])
+def test_outputs_that_hardly_vary_are_no_failure(varies, make, samples):
+    """As latents of a dead layer: XNNPACK refuses steps far finer than those of the sums."""
+    model = dense(units=(48,), inputs=24)
+    kernel = np.ones((48, 4)) * np.array([1, 1, -2, 1])
+    kernel[24:] = -kernel[:24]
+    hidden = np.tile(np.random.default_rng(0).normal(size=(24, 24)), 2)
+    hidden[:, 24:] *= 1 + varies
+    model.layers[0].set_weights([hidden, np.zeros(48)])
+    model.layers[1].set_weights([kernel, np.zeros(4)])
+    path = make(model, "int8")
+    inputs = samples(model, 16)
+    expected = Network(model).runner(eager=True)(inputs)["scores"]
+    for actual in predictions(path, inputs):
+        # Of sums of some 48 numbers of about one.
+        np.testing.assert_allclose(actual["scores"], expected, atol=0.5)
+
+
 def test_a_fixed_batch_stays_fixed(make, samples):
     model = keras.Sequential(
         [keras.Input(batch_shape=(3, 6), name="x"), keras.layers.Dense(2, name="y")]
