@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from exporter.data import Dataset, Scaling, Split, fit_to_model, load_dataset, scaled
 from exporter.data.fitting import holds_bytes
 from exporter.datasets import NO_DATA
@@ -10,6 +12,7 @@ from exporter.errors import DataError
 from exporter.graph.evidence import IDENTITY, Evidence
 from exporter.graph.network import Network
 from exporter.graph.sizes import resized
+from exporter.graph.walk import first_operations
 from exporter.options.groups import Source
 from exporter.options.scale import AUTO, InputScale, Scale
 
@@ -36,6 +39,7 @@ def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = 
     shaped = fit_to_model(dataset.map(rename), network.inputs, network.outputs, network.hints(loss))
     if not shaped.parts:
         return shaped
+    _check_indices(shaped, network)
     asked = _by_input(scale, network)
     part = next(iter(shaped.parts.values()))
     bytes_in = {i.name for i in network.inputs if holds_bytes(part.inputs[i.name], i)}
@@ -80,6 +84,27 @@ def fit_both(
         sizes = {name: array.shape[1:] for name, array in part.inputs.items()}
         network = Network(network.model, sizes)
     return network, dataset
+
+
+def _check_indices(dataset: Dataset, network: Network) -> None:
+    """Raises a DataError if an Embedding has no row for an index in arrays that are in memory."""
+    import keras
+
+    for number, layer in first_operations(network.model):
+        if not isinstance(layer, keras.layers.Embedding):
+            continue
+        name, last = network.inputs[number].name, layer.input_dim - 1
+        for part, split in dataset.parts.items():
+            values = split.inputs[name]
+            if not isinstance(values, np.ndarray) or not values.size:
+                continue
+            least, most = values.min(), values.max()
+            if least < 0 or most > last:
+                raise DataError(
+                    f"Input {name!r} must hold indices of 0 to {last}, which Embedding "
+                    f"{layer.name!r} has rows for. Received: {least} to {most} in the {part} part. "
+                    "Map what is unknown to an index of its own."
+                )
 
 
 _TOLD = {

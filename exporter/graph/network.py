@@ -131,7 +131,7 @@ class Network:
         """Whether a layer, or arithmetic, rescales or normalises what the model is given."""
         return any(
             kind_of(layer, inherited=True).scales_input for layer in self.layers.values()
-        ) or any(type(first).__name__ in _ARITHMETIC for first in first_operations(self.model))
+        ) or any(type(first).__name__ in _ARITHMETIC for _, first in first_operations(self.model))
 
     def families(self, tasks: "Mapping[str, Task]") -> dict[str, Family]:
         """Tells by the last layer of each output which family of distributions the output is.

@@ -110,11 +110,16 @@ def calls(model: Model) -> tuple[Model, list[Any]]:
     return graph, [node for depth in depths for node in graph._nodes_by_depth[depth]]
 
 
-def first_operations(model: Model) -> list[Any]:
-    """Returns the layers and operations that are given an input of a model."""
+def first_operations(model: Model) -> list[tuple[int, Any]]:
+    """Returns the layers and operations that are given an input of a model, and its number."""
     _, nodes, _ = next(_graphs(model))
-    inputs = {id(tensor) for tensor in model.inputs}
-    return [n.operation for n in nodes if inputs & {id(tensor) for tensor in n.input_tensors}]
+    numbers = {id(tensor): number for number, tensor in enumerate(model.inputs)}
+    return [
+        (numbers[id(tensor)], node.operation)
+        for node in nodes
+        for tensor in node.input_tensors
+        if id(tensor) in numbers
+    ]
 
 
 def is_graph(layer: Layer) -> bool:

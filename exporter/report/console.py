@@ -360,7 +360,7 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
         yield f"Note         {name}: {note}"
     judged = conversion.parity or conversion.quality
     for fault in judged.faults if judged else ():
-        also = ", as the compressed model's own output is" if fault.in_reference else ""
+        also = ", as the compressed model's own output is, or nearly" if fault.in_reference else ""
         yield (
             f"{name}: output {fault.output} is {fault.kind} on probe {fault.probe} in "
             f"{fault.backend}{also}"

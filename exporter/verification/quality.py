@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from exporter.data import Task
 from exporter.data.metrics import centred_snr_db, loss_of, lost_channels, snr_db
 from exporter.formats.variants import QualityRule
@@ -81,7 +83,11 @@ def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, T
         judged.append(
             OutputQuality(backend, output, len(values), ratio, agreement, drop, passed, lost)
         )
-    return Quality(tuple(judged), find_faults(execution), rule)
+    noise = {
+        output: float(np.std(expected - expected.mean(axis=0))) * 10 ** (-rule.snr_db / 20)
+        for output, expected in execution.reference[execution.probes[0].name].items()
+    }
+    return Quality(tuple(judged), find_faults(execution, noise), rule)
 
 
 def _highest(part: float, samples: int) -> float:

@@ -1,6 +1,10 @@
 import keras
+import numpy as np
 import pytest
 
+from exporter.data import load_dataset
+from exporter.errors import DataError
+from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 
 
@@ -11,3 +15,17 @@ def test_a_model_that_scales_its_input_is_recognised_even_inside(kind):
     inner = keras.Sequential([keras.Input((4,)), layer])
     assert Network(keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)])).scales_input
     assert not Network(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])).scales_input
+
+
+@pytest.mark.parametrize("wrong", [-1, 50])
+def test_indices_without_a_row_are_refused_before_any_work(wrong):
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
+    table = keras.layers.Embedding(50, 4, name="table")
+    model = keras.Model(tokens, keras.layers.Flatten()(table(tokens)))
+    indices = np.arange(240).reshape(40, 6) % 50
+    fitted(load_dataset({"x": indices}), Network(model))
+    indices[7, 3] = wrong
+    with pytest.raises(
+        DataError, match=rf"'tokens' must hold indices of 0 to 49.*'table'.*{wrong}"
+    ):
+        fitted(load_dataset({"x": indices}), Network(model))

@@ -70,6 +70,28 @@ def test_not_a_number_fails_whatever_the_limits(probe, scores):
     assert [fault.kind for fault in quality.faults] == ["not finite"]
 
 
+@pytest.mark.parametrize(
+    ("spread", "of_the_first", "passed"),
+    [(0.1, False, True), (3.0, False, False), (0.1, True, False)],
+)
+def test_outputs_may_be_constant_where_the_reference_hardly_varies(
+    probe, scores, spread, of_the_first, passed
+):
+    """Saturated probabilities of random images are one integer; those of the data never are."""
+    other = Probe("random", probe.inputs, 8)
+    hardly = 5 + spread * np.random.default_rng(0).normal(size=scores.shape).astype("float32")
+    constant = np.full_like(scores, 5)
+    found = {"test": constant if of_the_first else scores, "random": constant}
+    expected = {"test": hardly if of_the_first else scores, "random": hardly}
+    execution = Execution(
+        {"fast": {name: {"scores": values} for name, values in found.items()}},
+        {name: {"scores": values} for name, values in expected.items()},
+        [probe, other],
+        {"fast": None},
+    )
+    assert judge_quality(execution, QualityRule(15, 0, 1), {"scores": Task(3)}).passed is passed
+
+
 def test_a_missing_or_misshapen_output_fails(probe, scores):
     for values, kind in ((None, "missing"), (scores[:, :2], "wrong shape")):
         quality = judged(probe, scores, values, LENIENT)
