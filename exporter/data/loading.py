@@ -8,6 +8,7 @@ of the input, or ``y_<output>`` where the model has several outputs.
 import re
 from collections.abc import Mapping
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def load_dataset(source: Any) -> Dataset:
         if any(map(is_pipeline, source.values())):
             return _from_pipelines(source)
         return _from_arrays("arrays", {name: left_on_disk(a) for name, a in source.items()})
+    if not isinstance(source, (str, PathLike)):
+        raise DataError(
+            "Data must be a name, a path, arrays by name such as {'x': x, 'y': y}, or a "
+            f"tf.data.Dataset. Received: {type(source).__name__}."
+        )
+    source = str(source)
     if source == NO_DATA:
         return Dataset(NO_DATA, None, None, None, "none")
     if source != DIGITS and Path(source).is_dir():

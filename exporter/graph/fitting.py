@@ -21,7 +21,7 @@ def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = 
     """Fits a data set to a network; arrays may bear the Keras names of the input layers.
 
     Args:
-        dataset: The data set, as it was loaded.
+        dataset: The data set, as it was loaded, or what ``load_dataset`` takes.
         network: The network.
         scale: How inputs are scaled. ``auto`` tries how models are commonly trained, and takes
             what the baseline's loss on labels, or the statistics in its weights, tell for.
@@ -31,6 +31,8 @@ def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = 
         DataError: If it does not fit.
         RecipeError: If the loss is none of Keras.
     """
+    if not isinstance(dataset, Dataset):
+        dataset = load_dataset(dataset)
     name = network.signature.input_name
 
     def rename(part: Split) -> Split:

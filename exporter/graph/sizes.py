@@ -21,6 +21,11 @@ def resized(network: Network, size: Size) -> Network:
     """
     free = {info.name: info for info in network.inputs if None in info.shape[1:]}
     shown = "; ".join(f"{info.name} {info.shape[1:]}" for info in network.inputs)
+    if not free:
+        raise RecipeError(
+            f"size fixes axes that a model leaves free, and this one leaves none but the batch. "
+            f"Leave size out. Received: {size}. The inputs: {shown}."
+        )
     if isinstance(size, tuple):
         if len(free) != 1:
             raise RecipeError(
@@ -31,7 +36,10 @@ def resized(network: Network, size: Size) -> Network:
     given = {network.signature.input_name(name): one for name, one in size.items()}
     unknown = sorted(set(given) - set(free))
     if unknown:
-        raise RecipeError(f"size is given for {unknown}, without free axes. The inputs: {shown}.")
+        raise RecipeError(
+            f"size must name inputs with free axes, {sorted(free)}. Received: {unknown}. The "
+            f"inputs: {shown}."
+        )
     sizes = {name: _filled(free[name], one) for name, one in given.items()}
     return Network(rewrite(network.model, {}, sizes=network.signature.by_layer(sizes)))
 

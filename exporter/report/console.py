@@ -393,7 +393,7 @@ def _structure_text(proof: StructureProof) -> str:
     dense = ", ".join(layer.layer for layer in proof.layers if not layer.dense_gone)
     count = sum(len(layer.factors) for layer in proof.layers)
     weights = f"weights {proof.stored_bytes:,} bytes, {proof.predicted_bytes:,} planned"
-    parts = [] if proof.layers else ["no layer was factorized"]
+    parts = [] if proof.layers else ["no factors to look for"]
     if missing:
         parts.append(f"FACTORS MISSING of {missing}")
     if dense:

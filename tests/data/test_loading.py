@@ -47,6 +47,12 @@ class TestDigits:
         np.testing.assert_array_equal(again.test.labels["y"], digits.test.labels["y"])
 
 
+@pytest.mark.parametrize("source", [(np.ones(3), np.ones(3)), np.ones(3), 5])
+def test_what_is_no_data_is_told(source):
+    with pytest.raises(DataError, match=r"arrays by name such as .* Received: (tuple|ndarray|int)"):
+        load_dataset(source)
+
+
 def test_none_holds_nothing():
     dataset = load_dataset("none")
     assert dataset.train is dataset.validation is dataset.test is None

@@ -29,3 +29,8 @@ def test_indices_without_a_row_are_refused_before_any_work(wrong):
         DataError, match=rf"'tokens' must hold indices of 0 to 49.*'table'.*{wrong}"
     ):
         fitted(load_dataset({"x": indices}), Network(model))
+
+
+def test_what_load_dataset_takes_is_loaded():
+    network = Network(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    assert fitted({"x": np.ones((20, 4))}, network).name == "arrays"

@@ -60,8 +60,15 @@ def test_other_axes_are_an_error_that_shows_the_shape(network, size):
 
 
 def test_an_input_without_free_axes_is_an_error(network):
-    with pytest.raises(RecipeError, match=r"\['other'\], without free axes.*image"):
+    with pytest.raises(RecipeError, match=r"free axes, \['image'\].*\['other'\]"):
         resized(network, {"other": (3,)})
+
+
+@pytest.mark.parametrize("size", [(28, 28), {"image": (28, 28)}])
+def test_a_model_without_free_axes_needs_no_size(size):
+    model = keras.Sequential([keras.Input((28, 28, 1), name="image"), layers.Flatten()])
+    with pytest.raises(RecipeError, match="Leave size out"):
+        resized(Network(model), size)
 
 
 def test_several_inputs_are_named():
