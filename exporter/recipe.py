@@ -85,7 +85,7 @@ class Recipe:
         chosen = _known("quantize", self.quantization.quantize, QUANTIZATIONS, offered)
         object.__setattr__(self, "quantization", replace(self.quantization, quantize=chosen))
         self._check_variants()
-        if self.tuning.train == "adaptive" and self.goal.rank in {NO_RANK, "full"}:
+        if self.tuning.train == "adaptive" and self.goal.rank in (NO_RANK, "full"):
             raise RecipeError(
                 "train 'adaptive' divides what low ranks take. Received: rank "
                 f"{self.goal.rank!r}. Give another rank, or a budget."

@@ -7,7 +7,6 @@ from exporter.commands.budgets import check_budget
 from exporter.commands.prepare import check_rank, engine_for, prepare
 from exporter.commands.search import factorize
 from exporter.commands.weights import compute_weights
-from exporter.data import Dataset
 from exporter.graph.fitting import fit_both
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
@@ -47,7 +46,7 @@ def compress(
     model: Any,
     rank: Rank | None = None,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     progress: Progress | None = None,
     **choices: Any,
 ) -> Compressed:
@@ -60,8 +59,9 @@ def compress(
         model: A built Keras model; it is not changed.
         rank: One rank for all layers (20 by default), a part of each layer's parameters,
             ``"none"``, ``"full"``, ``"auto"``, ``"stable"``, ``"vbmf"``, or ranks by layer name.
-        data: What ``load_dataset`` returned. Its training part calibrates: the factors are then
-            those that change the layers' outputs, and the loss, the least. Labels are not used.
+        data: What ``load_dataset`` returned or takes. Its training part calibrates: the factors
+            are then those that change the layers' outputs, and the loss, the least. Labels are not
+            used.
         progress: Is told what goes on; silent by default.
         choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
             ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``, ``calibration``,
@@ -81,7 +81,6 @@ def compress(
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
     network = Network.of(model)
     check_rank(network, recipe.goal, recipe.cut)
-    loss = getattr(model, "loss", None)  # A subclassed model is wrapped without its loss.
-    network, data = fit_both(network, data, recipe.source, loss)
+    network, data = fit_both(network, data, recipe.source, network.compiled_loss)
     check_budget(recipe, data)
     return factorize(engine_for(recipe, network, data, progress), recipe, data, progress)

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.card import ModelCard
 from exporter.commands.artifact import ArtifactWriter, check_batch, quantization_samples
 from exporter.commands.prepare import card_of, load
-from exporter.data import Dataset, load_dataset
+from exporter.data import Dataset
 from exporter.datasets import NO_DATA
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
@@ -41,7 +41,7 @@ def export(
     directory: str | Path,
     formats: Sequence[str] = ("tflite",),
     *,
-    data: Dataset | str = NO_DATA,
+    data: Any = NO_DATA,
     card: ModelCard | None = None,
     force: bool = False,
     **choices: Any,
@@ -69,11 +69,11 @@ def export(
     """
     chosen = {"formats": formats, "output": str(directory), "force": force, **choices}
     recipe = Recipe.for_verb("export", USES, chosen)
-    dataset = load_dataset(data) if isinstance(data, str) else data
     if isinstance(model, Compressed):
-        compressed, dataset = model, fitted(dataset, model.network, recipe.source.scale)
+        compressed, dataset = model, fitted(data, model.network, recipe.source.scale)
     else:
-        network, dataset = fit_both(Network.of(model), dataset, recipe.source)
+        network = Network.of(model)
+        network, dataset = fit_both(network, data, recipe.source, network.compiled_loss)
         compressed = Compressed.of(network)
     card = card or ModelCard()
     check_card(card, compressed.network.inputs, compressed.network.outputs)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import engine_for
-from exporter.data import Dataset
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
@@ -29,7 +28,7 @@ def finetune(
     compressed: Compressed,
     baseline: Any,
     *,
-    data: Dataset,
+    data: Any,
     epochs: int,
     loss: Any = None,
     checkpoints: str | Path | None = None,
@@ -43,7 +42,8 @@ def finetune(
         compressed: What ``compress`` returned; its model gets the trained weights, unless
             ``train`` makes a model of other ranks or of full weights: see ``FineTuned``.
         baseline: The model that was compressed; it is the teacher, and not changed.
-        data: What ``load_dataset`` returned. Its validation part picks the weights that are kept.
+        data: What ``load_dataset`` returned or takes. Its validation part picks the weights that
+            are kept.
         epochs: At the most, of each phase.
         loss: As for ``keras.Model.compile``; by default what the baseline was compiled with, or
             what suits its outputs.
@@ -64,7 +64,7 @@ def finetune(
 
     recipe = Recipe.for_verb("finetune", USES, {"finetune": epochs, **choices})
     network = Network.of(baseline)
-    loss = loss if loss is not None else getattr(baseline, "loss", None)
+    loss = loss if loss is not None else network.compiled_loss
     dataset = fitted(data, network, recipe.source.scale, loss)
     check_training(recipe.tuning, dataset, network)
     tuner = FineTuner(

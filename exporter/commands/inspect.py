@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from exporter.commands.prepare import engine_for, load
-from exporter.data import Dataset
 from exporter.errors import RecipeError
 from exporter.graph.fitting import fit_both
 from exporter.graph.network import Network
@@ -35,13 +34,14 @@ USES = ("cut", "scale", "size", "calibration", "seed")
 
 
 def inspect(
-    model: Any, *, data: Dataset | None = None, progress: Progress | None = None, **choices: Any
+    model: Any, *, data: Any = None, progress: Progress | None = None, **choices: Any
 ) -> Inspection:
     """Shows what there is to gain in a Keras model.
 
     Args:
         model: A built Keras model.
-        data: What ``load_dataset`` returned: spectra are then those of the layers' outputs.
+        data: What ``load_dataset`` returned or takes: spectra are then those of the layers'
+            outputs.
         progress: Is told what goes on; silent by default.
         choices: Fields of ``Recipe`` that say how kernels are cut: ``method``, ``calibration``,
             ``convolution``, ``fold``, ``scale``, ``size``, ``seed``.
@@ -52,7 +52,8 @@ def inspect(
         RecipeError: If a choice is none.
     """
     recipe = Recipe.for_verb("inspect", USES, choices)
-    network, dataset = fit_both(Network.of(model), data, recipe.source)
+    network = Network.of(model)
+    network, dataset = fit_both(network, data, recipe.source, network.compiled_loss)
     return _inspect(engine_for(recipe, network, dataset, progress), progress)
 
 

@@ -62,7 +62,7 @@ class Job:
 def prepare(
     recipe: Recipe,
     model: Any,
-    dataset: Dataset | None,
+    dataset: Any,
     loss: Any,
     *,
     writes: bool = True,
@@ -102,7 +102,7 @@ def prepare(
 
 
 def load(
-    recipe: Recipe, model: Any, dataset: Dataset | None, loss: Any = None
+    recipe: Recipe, model: Any, dataset: Any, loss: Any = None
 ) -> tuple[Network, Dataset, Any]:
     """Returns the model, untrained if it is the reference MLP, the data fitted to it, and the loss.
 
@@ -113,7 +113,7 @@ def load(
     if source.model is not None:
         model = load_model(source.model)
         notes.append(translation_note(source.model))
-    dataset = dataset or load_dataset(source.data)
+    dataset = load_dataset(source.data) if dataset is None else dataset
     if model is None:
         model, scale = reference_for(dataset, source.seed), "unit" if scale == AUTO else scale
     network = Network.of(model)
@@ -122,7 +122,7 @@ def load(
         loss, note = _loss_in_file(source.model)
         notes.append(note)
     elif loss is None:
-        loss = getattr(model, "loss", None)  # A subclassed model is wrapped without its loss.
+        loss = network.compiled_loss
     network, dataset = fit_both(network, dataset, replace(source, scale=scale), loss)
     return network, replace(dataset, notes=(*dataset.notes, *filter(None, notes))), loss
 

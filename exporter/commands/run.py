@@ -13,7 +13,6 @@ from exporter.commands.artifact import ArtifactWriter
 from exporter.commands.budgets import accuracy_drop
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
-from exporter.data import Dataset
 from exporter.data.metrics import loss_of
 from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
@@ -35,7 +34,7 @@ def run(
     recipe: Recipe,
     *,
     model: Any = None,
-    dataset: Dataset | None = None,
+    dataset: Any = None,
     loss: Any = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -44,7 +43,7 @@ def run(
     Args:
         recipe: What to do.
         model: A built Keras model, in place of ``recipe.source.model``.
-        dataset: What ``load_dataset`` returned, in place of ``recipe.source.data``.
+        dataset: What ``load_dataset`` returned or takes, in place of ``recipe.source.data``.
         loss: What fine-tuning minimizes, as for ``keras.Model.compile``; by default what the model
             was compiled with, or what suits its outputs.
         progress: Is told what goes on; silent by default.
@@ -98,7 +97,7 @@ def run_worker(
     recipe: Recipe,
     *,
     model: Any = None,
-    dataset: Dataset | None = None,
+    dataset: Any = None,
     loss: Any = None,
     progress: Progress | None = None,
 ) -> None:

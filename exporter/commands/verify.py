@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import load
-from exporter.data import Dataset, load_dataset
+from exporter.data import Dataset
 from exporter.datasets import NO_DATA
 from exporter.errors import InputError
 from exporter.formats import FORMATS
@@ -25,7 +25,7 @@ def verify(
     artifact: Artifact | str | Path,
     model: Any,
     *,
-    data: Dataset | str = NO_DATA,
+    data: Any = NO_DATA,
     atol: float | None = None,
     rtol: float | None = None,
     seed: int = 0,
@@ -50,9 +50,8 @@ def verify(
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.network)
     FORMATS[artifact.format].require_extra()
-    dataset = load_dataset(data) if isinstance(data, str) else data
-    loss = getattr(compressed.model, "loss", None)
-    dataset = fitted(dataset, compressed.network, recipe.source.scale, loss)
+    network = compressed.network
+    dataset = fitted(data, network, recipe.source.scale, network.compiled_loss)
     return _verify(artifact, compressed, dataset, recipe)
 
 

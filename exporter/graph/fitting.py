@@ -17,7 +17,7 @@ from exporter.options.groups import Source
 from exporter.options.scale import AUTO, InputScale, Scale
 
 
-def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = None) -> Dataset:
+def fitted(dataset: Any, network: Network, scale: Scale = AUTO, loss: Any = None) -> Dataset:
     """Fits a data set to a network; arrays may bear the Keras names of the input layers.
 
     Args:
@@ -68,7 +68,7 @@ def fitted(dataset: Dataset, network: Network, scale: Scale = AUTO, loss: Any = 
 
 
 def fit_both(
-    network: Network, dataset: Dataset | None, source: Source, loss: Any = None
+    network: Network, dataset: Any, source: Source, loss: Any = None
 ) -> tuple[Network, Dataset]:
     """Fixes the free axes of a network as it is asked for, and fits a data set to it.
 
@@ -80,7 +80,8 @@ def fit_both(
     """
     if source.size is not None:
         network = resized(network, source.size)
-    dataset = fitted(dataset or load_dataset(NO_DATA), network, source.scale, loss)
+    given = NO_DATA if dataset is None else dataset
+    dataset = fitted(given, network, source.scale, loss)
     part = next(iter(dataset.parts.values()), None)
     if part and any(None in info.shape[1:] for info in network.inputs):
         sizes = {name: array.shape[1:] for name, array in part.inputs.items()}

@@ -37,6 +37,7 @@ class Network:
     Attributes:
         model: The Keras model.
         sizes: The shape of a sample of each input by name, where the model leaves it free.
+        compiled_loss: What the model was compiled with; None if it was not.
     """
 
     def __init__(self, model: Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -50,6 +51,7 @@ class Network:
 
         if not isinstance(model, keras.Model):
             raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
+        self.compiled_loss = getattr(model, "loss", None)  # The wrapped model has none.
         if not isinstance(model, keras.Sequential) and not is_graph(model):
             model = as_functional(model)
         if not model.built or not is_graph(model):

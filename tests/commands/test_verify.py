@@ -10,7 +10,7 @@ def test_export_then_verify_compressed_objects(model, arrays, tmp_path):
     verdict = exporter.verify(artifacts[0], compressed, data=exporter.load_dataset(arrays))
     assert verdict.passed
     assert len(verdict.structure.layers) == 2
-    by_path = exporter.verify(str(artifacts[1].path), compressed.model)
+    by_path = exporter.verify(str(artifacts[1].path), compressed.model, data=arrays)
     assert by_path.passed
 
 

@@ -94,7 +94,9 @@ def test_a_subclassed_model_is_wrapped_by_the_shapes_that_it_was_built_with():
     model = Two()
     batch = {"word": np.array([[3], [8]]), "weight": np.ones((2, 4), "float32")}
     expected = model(batch)["mixed"]
+    model.compile(loss="mse")
     network = Network(model)
+    assert network.compiled_loss == "mse"  # The Functional model has none.
     shapes = {info.name: (info.shape, info.dtype) for info in network.inputs}
     assert shapes == {"word": ((None, 1), "int32"), "weight": ((None, 4), "float32")}
     assert [info.name for info in network.outputs] == ["mixed"]

@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from exporter.formats.base import to_real, to_stored
 from exporter.graph.signature import Quantization, TensorInfo, Tensors
 
@@ -89,9 +87,9 @@ def sums_integers(interpreter: Any) -> bool:
 
     This is issue 4079 of google-ai-edge/LiteRT; other kernels have no such fault.
     """
-    types = {each["index"]: each["dtype"] for each in interpreter.get_tensor_details()}
+    types = {each["index"]: each["dtype"].__name__ for each in interpreter.get_tensor_details()}
     return any(
-        each["op_name"] == "SUM" and types[each["outputs"][0]] in {np.int8, np.int16}
+        each["op_name"] == "SUM" and types[each["outputs"][0]] in {"int8", "int16"}
         for each in interpreter._get_ops_details()
     )
 
