@@ -17,7 +17,7 @@ def dataset(trained_mlp, digits):
     return fitted(digits, Network(trained_mlp))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     "asked",
     [

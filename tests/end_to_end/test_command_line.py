@@ -99,7 +99,7 @@ def test_main_job_keeps_its_promises(tmp_path):
     assert "validation accuracy" in first.stdout
     assert "scaled to [0, 1]" in first.stderr
 
-    second = run("--rank", "full", "--json", cwd=tmp_path)
+    second = run("--rank", "full", "--format", "tflite", "--json", cwd=tmp_path)
     report = json.loads(second.stdout)
     assert second.returncode == 0
     assert report["training"]["cached"] is True

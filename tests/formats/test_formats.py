@@ -120,6 +120,7 @@ def test_every_kernel_is_stored_in_full(fmt, exported):
         assert forms & digests, name
 
 
+@pytest.mark.one_in(4)
 def test_stored_tensors_have_the_sizes_of_the_weights(fmt, exported):
     """In some order of axes; what converters fold into its neighbours is left out."""
     folded = (keras.layers.BatchNormalization, keras.layers.LayerNormalization)

@@ -108,7 +108,7 @@ def predictions(path, inputs):
     return [TFLITE.load(path, backend)(inputs) for backend in TFLITE.backends]
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("variant", QUANTIZED)
 def test_models_of_every_kind_have_every_variant(
