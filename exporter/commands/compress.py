@@ -81,6 +81,6 @@ def compress(
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
     network = Network.of(model)
     check_rank(network, recipe.goal, recipe.cut)
-    network, data = fit_both(network, data, recipe.source, network.compiled_loss)
+    network, data = fit_both(network, data, recipe.source)
     check_budget(recipe, data)
     return factorize(engine_for(recipe, network, data, progress), recipe, data, progress)

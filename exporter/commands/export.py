@@ -72,8 +72,7 @@ def export(
     if isinstance(model, Compressed):
         compressed, dataset = model, fitted(data, model.network, recipe.source.scale)
     else:
-        network = Network.of(model)
-        network, dataset = fit_both(network, data, recipe.source, network.compiled_loss)
+        network, dataset = fit_both(Network.of(model), data, recipe.source)
         compressed = Compressed.of(network)
     card = card or ModelCard()
     check_card(card, compressed.network.inputs, compressed.network.outputs)

@@ -52,8 +52,7 @@ def inspect(
         RecipeError: If a choice is none.
     """
     recipe = Recipe.for_verb("inspect", USES, choices)
-    network = Network.of(model)
-    network, dataset = fit_both(network, data, recipe.source, network.compiled_loss)
+    network, dataset = fit_both(Network.of(model), data, recipe.source)
     return _inspect(engine_for(recipe, network, dataset, progress), progress)
 
 

@@ -113,7 +113,7 @@ def load(
     if source.model is not None:
         model = load_model(source.model)
         notes.append(translation_note(source.model))
-    dataset = load_dataset(source.data) if dataset is None else dataset
+    dataset = load_dataset(source.data if dataset is None else dataset)
     if model is None:
         model, scale = reference_for(dataset, source.seed), "unit" if scale == AUTO else scale
     network = Network.of(model)

@@ -50,8 +50,7 @@ def verify(
     if not isinstance(artifact, Artifact):
         artifact = _described(Path(artifact), compressed.network)
     FORMATS[artifact.format].require_extra()
-    network = compressed.network
-    dataset = fitted(data, network, recipe.source.scale, network.compiled_loss)
+    dataset = fitted(data, compressed.network, recipe.source.scale)
     return _verify(artifact, compressed, dataset, recipe)
 
 

@@ -37,13 +37,15 @@ def load_dataset(source: Any) -> Dataset:
             ``tf.data.Dataset`` to train on, or several of them as ``train``, ``validation`` and
             ``test``. A pipeline yields single samples, ``x`` or ``(x, y)``, each a tensor or
             tensors by name. Missing validation and test parts are the first samples of ``train``,
-            which must then begin alike each time.
+            which must then begin alike each time. A data set is returned as it is.
 
     Raises:
         DataError: If it cannot be read, is empty, or holds no finite numbers.
     """
+    if isinstance(source, Dataset):
+        return source
     if is_pipeline(source):
-        return _from_pipelines({"train": source})
+        source = {"train": source}
     if isinstance(source, Mapping):
         if any(map(is_pipeline, source.values())):
             return _from_pipelines(source)

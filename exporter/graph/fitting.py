@@ -25,14 +25,13 @@ def fitted(dataset: Any, network: Network, scale: Scale = AUTO, loss: Any = None
         network: The network.
         scale: How inputs are scaled. ``auto`` tries how models are commonly trained, and takes
             what the baseline's loss on labels, or the statistics in its weights, tell for.
-        loss: What the model was compiled with, which tells what labels mean.
+        loss: What tells what labels mean; by default what the model was compiled with.
 
     Raises:
         DataError: If it does not fit.
         RecipeError: If the loss is none of Keras.
     """
-    if not isinstance(dataset, Dataset):
-        dataset = load_dataset(dataset)
+    dataset, loss = load_dataset(dataset), network.compiled_loss if loss is None else loss
     name = network.signature.input_name
 
     def rename(part: Split) -> Split:
@@ -78,10 +77,10 @@ def fit_both(
     Raises:
         RecipeError: If the network has not the axes that ``source.size`` fixes.
     """
+    loss = network.compiled_loss if loss is None else loss  # A copy of other sizes has none.
     if source.size is not None:
         network = resized(network, source.size)
-    given = NO_DATA if dataset is None else dataset
-    dataset = fitted(given, network, source.scale, loss)
+    dataset = fitted(NO_DATA if dataset is None else dataset, network, source.scale, loss)
     part = next(iter(dataset.parts.values()), None)
     if part and any(None in info.shape[1:] for info in network.inputs):
         sizes = {name: array.shape[1:] for name, array in part.inputs.items()}

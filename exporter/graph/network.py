@@ -37,7 +37,6 @@ class Network:
     Attributes:
         model: The Keras model.
         sizes: The shape of a sample of each input by name, where the model leaves it free.
-        compiled_loss: What the model was compiled with; None if it was not.
     """
 
     def __init__(self, model: Model, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -51,7 +50,7 @@ class Network:
 
         if not isinstance(model, keras.Model):
             raise ModelError(f"A Keras model is required. Received: {type(model).__name__}.")
-        self.compiled_loss = getattr(model, "loss", None)  # The wrapped model has none.
+        self._given = model
         if not isinstance(model, keras.Sequential) and not is_graph(model):
             model = as_functional(model)
         if not model.built or not is_graph(model):
@@ -67,6 +66,11 @@ class Network:
     def of(cls, model: "Network | Model") -> "Network":
         """Wraps a Keras model, unless it is wrapped already."""
         return model if isinstance(model, cls) else cls(model)
+
+    @property
+    def compiled_loss(self) -> Any:
+        """What the model was compiled with; None if it was not. A wrapper of it never is."""
+        return getattr(self._given, "loss", None)
 
     @property
     def name(self) -> str:

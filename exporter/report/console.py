@@ -83,7 +83,7 @@ def _text(cell: RenderableType) -> Text:
 
 def print_report(report: Report, console: Console) -> None:
     """Prints the findings of a run."""
-    _print_cut(report, console, asked=report.recipe.goal.rank != NO_RANK)
+    _print_cut(report, console, whole=report.recipe.goal.rank == NO_RANK)
     console.print(_artifact_table(report))
     _print_conversions(report.artifacts, console)
     _print_lines(console, *_training_lines(report))
@@ -126,9 +126,9 @@ def _print_lines(console: Console, *lines: str) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _print_cut(report: CompressionReport, console: Console, *, asked: bool = True) -> None:
+def _print_cut(report: CompressionReport, console: Console, *, whole: bool = False) -> None:
     training, before, after = report.training, report.before, report.after
-    if not asked:
+    if whole:
         _print_lines(console, "Every layer stays whole, as rank none asks")
     elif not report.factorized:
         note = "NOTHING WAS COMPRESSED: no layer is factorized; the table of layers says why"

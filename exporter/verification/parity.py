@@ -168,10 +168,15 @@ def find_faults(
         if kind:
             alike = _fault_kind(expected, expected) == kind
             if kind in {ALL_ZERO, CONSTANT} and noise and probe is not execution.probes[0]:
-                centre = 0.0 if kind == ALL_ZERO else expected.mean(axis=0)
-                alike |= bool(np.sqrt(np.mean((expected - centre) ** 2)) <= noise[output])
+                varies = np.sqrt(np.mean(expected**2)) if kind == ALL_ZERO else spread(expected)
+                alike |= bool(varies <= noise[output])
             faults.append(Fault(backend, probe.name, output, kind, alike))
     return tuple(faults)
+
+
+def spread(values: Array) -> float:
+    """Returns the root mean square of what samples differ by from their mean."""
+    return float(np.std(values - values.mean(axis=0)))
 
 
 def compare(execution: Execution, tolerances: Tolerances, tasks: Mapping[str, Task]) -> Parity:

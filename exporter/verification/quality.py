@@ -4,12 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from exporter.data import Task
 from exporter.data.metrics import centred_snr_db, loss_of, lost_channels, snr_db
 from exporter.formats.variants import QualityRule
-from exporter.verification.parity import Execution, Fault, find_faults
+from exporter.verification.parity import Execution, Fault, find_faults, spread
 
 LOST_CHANNELS = 0.1
 """The most channels, as a part of all, that may tell nothing any more."""
@@ -84,7 +82,7 @@ def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, T
             OutputQuality(backend, output, len(values), ratio, agreement, drop, passed, lost)
         )
     noise = {
-        output: float(np.std(expected - expected.mean(axis=0))) * 10 ** (-rule.snr_db / 20)
+        output: spread(expected) * 10 ** (-rule.snr_db / 20)
         for output, expected in execution.reference[execution.probes[0].name].items()
     }
     return Quality(tuple(judged), find_faults(execution, noise), rule)

@@ -260,3 +260,8 @@ class TestKerasDatasets:
         dataset = load_dataset("mnist")
         assert dataset.name == "mnist"
         assert len(dataset.test) == 3
+
+
+def test_a_data_set_is_returned_as_it_is():
+    dataset = load_dataset({"x": np.ones((9, 2))})
+    assert load_dataset(dataset) is dataset

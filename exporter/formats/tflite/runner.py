@@ -47,17 +47,16 @@ class LiteRTRunner:
             )
 
         resolvers = {XNNPACK: OpResolverType.AUTO, REFERENCE: OpResolverType.BUILTIN_REF}
-        optimized = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
         self._open = partial(opened, resolvers[backend])
         try:
             interpreter = self._open()
+            suits = backend == XNNPACK or not sums_integers(interpreter)
         except ValueError as error:
             if backend == XNNPACK or "Didn't find op" not in str(error):
                 raise
-            self._open = optimized
-            interpreter = self._open()
-        if backend == REFERENCE and sums_integers(interpreter):
-            self._open = optimized
+            suits = False
+        if not suits:
+            self._open = partial(opened, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
             interpreter = self._open()
         self._run = interpreter.get_signature_runner("serving_default")
         self._inputs = _infos(self._run.get_input_details())
