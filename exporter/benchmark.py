@@ -3,7 +3,7 @@
 import os
 import statistics
 import timeit
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,10 @@ class Latency:
     calls: int
 
 
-@dataclass(frozen=True)
-class LatencyPair:
-    """Baseline and compressed model in the same runtime, timed in turns."""
-
-    baseline: Latency
-    compressed: Latency
-
-    @property
-    def speedup(self) -> float:
-        """Ratio of the medians, baseline / compressed."""
-        return self.baseline.p50 / self.compressed.p50
-
-
 def measure_latency(
-    fmt: Format, baseline: Path, compressed: Path, inputs: Mapping[str, Array], folder: Path
-) -> LatencyPair:
-    """Times two artifacts in turns on one batch, in a process of their own with one thread.
+    fmt: Format, artifacts: Sequence[Path], inputs: Mapping[str, Array], folder: Path
+) -> list[Latency]:
+    """Times artifacts of a format in turns on one batch, in a process of their own, one thread.
 
     The child process reads the inputs, by input name, from a file in ``folder``.
 
@@ -60,15 +47,14 @@ def measure_latency(
     """
     file = folder / "latency.npz"
     np.savez(file, **inputs)  # type: ignore[arg-type]
-    artifacts = [str(baseline), str(compressed)]
     job = {
         "format": fmt.name,
         "inputs": str(file),
-        "artifacts": artifacts,
+        "artifacts": list(map(str, artifacts)),
         "seconds": ROUND_SECONDS,
     }
     answer = call_in_child(f"{__name__}:_measure_here", job, fmt.imports)
-    return LatencyPair(*(Latency(**values) for values in answer))
+    return [Latency(**values) for values in answer]
 
 
 def _measure_here(job: dict[str, Any]) -> list[dict[str, Any]]:

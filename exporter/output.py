@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 REJECTED = "rejected"
+UNCOMPRESSED = "uncompressed"
 
 ARTIFACTS = Path("artifacts")
 CACHE = ARTIFACTS / "cache"

@@ -117,11 +117,11 @@ class _Judge:
         """Returns the SNR of the worst output in decibels; minus infinity if it cannot be run."""
         artifact = describe(self._fmt, self._variant, path, self._network)
         try:
-            limits = dict.fromkeys(self._fmt.backends)
-            outputs = execute(artifact, [self._probe], path.parent, limits)
+            shipped = self._fmt.backends[0]
+            outputs = execute(artifact, [self._probe], path.parent, {shipped: None})
         except ChildError:  # The verdict will tell of it, if this one is chosen.
             return -math.inf
-        actual = outputs[self._fmt.backends[0]][self._probe.name]
+        actual = outputs[shipped][self._probe.name]
         return min(snr_db(actual[name], values) for name, values in self._expected.items())
 
 

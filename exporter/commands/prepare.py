@@ -33,6 +33,7 @@ from exporter.output import (
     PLAN_FILE,
     REJECTED,
     TRUNCATED_FILE,
+    UNCOMPRESSED,
     UPDATED_FILE,
     artifact_name,
     check_output,
@@ -85,7 +86,8 @@ def prepare(
     entries = _weight_files(recipe, trained_here)
     if exports:
         names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
-        entries = (*names, MANIFEST, REJECTED, *entries)
+        kept = [UNCOMPRESSED] if recipe.export.keep_baseline else []
+        entries = (*names, MANIFEST, REJECTED, *kept, *entries)
     if writes:
         check_output(output, entries, force=recipe.export.force)
     network, dataset, loss = load(recipe, model, dataset, loss)

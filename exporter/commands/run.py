@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.benchmark import LatencyPair, measure_latency
+from exporter.benchmark import measure_latency
+from exporter.commands.alternative import Alternatives
 from exporter.commands.artifact import ArtifactWriter
 from exporter.commands.budgets import accuracy_drop
 from exporter.commands.prepare import Job, prepare
@@ -17,16 +18,14 @@ from exporter.data.metrics import loss_of
 from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
-from exporter.formats.variants import FLOAT32
 from exporter.isolation import ChildError
-from exporter.output import REJECTED, artifact_name, staged_output
+from exporter.output import REJECTED, UNCOMPRESSED, artifact_name, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import write_manifest
-from exporter.report.results import ArtifactReport, Budget, Report
+from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair, Report
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.verification.compression import CompressionVerdict, judge_compression
-from exporter.verification.probes import predict
 from exporter.verification.verifier import ConversionVerdict, Verifier
 
 
@@ -121,13 +120,21 @@ class _Exports:
         recipe, compressed = job.recipe, weights.compressed
         self._job, self._weights, self._staging, self._scratch = job, weights, staging, scratch
         self._writer = ArtifactWriter(recipe, compressed, job.samples, job.card)
-        limits, seed = recipe.verification, recipe.source.seed
-        tolerances = {"atol": limits.atol, "rtol": limits.rtol}
-        self._verifier = Verifier(compressed, job.dataset, folder=scratch, seed=seed, **tolerances)
+        limits = recipe.verification
+        self._verifier = Verifier(
+            compressed,
+            job.dataset,
+            folder=scratch,
+            baseline=weights.baseline,
+            atol=limits.atol,
+            rtol=limits.rtol,
+            seed=recipe.source.seed,
+        )
+        kept = staging if recipe.export.keep_baseline else scratch
+        self._alternatives = Alternatives(job, weights.baseline, kept / UNCOMPRESSED, scratch)
         first = self._verifier.probes[0]
-        baseline = predict(weights.baseline.runner(), first)
         self.compression: CompressionVerdict = judge_compression(
-            baseline,
+            self._verifier.baseline,
             self._verifier.reference[first.name],
             first.labels,
             self._verifier.tasks,
@@ -155,13 +162,7 @@ class _Exports:
             gauge=self._writer.gauge(fmt.variant(variant)),
         )
         try:
-            # What a user would ship otherwise is the baseline in float32.
-            baseline_path = self._scratch / artifact_name(fmt)
-            if not baseline_path.exists():
-                plain = self._writer.options(fmt, FLOAT32)
-                fmt.export(self._weights.baseline, baseline_path, plain)
-            report = replace(report, baseline_size=fmt.size(baseline_path))
-            report = replace(report, latency=self._latency(fmt, baseline_path, path))
+            report = self._compared(report, fmt, path)
         except (ConversionError, ChildError) as error:
             # The baseline is no product of this run: it is only compared with.
             report = replace(report, comparison_error=str(error))
@@ -179,10 +180,24 @@ class _Exports:
             if output.baseline is not None and output.output in conversion.metrics
         }
 
-    def _latency(self, fmt: Format, baseline: Path, compressed: Path) -> LatencyPair:
+    def _compared(self, report: ArtifactReport, fmt: Format, path: Path) -> ArtifactReport:
+        """Adds the baseline in float32, and what a user would ship otherwise."""
+        plain = self._alternatives.write(fmt)
+        report, other, standings = replace(report, baseline_size=fmt.size(plain)), plain, {}
+        if self._weights.compressed.factors:
+            other = self._alternatives.write(fmt, report.variant)
+            standings = self._alternatives.standings(fmt, report.variant, self._verifier)
         single = next(probe for probe in self._verifier.probes if probe.name == "single")
         batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
-        return measure_latency(fmt, baseline, compressed, batch, self._scratch)
+        files = list(dict.fromkeys([plain, path, other]))
+        times = dict(zip(files, measure_latency(fmt, files, batch, self._scratch), strict=True))
+        return replace(
+            report,
+            latency=LatencyPair(times[plain], times[path]),
+            alternative=Alternative(fmt.size(other), standings, times[other])
+            if standings
+            else None,
+        )
 
 
 def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> Budget | None:

@@ -106,11 +106,11 @@ class _Trials:
             info.name: np.zeros(network.signature.sample_shape(info), info.dtype)
             for info in network.inputs
         }
-        pairs = (
-            measure_latency(fmt, path, path, inputs, self._folder)
+        return max(
+            latency.p50
             for fmt, path in self._artifacts(plan)
+            for latency in measure_latency(fmt, [path], inputs, self._folder)
         )
-        return max(pair.compressed.p50 for pair in pairs)
 
     def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, Path]]:
         bones = skeleton(self._engine, plan)

@@ -75,10 +75,16 @@ def verify_recipe(
 def _verify(
     artifact: Artifact, compressed: Compressed, dataset: Dataset, recipe: Recipe
 ) -> ConversionVerdict:
-    limits, seed = recipe.verification, recipe.source.seed
-    tolerances = {"atol": limits.atol, "rtol": limits.rtol}
+    limits = recipe.verification
     with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
-        verifier = Verifier(compressed, dataset, folder=Path(scratch), seed=seed, **tolerances)
+        verifier = Verifier(
+            compressed,
+            dataset,
+            folder=Path(scratch),
+            atol=limits.atol,
+            rtol=limits.rtol,
+            seed=recipe.source.seed,
+        )
         return verifier.verify(artifact)
 
 

@@ -350,6 +350,12 @@ class Export(Group):
         "folder to write to (default: one in artifacts/, named after model and rank)",
     )
     force: bool = _option(False, flag(False), "replace a former run in the output folder")
+    keep_baseline: bool = _option(
+        False,
+        flag(False),
+        "keep the uncompressed network in the variants asked for, which each artifact is held "
+        "against, in the folder uncompressed",
+    )
     batch: int | None = _option(
         None,
         whole(1, unit="samples"),

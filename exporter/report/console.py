@@ -19,6 +19,7 @@ from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
 from exporter.verification.quality import Quality
 from exporter.verification.structure import StructureProof
+from exporter.verification.verifier import Standing
 
 WIDTH = 120
 """Columns where the output is no terminal."""
@@ -85,6 +86,8 @@ def print_report(report: Report, console: Console) -> None:
     """Prints the findings of a run."""
     _print_cut(report, console, whole=report.recipe.goal.rank == NO_RANK)
     console.print(_artifact_table(report))
+    if any(item.alternative for item in report.artifacts):
+        console.print(_alternative_table(report.artifacts))
     _print_conversions(report.artifacts, console)
     _print_lines(console, *_training_lines(report))
     if report.budget is not None:
@@ -260,6 +263,35 @@ def _artifact_table(report: Report) -> Table:
             *latency,
         )
     return table
+
+
+def _alternative_table(artifacts: Iterable[ArtifactReport]) -> Table:
+    table = open_table(
+        "Artifact / uncompressed network in the same variant; agreement with the baseline in Keras",
+        ["artifact", "output"],
+        ["bytes", "latency", "metric", "agreement"],
+    )
+    for item in artifacts:
+        other, own = item.alternative, item.conversion
+        if other is None or own is None or item.artifact is None or item.latency is None:
+            continue
+        label = Text(item.label, "bold red" if item.is_dominated else "")
+        times = (item.latency.compressed.p50 * 1e6, other.latency.p50 * 1e6)
+        facts = [
+            f"{item.artifact.size:,} / {other.size:,}",
+            f"{times[0]:,.0f} / {times[1]:,.0f} µs",
+        ]
+        for name, standing in own.standings.items():
+            both = [standing, other.standings[name]]
+            metrics = " / ".join(_metric(each.metric) for each in both if each.metric)
+            table.add_row(label, Text(name), *facts, metrics, " / ".join(map(_agreement, both)))
+            label, facts = Text(""), ["", ""]
+    return table
+
+
+def _agreement(standing: Standing) -> str:
+    agreement = standing.top1_agreement
+    return f"{standing.snr_db:.1f} dB" if agreement is None else f"{agreement:.2%}"
 
 
 def _training_lines(report: CompressionReport) -> Iterator[str]:

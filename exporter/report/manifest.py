@@ -13,20 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import measure
-from exporter.output import MANIFEST, REJECTED
+from exporter.output import MANIFEST, REJECTED, UNCOMPRESSED
 from exporter.recipe import recipe_schema
 from exporter.report.results import ArtifactReport, CompressionReport, Report
 from exporter.verification.verifier import ConversionVerdict
 
 SCHEMA_VERSION = 2
 
+FOLDERS = (REJECTED, UNCOMPRESSED)
+"""Folders of a run whose entries are artifacts."""
+
 
 def write_manifest(report: Report, folder: Path) -> None:
     """Writes the manifest into a folder that holds the files of the run and nothing else."""
     entries = sorted(path.name for path in folder.iterdir())
-    written = [folder / name for name in entries if name != REJECTED]
+    inner = [each for name in FOLDERS for each in sorted((folder / name).glob("*"))]
     files = []
-    for path in (*written, *sorted((folder / REJECTED).glob("*"))):
+    for path in (*(folder / name for name in entries if name not in FOLDERS), *inner):
         size, sha256 = measure(path)
         files.append({"path": path.relative_to(folder).as_posix(), "bytes": size, "sha256": sha256})
     manifest = {
@@ -101,6 +104,8 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
         "latency": latency and {**plain(latency), "speedup": latency.speedup},
         "trials": plain(report.trials),
         "gauge": plain(report.gauge),
+        "alternative": plain(report.alternative),
+        "worse_than_alternative": report.is_dominated,
         "comparison_error": report.comparison_error,
         "conversion": conversion and verdict_dict(conversion),
     }
@@ -112,6 +117,7 @@ def verdict_dict(verdict: ConversionVerdict) -> dict[str, Any]:
         "passed": verdict.passed,
         "error": verdict.error,
         "metrics": plain(verdict.metrics),
+        "standings": plain(verdict.standings),
         "parity": _judged(verdict.parity, "passed"),
         "quality": _judged(verdict.quality, "passed"),
         "structure": _judged(verdict.structure, "passed"),

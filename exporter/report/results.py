@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.benchmark import LatencyPair
+from exporter.benchmark import Latency
 from exporter.card import ModelCard
-from exporter.data.metrics import loss_of
+from exporter.data.metrics import is_better, loss_of
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
@@ -17,12 +17,15 @@ from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.training.reference import Training
 from exporter.verification.compression import LARGE_DROP, CompressionVerdict
-from exporter.verification.verifier import ConversionVerdict
+from exporter.verification.verifier import ConversionVerdict, Standing
 
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
 """Parts of the energy whose ranks are shown."""
 
 SPECTRUM_POINTS = 16
+
+LATENCY_NOISE = 1.05
+"""Ratio of two latencies that timing cannot tell apart."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,34 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class LatencyPair:
+    """Baseline and compressed model in the same runtime, timed in turns."""
+
+    baseline: Latency
+    compressed: Latency
+
+    @property
+    def speedup(self) -> float:
+        """Ratio of the medians, baseline / compressed."""
+        return self.baseline.p50 / self.compressed.p50
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What a user would ship otherwise: the uncompressed network in the same format and variant.
+
+    Attributes:
+        size: Bytes, as of the artifact.
+        standings: How its outputs stand to the baseline Keras model and the labels.
+        latency: Timed in turns with the artifact.
+    """
+
+    size: int
+    standings: Mapping[str, Standing]
+    latency: Latency
+
+
+@dataclass(frozen=True)
 class ArtifactReport:
     """One artifact.
 
@@ -56,8 +87,10 @@ class ArtifactReport:
         trials: The granularities of the weights that were compared, the chosen one first; empty if
             there was no choice.
         gauge: The factor pairs that were chosen for quantization; None if they were not changed.
-        comparison_error: Why baseline size or latency are None: the baseline did not convert, or a
-            runtime could not run it.
+        alternative: The uncompressed network in the same variant; None if nothing was factorized,
+            or it could not be exported and run.
+        comparison_error: Why baseline size, latency or alternative are None: the baseline did not
+            convert, or a runtime could not run it.
     """
 
     format: str
@@ -70,7 +103,24 @@ class ArtifactReport:
     latency: LatencyPair | None = None
     trials: tuple[GranularityTrial, ...] = ()
     gauge: GaugeReport | None = None
+    alternative: Alternative | None = None
     comparison_error: str | None = None
+
+    @property
+    def is_dominated(self) -> bool:
+        """Whether the alternative is no larger, no slower and on every output no worse."""
+        other, latency, conversion = self.alternative, self.latency, self.conversion
+        if other is None or latency is None or self.artifact is None or conversion is None:
+            return False
+        return (
+            other.size <= self.artifact.size
+            and other.latency.p50 <= LATENCY_NOISE * latency.compressed.p50
+            and not any(
+                _is_better(own, other.standings[name])
+                for name, own in conversion.standings.items()
+                if name in other.standings
+            )
+        )
 
     @property
     def label(self) -> str:
@@ -85,6 +135,15 @@ class ArtifactReport:
         if self.artifact is None or self.baseline_size is None:
             return None
         return self.baseline_size / self.artifact.size
+
+
+def _is_better(one: Standing, other: Standing) -> bool:
+    """Tells whether an output stands better by the first figure that both have."""
+    if one.metric is not None and other.metric is not None:
+        return is_better(one.metric, other.metric)
+    if one.top1_agreement is not None and other.top1_agreement is not None:
+        return one.top1_agreement > other.top1_agreement
+    return one.snr_db > other.snr_db
 
 
 @dataclass(frozen=True)
@@ -241,6 +300,12 @@ class Report(CompressionReport):
             tried = [] if self.finetuning else ["--finetune 10"]
             advice = " or ".join([*tried, "a higher --rank", "--max-drop 1%"])
             found.append(f"Low rank costs {names} much of what the baseline knows; try {advice}.")
+        dominated = ", ".join(item.label for item in self.artifacts if item.is_dominated)
+        if dominated:
+            found.append(
+                f"No smaller, faster or better than the uncompressed network in the same variant: "
+                f"{dominated}. Ship that instead: --rank none."
+            )
         for item in self.artifacts:
             if item.conversion is None or item.conversion.quality is None:
                 continue

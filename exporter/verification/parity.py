@@ -109,7 +109,7 @@ class Parity:
 def execute(
     artifact: Artifact, probes: Sequence[Probe], folder: Path, limits: Limits
 ) -> dict[str, dict[str, dict[str, Array]]]:
-    """Predicts all probes with an artifact in every backend of its format, in a process of its own.
+    """Predicts all probes with an artifact in the backends with a limit, in a process of its own.
 
     Arrays by backend, probe and output go to that process and back through files in ``folder``.
 
@@ -138,11 +138,11 @@ def execute(
 def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Runs in the child of ``execute``: writes one file of outputs for each backend and probe."""
     fmt, folder, files = FORMATS[job["format"]], Path(job["folder"]), []
-    for backend in fmt.backends:
+    for backend, limit in job["limits"].items():
         runner = fmt.load(Path(job["path"]), backend)
         for name, batch_size in job["probes"]:
             probe = Probe(name, _load(folder / f"{name}.npz"), batch_size)
-            outputs = predict(runner, probe, job["limits"][backend])
+            outputs = predict(runner, probe, limit)
             file = folder / f"{fmt.name}-{backend}-{name}-outputs.npz"
             np.savez(file, **outputs)  # type: ignore[arg-type]
             files.append((backend, name, str(file)))

@@ -1,11 +1,11 @@
 """Verifies the artifacts of one compressed model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.data import Dataset
-from exporter.data.metrics import Metric
+from exporter.data import Array, Dataset
+from exporter.data.metrics import Metric, snr_db
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.graph.network import Network
@@ -31,22 +31,42 @@ _FEWEST_SAMPLES = 8
 
 
 @dataclass(frozen=True)
+class Standing:
+    """One output of an artifact beside that of the baseline Keras model, on the first probe.
+
+    Attributes:
+        snr_db: Signal to noise ratio in decibels.
+        top1_agreement: Part of the samples with the same class; None without classes.
+        metric: Task metric of the artifact itself; None without labels.
+    """
+
+    snr_db: float
+    top1_agreement: float | None
+    metric: Metric | None
+
+
+@dataclass(frozen=True)
 class ConversionVerdict:
     """Tells whether an artifact is the compressed Keras model.
 
     Attributes:
         parity: Comparison within a tolerance; None if the artifact is quantized or did not run.
         structure: Proof of its stored tensors; None if it could not be parsed.
-        metrics: Task metric of the artifact itself, by output; empty without labels.
+        standings: How the outputs stand to the baseline; those of another shape are left out.
         quality: Comparison of a quantized artifact; None for others and if it did not run.
         error: Why it did not run, or could not be parsed.
     """
 
     parity: Parity | None
     structure: StructureProof | None
-    metrics: dict[str, Metric]
+    standings: dict[str, Standing]
     quality: Quality | None = None
     error: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Task metrics of the artifact itself, by output; empty without labels."""
+        return {name: each.metric for name, each in self.standings.items() if each.metric}
 
     @property
     def passed(self) -> bool:
@@ -61,6 +81,7 @@ class Verifier:
     Attributes:
         probes: The inputs that artifacts are compared on; the first counts most.
         reference: Predictions of the compressed model, by probe and output.
+        baseline: Predictions of the first probe by the baseline, by output.
         tasks: What the values of each output mean.
     """
 
@@ -70,14 +91,15 @@ class Verifier:
         dataset: Dataset,
         *,
         folder: Path,
+        baseline: Network | None = None,
         atol: float | None = None,
         rtol: float | None = None,
         seed: int = 0,
     ) -> None:
         """Predicts the probes, made of a data set that is fitted to the model.
 
-        The tolerance is derived if neither part is given. Arrays go to child processes and back
-        through ``folder``.
+        Without a ``baseline``, the compressed model is its own. The tolerance is derived if neither
+        part is given. Arrays go to child processes and back through ``folder``.
         """
         self._compressed, self._folder = compressed, folder
         self._atol, self._rtol = atol, rtol
@@ -86,7 +108,9 @@ class Verifier:
         self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, network.macs))
         self.reference = _predict_all(network, self.probes)
         first = self.probes[0]
-        self.tasks = output_tasks(self.reference[first.name], dataset.tasks)
+        expected = self.reference[first.name]
+        self.baseline = predict(baseline.runner(), first) if baseline else expected
+        self.tasks = output_tasks(expected, dataset.tasks)
         self._exact: Predictions | None = None
 
     def verify(self, artifact: Artifact) -> ConversionVerdict:
@@ -112,17 +136,36 @@ class Verifier:
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
         execution = Execution(outputs, self.reference, self.probes, limits)
-        metrics = {
-            output: self.tasks[output].metric(values, probe.labels[output][: len(values)])
-            for backend, probe, output, values, expected in execution.pairs()
-            if (backend == shipped and probe is self.probes[0] and output in probe.labels)
-            and (values is not None and values.shape == expected.shape)
-        }
+        standings = self._standings(outputs[shipped][self.probes[0].name])
         if variant.rule is None:
             parity = compare(execution, self._tolerances(), self.tasks)
-            return ConversionVerdict(parity, structure, metrics)
+            return ConversionVerdict(parity, structure, standings)
         quality = judge_quality(execution, variant.rule, self.tasks)
-        return ConversionVerdict(None, structure, metrics, quality)
+        return ConversionVerdict(None, structure, standings, quality)
+
+    def standings_of(self, artifact: Artifact) -> dict[str, Standing]:
+        """Runs an artifact as it ships, on the first probe alone.
+
+        Raises:
+            ChildError: If the runtime cannot run it.
+        """
+        fmt, first = FORMATS[artifact.format], self.probes[0]
+        limits = {fmt.backends[0]: self._limit if fmt.slow else None}
+        outputs = execute(artifact, [first], self._folder, limits)
+        return self._standings(outputs[fmt.backends[0]][first.name])
+
+    def _standings(self, predictions: Mapping[str, Array]) -> dict[str, Standing]:
+        """Returns how predictions of the first probe, or of its first samples, stand."""
+        labels, standings = self.probes[0].labels, {}
+        for name, original in self.baseline.items():
+            values, task = predictions.get(name), self.tasks[name]
+            if values is None or values.shape[1:] != original.shape[1:]:
+                continue
+            expected = original[: len(values)]
+            agreement = task.agreement(values, expected) if task.classes else None
+            metric = task.metric(values, labels[name][: len(values)]) if name in labels else None
+            standings[name] = Standing(snr_db(values, expected), agreement, metric)
+        return standings
 
     def _tolerances(self) -> Tolerances:
         if self._atol is not None or self._rtol is not None:

@@ -142,9 +142,8 @@ def measured(network: str, options: argparse.Namespace) -> tuple[dict[str, Row],
                 path = folder / f"{label.split()[0]}-{variant}.tflite"
                 write(compressed, variant, path, data)
                 (actual,) = tflite.load(path, tflite.backends[0])(samples).values()
-                speedups = [
-                    measure_latency(tflite, other, path, one, folder).speedup for other in baselines
-                ]
+                *others, own = measure_latency(tflite, [*baselines, path], one, folder)
+                speedups = [other.p50 / own.p50 for other in others]
                 row = Row(
                     path.stat().st_size,
                     snr_db(centred(actual), centred(expected)),

@@ -249,3 +249,45 @@ def test_a_format_that_lacks_its_extra_is_refused_before_any_work(model, tmp_pat
         with pytest.raises(exporter.RecipeError, match="'c' needs the extra 'micro'"):
             call()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def beside(model, arrays, tmp_path_factory):
+    recipe = exporter.Recipe(
+        rank={"deep": 6},
+        quantize=("none", "int8"),
+        keep_baseline=True,
+        output=str(tmp_path_factory.mktemp("run")),
+    )
+    return exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+
+
+def test_artifacts_stand_beside_the_uncompressed_network_in_their_variant(
+    beside, model, arrays, tmp_path
+):
+    whole = exporter.run(
+        exporter.Recipe(rank="none", quantize=("none", "int8"), output=str(tmp_path)),
+        model=model,
+        dataset=exporter.load_dataset(arrays),
+    )
+    for item, alone in zip(beside.artifacts, whole.artifacts, strict=True):
+        assert alone.alternative is None
+        kept = beside.output / "uncompressed" / alone.artifact.path.name
+        assert kept.read_bytes() == alone.artifact.path.read_bytes()
+        assert item.alternative.size == alone.artifact.size
+        assert item.alternative.standings == alone.conversion.standings
+        assert item.alternative.latency.p50 > 0
+    assert beside.artifacts[0].alternative.size == beside.artifacts[0].baseline_size
+    exact = beside.artifacts[0].alternative.standings["probabilities"]
+    assert exact.snr_db > 100
+    assert exact.top1_agreement == 1
+    lossy = beside.artifacts[0].conversion.standings["probabilities"]
+    assert lossy.snr_db == pytest.approx(beside.compression.outputs[0].snr_db, abs=0.1)
+
+
+def test_kept_alternatives_are_files_of_the_run(beside):
+    manifest = json.loads((beside.output / "manifest.json").read_text())
+    files = {file["path"]: file["bytes"] for file in manifest["files"]}
+    for path in (beside.output / "uncompressed").iterdir():
+        assert files[f"uncompressed/{path.name}"] == path.stat().st_size
+    assert "uncompressed" in manifest["entries"]

@@ -33,7 +33,7 @@ def test_report_shows_layers_artifacts_and_verdicts(accepted):
         assert f"{artifact.latency.speedup:.1f}×" in line
     assert "FAILED" not in text
     assert "all 2 factors found at their shapes" in text
-    assert str(accepted.output) in text.splitlines()[-1]
+    assert str(accepted.output) in row(text, "Written")
 
 
 def test_comparisons_show_figures_beside_the_tolerance(accepted):
@@ -50,7 +50,9 @@ def test_comparisons_show_figures_beside_the_tolerance(accepted):
 
 def test_quantized_artifacts_are_shown_beside_their_limits(quantized):
     text = printed(quantized)
-    line = next(line for line in text.splitlines() if "model-int8.tflite" in line and "dB" in line)
+    line = next(
+        line for line in text.splitlines() if "model-int8.tflite" in line and "dB [" in line
+    )
     judged = quantized.artifacts[2].conversion.quality
     (first, _) = judged.outputs
     assert f"{first.snr_db:.1f} dB [{judged.limits.snr_db:.0f}]" in line
@@ -155,3 +157,13 @@ def test_tables_that_do_not_fit_become_lists_that_lose_nothing(accepted, width):
     for layer in accepted.layers:
         assert any(line.split()[:1] == [layer.plan.name] for line in lines)
         assert layer.plan.reason in text
+
+
+def test_artifacts_are_shown_beside_the_uncompressed_network(quantized):
+    lines = printed(quantized).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Artifact / uncompressed"))
+    for item in quantized.artifacts:
+        line = next(line for line in lines[start:] if line.split()[:1] == [item.label])
+        assert f"{item.artifact.size:,} / {item.alternative.size:,}" in line
+        own, other = item.conversion.standings["scores"], item.alternative.standings["scores"]
+        assert f"{own.top1_agreement:.2%} / {other.top1_agreement:.2%}" in line

@@ -1,7 +1,62 @@
-from exporter.report.results import Budget
+from dataclasses import replace
+
+import pytest
+
+from exporter.benchmark import Latency
+from exporter.data.metrics import Metric
+from exporter.formats.base import Artifact
+from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair
+from exporter.verification.verifier import ConversionVerdict, Standing
 
 
 def test_budget_is_held_up_to_its_limit():
     assert Budget("max_size", 100, 100).held
     assert not Budget("max_size", 100, 101).held
     assert not Budget("max_latency", 1.0, float("inf")).held
+
+
+def standing(accuracy=None, agreement=None, snr=20.0):
+    metric = None if accuracy is None else Metric("accuracy", accuracy, 100)
+    return Standing(snr, agreement, metric)
+
+
+def beside(path, own, other, *, size=100, microseconds=10.0):
+    """Returns an artifact of 100 bytes and 10 us whose alternative has the figures given."""
+    timed = [Latency(1e-6 * value, 1e-6 * value, 9) for value in (10.0, microseconds)]
+    return ArtifactReport(
+        "tflite",
+        "int8",
+        Artifact("tflite", "int8", path, 100, "0" * 64, (), ()),
+        ConversionVerdict(None, None, {"out": own}),
+        latency=LatencyPair(timed[0], timed[0]),
+        alternative=Alternative(size, {"out": other}, timed[1]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (standing(0.9, 0.99), standing(0.9, 0.5)),  # Labels count most,
+        (standing(agreement=0.9, snr=30), standing(agreement=0.9, snr=20)),  # then classes,
+        (standing(snr=20), standing(snr=21)),  # then values.
+    ],
+)
+def test_artifact_is_dominated_by_an_alternative_that_is_worse_in_nothing(own, other, tmp_path):
+    item = beside(tmp_path, own, other)
+    assert item.is_dominated
+    assert beside(tmp_path, own, other, size=99, microseconds=10.4).is_dominated
+    assert not beside(tmp_path, own, other, size=101).is_dominated
+    assert not beside(tmp_path, own, other, microseconds=11).is_dominated
+    assert not replace(item, alternative=None).is_dominated
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (standing(0.91), standing(0.9)),
+        (standing(agreement=0.9, snr=20), standing(agreement=0.89, snr=30)),
+        (standing(snr=21), standing(snr=20)),
+    ],
+)
+def test_artifact_with_better_outputs_is_not_dominated(own, other, tmp_path):
+    assert not beside(tmp_path, own, other, size=1, microseconds=1).is_dominated
