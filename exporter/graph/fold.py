@@ -41,7 +41,7 @@ def fold_batch_norms(network: Network) -> tuple[Network, dict[str, str]]:
     for prefix, linear, norm in network.links:
         if (prefix or id(norm) not in named) and _can_fold(linear, norm):
             path = f"{prefix}{linear.name}"
-            replacements[path] = Replacement((_folded(linear, norm),), {})
+            replacements[path] = Replacement((fold(linear, norm),), {})
             went_into[f"{prefix}{norm.name}"] = path
     if not replacements:
         return network, {}
@@ -62,7 +62,7 @@ def _can_fold(linear: Layer, norm: Layer) -> bool:
     )
 
 
-def _folded(linear: Layer, norm: Layer) -> Layer:
+def fold(linear: Layer, norm: Layer) -> Layer:
     """Builds the linear layer that computes both; statistics are combined in float64."""
 
     def read(name: str, default: float) -> Any:

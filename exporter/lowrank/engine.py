@@ -91,16 +91,17 @@ class Compressed:
         """Returns a copy with weights of its own, made under the current strategy.
 
         Args:
-            replacements: One layer by the path of each layer to replace, whose first weights
-                correspond to the weights of that layer.
+            replacements: By the path of each layer to replace, a chain whose first layer's first
+                weights correspond to the weights of that layer.
         """
-        network = self.network.rewrite(replacements or {})
+        replacements = replacements or {}
+        network = self.network.rewrite(replacements)
+        heads = {path: replacement.layers[0] for path, replacement in replacements.items()}
+        copies = {**network.layers, **heads}
         twins = {
             id(original): twin
             for path, layer in self.network.layers.items()
-            for original, twin in zip(
-                own_weights(layer), own_weights(network.layers[path]), strict=False
-            )
+            for original, twin in zip(own_weights(layer), own_weights(copies[path]), strict=False)
         }
         factors = {
             name: replace(each, weights=tuple(twins[id(weight)] for weight in each.weights))
@@ -113,7 +114,10 @@ class Engine:
     """Plans and factorizes one model.
 
     Attributes:
+        original: The model as it was given.
         network: The model that is factorized: the original, or its folded copy.
+        folded: The path of the layer that each batch normalisation was folded into, by the path of
+            the normalisation in the original.
         candidates: Its kernels and other layers with weights.
         calibration: Calibration data; None if kernels are factorized by their weights.
     """
@@ -141,10 +145,10 @@ class Engine:
         """
         self.cut, self.seed = cut or Cut(), seed
         self._progress = progress or Silent()
-        self._original = self.network = network
-        self._folded: dict[str, str] = {}
+        self.original = self.network = network
+        self.folded: dict[str, str] = {}
         if self.cut.fold:
-            self.network, self._folded = fold_batch_norms(network)
+            self.network, self.folded = fold_batch_norms(network)
         with of_one_sample(self.network.calls):
             self.candidates = self._candidates(self.network)
         self._kept: list[Mapping[str, Any]] = []
@@ -178,11 +182,11 @@ class Engine:
     def plan(self, policy: RankPolicy) -> RankPlan:
         """Has a policy choose the ranks; raises RecipeError if it is impossible for this model."""
         plan = policy.select(self.candidates, self.curves if policy.needs_curves else None)
-        if not self._folded:
+        if not self.folded:
             return plan
         after = {layer.name: layer for layer in plan.layers}
-        with of_one_sample(self._original.calls):
-            originals = self._candidates(self._original)
+        with of_one_sample(self.original.calls):
+            originals = self._candidates(self.original)
         return RankPlan(tuple(self._with_folded(c, after) for c in originals))
 
     def factorize(self, plan: RankPlan) -> Compressed:
@@ -233,11 +237,11 @@ class Engine:
 
     def _with_folded(self, before: Candidate, after: Mapping[str, LayerPlan]) -> LayerPlan:
         """Returns the plan of a layer of the original, which folding may have changed."""
-        if before.path in self._folded:
+        if before.path in self.folded:
             return LayerPlan(
                 name=before.name,
                 kind=before.kind,
-                reason=f"folded into {self._folded[before.path]}",
+                reason=f"folded into {self.folded[before.path]}",
                 params_before=before.params(),
                 params_after=0,
             )

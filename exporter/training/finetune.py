@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from exporter.training.data import TrainingData, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
 from exporter.training.loop import History, Loop
+from exporter.training.normalized import LEAST_BATCH, Normalized
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase
 from exporter.training.projected import Projected
+
+NORMALIZED_BATCHES = 8
+"""Training batches that mean and variance of a normalisation are first taken from."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,27 @@ class FineTuner:
 
     def _factored(self, compressed: Compressed, tuning: Tuning | None = None) -> History:
         """Trains the weights of a compressed model in place."""
-        phase = self._phase_of(compressed)
+        normalized = self._normalized(compressed)
+        phase = self._phase_of(normalized.compressed)
         history = self._train(phase, compressed.plan, tuning or self._tuning)
         # Variables of a strategy are bound to its devices; those of the model are not.
-        _copy_weights(phase.student, compressed.network)
+        _copy_weights(phase.student, normalized.compressed.network)
+        normalized.fold_into(compressed.network)
         return history
+
+    def _normalized(self, compressed: Compressed) -> Normalized:
+        """Copies a model, with the batch normalisations in place that were folded before the cut.
+
+        Those that do not train stay folded, and all of them where batches are too small.
+        """
+        engine, data = self._engine, self._data
+        paths = [
+            path
+            for norm, path in engine.folded.items()
+            if engine.original.layers[norm].trainable and data.batch_size >= LEAST_BATCH
+        ]
+        batches = data.batches(epoch=0, start=0) if paths else iter(())
+        return Normalized(compressed, paths, islice(batches, NORMALIZED_BATCHES))
 
     def _phase_of(self, compressed: Compressed) -> Factored:
         """Copies a compressed model under the strategy, to train its factors."""
@@ -159,7 +180,7 @@ class FineTuner:
         tuning = replace(self._tuning, finetune=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
-            phase = self._phase_of(compressed)
+            phase = self._phase_of(self._normalized(compressed).compressed)
             loop = Loop(phase, data, tuning, strategy=self._strategy, progress=Silent())
             history = loop.run()
             if history.ending == "interrupted":

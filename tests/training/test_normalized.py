@@ -1,0 +1,86 @@
+import keras
+import numpy as np
+import pytest
+
+from exporter.commands.compress import compress
+from exporter.graph.network import Network
+from exporter.lowrank.engine import Engine
+from exporter.lowrank.ranks.named import policy_for
+from exporter.options.groups import Cut, Goal
+from exporter.training.data import Batch
+from exporter.training.normalized import Normalized
+
+
+def cnn():
+    """Builds two paths of convolutions with batch normalisations, one of them in a nested model."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(12, 3, padding="same", use_bias=False, name="first")(inputs)
+    x = layers.ReLU()(layers.BatchNormalization(name="first_norm")(x))
+    y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    y = layers.ReLU()(layers.BatchNormalization(name="depthwise_norm")(y))
+    inner = keras.Input((8, 8, 12))
+    z = layers.Conv2D(12, 3, padding="same", name="second")(inner)
+    inner = keras.Model(inner, layers.BatchNormalization(name="second_norm")(z), name="inner")
+    x = layers.Add()([y, layers.Activation("relu")(inner(x))])
+    outputs = layers.Dense(4, name="scores")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, outputs)
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(generator.uniform(0.2, 1.0, weight.shape) * generator.choice([-0.5, 1.0]))
+        if "variance" in weight.name:
+            weight.assign(generator.uniform(0.5, 2.0, weight.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(64, 8, 8, 3)).astype(np.float32)
+
+
+def cut(model, convolution):
+    engine = Engine(Network(model), None, Cut(method="svd", convolution=convolution))
+    return engine, engine.factorize(engine.plan(policy_for(Goal(rank=4))))
+
+
+@pytest.mark.parametrize("convolution", ["channel", "spatial", "tucker2"])
+def test_normalisations_change_nothing_until_they_train_and_fold_into_what_they_did(
+    convolution, images
+):
+    engine, compressed = cut(cnn(), convolution)
+    assert set(engine.folded) == {"first_norm", "depthwise_norm", "inner/second_norm"}
+    before = compressed.model.predict(images, verbose=0)
+    batches = [Batch({"image": images[i : i + 16]}, {}, {}) for i in range(0, 64, 16)]
+    normalized = Normalized(compressed, engine.folded.values(), batches)
+    trained = normalized.compressed.model
+    norms = [
+        layer
+        for layer in normalized.compressed.network.layers.values()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(norms) == 3
+    np.testing.assert_allclose(trained.predict(images, verbose=0), before, rtol=1e-4, atol=1e-4)
+    # Statistics are those of the data: a whole batch normalises to the same outputs.
+    np.testing.assert_allclose(trained(images, training=True), before, rtol=1e-2, atol=1e-2)
+    for factors in normalized.compressed.factors.values():
+        assert all(any(w is each for each in trained.weights) for w in factors.weights)
+    generator = np.random.default_rng(2)
+    for weight in trained.weights:
+        weight.assign(weight * generator.uniform(0.7, 1.4, weight.shape))
+    expected = trained.predict(images, verbose=0)
+    assert np.abs(expected - before).max() > 0.1
+    normalized.fold_into(compressed.network)
+    np.testing.assert_allclose(
+        compressed.model.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_without_normalisations_the_model_itself_is_trained(images):
+    compressed = compress(cnn(), rank=4, method="svd")
+    normalized = Normalized(compressed, (), ())
+    assert normalized.compressed is compressed
+    before = compressed.model.get_weights()
+    normalized.fold_into(compressed.network)
+    for left, right in zip(before, compressed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
