@@ -16,7 +16,7 @@ from exporter.recipe import Recipe
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.training.reference import Training
-from exporter.verification.compression import LARGE_DROP, CompressionVerdict
+from exporter.verification.compression import CompressionVerdict
 from exporter.verification.verifier import ConversionVerdict, Standing
 
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
@@ -313,7 +313,7 @@ class Report(CompressionReport):
                 after = item.conversion.metrics.get(output.output)
                 if output.compressed is None or after is None:
                     continue
-                if loss_of(output.compressed, after) - output.chance > LARGE_DROP:
+                if output.is_large_loss(loss_of(output.compressed, after)):
                     found.append(
                         f"Quantization costs {item.label} much of {output.output}; try another "
                         "--quantize, such as dynamic."

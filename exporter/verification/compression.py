@@ -43,9 +43,13 @@ class OutputCompression:
 
     @property
     def is_large(self) -> bool:
-        """Whether more was lost than most users would accept, beyond chance."""
+        """Whether compression lost more than most users would accept, beyond chance."""
+        return self.is_large_loss(self.loss)
+
+    def is_large_loss(self, loss: float) -> bool:
+        """Tells whether a loss, such as a later stage's, is more than most users would accept."""
         accuracy = self.baseline is not None and self.baseline.name == "accuracy"
-        return self.loss - self.chance > (LARGE_DROP if accuracy else LARGE_CHANGE)
+        return loss - self.chance > (LARGE_DROP if accuracy else LARGE_CHANGE)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from exporter.benchmark import Latency
 from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
-from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair
+from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair, Report
+from exporter.verification.compression import CompressionVerdict, OutputCompression
 from exporter.verification.verifier import ConversionVerdict, Standing
 
 
@@ -60,3 +62,28 @@ def test_artifact_is_dominated_by_an_alternative_that_is_worse_in_nothing(own, o
 )
 def test_artifact_with_better_outputs_is_not_dominated(own, other, tmp_path):
     assert not beside(tmp_path, own, other, size=1, microseconds=1).is_dominated
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "warned"),
+    [
+        ("accuracy", 0.95, 0.92, True),
+        ("accuracy", 0.95, 0.94, False),
+        ("mse", 1.0, 1.05, False),
+        ("mse", 1.0, 1.15, True),
+    ],
+)
+def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, after, warned):
+    compressed, artifact = (Metric(metric, value, 100) for value in (before, after))
+    output = OutputCompression("y", 100, 30.0, None, compressed, compressed, None, False)
+    conversion = SimpleNamespace(quality=True, metrics={"y": artifact})
+    report = SimpleNamespace(
+        compression=CompressionVerdict((output,), True),
+        artifacts=[
+            SimpleNamespace(label="model-int8.tflite", conversion=conversion, is_dominated=False)
+        ],
+    )
+    warnings = Report.warnings.fget(report)
+    assert [w.partition(";")[0] for w in warnings] == warned * [
+        "Quantization costs model-int8.tflite much of y"
+    ]
