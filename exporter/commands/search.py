@@ -84,7 +84,7 @@ class _Trials:
         card = card_of(recipe, network, normalization)
         self._writer = ArtifactWriter(recipe, Compressed.of(network), samples, card)
         self._biased = recipe.quantization.gauge and samples is not None
-        self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
+        self._largest: dict[tuple[tuple[str, int], ...], tuple[int, str]] = {}
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -94,25 +94,35 @@ class _Trials:
 
     def size(self, plan: RankPlan) -> int:
         """Returns the bytes of the largest artifact."""
-        key = tuple(plan.ranks.items())
-        if key not in self._sizes:
-            self._sizes[key] = max(fmt.size(path) for fmt, path in self._artifacts(plan))
-        return self._sizes[key]
+        return self.largest(plan)[0]
 
-    def latency(self, plan: RankPlan) -> float:
-        """Returns the median seconds of one call of the slowest artifact, one thread."""
+    def largest(self, plan: RankPlan) -> tuple[int, str]:
+        """Returns the bytes of the largest artifact, and its format and variant."""
+        key = tuple(plan.ranks.items())
+        if key not in self._largest:
+            self._largest[key] = max(
+                (fmt.size(path), f"{fmt.name} in {variant}")
+                for fmt, variant, path in self._artifacts(plan)
+            )
+        return self._largest[key]
+
+    def slowest(self, plan: RankPlan) -> tuple[float, str]:
+        """Returns the median seconds of one call of the slowest artifact, and its format.
+
+        The format comes with the variant; the call has one thread.
+        """
         network = self._engine.network
         inputs = {
             info.name: np.zeros(network.signature.sample_shape(info), info.dtype)
             for info in network.inputs
         }
         return max(
-            latency.p50
-            for fmt, path in self._artifacts(plan)
+            (latency.p50, f"{fmt.name} in {variant}")
+            for fmt, variant, path in self._artifacts(plan)
             for latency in measure_latency(fmt, [path], inputs, self._folder)
         )
 
-    def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, Path]]:
+    def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, str, Path]]:
         bones = skeleton(self._engine, plan)
         biased = with_latent_biases(bones) if self._biased else bones
         for name, variant in self._recipe.artifacts:
@@ -125,7 +135,7 @@ class _Trials:
                 network = biased.network
             path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
             fmt.export(network, path, options)
-            yield fmt, path
+            yield fmt, variant, path
 
 
 def _params_for_size(planner: Planner, trials: _Trials, limit: int, progress: Progress) -> int:
@@ -160,11 +170,12 @@ def _params_for_size(planner: Planner, trials: _Trials, limit: int, progress: Pr
             halfway = (low + high) // 2
             budget = max(low, min(high, halfway if number % 3 == 2 else guess))
         if fitting is None:
-            smallest = trials.size(planner.within("params", least))
+            smallest, artifact = trials.largest(planner.within("params", least))
             if smallest > limit:
                 raise RecipeError(
-                    f"max_size of {limit:,} bytes cannot be reached by low rank alone. "
-                    f"The smallest reachable is {smallest:,} bytes."
+                    f"max_size of {limit:,} bytes cannot be reached by low rank alone. The "
+                    f"smallest reachable is {smallest:,} bytes, which {artifact} takes. Raise the "
+                    "limit, or choose another format or variant."
                 )
             return least
     return fitting[0]
@@ -180,12 +191,13 @@ def _macs_for_latency(planner: Planner, trials: _Trials, limit: float, progress:
     with progress.track("Searching for the latency", SEARCH_ROUNDS + 1) as advance:
 
         def fits(budget: int, number: int) -> bool:
-            seconds = trials.latency(planner.within("macs", budget))
+            seconds, artifact = trials.slowest(planner.within("macs", budget))
             advance(number + 1, f"{seconds * 1e6:,.0f} µs")
             if number == 0 and seconds > limit * LATENCY_MARGIN:
                 raise RecipeError(
                     f"max_latency of {limit:g} s cannot be reached by low rank alone. The smallest "
-                    f"reachable is about {seconds / LATENCY_MARGIN:.2g} s on this machine."
+                    f"reachable is about {seconds / LATENCY_MARGIN:.2g} s on this machine, which "
+                    f"{artifact} takes. Raise the limit, or choose another format or variant."
                 )
             return seconds <= limit * LATENCY_MARGIN
 
