@@ -199,9 +199,9 @@ class Format(ABC):
         )
         return inputs, outputs
 
+    @abstractmethod
     def read_interface(self, path: Path) -> Interface:
-        """Reads the inputs and outputs from an artifact that is calibrated."""
-        raise NotImplementedError(f"Format {self.name!r} has no calibrated variants.")
+        """Reads the inputs and outputs from an artifact, whatever model it was made from."""
 
     def fixed_batch(self, path: Path) -> int | None:
         """Returns the batch size that an artifact insists on; None if any will do."""

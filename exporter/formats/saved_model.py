@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,9 @@ from exporter.errors import ConversionError, brief
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.graph.conversion import serving_module
 from exporter.graph.network import Network
-from exporter.graph.signature import Tensors
+from exporter.graph.signature import Interface, TensorInfo, Tensors
+
+_SIGNATURE = "serving_default"
 
 
 class SavedModel(Format):
@@ -31,7 +33,7 @@ class SavedModel(Format):
         del options
         try:
             module, function = serving_module(network.signature)
-            signatures = {"serving_default": function, "serve": function}
+            signatures = {_SIGNATURE: function, "serve": function}
             tf.saved_model.save(module, str(path), signatures=signatures)
         except tf.errors.ResourceExhaustedError as error:
             # TensorFlow raises it on a full disk.
@@ -43,6 +45,11 @@ class SavedModel(Format):
         """Tells whether a path is a folder with a SavedModel in it."""
         return (path / "saved_model.pb").is_file()
 
+    def read_interface(self, path: Path) -> Interface:
+        """Reads the inputs and outputs from the signature."""
+        signature = _proto(path).meta_graphs[0].signature_def[_SIGNATURE]
+        return _infos(signature.inputs), _infos(signature.outputs)
+
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the folder; threads are set by ``thread_environment``."""
         del backend, threads
@@ -51,7 +58,6 @@ class SavedModel(Format):
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the variables, and the constants of every function."""
         import tensorflow as tf
-        from tensorflow.core.protobuf import saved_model_pb2
 
         checkpoint = tf.train.load_checkpoint(str(path / "variables" / "variables"))
         stored = [
@@ -59,8 +65,7 @@ class SavedModel(Format):
             for name in sorted(checkpoint.get_variable_to_shape_map())
             if checkpoint.get_variable_to_dtype_map()[name] != tf.string
         ]
-        proto = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
-        for meta_graph in proto.meta_graphs:
+        for meta_graph in _proto(path).meta_graphs:
             graph = meta_graph.graph_def
             functions = (function.node_def for function in graph.library.function)
             for node in chain(graph.node, *functions):
@@ -70,6 +75,25 @@ class SavedModel(Format):
         return stored
 
 
+def _proto(path: Path) -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    return saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+
+
+def _infos(tensors: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
+    import tensorflow as tf
+
+    return tuple(
+        TensorInfo(
+            name,
+            tuple(None if axis.size < 0 else axis.size for axis in tensor.tensor_shape.dim),
+            tf.dtypes.as_dtype(tensor.dtype).name,
+        )
+        for name, tensor in sorted(tensors.items())
+    )
+
+
 class _SavedModelRunner:
     def __init__(self, path: Path) -> None:
         import tensorflow as tf
@@ -77,7 +101,7 @@ class _SavedModelRunner:
         self._tf = tf
         # The loaded object owns the variables; the signature alone does not keep them alive.
         self._loaded = tf.saved_model.load(str(path))
-        self._function = self._loaded.signatures["serving_default"]
+        self._function = self._loaded.signatures[_SIGNATURE]
         self._specs = self._function.structured_input_signature[1]
 
     def _tensors(self, inputs: Tensors) -> dict[str, Any]:

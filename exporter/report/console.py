@@ -382,7 +382,7 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
     if conversion is None:
         return
     if conversion.error:
-        yield f"{name}: cannot be run or parsed. {conversion.error}"
+        yield f"{name}: cannot be compared with the model. {conversion.error}"
     if conversion.structure is not None:
         yield f"Structure    {name}: {_structure_text(conversion.structure)}"
     if item.artifact and item.artifact.figures:

@@ -54,7 +54,7 @@ class ConversionVerdict:
         structure: Proof of its stored tensors; None if it could not be parsed.
         standings: How the outputs stand to the baseline; those of another shape are left out.
         quality: Comparison of a quantized artifact; None for others and if it did not run.
-        error: Why it did not run, or could not be parsed.
+        error: Why it was not compared: it is of another model, did not run, or could not be parsed.
     """
 
     parity: Parity | None

@@ -22,6 +22,58 @@ def test_artifact_of_another_model_is_not_verified(model, tmp_path):
     assert not verdict.structure.passed
 
 
+@pytest.fixture(scope="module")
+def exported(model, arrays, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    formats, quantize = ("saved_model", "tflite", "onnx"), ("none", "int8")
+    exporter.export(model, folder, formats=formats, quantize=quantize, io_type="int8", data=arrays)
+    return folder
+
+
+def another(inputs, output="probabilities"):
+    import keras
+
+    given = [keras.Input(shape, name=name) for name, shape in inputs.items()]
+    flat = [keras.layers.Flatten()(each) for each in given]
+    joined = keras.layers.Concatenate()(flat) if len(flat) > 1 else flat[0]
+    return keras.Model(given, keras.layers.Dense(2, name=output)(joined))
+
+
+@pytest.mark.parametrize(
+    "file", ["saved_model", "model.tflite", "model-int8.tflite", "model.onnx", "model-int8.onnx"]
+)
+def test_artifact_of_other_inputs_or_outputs_fails_and_both_are_told(exported, file):
+    for inputs, output in [
+        ({"sensors": (8, 8)}, "probabilities"),
+        ({"image": (8, 7)}, "probabilities"),
+        ({"image": (64,)}, "probabilities"),
+        ({"image": (8, 8), "sensors": (3,)}, "probabilities"),
+        ({"image": (8, 8)}, "scores"),
+    ]:
+        verdict = exporter.verify(exported / file, another(inputs, output))
+        assert not verdict.passed
+        assert "no artifact of this model: it takes 'image' (any, 8, 8) and" in verdict.error
+        for name, shape in inputs.items():
+            assert f"{name!r} (any, {', '.join(map(str, shape))})" in verdict.error
+        assert f"{output!r} (any, 2). Give the model" in verdict.error
+
+
+def test_artifact_of_more_inputs_fails_and_both_are_told(model, tmp_path):
+    inputs = {"image": (8, 8), "sensors": (3,)}
+    (artifact,) = exporter.export(another(inputs), tmp_path, formats=("tflite",))
+    verdict = exporter.verify(artifact, model)
+    assert "takes 'image' (any, 8, 8), 'sensors' (any, 3) and" in verdict.error
+    assert "the model takes 'image' (any, 8, 8) and" in verdict.error
+
+
+@pytest.mark.parametrize("file", ["bad.tflite", "bad.onnx"])
+def test_damaged_artifact_fails(model, file, tmp_path):
+    (tmp_path / file).write_bytes(b"neither one nor the other")
+    verdict = exporter.verify(tmp_path / file, model)
+    assert not verdict.passed
+    assert verdict.error.startswith(f"It cannot be read as {file[4:]}: ")
+
+
 def test_verify_names_the_formats_for_a_foreign_file(model, tmp_path):
     (tmp_path / "model.bin").write_text("x")
     with pytest.raises(exporter.InputError, match="tflite, onnx"):

@@ -63,6 +63,14 @@ def test_predictions_are_the_models_at_every_batch_size(fmt, exported, samples):
             )
 
 
+@pytest.mark.one_in(5)
+def test_names_and_sizes_of_inputs_are_read_from_the_file(fmt, exported):
+    inputs, outputs = fmt.read_interface(exported.path)
+    signature = Network(exported.model).signature
+    assert {i.name: i.shape[1:] for i in inputs} == {i.name: i.shape[1:] for i in signature.inputs}
+    assert {info.name for info in outputs} == {info.name for info in signature.outputs}
+
+
 _EXPORT = """
 import sys
 from pathlib import Path

@@ -129,7 +129,7 @@ class Onnx(OnnxRuntimeFormat):
 class OnnxRunner:
     """A file of any of these formats, opened in onnxruntime's CPU provider.
 
-    ``inputs`` and ``outputs`` have the names and element types, and of shapes the batch alone.
+    ``inputs`` and ``outputs`` have the names, shapes and element types.
     """
 
     def __init__(self, path: Path, threads: int | None) -> None:
@@ -144,7 +144,7 @@ class OnnxRunner:
         )
         noted = interface_quantization(self._session.get_modelmeta().custom_metadata_map)
         self.inputs, self.outputs = (
-            [TensorInfo(v.name, _batch_axis(v), _dtype(v.type), noted.get(v.name)) for v in values]
+            [TensorInfo(v.name, _sizes(v), _dtype(v.type), noted.get(v.name)) for v in values]
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
 
@@ -164,8 +164,8 @@ class OnnxRunner:
         return lambda: self._session.run_with_iobinding(binding)
 
 
-def _batch_axis(value: Any) -> tuple[int | None, ...]:
-    return tuple(size if isinstance(size, int) else None for size in value.shape[:1])
+def _sizes(value: Any) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
 def _dtype(ort_type: str) -> str:
