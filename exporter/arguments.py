@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from exporter.datasets import NO_DATA
+from exporter.errors import did_you_mean
 from exporter.formats import FORMATS
 from exporter.options.groups import Option, Source
 from exporter.recipe import GROUPS, quantizations
@@ -103,9 +104,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = _positionals(arguments)
     named = bool(words) and words[0] in VERBS
     verb = words[0] if named else RUN
+    parser = _parser(verb, named=named)
     # Positional arguments may stand anywhere among the options.
-    options = _parser(verb, named=named).parse_intermixed_args(arguments)
+    options, rest = parser.parse_known_intermixed_args(arguments)
+    flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+    mistyped = not flags and not named and words and "." not in words[0]  # No file of a model.
+    if mistyped and (suggestion := did_you_mean(words[0], VERBS)):
+        parser.error(f"{words[0]!r} is no verb.{suggestion}")
+    if rest:
+        suggestion = did_you_mean(flags, _flags(verb))
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{suggestion and '.'}{suggestion}")
     return argparse.Namespace(**{**VERBS[verb].defaults, **vars(options), "verb": verb})
+
+
+def _flags(verb: str) -> list[str]:
+    own = [option.flag for options in VERBS[verb].options.values() for option in options]
+    return [*own, "--help", "--version", "--json", "--quiet", "--verbose"]
 
 
 def _positionals(arguments: Sequence[str]) -> list[str]:

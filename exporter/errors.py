@@ -16,6 +16,8 @@ fails is a result and no error: it is found in the report, and the command line 
 """
 
 import re
+from collections.abc import Collection
+from difflib import SequenceMatcher
 from itertools import dropwhile
 from typing import ClassVar
 
@@ -24,6 +26,9 @@ _SOURCE = re.compile(r"/\S+\.py:\d+:\d+: (?=error: )")  # Where the converter wa
 
 _OPERATION = re.compile(r"\{\{\w+_node .*?\}\} ?| ?\[Op:\w+\].*")
 _ERROR_LINE = re.compile(r"\w+(Error|Exception): ")
+
+_CLOSE = 0.6
+"""Likeness of names from which on one is taken for the other, as in ``difflib``."""
 
 
 class ExporterError(Exception):
@@ -77,6 +82,28 @@ def brief(error: BaseException, limit: int = 300) -> str:
     text = lines[0] if lines else type(error).__name__
     text += "" if text.endswith((".", "!", "?")) else "."
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(received: object, known: Collection[str]) -> str:
+    """Returns the end of a message about a name that is not known, or about several.
+
+    It begins with a space, and is empty if nothing that is known is close.
+    """
+    names = received if isinstance(received, (list, tuple)) else [received]
+    close: dict[str, None] = {}
+    for name in (name for name in names if isinstance(name, str)):
+        likeness = {other: _likeness(name, other) for other in known}
+        best = max(likeness, key=lambda other: likeness[other], default="")
+        if best and likeness[best] >= _CLOSE:
+            close[repr(best)] = None
+    return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def _likeness(name: str, other: str) -> float:
+    """Compares names, 0 to 1, whatever their case, their dashes and the order of their words."""
+    words = [each.lower().strip("-").replace("-", "_").split("_") for each in (name, other)]
+    pairs = (words, [sorted(each) for each in words])
+    return max(SequenceMatcher(None, "_".join(a), "_".join(b)).ratio() for a, b in pairs)
 
 
 def root_cause(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from exporter.errors import RecipeError
+from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMAT_NAMES, FORMATS, VARIANT_NAMES
 from exporter.formats.variants import Variant
 from exporter.options.groups import (
@@ -72,7 +72,10 @@ class Recipe:
     def __init__(self, **given: Any) -> None:
         unknown = sorted(set(given) - set(GROUP_OF) - set(GROUPS))
         if unknown:
-            raise RecipeError(f"Unknown options {unknown}. Known: {sorted(GROUP_OF)}.")
+            raise RecipeError(
+                f"Unknown options {unknown}. Known: {sorted(GROUP_OF)}."
+                f"{did_you_mean(unknown, GROUP_OF)}"
+            )
         for name, kind in GROUPS.items():
             options = {o: value for o, value in given.items() if GROUP_OF.get(o) == name}
             group = replace(given[name], **options) if name in given else kind(**options)
@@ -171,9 +174,11 @@ class Recipe:
                 flat[key] = value
                 continue
             known = [option.name for option in group.options()]
-            if not isinstance(value, Mapping) or not set(value) <= set(known):
+            unknown = sorted(set(value) - set(known)) if isinstance(value, Mapping) else None
+            if unknown != []:
                 raise RecipeError(
                     f"{key} must be an object with options of {known}. Received: {value!r}."
+                    f"{did_you_mean(unknown, known)}"
                 )
             flat |= value
         return cls(**flat)
@@ -231,6 +236,7 @@ def _known(
         if name != ALL and name not in known:
             raise RecipeError(
                 f"Unknown name {name!r} in {option}. Known: {', '.join([*known, ALL])}."
+                f"{did_you_mean(name, known)}"
             )
         chosen.extend(every if name == ALL else [name])
     if not chosen:

@@ -77,6 +77,29 @@ def test_what_a_verb_does_not_use_is_a_usage_error(arguments, capsys):
     assert "usage: exporter" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--quantise", "int8", "m.keras"], "m.keras. Did you mean '--quantize'?"),
+        (["export", "m.keras", "--fromat=onnx"], "--fromat=onnx. Did you mean '--format'?"),
+        (["inspect", "m.keras", "--no-merg", "--jsn"], "Did you mean '--no-merge', '--json'?"),
+        (["inspect", "m.keras", "--finetune", "3"], "unrecognized arguments: --finetune 3\n"),
+        (["m.keras", "inspect.keras"], "unrecognized arguments: inspect.keras\n"),
+        (["verfy", "a.tflite", "m.keras"], "error: 'verfy' is no verb. Did you mean 'verify'?"),
+        (["--rank=3", "Inspct"], "'Inspct' is no verb. Did you mean 'inspect'?"),
+        (
+            ["--method", "whiten"],
+            "one of svd, whitened, kfac. Received: 'whiten'. Did you mean 'wh",
+        ),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_what_is_close(arguments, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--max-size", "big"], ["--rank", "abc"]])
 def test_quantities_that_cannot_be_read_are_errors_of_the_recipe(arguments):
     with pytest.raises(RecipeError, match="Received: '"):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import errors
-from exporter.errors import brief
+from exporter.errors import brief, did_you_mean
 
 ALL = [
     value
@@ -22,6 +22,24 @@ def test_every_error_has_one_base_and_an_exit_code():
     for error in ALL:
         assert issubclass(error, errors.ExporterError)
         assert error.exit_code == codes.get(error, 2)
+
+
+@pytest.mark.parametrize(
+    ("received", "told"),
+    [
+        ("batch-sise", " Did you mean 'batch_size'?"),
+        ("RANK", " Did you mean 'rank'?"),
+        ("--size-batch", " Did you mean 'batch_size'?"),
+        (["ranks", "nothing", "batchsize", "rang"], " Did you mean 'rank', 'batch_size'?"),
+        ("nothing", ""),
+        (["nothing"], ""),
+        ([], ""),
+        (3, ""),
+        (None, ""),
+    ],
+)
+def test_what_is_close_to_a_mistyped_name_is_suggested(received, told):
+    assert did_you_mean(received, ("rank", "batch_size")) == told
 
 
 def test_the_docstring_draws_the_tree():

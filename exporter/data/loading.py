@@ -21,7 +21,7 @@ from exporter.data.lazy import Samples
 from exporter.data.pipelines import PARTS, PIPELINE, is_pipeline, read_head, source_after
 from exporter.data.split import LABELS, PART_NAMES, Split, divide
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
-from exporter.errors import DataError
+from exporter.errors import DataError, did_you_mean
 
 HELD_SAMPLES = 10_000
 """Most samples of a lazy validation or test part, and of the head of a pipeline."""
@@ -72,9 +72,10 @@ def _read(source: str) -> dict[str, Samples]:
         return read_file(path)
     if source in KERAS_DATASETS:
         return read_keras(source)
-    known = ", ".join([DIGITS, NO_DATA, *KERAS_DATASETS])
+    known = [DIGITS, NO_DATA, *KERAS_DATASETS]
     raise DataError(
-        f"Data must be a file, a folder or one of {known}. Received: {source!r}, not found."
+        f"Data must be a file, a folder or one of {', '.join(known)}. "
+        f"Received: {source!r}, not found.{did_you_mean(source, known)}"
     )
 
 

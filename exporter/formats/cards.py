@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.card import ModelCard, Normalization
-from exporter.errors import InputError, RecipeError
+from exporter.errors import InputError, RecipeError, did_you_mean
 
 if TYPE_CHECKING:
     from exporter.graph.signature import TensorInfo
@@ -67,7 +67,7 @@ def check_card(
     if unknown := sorted(set(card.normalization) - set(known)):
         raise InputError(
             f"The card's normalization must be by input, {', '.join(known)}. "
-            f"Received: {', '.join(unknown)}."
+            f"Received: {', '.join(unknown)}.{did_you_mean(unknown, known)}"
         )
     classes = _classes(outputs)
     for name, labels in card.labels.items():

@@ -8,7 +8,7 @@ import numpy as np
 from exporter.data import Dataset, Scaling, Split, fit_to_model, load_dataset, scaled
 from exporter.data.fitting import holds_bytes
 from exporter.datasets import NO_DATA
-from exporter.errors import DataError
+from exporter.errors import DataError, did_you_mean
 from exporter.graph.evidence import IDENTITY, Evidence
 from exporter.graph.network import Network
 from exporter.graph.sizes import resized
@@ -125,5 +125,8 @@ def _by_input(scale: Scale, network: Network) -> dict[str, InputScale]:
     given = {network.signature.input_name(name): one for name, one in scale.items()}
     unknown = sorted(set(given) - set(names))
     if unknown:
-        raise DataError(f"scale is given for {unknown}. The inputs of the model: {names}.")
+        raise DataError(
+            f"scale is given for {unknown}. The inputs of the model: {names}."
+            f"{did_you_mean(unknown, names)}"
+        )
     return {name: given.get(name, AUTO) for name in names}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.errors import RecipeError, brief
+from exporter.errors import RecipeError, brief, did_you_mean
 from exporter.graph.types import Layer, Model, Tensor
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ def losses_by_output(
         keys = dict(zip([*keras_names, *names], names * 2, strict=True))
         unknown = sorted(set(loss) - set(keys))
         if unknown:
-            raise RecipeError(f"A loss is given for {unknown}. The model's outputs: {names}.")
+            raise RecipeError(
+                f"A loss is given for {unknown}. The model's outputs: {names}."
+                f"{did_you_mean(unknown, keys)}"
+            )
         by_name = {keys[key]: each for key, each in loss.items()}
     elif isinstance(loss, (list, tuple)):
         if len(loss) != len(names):

@@ -1,6 +1,6 @@
 """Fixes the axes of inputs that a model leaves free."""
 
-from exporter.errors import RecipeError
+from exporter.errors import RecipeError, did_you_mean
 from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
 from exporter.graph.signature import TensorInfo
@@ -38,7 +38,7 @@ def resized(network: Network, size: Size) -> Network:
     if unknown:
         raise RecipeError(
             f"size must name inputs with free axes, {sorted(free)}. Received: {unknown}. The "
-            f"inputs: {shown}."
+            f"inputs: {shown}.{did_you_mean(unknown, free)}"
         )
     sizes = {name: _filled(free[name], one) for name, one in given.items()}
     return Network(rewrite(network.model, {}, sizes=network.signature.by_layer(sizes)))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from exporter.errors import RecipeError
+from exporter.errors import RecipeError, did_you_mean
 
 Rank = int | float | str | Mapping[str, int]
 """One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
@@ -51,7 +51,10 @@ def _parse_whole(text: str, received: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise RecipeError(f"Rank cannot be read: {_RANK_HELP}. Received: {received!r}.") from error
+        raise RecipeError(
+            f"Rank cannot be read: {_RANK_HELP}. Received: {received!r}."
+            f"{did_you_mean(text, RANK_NAMES if text == received else ())}"
+        ) from error
 
 
 def checked_rank(rank: object) -> Rank:
@@ -74,8 +77,9 @@ def checked_rank(rank: object) -> Rank:
 
 def _checked_number(label: str, rank: object) -> int:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        suggestion = did_you_mean(rank, RANK_NAMES if label == "rank" else ())
         raise RecipeError(
             f"{label} must be a whole number >= 1 (for all layers also a part between 0 and 1, or "
-            f"one of {', '.join(RANK_NAMES)}). Received: {rank!r}."
+            f"one of {', '.join(RANK_NAMES)}). Received: {rank!r}.{suggestion}"
         )
     return rank

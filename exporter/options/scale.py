@@ -3,7 +3,7 @@
 import math
 from typing import Any, TypeAlias
 
-from exporter.errors import RecipeError
+from exporter.errors import RecipeError, did_you_mean
 from exporter.options.by_input import checked_by_input, parse_by_input
 
 AUTO = "auto"
@@ -40,7 +40,7 @@ def _parse_one(text: str) -> Any:
     try:
         return [[float(number) for number in part.split("/")] for part in text.split(",")]
     except ValueError as error:
-        raise RecipeError(f"{_WANTED} Received: {text!r}.") from error
+        raise _refused(text) from error
 
 
 def checked_scale(value: Any) -> Scale:
@@ -63,4 +63,9 @@ def _checked_one(value: Any) -> InputScale:
         )
         if numbers and all(std) and mean and std and (len({len(mean), len(std), 1}) <= 2):
             return tuple(map(float, mean)), tuple(map(float, std))
-    raise RecipeError(f"{_WANTED} Received: {value!r}.")
+    raise _refused(value)
+
+
+def _refused(value: object) -> RecipeError:
+    suggestion = did_you_mean(value, SCALE_NAMES)
+    return RecipeError(f"{_WANTED} Received: {value!r}.{suggestion}")

@@ -1,11 +1,12 @@
 """Kinds of values that options take: how they are checked, read from text, and told in a schema."""
 
+import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.errors import RecipeError
+from exporter.errors import RecipeError, did_you_mean
 from exporter.options.by_input import schema_by_input
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
@@ -22,6 +23,7 @@ class Value:
         schema: JSON schema of the values.
         parser: Arguments of ``argparse``'s ``add_argument``.
         keep: Turns a value that is taken into the one that is kept; may raise RecipeError.
+        names: Names that are among the values, for whoever mistypes one.
     """
 
     wanted: str
@@ -29,6 +31,7 @@ class Value:
     schema: Mapping[str, Any]
     parser: Mapping[str, Any]
     keep: Callable[[Any], Any] = lambda value: value
+    names: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> Any:
         """Returns a value as it is kept.
@@ -37,8 +40,12 @@ class Value:
             RecipeError: If the option, called ``name``, does not take it.
         """
         if not self.takes(value):
-            raise RecipeError(f"{name} must be {self.wanted}. Received: {value!r}.")
+            raise RecipeError(f"{name} must be {self.refusal(value)}")
         return self.keep(value)
+
+    def refusal(self, value: Any) -> str:
+        """Returns the end of a message that begins with ``must be``."""
+        return f"{self.wanted}. Received: {value!r}.{did_you_mean(value, self.names)}"
 
 
 def whole(
@@ -96,8 +103,15 @@ def flag(default: bool) -> Value:
 
 def choice(*names: str) -> Value:
     """Returns the value of an option that takes one of some names."""
-    listed = f"one of {', '.join(names)}"
-    return Value(listed, lambda v: v in names, {"enum": list(names)}, {"choices": names})
+
+    def read(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"must be {value.refusal(text)}")
+        return text
+
+    listed, parser = f"one of {', '.join(names)}", {"type": read, "choices": names}
+    value = Value(listed, lambda v: v in names, {"enum": list(names)}, parser, names=names)
+    return value
 
 
 def text(wanted: str, *, empty: bool = False, metavar: str = "FILE") -> Value:

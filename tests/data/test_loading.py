@@ -203,6 +203,8 @@ class TestUnreadable:
     def test_unknown_names_are_answered_with_the_known(self):
         with pytest.raises(DataError, match="one of digits, none, mnist, fashion_mnist"):
             load_dataset("cifar")
+        with pytest.raises(DataError, match=r"not found\. Did you mean 'fashion_mnist'\?"):
+            load_dataset("fashion-minst")
 
     @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut", b"\x93NUMPY\x01\x00"])
     @pytest.mark.parametrize("suffix", ["npz", "npy"])

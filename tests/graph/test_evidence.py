@@ -126,9 +126,10 @@ def test_what_the_user_says_counts(images):
         one = scale["image"] if isinstance(scale, dict) else scale
         assert dataset.normalization["image"] == Scaling.of(one).normalization
     with pytest.raises(
-        DataError, match=r"scale is given for \['other'\]. The inputs .*\['image'\]"
+        DataError,
+        match=r"scale is given for \['img'\]. The inputs .*\['image'\]. Did you mean 'image'",
     ):
-        fitted(load_dataset({"x": x}), network, {"other": "unit"})
+        fitted(load_dataset({"x": x}), network, {"img": "unit"})
 
 
 def test_a_fixed_batch_may_be_larger_than_the_data(images):

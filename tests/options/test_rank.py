@@ -30,6 +30,7 @@ def test_rank_is_parsed(text, rank):
     [
         ("", "Rank cannot be read: give a whole number >= 1, a part such as 0.25, 'none', 'full'"),
         ("twenty", "Received: 'twenty'."),
+        ("ful", "Received: 'ful'. Did you mean 'full'?"),
         ("2.5", "Received: '2.5'."),
         ("a=", "Received: 'a='."),
         ("a=x", "Received: 'a=x'."),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from exporter.errors import RecipeError
+from exporter.errors import RecipeError, did_you_mean
 from exporter.lowrank.candidates import Candidate, listing
 from exporter.lowrank.linalg.moments import Floats
 
@@ -141,16 +141,17 @@ class RankByLayer(RankPolicy):
         """Refuses unknown names, layers of other kinds, and ranks larger than their layer."""
         by_name = {candidate.name: candidate for candidate in candidates}
         for name, rank in self.ranks.items():
-            candidate = by_name.get(name)
+            candidate, suggestion = by_name.get(name), ""
             if candidate is None:
                 wrong = f"Unknown layer {name!r} in rank."
+                suggestion = did_you_mean(name, [n for n, c in by_name.items() if c.kernel])
             elif candidate.kernel is None:
                 wrong = f"Layer {name!r} is of kind {candidate.kind}, which is not factorized."
             elif rank > (full := candidate.kernel.full_rank):
                 wrong = f"Rank of layer {name!r} must be at most {full}. Received: {rank}."
             else:
                 continue
-            raise RecipeError(f"{wrong} Layers: {listing(candidates)}.")
+            raise RecipeError(f"{wrong} Layers: {listing(candidates)}.{suggestion}")
 
     def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
         """See the base class."""
