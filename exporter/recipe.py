@@ -44,7 +44,8 @@ class Recipe:
     """All that a run is asked to do; the same after a trip through JSON.
 
     It is made of options by name, as ``Recipe(rank=20, formats=("onnx",))``, of whole groups, as
-    ``Recipe(goal=Goal(rank=20))``, or of both; the others have their defaults.
+    ``Recipe(goal=Goal(rank=20))``, or of both; the others have their defaults. Budgets and parts
+    may be text as on the command line, such as ``max_size="250KB"``, and are kept as numbers.
 
     Attributes:
         source: The model and the data.
@@ -210,7 +211,7 @@ def quantizations(fmt: str) -> list[str]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Returns the JSON schema of a recipe."""
+    """Returns the JSON schema of a recipe as ``to_dict`` returns it, with quantities as numbers."""
 
     def strict(properties: dict[str, Any]) -> dict[str, Any]:
         closed = {"additionalProperties": False, "required": list(properties)}

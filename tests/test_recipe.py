@@ -126,6 +126,27 @@ def test_no_two_options_have_one_name_or_flag():
     assert len(options) == len(GROUP_OF) == len({option.flag for option in options})
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "number"),
+    [
+        ("max_params", "200k", 200_000),
+        ("max_macs", "1.5M", 1_500_000),
+        ("max_size", "100KB", 100_000),
+        ("max_latency", "50us", 5e-5),
+        ("max_drop", "0.5%", 0.005),
+        ("max_loss", "1%", 0.01),
+        ("energy", "99%", 0.99),
+    ],
+)
+def test_quantities_may_be_text_and_are_kept_as_numbers(name, text, number):
+    recipe = Recipe(**{name: text})
+    kept = recipe.to_dict()[GROUP_OF[name]][name]
+    assert kept == pytest.approx(number)
+    assert type(kept) is type(number)
+    assert Recipe.from_dict({name: text}) == recipe
+    SCHEMA.validate(recipe.to_dict())
+
+
 def test_a_public_function_refuses_what_it_does_not_use():
     assert Recipe.for_verb("compress", ["cut", "seed"], {"seed": 3, "fold": False}).source.seed == 3
     with pytest.raises(
@@ -150,6 +171,10 @@ def test_a_public_function_refuses_what_it_does_not_use():
         ({"energy": 1.0}, "energy must be a number of more than 0 and less than 1. Received: 1.0."),
         ({"max_params": 0}, "max_params must be a whole number >= 1. Received: 0."),
         ({"max_size": 2.5}, "Received: 2.5."),
+        ({"max_size": "0KB"}, "max_size must be a whole number >= 1. Received: 0."),
+        ({"max_size": "big"}, "max_size cannot be read. Give a size such as 250KB, 244KiB or"),
+        ({"max_latency": "50"}, "max_latency cannot be read. Give a time such as 50us"),
+        ({"max_drop": "200%"}, "max_drop must be a number of more than 0 and less than 1. Rec"),
         ({"finetune": -1}, "finetune must be a number of epochs >= 0. Received: -1."),
         ({"batch_size": 0}, "batch_size must be a number of samples >= 1. Received: 0."),
         (

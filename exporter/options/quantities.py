@@ -3,6 +3,7 @@
 All functions raise a RecipeError if the text is no such quantity.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -37,6 +38,7 @@ def parse_part(text: str) -> float:
 
 def _parse(text: str, units: Mapping[str, float], wanted: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-zµ%]*)\s*", text.lower())
-    if match is None or match[2] not in units:
+    value = float(match[1]) * units[match[2]] if match and match[2] in units else math.inf
+    if not math.isfinite(value):  # As of 1e999.
         raise RecipeError(f"Give {wanted}. Received: {text!r}.")
-    return float(match[1]) * units[match[2]]
+    return value

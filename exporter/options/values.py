@@ -24,6 +24,7 @@ class Value:
         parser: Arguments of ``argparse``'s ``add_argument``.
         keep: Turns a value that is taken into the one that is kept; may raise RecipeError.
         names: Names that are among the values, for whoever mistypes one.
+        read: Reads a quantity from its text, as on the command line; None if text is no quantity.
     """
 
     wanted: str
@@ -32,6 +33,7 @@ class Value:
     parser: Mapping[str, Any]
     keep: Callable[[Any], Any] = lambda value: value
     names: tuple[str, ...] = ()
+    read: Callable[[str], Any] | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """Returns a value as it is kept.
@@ -39,6 +41,11 @@ class Value:
         Raises:
             RecipeError: If the option, called ``name``, does not take it.
         """
+        if self.read is not None and isinstance(value, str):
+            try:
+                value = self.read(value)
+            except RecipeError as error:
+                raise RecipeError(f"{name} cannot be read. {error}") from error
         if not self.takes(value):
             raise RecipeError(f"{name} must be {self.refusal(value)}")
         return self.keep(value)
@@ -49,11 +56,15 @@ class Value:
 
 
 def whole(
-    least: int, most: int | None = None, *, unit: str = "", read: Callable[[str], int] = int
+    least: int,
+    most: int | None = None,
+    *,
+    unit: str = "",
+    read: Callable[[str], int] | None = None,
 ) -> Value:
     """Returns the value of an option that takes whole numbers, which may count a unit.
 
-    ``read`` turns the text of a command line into a number.
+    ``read`` turns text into a number; without it, only a command line has the number as text.
     """
     wanted = f"a {f'number of {unit}' if unit else 'whole number'} >= {least}"
     schema = {"type": "integer", "minimum": least}
@@ -65,7 +76,7 @@ def whole(
             return False
         return least <= value and (most is None or value <= most)
 
-    return Value(wanted, takes, schema, {"type": read, "metavar": "N"})
+    return Value(wanted, takes, schema, {"type": read or int, "metavar": "N"}, read=read)
 
 
 def number(
@@ -73,12 +84,12 @@ def number(
     most: float = math.inf,
     *,
     inside: bool = False,
-    read: Callable[[str], float] = float,
+    read: Callable[[str], float] | None = None,
     metavar: str = "X",
 ) -> Value:
     """Returns the value of an option that takes finite numbers, the ends not if ``inside``.
 
-    ``read`` turns the text of a command line into a number.
+    ``read`` turns text into a number; without it, only a command line has the number as text.
     """
     above, below = ("more than", "less than") if inside else ("at least", "at most")
     low, high = ("exclusiveMinimum", "exclusiveMaximum") if inside else ("minimum", "maximum")
@@ -92,7 +103,7 @@ def number(
         within = least < value < most if inside else least <= value <= most
         return math.isfinite(value) and within
 
-    return Value(wanted, takes, schema, {"type": read, "metavar": metavar})
+    return Value(wanted, takes, schema, {"type": read or float, "metavar": metavar}, read=read)
 
 
 def flag(default: bool) -> Value:

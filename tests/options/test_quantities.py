@@ -39,6 +39,7 @@ def test_quantities_are_read_with_their_units(parse, text, value):
         (parse_count, "-3", "Received: '-3'."),
         (parse_count, "3KB", "Received: '3KB'."),
         (parse_bytes, "1.2.3KB", "Give a size such as 250KB"),
+        (parse_bytes, "1e999", "Received: '1e999'."),
         (parse_seconds, "50", "Give a time such as 50us, 1.2ms or 0.1s. Received: '50'."),
         (parse_part, "half", "Give a part such as 0.5% or 0.005."),
         (parse_part, "", "Received: ''."),
