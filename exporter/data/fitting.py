@@ -11,9 +11,9 @@ from exporter.data.dataset import Dataset
 from exporter.data.folders import ImageRows, fit_images
 from exporter.data.lazy import LazyArray, Samples, Step, mapped
 from exporter.data.scaling import UINT8_MAX, Scaling
-from exporter.data.split import LABELS, ONLY_INPUT, Split
+from exporter.data.split import ENDS, LABELS, ONLY_INPUT, Split
 from exporter.data.tasks import OutputHint, Task, fits, read_labels, shape_text
-from exporter.errors import DataError
+from exporter.errors import DataError, did_you_mean
 
 LOOKED_AT = 256
 """Samples that tell what values an array holds."""
@@ -38,7 +38,7 @@ def fit_to_model(
         return dataset
     source = dataset.name
     notes = dict.fromkeys(dataset.notes)  # Ordered and unique: each batch adds its notes again.
-    named = [_by_output(source, part.labels, outputs) for part in dataset.parts.values()]
+    named = [_by_output(source, part, inputs, outputs) for part in dataset.parts.values()]
     tasks: dict[str, Task] = {}
     steps: dict[str, Step] = {}
     for spec in outputs:
@@ -51,11 +51,11 @@ def fit_to_model(
                 notes[f"{spec.name}: classes are counted from {tasks[spec.name].first}"] = None
 
     def shape(part: Split) -> Split:
-        arrays = _by_input(source, part.inputs, inputs)
+        arrays = _by_input(source, part, inputs, outputs)
         shaped = {
             spec.name: _shape_array(source, spec, arrays[spec.name], notes) for spec in inputs
         }
-        labels = _by_output(source, part.labels, outputs)
+        labels = _by_output(source, part, inputs, outputs)
         return Split(shaped, {name: mapped(labels[name], steps[name]) for name in labels})
 
     shaped = dataset.map(shape)
@@ -100,16 +100,13 @@ def scaled(
 
 
 def _by_input(
-    source: str, arrays: Mapping[str, Samples], inputs: Sequence[Any]
+    source: str, part: Split, inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> Mapping[str, Samples]:
-    names = [spec.name for spec in inputs]
+    names, arrays = [spec.name for spec in inputs], part.inputs
     if len(names) == 1 and set(arrays) == {ONLY_INPUT}:
         return {names[0]: arrays[ONLY_INPUT]}
     if set(arrays) != set(names):
-        raise DataError(
-            f"Data {source!r} must hold one array for each model input, named {names} (or 'x' for "
-            f"the only one). Received: {sorted(arrays)}."
-        )
+        raise _misnamed(source, part, inputs, outputs)
     return arrays
 
 
@@ -157,16 +154,25 @@ def _casting(dtype: Any, scaling: Scaling) -> Step:
 
 
 def _by_output(
-    source: str, labels: Mapping[str, Samples], outputs: Sequence[Any]
+    source: str, part: Split, inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> Mapping[str, Samples]:
-    names = [spec.name for spec in outputs]
+    names, labels = [spec.name for spec in outputs], part.labels
     if len(names) == 1 and set(labels) == {LABELS}:
         return {names[0]: labels[LABELS]}
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        wanted = [f"{LABELS}_{name}" for name in names]
-        raise DataError(
-            f"Labels of data {source!r} must be named {wanted} (or 'y' for the only output). "
-            f"Received: {unknown}."
-        )
+    if set(labels) - set(names):
+        raise _misnamed(source, part, inputs, outputs)
     return labels
+
+
+def _misnamed(source: str, part: Split, inputs: Sequence[Any], outputs: Sequence[Any]) -> DataError:
+    names = [spec.name for spec in inputs]
+    labels = [f"{LABELS}_{spec.name}" for spec in outputs]
+    known = [*names, *labels, *[ONLY_INPUT] * (len(names) == 1), *[LABELS] * (len(labels) == 1)]
+    given = [*part.inputs, *(n if n == LABELS else f"{LABELS}_{n}" for n in part.labels)]
+    ended = [f"{name}{end}" for name in known for end in ("", *ENDS)]
+    return DataError(
+        f"Data {source!r} must hold one array for each model input, named {names} (or 'x' for the "
+        f"only one), and may hold labels named {labels} (or 'y' for the only output), each with "
+        f"{', '.join(ENDS)} at its end or all without. Received: {sorted(given)} (without these "
+        f"ends).{did_you_mean([name for name in given if name not in known], ended)}"
+    )

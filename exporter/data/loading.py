@@ -6,7 +6,7 @@ of the input, or ``y_<output>`` where the model has several outputs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -19,12 +19,17 @@ from exporter.data.files import left_on_disk, read_file, read_keras
 from exporter.data.folders import read_folder
 from exporter.data.lazy import Samples
 from exporter.data.pipelines import PARTS, PIPELINE, is_pipeline, read_head, source_after
-from exporter.data.split import LABELS, PART_NAMES, Split, divide
+from exporter.data.split import ENDS, LABELS, ONLY_INPUT, PART_NAMES, Split, divide
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import DataError, did_you_mean
 
 HELD_SAMPLES = 10_000
 """Most samples of a lazy validation or test part, and of the head of a pipeline."""
+
+_LAYOUT = (
+    "Arrays are named INPUT_train, INPUT_val and INPUT_test, or INPUT alone, where INPUT is an "
+    "input of the model, or x if it has only one; labels have y in its place, or y_OUTPUT."
+)
 
 
 def load_dataset(source: Any) -> Dataset:
@@ -88,32 +93,36 @@ def _from_arrays(source: str, arrays: Mapping[str, Samples]) -> Dataset:
         match = re.fullmatch(r"(.+)_(train|val|validation|test)", name)
         stem, part = (match[1], PART_NAMES[match[2]]) if match else (name, "")
         parts[part][stem] = array
-    splits = {part: _as_split(source, stems) for part, stems in parts.items() if stems}
-    if "" in splits and len(splits) > 1:
+    if parts[""] and any(stems for part, stems in parts.items() if part):
+        ended = [f"{stem}{end}" for stem in (ONLY_INPUT, LABELS) for end in ENDS]
         raise DataError(
             f"Data {source!r} mix arrays with and without _train/_val/_test: {sorted(arrays)}. "
-            "Name all of them alike."
+            f"Name all of them alike. {_LAYOUT}{did_you_mean(list(parts['']), ended)}"
         )
+    splits = {
+        part: _as_split(source, stems, sorted(arrays)) for part, stems in parts.items() if stems
+    }
     if "validation" in splits and "train" not in splits:
         raise DataError(
             f"Data {source!r} must have arrays _train where they have arrays _val. "
-            f"Received: {sorted(arrays)}."
+            f"Received: {sorted(arrays)}. {_LAYOUT}"
         )
     return _from_parts(source, splits, checked_digest(source, arrays))
 
 
-def _as_split(source: str, stems: Mapping[str, Samples]) -> Split:
+def _as_split(source: str, stems: Mapping[str, Samples], names: Sequence[str]) -> Split:
+    """Tells inputs from labels; ``names`` are those of all arrays."""
     inputs: dict[str, Samples] = {}
     labels: dict[str, Samples] = {}
     for stem, array in stems.items():
         is_label = stem == LABELS or stem.startswith(f"{LABELS}_")
         (labels if is_label else inputs)[stem.removeprefix(f"{LABELS}_")] = array
     if not inputs:
-        raise DataError(f"Data {source!r} hold labels and no inputs: {sorted(stems)}.")
+        raise DataError(f"Data {source!r} hold labels and no inputs: {names}. {_LAYOUT}")
     counts = {stem: len(array) for stem, array in stems.items()}
     if len(set(counts.values())) > 1:
         raise DataError(
-            f"Data {source!r} must have as many samples everywhere. Received: {counts}."
+            f"Data {source!r} must have as many samples everywhere. Received: {counts}. {_LAYOUT}"
         )
     return Split(inputs, labels)
 

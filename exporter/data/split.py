@@ -15,6 +15,9 @@ LABELS = "y"
 PART_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 """Names of parts in files and folders."""
 
+ENDS = ("_train", "_val", "_test")
+"""Of the names of arrays, usually; ``_validation`` will do as well."""
+
 TEST_PART = 0.2
 VALIDATION_PART = 0.1
 SPLIT_SEED = 0

@@ -83,6 +83,29 @@ class TestFitInputs:
             )
         assert f"Received: {sorted(names)}" in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("names", "told"),
+        [
+            (["xtrain", "ytrain"], "Did you mean 'x_train', 'y_train'?"),
+            (["X_train", "Y_train"], "Did you mean 'x', 'y'?"),
+            (["sensor", "y"], "Did you mean 'sensors'?"),
+            (["sensors", "y_aut"], "Did you mean 'y_out'?"),
+            (["x_train_sensors", "y"], "Did you mean 'sensors_train'?"),
+            (["train_x", "train_y"], "Did you mean 'x_train', 'y_train'?"),
+            (["x", "y", "ids"], "(without these ends)."),
+        ],
+    )
+    def test_arrays_that_are_there_and_those_that_are_expected_are_told(self, names, told):
+        with pytest.raises(DataError) as caught:
+            fit({n: np.zeros((4, 3)) for n in names}, [spec("sensors", (3,))], [spec("out", (3,))])
+        message = str(caught.value)
+        assert (
+            "named ['sensors'] (or 'x' for the only one), and may hold labels named ['y_out']"
+            in message
+        )
+        assert f"Received: {sorted(n.removesuffix('_train') for n in names)} (without" in message
+        assert message.endswith(told)
+
 
 class TestFitLabels:
     @staticmethod
@@ -124,5 +147,7 @@ class TestFitLabels:
         assert fitted.notes == ("p: classes are counted from 1",)
 
     def test_labels_of_unknown_outputs_are_refused(self):
-        with pytest.raises(DataError, match=r"named \['y_p', 'y_q'\].*Received: \['other'\]"):
+        with pytest.raises(
+            DataError, match=r"named \['y_p', 'y_q'\].*Received: \['x', 'y_other'\]"
+        ):
             self.labels([0, 1], spec("p", (3,)), spec("q", (3,)), name="y_other")

@@ -185,6 +185,15 @@ class TestUnreadable:
                 {"x": np.zeros((3, 2)), "x_test": np.zeros((3, 2))},
                 "mix arrays with and without _train/_val/_test: ['x', 'x_test'].",
             ),
+            (
+                {"x_train_sensors": np.zeros((3, 2)), "y_train": np.zeros(3)},
+                "mix arrays with and without _train/_val/_test: ['x_train_sensors', 'y_train']. * "
+                "INPUT is an input of the model, or x if * Did you mean 'x_train'?",
+            ),
+            (
+                {"xtrain": np.zeros((3, 2)), "xtest": np.zeros((2, 2))},
+                "Received: {'xtrain': 3, 'xtest': 2}. Arrays are named INPUT_train, ",
+            ),
             ({}, "hold no array."),
         ],
         ids=lambda value: None if isinstance(value, str) else "-".join(value),
