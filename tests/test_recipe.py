@@ -38,8 +38,8 @@ GOALS = st.one_of(
         st.fixed_dictionaries({name: values})
         for name, values in {
             "energy": PARTS,
-            "max_params": WHOLE,
-            "max_macs": WHOLE,
+            "max_params": WHOLE | PARTS,
+            "max_macs": WHOLE | PARTS,
             "max_size": WHOLE,
             "max_latency": PARTS,
             "max_drop": PARTS,
@@ -130,6 +130,8 @@ def test_no_two_options_have_one_name_or_flag():
     ("name", "text", "number"),
     [
         ("max_params", "200k", 200_000),
+        ("max_params", "25%", 0.25),
+        ("max_macs", "0.25", 0.25),
         ("max_macs", "1.5M", 1_500_000),
         ("max_size", "100KB", 100_000),
         ("max_latency", "50us", 5e-5),
@@ -169,7 +171,9 @@ def test_a_public_function_refuses_what_it_does_not_use():
         ({"rank": 3, "energy": 0.9}, "Give one of rank, energy, max_params, max_macs, max_size"),
         ({"energy": 0.9, "max_drop": 0.1}, "Received: energy, max_drop."),
         ({"energy": 1.0}, "energy must be a number of more than 0 and less than 1. Received: 1.0."),
-        ({"max_params": 0}, "max_params must be a whole number >= 1. Received: 0."),
+        ({"max_params": 0}, "max_params must be a whole number >= 1, or a part of the baseline's"),
+        ({"max_params": 2.5}, "Received: 2.5."),
+        ({"max_macs": "100%"}, "less than 1. Received: 1.0."),
         ({"max_size": 2.5}, "Received: 2.5."),
         ({"max_size": "0KB"}, "max_size must be a whole number >= 1. Received: 0."),
         ({"max_size": "big"}, "max_size cannot be read. Give a size such as 250KB, 244KiB or"),

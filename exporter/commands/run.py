@@ -214,4 +214,6 @@ def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> 
     }
     if goal.kind not in figures:
         return None
-    return Budget(goal.kind, getattr(goal, goal.kind), figures[goal.kind]())
+    before = weights.baseline
+    limit = goal.limit(before.params, before.macs)
+    return Budget(goal.kind, limit, figures[goal.kind]())

@@ -18,7 +18,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Format
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.planner import Planner
+from exporter.lowrank.planner import Planner, Unit
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.progress import Progress, Silent
@@ -52,10 +52,10 @@ def factorize(
         return engine.factorize(engine.plan(policy))
     progress, goal = progress or Silent(), recipe.goal
     planner = Planner(engine, progress)
-    if goal.max_params is not None:
-        return planner.best_within("params", goal.max_params)
-    if goal.max_macs is not None:
-        return planner.best_within("macs", goal.max_macs)
+    if goal.max_params is not None or goal.max_macs is not None:
+        unit: Unit = "params" if goal.max_macs is None else "macs"
+        limit = goal.limit(engine.original.params, engine.original.macs)
+        return planner.best_within(unit, int(limit))
     if goal.max_drop is not None:
         return _compress_for_drop(planner, recipe, dataset, progress)
     with tempfile.TemporaryDirectory(prefix="exporter-") as folder:

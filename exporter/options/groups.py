@@ -12,12 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError
-from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
+from exporter.options.quantities import parse_bytes, parse_part, parse_seconds
 from exporter.options.rank import DEFAULT_RANK, RANK_NAMES, Rank
 from exporter.options.scale import AUTO, Scale
 from exporter.options.size import Size
 from exporter.options.values import (
     Value,
+    amount,
     choice,
     flag,
     names,
@@ -166,11 +167,16 @@ class Goal(Group):
         number(0, 1, inside=True, read=parse_part, metavar="PART"),
         "part of its energy that each layer keeps, e.g. 0.99",
     )
-    max_params: int | None = _option(
-        None, whole(1, read=parse_count), "most parameters of the model, e.g. 200k"
+    max_params: float | None = _option(
+        None,
+        amount(),
+        "most parameters of the model, e.g. 200k, or 25% of the baseline's, which layers share by "
+        "what each loses",
     )
-    max_macs: int | None = _option(
-        None, whole(1, read=parse_count), "most multiply-accumulates for one sample, e.g. 1.5M"
+    max_macs: float | None = _option(
+        None,
+        amount(),
+        "most multiply-accumulates for one sample, e.g. 1.5M, or 25% of the baseline's",
     )
     max_size: int | None = _option(
         None, whole(1, read=parse_bytes), "most bytes of each artifact, e.g. 250KB"
@@ -199,6 +205,12 @@ class Goal(Group):
     def kind(self) -> str:
         """The name of the option that is given."""
         return next(name for name, value in vars(self).items() if value is not None)
+
+    def limit(self, params: int, macs: int) -> float:
+        """Returns the budget, given the figures of the baseline that it may be a part of."""
+        value = float(getattr(self, self.kind))
+        whole = {"max_params": params, "max_macs": macs}.get(self.kind)
+        return value if whole is None or value >= 1 else int(value * whole)
 
     @property
     def label(self) -> str:

@@ -21,6 +21,13 @@ def parse_count(text: str) -> int:
     return round(_parse(text, _COUNT_UNITS, "a number such as 200000, 200k or 1.5M"))
 
 
+def parse_amount(text: str) -> int | float:
+    """Reads a number of things, or a part of all: ``200k``, ``25%``, ``0.25``."""
+    units = {**_COUNT_UNITS, **_PART_UNITS}
+    value = _parse(text, units, "a number such as 200000 or 200k, or a part such as 25%")
+    return value if value < 1 or "%" in text else round(value)
+
+
 def parse_bytes(text: str) -> int:
     """Reads a size: ``250000``, ``250KB`` (1000 bytes each), ``244KiB`` (1024), ``1.5MB``."""
     return round(_parse(text, _BYTE_UNITS, "a size such as 250KB, 244KiB or 1.5MB"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.errors import RecipeError, did_you_mean
 from exporter.options.by_input import schema_by_input
+from exporter.options.quantities import parse_amount
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
 from exporter.options.size import checked_size, parse_size
@@ -104,6 +105,20 @@ def number(
         return math.isfinite(value) and within
 
     return Value(wanted, takes, schema, {"type": read or float, "metavar": metavar}, read=read)
+
+
+def amount() -> Value:
+    """Returns the value of an option that takes a number of things, or a part of all of them."""
+
+    def takes(value: Any) -> bool:
+        return whole(1).takes(value) or (isinstance(value, float) and 0 < value < 1)
+
+    part = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    wanted = "a whole number >= 1, or a part of the baseline's of more than 0 and less than 1"
+    schema = {"anyOf": [whole(1).schema, part]}
+    return Value(
+        wanted, takes, schema, {"type": parse_amount, "metavar": "N|PART"}, read=parse_amount
+    )
 
 
 def flag(default: bool) -> Value:

@@ -298,6 +298,9 @@ class Report(CompressionReport):
         if lost:
             names = ", ".join(output.output for output in lost)
             tried = [] if self.finetuning else ["--finetune 10"]
+            if self.recipe.goal.kind == "rank":
+                part = self.after.params / max(1, self.before.params)
+                tried.append(f"--max-params {part:.0%}, which layers share by what each loses,")
             advice = " or ".join([*tried, "a higher --rank", "--max-drop 1%"])
             found.append(f"Low rank costs {names} much of what the baseline knows; try {advice}.")
         dominated = ", ".join(item.label for item in self.artifacts if item.is_dominated)

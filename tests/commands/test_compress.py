@@ -260,6 +260,7 @@ def test_other_goals_than_a_rank(build):
     assert fraction.model.count_params() < 0.6 * total
     budget = compress(model, max_params=total // 2)
     assert 0.4 * total < budget.model.count_params() <= total // 2
+    assert compress(model, max_params="50%").plan == compress(model, max_params=total // 2).plan
     energy = compress(model, energy=0.8)
     assert all(parts.discarded_energy <= 0.2 + 1e-9 for parts in energy.factors.values())
     assert compress(model, "auto").plan.layers
