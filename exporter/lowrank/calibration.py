@@ -1,6 +1,7 @@
 """Takes calibration data from the training part of a data set."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,11 +11,20 @@ from numpy.typing import NDArray
 from exporter.data import Dataset, Samples, Task, loaded_if_small
 from exporter.graph.layers import output_tensors
 from exporter.graph.network import Network
+from exporter.lowrank.kernels import Kernel
 
 MAX_BATCH = 512
 
 HELD_OUT_EVERY = 4
 """One batch of this many is held out to judge by."""
+
+LEAST_SAMPLES = 2000
+ROWS_PER_INPUT = 40
+MOST_MACS = 100_000_000_000
+"""Samples calibrate until each kernel has so many rows of outputs for each of its inputs, or a pass
+over the model takes so many MACs, but no fewer than ``LEAST_SAMPLES``. A convolution has a row for
+each position: with more samples, ResNets lose as much in the cut, which takes three times as long.
+"""
 
 _BATCH_BYTES = 2**29
 
@@ -84,6 +94,18 @@ def calibration_from(network: Network, dataset: Dataset, samples: int) -> Calibr
     if not count:
         return None
     return Calibration(loaded_if_small(train.take(slice(count)).inputs), batch, dataset.tasks)
+
+
+def thinned(calibration: Calibration, network: Network, kernels: Iterable[Kernel]) -> Calibration:
+    """Returns as many samples as the kernels of a model need, in batches that can be held out."""
+    rows = max((ROWS_PER_INPUT * k.m / k.positions for k in kernels if k.data_aware), default=0)
+    samples = max(LEAST_SAMPLES, min(math.ceil(rows), MOST_MACS // max(1, network.macs)))
+    if len(calibration) <= samples:
+        return calibration
+    batch = calibration.batch_size
+    if not network.fixed_batch:
+        batch = min(batch, -(-samples // HELD_OUT_EVERY))
+    return replace(calibration, batch_size=batch).head(max(samples, HELD_OUT_EVERY * batch))
 
 
 def in_large_batches(calibration: Calibration, network: Network) -> Calibration:

@@ -12,7 +12,7 @@ from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
 from exporter.graph.types import Model, Variable
 from exporter.graph.walk import own_weights
-from exporter.lowrank.calibration import Calibration
+from exporter.lowrank.calibration import Calibration, thinned
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Floats, Moments
@@ -135,7 +135,8 @@ class Engine:
 
         Args:
             network: The original; it is not changed.
-            calibration: Calibration data, which the method ``"svd"`` leaves aside.
+            calibration: Calibration data, of which as many as the kernels need are used; the method
+                ``"svd"`` leaves them aside.
             cut: How kernels are factorized.
             progress: Is told of passes over the data and of each kernel.
             seed: Seed of the labels that ``"kfac"`` samples.
@@ -152,7 +153,10 @@ class Engine:
         with of_one_sample(self.network.calls):
             self.candidates = self._candidates(self.network)
         self._kept: list[Mapping[str, Any]] = []
-        self.calibration = None if self.cut.method == "svd" else calibration
+        self.calibration = None
+        if calibration is not None and self.cut.method != "svd":
+            kernels = _kernels(self.candidates).values()
+            self.calibration = thinned(calibration, self.network, kernels)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
