@@ -27,6 +27,18 @@ INPUT_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 The fewer the samples, the more is needed: the ridge with the least error on held-out data is taken.
 """
 
+MOST_GROWTH = 4.0
+GROWTH_TOLERANCE = 0.1
+"""Largest row of a product of factors over the largest row of its kernel, and the part of the error
+on held-out data that a larger ridge may cost to keep it.
+
+Where the data hardly show an input, a small ridge gives it weights many times as large as those of
+the kernel. In float they cost nothing, in integers they widen the steps of a whole tensor.
+"""
+
+ROUNDING = 1e-9
+"""Part of the outputs' energy by which rounding may make an error negative."""
+
 JITTER = 2.0**-23
 """Ridge of the outputs' covariance, as a part of the mean variance: what float32 distinguishes."""
 
@@ -75,11 +87,12 @@ def truncate(
     for group, matrix in enumerate(kernel):
         gram = matrix.T @ matrix
         regression = _Regression(gram, moments, group)
-        p, q = regression.solve(_best_ridge(regression, gram, moments, group, rank), rank)
+        least = _best_ridge(regression, matrix, moments, group, rank)
+        p, q, error = _solved(regression, moments, group, rank, least)
         thin.append(matrix @ p)
         wide.append(q.T)
         shift[group] = regression.bias_shift(p, q)
-        left_out += moments.error(p, q, group)
+        left_out += error
         total += moments.energy(group)
     energy = float(np.clip(left_out / total, 0, 1)) if total else 0.0
     return Truncation(_factors(*_split(np.stack(thin), np.stack(wide)), merge), shift, energy)
@@ -113,24 +126,61 @@ def _truncate_plainly(kernel: Floats, rank: int, merge: bool) -> Truncation:
 
 
 def _best_ridge(
-    whole: "_Regression", gram: Floats, moments: Moments, group: int, rank: int
+    whole: "_Regression", matrix: Floats, moments: Moments, group: int, rank: int
 ) -> float:
     """Returns the ridge with the least error on the second fold, fitted on the first one.
 
     Ridges are tried from the largest down, until the error rises: the smallest ones may do well by
-    chance, with large factors that cancel, which training and integers cannot use.
+    chance, with large factors that cancel, which training and integers cannot use. A larger ridge
+    is taken where factors grow by more than ``MOST_GROWTH``, and it costs next to nothing.
     """
     if moments.folds is None:
         return INPUT_RIDGES[-1]
     fitted, held_out = moments.folds
-    regression = _Regression(gram, fitted, group, whole.ridge)
-    best, least = INPUT_RIDGES[0], np.inf
+    regression = _Regression(matrix.T @ matrix, fitted, group, whole.ridge)
+    tried: list[tuple[float, float, float]] = []
     for ridge in INPUT_RIDGES:
-        error = held_out.error(*regression.solve(ridge, rank), group)
-        if error >= least:
+        p, q = regression.solve(ridge, rank)
+        error = held_out.error(p, q, group)
+        if _is_wrong(error, held_out, group) or (tried and error >= tried[-1][1]):
             break
-        best, least = ridge, error
-    return best
+        tried.append((ridge, error, _growth(matrix, p, q)))
+    if not tried:
+        return INPUT_RIDGES[0]
+    most = (1 + GROWTH_TOLERANCE) * tried[-1][1]
+    affordable = [each for each in tried if each[1] <= most]
+    # From the best one up.
+    small = (ridge for ridge, _, growth in reversed(affordable) if growth <= MOST_GROWTH)
+    return next(small, affordable[0][0])
+
+
+def _growth(matrix: Floats, p: Floats, q: Floats) -> float:
+    """Returns the largest row of K P Qt over the largest row of K."""
+    triangle = np.asarray(np.linalg.qr(q, mode="r"))
+    rows = np.linalg.norm(matrix @ p @ triangle.T, axis=1)
+    largest = np.linalg.norm(matrix, axis=1).max()
+    return float(rows.max() / largest) if largest else 0.0
+
+
+def _solved(
+    regression: "_Regression", moments: Moments, group: int, rank: int, least: float
+) -> tuple[Floats, Floats, float]:
+    """Returns P, Q and their error, with the least ridge, from one on, that solves the system."""
+    for ridge in (ridge for ridge in reversed(INPUT_RIDGES) if ridge >= least):
+        p, q = regression.solve(ridge, rank)
+        error = moments.error(p, q, group)
+        if not _is_wrong(error, moments, group):
+            return p, q, error
+    raise ModelError(
+        f"The error of a truncation must not be negative. Received: {error:.3g} at rank {rank} for "
+        f"outputs of energy {moments.energy(group):.3g}. Their moments contradict each other; "
+        "--method svd does without them."
+    )
+
+
+def _is_wrong(error: float, moments: Moments, group: int) -> bool:
+    """Tells whether an error is negative, as of a system too nearly singular to be solved."""
+    return not error >= -ROUNDING * moments.energy(group)
 
 
 class _Regression:

@@ -452,3 +452,88 @@ class TestFolds:
         first, second = truncate(kernel, 3, moments).matrices
         np.testing.assert_allclose(second[0] @ second[0].T, np.eye(3), atol=1e-9)
         assert 0.1 < np.linalg.norm(first) / np.linalg.norm(kernel) < 10
+
+
+class IllConditioned:
+    """A kernel whose inputs do not determine its weights, in a model that lost some of them."""
+
+    rank = 5
+
+    def __init__(self, kind, seed):
+        self._kind, self._generator = kind, np.random.default_rng(seed)
+        self.kernel = self._generator.normal(size=(40, 30))
+        self._mixing = self._generator.normal(size=(3 if kind == "low rank" else 8, 40))
+        basis, _ = np.linalg.qr(self._generator.normal(size=(40, 20)))
+        self._kept = basis @ basis.T
+
+    def draw(self, count):
+        """Returns the outputs of the kernel in the original and in the compressed model."""
+        generator = self._generator
+        x = generator.normal(size=(count, len(self._mixing))) @ self._mixing
+        if self._kind != "low rank":
+            x += 0.3 * generator.normal(size=x.shape)
+        x = np.maximum(x, 0)
+        if self._kind == "dead":
+            x[:, :10] *= 1e-3 * (generator.random((count, 10)) < 0.01)
+        if self._kind == "duplicated":
+            x[:, 20:] = x[:, :20]
+        if self._kind == "outliers":
+            x *= np.where(generator.random((count, 1)) < 0.01, 30, 1)
+        return x @ self.kernel, x @ self._kept @ self.kernel
+
+    def moments(self, y, z):
+        parts = (slice(None), slice(len(y) * 3 // 4), slice(len(y) * 3 // 4, None))
+        whole, *folds = (TestFolds.moments_of(y[part], z[part]) for part in parts)
+        return replace(whole, folds=tuple(folds))
+
+    def product(self, moments):
+        truncation = truncate(self.kernel[np.newaxis], self.rank, moments)
+        first, second = (matrices[0] for matrices in truncation.matrices)
+        return first @ second, truncation
+
+    def growth(self, product):
+        """The largest row of a product over that of the kernel."""
+        rows, wanted = (np.linalg.norm(each, axis=1).max() for each in (product, self.kernel))
+        return rows / wanted
+
+
+@pytest.mark.parametrize("kind", ["dead", "duplicated", "low rank", "few", "outliers"])
+@given(seed=SEEDS)
+def test_ill_conditioned_layers_are_cut_no_better_than_can_be_and_better_than_by_weights(
+    kind, seed
+):
+    problem = IllConditioned(kind, seed)
+    y, z = problem.draw(45 if kind == "few" else 600)
+    product, truncation = problem.product(problem.moments(y, z))
+    # No outputs of this rank can be nearer to y, whatever they are made from.
+    values = np.linalg.svd(y - y.mean(axis=0), compute_uv=False) ** 2
+    assert values[problem.rank :].sum() / values.sum() - 1e-9 <= truncation.discarded_energy <= 1
+    fresh_y, fresh_z = problem.draw(4000)
+    by_weights = truncate(problem.kernel[np.newaxis], problem.rank)
+    errors = []
+    for weights in (product, by_weights.matrices[0][0] @ by_weights.matrices[1][0]):
+        cut = fresh_z @ np.linalg.pinv(problem.kernel) @ weights
+        errors.append(np.var(fresh_y - cut, axis=0).sum())
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("kind", ["dead", "duplicated", "low rank"])
+@given(seed=SEEDS)
+def test_factors_larger_than_what_they_stand_for_are_avoided_where_it_costs_little(kind, seed):
+    problem = IllConditioned(kind, seed)
+    moments = problem.moments(*problem.draw(600))
+    small, limited = problem.product(moments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(truncation, "MOST_GROWTH", np.inf)
+        large, free = problem.product(moments)
+    assert problem.growth(small) <= problem.growth(large) * (1 + 1e-6)
+    assert limited.discarded_energy <= 1.5 * free.discarded_energy
+    if problem.growth(large) > 8:
+        assert problem.growth(small) < problem.growth(large) / 2
+
+
+def test_moments_that_contradict_each_other_are_an_error():
+    problem = IllConditioned("plain", 0)
+    moments = problem.moments(*problem.draw(600))
+    with pytest.raises(ModelError, match=r"must not be negative\. Received: -"):
+        problem.product(replace(moments, cross=30 * moments.cross, folds=None))
