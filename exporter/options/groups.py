@@ -280,7 +280,8 @@ class Tuning(Group):
     distill: float = _option(
         0.5,
         number(0, 1, metavar="W"),
-        "weight of the divergence from the baseline in the loss; the task's own loss has the rest",
+        "weight of the divergence from the baseline in the loss, until that is beaten on the "
+        "validation data; the task's own loss has the rest",
     )
     temperature: float = _option(
         2.0,

@@ -298,3 +298,26 @@ def test_length_of_a_pipeline_need_not_be_known(tuner, classifier, blobs, monkey
     assert history.steps == 2 * math.ceil(240 / 32)
     # Without a length there is nothing to decay over.
     assert all(epoch.learning_rate == pytest.approx(0.01) for epoch in history.epochs)
+
+
+def test_a_baseline_teaches_until_it_is_beaten(tuner, classifier, listener, monkeypatch):
+    """The baseline has random weights, so that one epoch on the labels beats it."""
+    told = "Better than the baseline: goes on by the labels alone"
+
+    def accuracy():
+        made, compressed = tuner(classifier, learning_rate=0.02, finetune=4, distill=0.9)
+        (history,) = made.run(compressed).histories
+        return history.epochs[-1].accuracy
+
+    free = accuracy()
+    assert listener.notes.count(told) == 1
+    monkeypatch.setattr(TrainingData, "beats_teacher", lambda self, accuracy: False)
+    assert accuracy() < free - 0.1
+    assert listener.notes.count(told) == 1
+
+
+def test_a_baseline_that_is_not_beaten_goes_on_teaching(tuner, classifier, blobs, listener):
+    labels = classifier.predict(blobs["x"], verbose=0).argmax(axis=1)
+    made, compressed = tuner(classifier, data={**blobs, "y": labels}, distill=0.9)
+    made.run(compressed)
+    assert not any("labels alone" in note for note in listener.notes)
