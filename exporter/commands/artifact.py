@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class ArtifactWriter:
         """Takes the result of ``quantization_samples``; without any, the factors stay as cut."""
         self._recipe, self._compressed = recipe, compressed
         self._samples, self._card = samples, card
+        self._conversions: dict[Any, Any] = {}
         self._gauged: dict[IntegerScheme, Gauged | None] = {}
 
     def options(self, fmt: Format, variant: str) -> ExportOptions:
@@ -50,6 +52,7 @@ class ArtifactWriter:
             ranges=self._recipe.quantization.ranges,
             calibration=list(observed.batches()) if observed else (),
             card=self._card,
+            conversions=self._conversions,
         )
 
     def write(

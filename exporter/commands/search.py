@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -125,9 +126,11 @@ class _Trials:
     def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, str, Path]]:
         bones = skeleton(self._engine, plan)
         biased = with_latent_biases(bones) if self._biased else bones
+        conversions: dict[Any, Any] = {}
         for name, variant in self._recipe.artifacts:
             fmt, network = FORMATS[name], bones.network
-            options = self._writer.options(fmt, variant)
+            # Conversions of former plans are of no more use.
+            options = replace(self._writer.options(fmt, variant), conversions=conversions)
             if fmt.variant(variant).scheme is not None:
                 # Of several granularities, the first takes the fewest bytes.
                 granularity = to_try(self._recipe.quantization.granularity)[0]

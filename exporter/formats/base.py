@@ -7,7 +7,7 @@ by the attributes and methods defined here.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -84,6 +84,8 @@ class ExportOptions:
         ranges: How the range of an activation is estimated: ``"minmax"``, ``"percentile"``,
             ``"mse"`` or ``"entropy"``.
         calibration: Batches of inputs by name, for variants that are calibrated.
+        conversions: What the converters made of networks, which variants share; exports of networks
+            whose weights do not change meanwhile may share it.
     """
 
     variant: str = FLOAT32
@@ -95,6 +97,7 @@ class ExportOptions:
     ranges: str = "minmax"
     calibration: Sequence[Tensors] = ()
     card: ModelCard = field(default_factory=ModelCard)
+    conversions: MutableMapping[Any, Any] = field(default_factory=dict)
 
     def require_calibration(self) -> None:
         """Raises a DataError if there are no samples for a variant that is calibrated."""

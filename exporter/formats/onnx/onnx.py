@@ -1,5 +1,6 @@
 """The ONNX format, for onnxruntime on servers, phones and in browsers, and the base of ORT."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,9 +32,13 @@ def convert(network: Network, options: ExportOptions) -> bytes:
     parts = (part for layer in network.model.layers for part in with_parts(layer))
     # ONNX Runtime has hardly any kernels of bfloat16, and quantizers expect float32.
     others = {"bfloat16"} | ({"float16", "float64"} if options.variant != FLOAT32 else set())
-    if any(part.compute_dtype in others for part in parts):
-        network = network.recast(FLOAT32)
-    proto = as_variant(build(network, options), options)
+    recast = any(part.compute_dtype in others for part in parts)
+    key = ("onnx", network, options.batch, options.opset, recast)
+    if key not in options.conversions:
+        source = network.recast(FLOAT32) if recast else network
+        options.conversions[key] = build(source, options)
+    # Variants and metadata change the graph in place.
+    proto = as_variant(copy.deepcopy(options.conversions[key]), options)
     add_metadata(proto, network.name, options.card)
     return checked(proto)
 

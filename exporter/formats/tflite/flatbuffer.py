@@ -25,7 +25,7 @@ def convert(network: Network, options: ExportOptions) -> bytes:
         DataError: If the variant is calibrated, and there is nothing to calibrate it on.
     """
     check(options)
-    content = _convert(network, options)
+    content = _converted(network, options)
     if options.variant in {FLOAT16, FLOAT32}:
         return content
     if needs_observation(options) and len(unpack(content).subgraphs) > 1:
@@ -36,8 +36,17 @@ def convert(network: Network, options: ExportOptions) -> bytes:
                 f"so sequences of a fixed length. Received: a free length in {', '.join(free)}. "
                 "Give the input a fixed length, or leave out the variant."
             )
-        content = _convert(network, options, unroll=True)
+        content = _converted(network, options, unroll=True)
     return quantize(content, options)
+
+
+def _converted(network: Network, options: ExportOptions, *, unroll: bool = False) -> bytes:
+    """Returns the flatbuffer in float, which most variants are made of."""
+    key = ("flatbuffer", network, options.batch, options.variant == FLOAT16, unroll)
+    if key not in options.conversions:
+        options.conversions[key] = _convert(network, options, unroll=unroll)
+    content: bytes = options.conversions[key]
+    return content
 
 
 def _convert(network: Network, options: ExportOptions, *, unroll: bool = False) -> bytes:
