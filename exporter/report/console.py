@@ -362,8 +362,8 @@ def _findings(report: Report) -> Iterator[str]:
         if item.gauge is not None:
             layers = ", ".join(f"{layer.name} {layer.gauge}" for layer in item.gauge.layers)
             yield (
-                f"Gauge        {name}: {layers}; SNR of the outputs in simulated integers "
-                f"{item.gauge.snr_before:.1f} -> {item.gauge.snr_after:.1f} dB"
+                f"Gauge        {name}: {layers}; SNR in simulated integers, of logits where there "
+                f"are classes, {item.gauge.snr_before:.1f} -> {item.gauge.snr_after:.1f} dB"
             )
         yield from _conversion_lines(item)
         if item.conversion is None or item.conversion.quality is None:
