@@ -291,8 +291,9 @@ def test_verdict_that_fails_exits_with_1_and_rejects(workplace, outcomes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["scaled", "Exporting"])
+@pytest.mark.parametrize(
+    ("stage", "sign"), [("scaled", signal.SIGTERM), ("Exporting", signal.SIGINT)]
+)
 def test_interrupted_run_leaves_what_was_there(workplace, outcomes, sign, stage):
     before = snapshot(workplace)
     np.savez(workplace / "bytes.npz", x=np.full((9, 6, 6), 7, np.uint8))
