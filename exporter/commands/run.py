@@ -26,7 +26,7 @@ from exporter.report.manifest import write_manifest
 from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair, Report
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.verification.compression import CompressionVerdict, judge_compression
-from exporter.verification.verifier import ConversionVerdict, Verifier
+from exporter.verification.verifier import ConversionVerdict, Standing, Verifier
 
 
 def run(
@@ -162,7 +162,9 @@ class _Exports:
             gauge=self._writer.gauge(fmt.variant(variant)),
         )
         try:
-            report = self._compared(report, fmt, path)
+            plain = self._alternatives.write(fmt)
+            report = replace(report, baseline_size=fmt.size(plain))
+            report = self._compared(report, fmt, plain, path)
         except (ConversionError, ChildError) as error:
             # The baseline is no product of this run: it is only compared with.
             report = replace(report, comparison_error=str(error))
@@ -180,24 +182,26 @@ class _Exports:
             if output.baseline is not None and output.output in conversion.metrics
         }
 
-    def _compared(self, report: ArtifactReport, fmt: Format, path: Path) -> ArtifactReport:
-        """Adds the baseline in float32, and what a user would ship otherwise."""
-        plain = self._alternatives.write(fmt)
-        report, other, standings = replace(report, baseline_size=fmt.size(plain)), plain, {}
+    def _compared(
+        self, report: ArtifactReport, fmt: Format, plain: Path, path: Path
+    ) -> ArtifactReport:
+        """Adds times, beside the baseline in float32, and what a user would ship otherwise."""
+        standings: dict[str, Standing] = {}
+        other = plain
         if self._weights.compressed.factors:
-            other = self._alternatives.write(fmt, report.variant)
-            standings = self._alternatives.standings(fmt, report.variant, self._verifier)
+            try:
+                standings = self._alternatives.standings(fmt, report.variant, self._verifier)
+                other = self._alternatives.write(fmt, report.variant)
+            except (ConversionError, ChildError) as error:
+                report = replace(report, comparison_error=str(error))
         single = next(probe for probe in self._verifier.probes if probe.name == "single")
         batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
         files = list(dict.fromkeys([plain, path, other]))
         times = dict(zip(files, measure_latency(fmt, files, batch, self._scratch), strict=True))
-        return replace(
-            report,
-            latency=LatencyPair(times[plain], times[path]),
-            alternative=Alternative(fmt.size(other), standings, times[other])
-            if standings
-            else None,
-        )
+        report = replace(report, latency=LatencyPair(times[plain], times[path]))
+        if not standings:
+            return report
+        return replace(report, alternative=Alternative(fmt.size(other), standings, times[other]))
 
 
 def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> Budget | None:

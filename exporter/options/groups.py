@@ -366,8 +366,8 @@ class Export(Group):
     keep_baseline: bool = _option(
         False,
         flag(False),
-        "keep the uncompressed network in the variants asked for, which each artifact is held "
-        "against, in the folder uncompressed",
+        "keep the uncompressed network in float32 and the variants asked for, which artifacts are "
+        "held against, in the folder uncompressed",
     )
     batch: int | None = _option(
         None,

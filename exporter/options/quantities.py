@@ -16,11 +16,6 @@ _SECOND_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _PART_UNITS = {"": 1.0, "%": 1e-2}
 
 
-def parse_count(text: str) -> int:
-    """Reads a number of things: ``200000``, ``200k``, ``1.5M``."""
-    return round(_parse(text, _COUNT_UNITS, "a number such as 200000, 200k or 1.5M"))
-
-
 def parse_amount(text: str) -> int | float:
     """Reads a number of things, or a part of all: ``200k``, ``25%``, ``0.25``."""
     units = {**_COUNT_UNITS, **_PART_UNITS}
