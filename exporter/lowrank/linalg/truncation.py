@@ -36,8 +36,9 @@ Where the data hardly show an input, a small ridge gives it weights many times a
 the kernel. In float they cost nothing, in integers they widen the steps of a whole tensor.
 """
 
-ROUNDING = 1e-9
-"""Part of the outputs' energy by which rounding may make an error negative."""
+ROUNDING = 1e-4
+"""Part of the outputs' energy by which rounding may make an error negative at full rank, because
+batches are multiplied in float32. Low ranks discard many times as much."""
 
 JITTER = 2.0**-23
 """Ridge of the outputs' covariance, as a part of the mean variance: what float32 distinguishes."""
@@ -147,7 +148,8 @@ def _best_ridge(
         tried.append((ridge, error, _growth(matrix, p, q)))
     if not tried:
         return INPUT_RIDGES[0]
-    most = (1 + GROWTH_TOLERANCE) * tried[-1][1]
+    least = tried[-1][1]  # At full rank, rounding may make it negative.
+    most = least + GROWTH_TOLERANCE * abs(least)
     affordable = [each for each in tried if each[1] <= most]
     # From the best one up.
     small = (ridge for ridge, _, growth in reversed(affordable) if growth <= MOST_GROWTH)

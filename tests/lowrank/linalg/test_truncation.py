@@ -532,6 +532,16 @@ def test_factors_larger_than_what_they_stand_for_are_avoided_where_it_costs_litt
         assert problem.growth(small) < problem.growth(large) / 2
 
 
+def test_rounding_of_float32_is_no_error_at_full_rank():
+    problem = IllConditioned("plain", 0)
+    y, _ = problem.draw(600)
+    moments = problem.moments(y, y * (1 + 1e-7 * np.random.default_rng(0).normal(size=y.shape)))
+    for factor in (1 - 2e-7, 1 + 2e-7):
+        folds = tuple(replace(fold, cross=factor * fold.cross) for fold in moments.folds)
+        moved = replace(moments, cross=factor * moments.cross, folds=folds)
+        assert truncate(problem.kernel[np.newaxis], 30, moved).discarded_energy < 1e-5
+
+
 def test_moments_that_contradict_each_other_are_an_error():
     problem = IllConditioned("plain", 0)
     moments = problem.moments(*problem.draw(600))
