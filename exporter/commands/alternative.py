@@ -43,4 +43,4 @@ class Alternatives:
             ChildError: If the runtime cannot run what it wrote.
         """
         artifact = describe(fmt, variant, self.write(fmt, variant), self._network)
-        return verifier.standings_of(artifact)
+        return verifier.standings_of(artifact, self._network)

@@ -138,7 +138,12 @@ class ArtifactReport:
 
 
 def _is_better(one: Standing, other: Standing) -> bool:
-    """Tells whether an output stands better by the first figure that both have."""
+    """Tells whether an output stands better by the first figure that both have.
+
+    On other samples it may.
+    """
+    if one.samples != other.samples:
+        return True
     if one.metric is not None and other.metric is not None:
         return is_better(one.metric, other.metric)
     if one.top1_agreement is not None and other.top1_agreement is not None:

@@ -35,11 +35,13 @@ class Standing:
     """One output of an artifact beside that of the baseline Keras model, on the first probe.
 
     Attributes:
+        samples: Number of samples; fewer than others have where a large model is executed slowly.
         snr_db: Signal to noise ratio in decibels.
         top1_agreement: Part of the samples with the same class; None without classes.
         metric: Task metric of the artifact itself; None without labels.
     """
 
+    samples: int
     snr_db: float
     top1_agreement: float | None
     metric: Metric | None
@@ -105,7 +107,7 @@ class Verifier:
         self._atol, self._rtol = atol, rtol
         network = compressed.network
         self.probes = make_probes(network, dataset, seed)
-        self._limit = max(_FEWEST_SAMPLES, SLOW_MACS // max(1, network.macs))
+        self._limit = _slow_samples(network)
         self.reference = _predict_all(network, self.probes)
         first = self.probes[0]
         expected = self.reference[first.name]
@@ -143,14 +145,14 @@ class Verifier:
         quality = judge_quality(execution, variant.rule, self.tasks)
         return ConversionVerdict(None, structure, standings, quality)
 
-    def standings_of(self, artifact: Artifact) -> dict[str, Standing]:
-        """Runs an artifact as it ships, on the first probe alone.
+    def standings_of(self, artifact: Artifact, network: Network) -> dict[str, Standing]:
+        """Runs the artifact of a network as it ships, on the first probe alone.
 
         Raises:
             ChildError: If the runtime cannot run it.
         """
         fmt, first = FORMATS[artifact.format], self.probes[0]
-        limits = {fmt.backends[0]: self._limit if fmt.slow else None}
+        limits = {fmt.backends[0]: _slow_samples(network) if fmt.slow else None}
         outputs = execute(artifact, [first], self._folder, limits)
         return self._standings(outputs[fmt.backends[0]][first.name])
 
@@ -164,7 +166,7 @@ class Verifier:
             expected = original[: len(values)]
             agreement = task.agreement(values, expected) if task.classes else None
             metric = task.metric(values, labels[name][: len(values)]) if name in labels else None
-            standings[name] = Standing(snr_db(values, expected), agreement, metric)
+            standings[name] = Standing(len(values), snr_db(values, expected), agreement, metric)
         return standings
 
     def _tolerances(self) -> Tolerances:
@@ -174,6 +176,11 @@ class Verifier:
             exact = float64_copy(self._compressed.network)
             self._exact = _predict_all(exact, self.probes, self._limit)
         return derive_tolerances(self.reference, self._exact)
+
+
+def _slow_samples(network: Network) -> int:
+    """Returns the most samples of a probe for an execution that is slow."""
+    return max(_FEWEST_SAMPLES, SLOW_MACS // max(1, network.macs))
 
 
 def _predict_all(

@@ -19,7 +19,7 @@ def test_budget_is_held_up_to_its_limit():
 
 def standing(accuracy=None, agreement=None, snr=20.0):
     metric = None if accuracy is None else Metric("accuracy", accuracy, 100)
-    return Standing(snr, agreement, metric)
+    return Standing(100, snr, agreement, metric)
 
 
 def beside(path, own, other, *, size=100, microseconds=10.0):
@@ -50,6 +50,7 @@ def test_artifact_is_dominated_by_an_alternative_that_is_worse_in_nothing(own, o
     assert not beside(tmp_path, own, other, size=101).is_dominated
     assert not beside(tmp_path, own, other, microseconds=11).is_dominated
     assert not replace(item, alternative=None).is_dominated
+    assert not beside(tmp_path, own, replace(other, samples=8)).is_dominated
 
 
 @pytest.mark.parametrize(
