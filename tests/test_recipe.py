@@ -173,6 +173,7 @@ def test_a_public_function_refuses_what_it_does_not_use():
         ({"energy": 1.0}, "energy must be a number of more than 0 and less than 1. Received: 1.0."),
         ({"max_params": 0}, "max_params must be a whole number >= 1, or a part of the baseline's"),
         ({"max_params": 2.5}, "Received: 2.5."),
+        ({"max_params": "2.5"}, "Received: 2.5."),
         ({"max_macs": "100%"}, "less than 1. Received: 1.0."),
         ({"max_size": 2.5}, "Received: 2.5."),
         ({"max_size": "0KB"}, "max_size must be a whole number >= 1. Received: 0."),

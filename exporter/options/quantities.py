@@ -20,7 +20,8 @@ def parse_amount(text: str) -> int | float:
     """Reads a number of things, or a part of all: ``200k``, ``25%``, ``0.25``."""
     units = {**_COUNT_UNITS, **_PART_UNITS}
     value = _parse(text, units, "a number such as 200000 or 200k, or a part such as 25%")
-    return value if value < 1 or "%" in text else round(value)
+    # What is neither a part nor whole is for the caller to refuse.
+    return value if "%" in text or abs(value - round(value)) > 1e-6 * value else round(value)
 
 
 def parse_bytes(text: str) -> int:

@@ -351,6 +351,7 @@ def _cell(value: float | None, style: str) -> str:
 
 
 def _findings(report: Report) -> Iterator[str]:
+    cut = "by low rank" if report.factorized else "as it is"
     for output in report.compression.outputs:
         yield _compression_line(output, report.compression.max_loss)
     for item in report.artifacts:
@@ -373,7 +374,7 @@ def _findings(report: Report) -> Iterator[str]:
             if before is not None and output.compressed is not None and after is not None:
                 yield (
                     f"Stages       {name}, {output.output}: {before.name} {_metric(before)} -> "
-                    f"{_metric(output.compressed)} by low rank -> {_metric(after)} by quantization"
+                    f"{_metric(output.compressed)} {cut} -> {_metric(after)} by quantization"
                 )
 
 

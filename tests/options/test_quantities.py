@@ -17,6 +17,8 @@ from exporter.options.quantities import parse_amount, parse_bytes, parse_part, p
         (parse_amount, "0.5e3", 500),
         (parse_amount, "25%", 0.25),
         (parse_amount, "0.25", 0.25),
+        (parse_amount, "2.5", 2.5),
+        (parse_amount, "1.1M", 1_100_000),
         (parse_bytes, "870000", 870_000),
         (parse_bytes, "250KB", 250_000),
         (parse_bytes, "244 KiB", 249_856),
