@@ -240,7 +240,7 @@ def _layer_table(layers: Iterable[LayerReport]) -> Table:
 
 def _artifact_table(report: Report) -> Table:
     table = open_table(
-        "Artifacts (latency: one thread, batch 1, median)",
+        "Artifacts, beside the baseline in float32 (one thread, batch 1, median)",
         ["artifact"],
         ["bytes", "ratio", "conversion", "compression", "baseline", "compressed", "speedup"],
     )
