@@ -86,6 +86,8 @@ def test_what_a_verb_does_not_use_is_a_usage_error(arguments, capsys):
         (["inspect", "m.keras", "--finetune", "3"], "unrecognized arguments: --finetune 3\n"),
         (["m.keras", "inspect.keras"], "unrecognized arguments: inspect.keras\n"),
         (["verfy", "a.tflite", "m.keras"], "error: 'verfy' is no verb. Did you mean 'verify'?"),
+        (["--finetune", "1.5"], "--finetune: must be a number of epochs >= 0. Received: '1.5'."),
+        (["--atol", "abc"], "--atol: must be a number of at least 0. Received: 'abc'."),
         (["--rank=3", "Inspct"], "'Inspct' is no verb. Did you mean 'inspect'?"),
         (
             ["--method", "whiten"],
@@ -93,7 +95,7 @@ def test_what_a_verb_does_not_use_is_a_usage_error(arguments, capsys):
         ),
     ],
 )
-def test_what_is_mistyped_is_answered_with_what_is_close(arguments, told, capsys):
+def test_what_is_mistyped_is_answered_with_what_is_wanted_or_close(arguments, told, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
     assert ended.value.code == 2

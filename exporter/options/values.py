@@ -77,7 +77,8 @@ def whole(
             return False
         return least <= value and (most is None or value <= most)
 
-    return Value(wanted, takes, schema, {"type": read or int, "metavar": "N"}, read=read)
+    reader = read or _told(int, wanted)
+    return Value(wanted, takes, schema, {"type": reader, "metavar": "N"}, read=read)
 
 
 def number(
@@ -104,7 +105,20 @@ def number(
         within = least < value < most if inside else least <= value <= most
         return math.isfinite(value) and within
 
-    return Value(wanted, takes, schema, {"type": read or float, "metavar": metavar}, read=read)
+    reader = read or _told(float, wanted)
+    return Value(wanted, takes, schema, {"type": reader, "metavar": metavar}, read=read)
+
+
+def _told(read: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
+    """Returns a reader for the command line that refuses text in the words of the option."""
+
+    def told(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"must be {wanted}. Received: {text!r}.") from error
+
+    return told
 
 
 def amount() -> Value:
