@@ -272,8 +272,8 @@ def _alternative_table(artifacts: Iterable[ArtifactReport]) -> Table:
         ["bytes", "latency", "metric", "agreement"],
     )
     for item in artifacts:
-        other, own = item.alternative, item.conversion
-        if other is None or own is None or item.artifact is None or item.latency is None:
+        other = item.alternative
+        if other is None or item.artifact is None or item.latency is None:
             continue
         label = Text(item.label, "bold red" if item.is_dominated else "")
         times = (item.latency.compressed.p50 * 1e6, other.latency.p50 * 1e6)
@@ -281,8 +281,7 @@ def _alternative_table(artifacts: Iterable[ArtifactReport]) -> Table:
             f"{item.artifact.size:,} / {other.size:,}",
             f"{times[0]:,.0f} / {times[1]:,.0f} µs",
         ]
-        for name, standing in own.standings.items():
-            both = [standing, other.standings[name]]
+        for name, both in item.standings.items():
             metrics = " / ".join(_metric(each.metric) for each in both if each.metric)
             table.add_row(label, Text(name), *facts, metrics, " / ".join(map(_agreement, both)))
             label, facts = Text(""), ["", ""]

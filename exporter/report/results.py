@@ -109,18 +109,22 @@ class ArtifactReport:
     @property
     def is_dominated(self) -> bool:
         """Whether the alternative is no larger, no slower and on every output no worse."""
-        other, latency, conversion = self.alternative, self.latency, self.conversion
-        if other is None or latency is None or self.artifact is None or conversion is None:
+        other, latency = self.alternative, self.latency
+        if other is None or latency is None or self.artifact is None or self.conversion is None:
             return False
         return (
             other.size <= self.artifact.size
             and other.latency.p50 <= LATENCY_NOISE * latency.compressed.p50
-            and not any(
-                _is_better(own, other.standings[name])
-                for name, own in conversion.standings.items()
-                if name in other.standings
-            )
+            and not any(_is_better(*both) for both in self.standings.values())
         )
+
+    @property
+    def standings(self) -> dict[str, tuple[Standing, Standing]]:
+        """How the artifact and its alternative stand, by the outputs that both have."""
+        if self.conversion is None or self.alternative is None:
+            return {}
+        own, others = self.conversion.standings, self.alternative.standings
+        return {name: (own[name], others[name]) for name in own if name in others}
 
     @property
     def label(self) -> str:

@@ -216,10 +216,12 @@ class Loop:
         What the baseline knows then holds back: from a plainly trained Fashion-MNIST baseline of
         86.9 %, twelve epochs end at 89.1 % instead of 88.7 %.
         """
+        if not self._objective.distill:
+            return
         better = self._data.beats_teacher(_best_of(self._at.epochs).accuracy)
         # All workers must agree, and only the first one knows of former epochs.
         (left,) = from_first(self._strategy, [float(better)])
-        if left and self._objective.distill:
+        if left:
             self._objective = dataclasses.replace(self._objective, distill=0.0)
             self._trace_step()
             self._progress.note("Better than the baseline: goes on by the labels alone")

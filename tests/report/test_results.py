@@ -88,3 +88,9 @@ def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, af
     assert [w.partition(";")[0] for w in warnings] == warned * [
         "Quantization costs model-int8.tflite much of y"
     ]
+
+
+def test_outputs_that_the_alternative_lacks_are_left_out(tmp_path):
+    item = beside(tmp_path, standing(0.9), standing(0.8))
+    assert set(item.standings) == {"out"}
+    assert replace(item, alternative=replace(item.alternative, standings={})).standings == {}
