@@ -27,6 +27,7 @@ PLAN_FILE = "compressed.plan.json"
 TRUNCATED_FILE = "truncated.keras"
 UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"
+COSTS_FILE = "costs.json"
 
 
 @contextmanager

@@ -89,6 +89,13 @@ class Recipe:
         chosen = _known("quantize", self.quantization.quantize, QUANTIZATIONS, offered)
         object.__setattr__(self, "quantization", replace(self.quantization, quantize=chosen))
         self._check_variants()
+        target = self.goal.target
+        if target and not any(target in FORMATS[name].targets for name in formats):
+            measured = [name for name in FORMAT_NAMES if target in FORMATS[name].targets]
+            raise RecipeError(
+                f"target {target!r} measures the formats {', '.join(measured)}. Received: formats "
+                f"{', '.join(formats)}."
+            )
         if self.tuning.train == "adaptive" and self.goal.rank in (NO_RANK, "full"):
             raise RecipeError(
                 "train 'adaptive' divides what low ranks take. Received: rank "

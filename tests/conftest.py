@@ -84,7 +84,7 @@ def pytest_pyfunc_call() -> None:
 def _short_latencies() -> Iterator[None]:
     """Times artifacts for a moment: no test depends on how exact a latency is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.benchmark.ROUND_SECONDS", 0.001)
+        patch.setattr("exporter.targets.latency.ROUND_SECONDS", 0.001)
         yield
 
 
@@ -468,6 +468,20 @@ def planner(engine: Any) -> Any:
     from exporter.lowrank.planner import Planner
 
     return Planner(engine)
+
+
+@pytest.fixture
+def arm64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finds what ``scripts/arm64`` made, wherever the test runs; skips where it was not run."""
+    from exporter.errors import RecipeError
+    from exporter.targets import TARGETS
+    from exporter.targets.emulated import FOLDER_VARIABLE, folder_of_arm64
+
+    monkeypatch.setenv(FOLDER_VARIABLE, str(Path(__file__).parents[1] / folder_of_arm64()))
+    try:
+        TARGETS["arm64"].check()
+    except RecipeError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

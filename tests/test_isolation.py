@@ -145,7 +145,7 @@ def test_runs_in_another_process(call: Callable[..., Any]) -> None:
 
 def test_functions_of_the_package_need_no_path() -> None:
     with pytest.raises(ChildError, match=r"^KeyError: 'format'$"):
-        call_in_child("exporter.benchmark:_measure_here", {})
+        call_in_child("exporter.targets.latency:_measure_here", {})
 
 
 def test_child_knows_nothing_that_the_parent_loaded(call: Callable[..., Any]) -> None:

@@ -14,12 +14,16 @@ from exporter.verification.verifier import Standing, Verifier
 
 
 class Alternatives:
-    """Writes variants of the uncompressed network, each of them once, by the options of a run."""
+    """Writes variants of the uncompressed network, each of them once, by the options of a run.
+
+    Attributes:
+        network: The baseline, with its batch normalisations folded if the run folds them.
+    """
 
     def __init__(self, job: Job, baseline: Network, folder: Path, scratch: Path) -> None:
         """Takes the folder to write to, and one for files that are not kept."""
-        self._network = fold_batch_norms(baseline)[0] if job.recipe.cut.fold else baseline
-        compressed = Compressed.of(self._network)
+        self.network = fold_batch_norms(baseline)[0] if job.recipe.cut.fold else baseline
+        compressed = Compressed.of(self.network)
         self._writer = ArtifactWriter(job.recipe, compressed, job.samples, job.card)
         self._folder, self._scratch = folder, scratch
         folder.mkdir(exist_ok=True)
@@ -42,5 +46,5 @@ class Alternatives:
             ConversionError: If the converter fails.
             ChildError: If the runtime cannot run what it wrote.
         """
-        artifact = describe(fmt, variant, self.write(fmt, variant), self._network)
-        return verifier.standings_of(artifact, self._network)
+        artifact = describe(fmt, variant, self.write(fmt, variant), self.network)
+        return verifier.standings_of(artifact, self.network)

@@ -14,6 +14,7 @@ from exporter.errors import DataError
 from exporter.graph.network import Network
 from exporter.graph.runner import predict_whole_batches
 from exporter.recipe import Recipe
+from exporter.targets import TARGETS
 from exporter.verification.probes import BATCH_SIZE
 
 
@@ -62,7 +63,14 @@ def labelled(dataset: Dataset | None, recipe: Recipe) -> LabelledClasses:
 
 
 def check_budget(recipe: Recipe, dataset: Dataset | None) -> None:
-    """Raises a DataError if ``max_drop`` is asked for without labelled validation data."""
+    """Checks that accuracy and costs can be measured, if a recipe asks for that.
+
+    Raises:
+        DataError: If there are no labelled validation data for ``max_drop``.
+        RecipeError: If the target needs what is not installed.
+    """
+    if recipe.goal.target is not None:
+        TARGETS[recipe.goal.target].check()
     if recipe.goal.max_drop is not None:
         labelled(dataset, recipe)
 

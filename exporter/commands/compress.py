@@ -65,8 +65,8 @@ def compress(
         progress: Is told what goes on; silent by default.
         choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
             ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``, ``calibration``,
-            ``seed``; with ``max_size`` or ``max_latency`` also those of the artifacts, such as
-            ``formats`` and ``quantize``. Others are refused.
+            ``seed``; with ``target``, ``max_size``, ``max_latency`` or ``max_instructions`` also
+            those of the artifacts, such as ``formats`` and ``quantize``. Others are refused.
 
     Returns:
         The compressed model with its plan.
@@ -76,7 +76,7 @@ def compress(
         DataError: If the data do not fit the model.
         RecipeError: If a choice is none, or does not fit the model.
     """
-    of_artifacts = {"max_size", "max_latency"} & set(choices)
+    of_artifacts = {"max_size", "max_latency", "max_instructions", "target"} & set(choices)
     uses = (*USES, *(USES_FOR_ARTIFACTS if of_artifacts else ()))
     recipe = Recipe.for_verb("compress", uses, {"rank": rank, **choices})
     network = Network.of(model)

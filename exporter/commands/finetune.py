@@ -6,8 +6,8 @@ from typing import Any
 from exporter.commands.prepare import engine_for
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
+from exporter.lowrank.candidates import CostKind
 from exporter.lowrank.engine import Compressed
-from exporter.lowrank.planner import Unit
 from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
@@ -33,7 +33,7 @@ def finetune(
     loss: Any = None,
     checkpoints: str | Path | None = None,
     progress: Progress | None = None,
-    unit: Unit = "params",
+    unit: CostKind = "params",
     **choices: Any,
 ) -> FineTuned:
     """Trains a compressed model under the current ``tf.distribute`` strategy.

@@ -13,6 +13,7 @@ from exporter.lowrank.engine import Engine
 from exporter.lowrank.linalg.moments import Floats
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRank, VbmfRank
+from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.policy import FixedRank, RankPolicy
 from exporter.output import CACHE
 from exporter.progress import Progress, Silent
@@ -78,8 +79,8 @@ def _inspect(engine: Engine, progress: Progress | None) -> Inspection:
     return Inspection(
         model_name=engine.network.name,
         data_aware=bool(engine.moments),
-        params=planner.params,
-        macs=planner.macs,
+        params=engine.network.params,
+        macs=planner.whole(planner.macs),
         kernels=tuple(kernels),
         policies=tuple(_previews(engine, planner)),
     )
@@ -113,8 +114,8 @@ def _previews(engine: Engine, planner: Planner) -> list[PolicyPreview]:
         "--energy 0.99": EnergyRank(0.99),
     }
     for part in BUDGET_PARTS:
-        limit = planner.params // part
-        policies[f"--max-params {limit}"] = planner.policy("params", limit)
+        limit = engine.network.params // part
+        policies[f"--max-params {limit}"] = planner.policy(PARAMS, limit)
     previews = []
     for option, policy in policies.items():
         try:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from exporter.benchmark import measure_latency
 from exporter.commands.alternative import Alternatives
 from exporter.commands.artifact import ArtifactWriter
 from exporter.commands.budgets import accuracy_drop
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
+from exporter.data import Array
 from exporter.data.metrics import loss_of
 from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
@@ -23,7 +23,17 @@ from exporter.output import REJECTED, UNCOMPRESSED, artifact_name, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import write_manifest
-from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair, Report
+from exporter.report.results import (
+    Alternative,
+    ArtifactReport,
+    Budget,
+    LatencyPair,
+    Report,
+    TargetCost,
+)
+from exporter.targets import TARGETS
+from exporter.targets.base import Subject
+from exporter.targets.latency import measure_latency
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.verification.compression import CompressionVerdict, judge_compression
 from exporter.verification.verifier import ConversionVerdict, Standing, Verifier
@@ -165,6 +175,7 @@ class _Exports:
             plain = self._alternatives.write(fmt)
             report = replace(report, baseline_size=fmt.size(plain))
             report = self._compared(report, fmt, plain, path)
+            report = self._costed(report, fmt, path)
         except (ConversionError, ChildError) as error:
             # The baseline is no product of this run: it is only compared with.
             report = replace(report, comparison_error=str(error))
@@ -182,6 +193,12 @@ class _Exports:
             if output.baseline is not None and output.output in conversion.metrics
         }
 
+    @property
+    def _single_batch(self) -> dict[str, Array]:
+        """The inputs of one call."""
+        single = next(probe for probe in self._verifier.probes if probe.name == "single")
+        return {name: array[: single.batch_size] for name, array in single.inputs.items()}
+
     def _compared(
         self, report: ArtifactReport, fmt: Format, plain: Path, path: Path
     ) -> ArtifactReport:
@@ -194,14 +211,27 @@ class _Exports:
                 other = self._alternatives.write(fmt, report.variant)
             except (ConversionError, ChildError) as error:
                 report = replace(report, comparison_error=str(error))
-        single = next(probe for probe in self._verifier.probes if probe.name == "single")
-        batch = {name: array[: single.batch_size] for name, array in single.inputs.items()}
         files = list(dict.fromkeys([plain, path, other]))
-        times = dict(zip(files, measure_latency(fmt, files, batch, self._scratch), strict=True))
+        latencies = measure_latency(fmt, files, self._single_batch, self._scratch)
+        times = dict(zip(files, latencies, strict=True))
         report = replace(report, latency=LatencyPair(times[plain], times[path]))
-        if not standings:
+        if standings:
+            alternative = Alternative(fmt.size(other), standings, times[other])
+            report = replace(report, alternative=alternative)
+        return report
+
+    def _costed(self, report: ArtifactReport, fmt: Format, path: Path) -> ArtifactReport:
+        """Adds the costs on the target."""
+        target = TARGETS.get(self._job.recipe.goal.target or "")
+        if target is None or target.name not in fmt.targets:
             return report
-        return replace(report, alternative=Alternative(fmt.size(other), standings, times[other]))
+        subjects = [Subject(path, self._weights.compressed.network)]
+        if report.alternative:
+            other = self._alternatives.write(fmt, report.variant)
+            subjects.append(Subject(other, self._alternatives.network))
+        own, *others = target.measure(fmt, subjects, self._single_batch)
+        cost = TargetCost(target.name, own, others[0] if others else None)
+        return replace(report, target_cost=cost)
 
 
 def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> Budget | None:
@@ -213,6 +243,9 @@ def _budget(job: Job, weights: Weights, artifacts: Sequence[ArtifactReport]) -> 
         "max_size": lambda: max((a.artifact.size for a in artifacts if a.artifact), default=0),
         "max_latency": lambda: max(
             (a.latency.compressed.p50 for a in artifacts if a.latency), default=math.inf
+        ),
+        "max_instructions": lambda: max(
+            (a.target_cost.artifact.value for a in artifacts if a.target_cost), default=math.inf
         ),
         "max_drop": lambda: accuracy_drop(weights.baseline, after, job.dataset),
     }

@@ -5,13 +5,15 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import Job, engine_for
 from exporter.commands.search import factorize
+from exporter.commands.trials import Trials
 from exporter.formats import FORMATS
 from exporter.graph.network import Network
 from exporter.graph.saving import save_model
@@ -31,6 +33,8 @@ from exporter.output import (
 from exporter.progress import Progress
 from exporter.report.curves import draw_curves
 from exporter.report.results import FineTuningReport, LayerReport, Totals
+from exporter.targets import TARGETS
+from exporter.targets.base import Cost
 from exporter.training.distribution import is_chief
 from exporter.training.finetune import FineTuned, FineTuner
 from exporter.training.reference import Training, train_reference
@@ -50,6 +54,7 @@ class Weights:
         compressed: The model to be exported.
         tuned: What fine-tuning yielded; None if there was none.
         checkpoints: Folder of the checkpoints of fine-tuning.
+        layer_costs: What each factorized layer cost on the target whole, and costs now, by name.
     """
 
     baseline: Network
@@ -58,6 +63,7 @@ class Weights:
     compressed: Compressed
     tuned: FineTuned | None = None
     checkpoints: Path | None = None
+    layer_costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def save(self, staging: Path) -> None:
         """Writes the models, and the curves of their training, to a folder."""
@@ -94,10 +100,19 @@ class Weights:
             "training": self.training,
             "finetuning": tuned
             and FineTuningReport(tuned.histories, tuned.at_full_rank, tuned.adaptation),
-            "layers": _layer_reports(compressed),
+            "layers": tuple(self._layer_reports()),
             "before": Totals(self.baseline.params, self.baseline.macs),
             "after": Totals(compressed.network.params, compressed.network.macs),
         }
+
+    def _layer_reports(self) -> Iterator[LayerReport]:
+        for plan in self.compressed.plan.layers:
+            cut = self.compressed.factors.get(plan.name)
+            if cut is None:
+                yield LayerReport(plan)
+                continue
+            errors = (cut.discarded_energy, cut.relative_error, cut.data_aware)
+            yield LayerReport(plan, *errors, *self.layer_costs.get(plan.name, ()))
 
 
 def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
@@ -113,7 +128,8 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
         baseline = Network(model)
     engine, compressed = _compress(job, baseline, progress)
     if not recipe.tuning.finetune:
-        return Weights(baseline, training, recipe.cut, compressed)
+        costs = _layer_costs(job, engine, compressed.plan, progress)
+        return Weights(baseline, training, recipe.cut, compressed, layer_costs=costs)
     checkpoints = _checkpoints(job, baseline, compressed.plan)
     if not recipe.tuning.resume and is_chief(strategy):
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -128,7 +144,10 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
         checkpoints=checkpoints,
     )
     tuned = tuner.run(compressed)
-    return Weights(baseline, training, recipe.cut, tuned.compressed, tuned, checkpoints)
+    costs = _layer_costs(job, engine, tuned.compressed.plan, progress)
+    return Weights(
+        baseline, training, recipe.cut, tuned.compressed, tuned, checkpoints, layer_costs=costs
+    )
 
 
 def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:
@@ -140,6 +159,27 @@ def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, 
     if not compressed.factors and recipe.goal.rank != NO_RANK:
         progress.note("No layer is factorized at this rank; the table of layers says why")
     return engine, compressed
+
+
+def _layer_costs(
+    job: Job, engine: Engine, plan: RankPlan, progress: Progress
+) -> dict[str, tuple[float, float]]:
+    """Measures the factorized layers on the target, whole and as they are now, by name.
+
+    Empty without a target, and where costs are the MACs, which the plan has.
+    """
+    target = TARGETS.get(job.recipe.goal.target or "")
+    if target is None or not target.layered:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
+        trials = Trials(engine, job.recipe, job.dataset, Path(folder))
+        ranks = {name: [rank] for name, rank in plan.ranks.items()}
+        costs = trials.measurement(target, progress).costs(Cost(0), ranks)
+    return {
+        c.name: (costs.of(c, None) / target.steps, costs.of(c, plan.ranks[c.name]) / target.steps)
+        for c in engine.candidates
+        if c.name in costs.tables
+    }
 
 
 def _checkpoints(job: Job, baseline: Network, plan: RankPlan) -> Path:
@@ -154,15 +194,6 @@ def _checkpoints(job: Job, baseline: Network, plan: RankPlan) -> Path:
     for weight in baseline.model.get_weights():
         ingredients.update(weight.tobytes())
     return CACHE / f"finetune-{ingredients.hexdigest()[:16]}"
-
-
-def _layer_reports(compressed: Compressed) -> tuple[LayerReport, ...]:
-    reports = []
-    for plan in compressed.plan.layers:
-        cut = compressed.factors.get(plan.name)
-        errors = (cut.discarded_energy, cut.relative_error, cut.data_aware) if cut else ()
-        reports.append(LayerReport(plan, *errors))
-    return tuple(reports)
 
 
 def versions(formats: Sequence[str] = ()) -> dict[str, str]:

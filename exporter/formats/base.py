@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from exporter.card import ModelCard
-from exporter.errors import DataError
+from exporter.errors import ConversionError, DataError
 from exporter.formats.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.graph.network import Network
@@ -158,6 +158,7 @@ class Format(ABC):
         thread_environment: Environment variables that hold the runtime to one thread, if nothing
             else does; it reads them no sooner than it first computes.
         imports: Modules of the runtime that take long to import and start no thread by that.
+        targets: Values of the option ``target`` that its artifacts can be measured on.
     """
 
     name: ClassVar[str]
@@ -168,6 +169,7 @@ class Format(ABC):
     thread_environment: ClassVar[Mapping[str, str]] = {}
     imports: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[Extra] = NO_EXTRA
+    targets: ClassVar[frozenset[str]] = frozenset({"here", "macs"})
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of a name that the format has."""
@@ -223,6 +225,14 @@ class Format(ABC):
         """Returns further measurements of an artifact, by name."""
         del path
         return {}
+
+    def flatbuffer(self, path: Path) -> bytes:
+        """Returns the flatbuffer of TensorFlow Lite in an artifact.
+
+        Raises:
+            ConversionError: If the format has none.
+        """
+        raise ConversionError(f"Format {self.name!r} has no flatbuffer. Received: {str(path)!r}.")
 
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:

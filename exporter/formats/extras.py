@@ -31,3 +31,4 @@ class Extra:
 
 
 NO_EXTRA = Extra("none", ())
+MICRO = Extra("micro", ("tflite-micro",))

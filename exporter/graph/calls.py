@@ -177,10 +177,11 @@ class _Recorder:
         if key not in self._found:
             inputs, outputs = (_tensors(given) for given in ((args, kwargs), result))
             given, named = keras.tree.map_structure(_symbolic, (args, kwargs))
+            distinct = {id(tensor): _symbolic(tensor) for tensor in inputs}
             self._found[key] = Call(
                 given,
                 named,
-                list(map(_symbolic, inputs)),
+                [distinct[id(tensor)] for tensor in inputs],
                 list(map(_symbolic, outputs)),
                 self._obstacle(inputs, outputs),
             )

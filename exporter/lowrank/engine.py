@@ -6,6 +6,8 @@ from functools import cached_property
 from itertools import chain, count, pairwise
 from typing import Any
 
+import numpy as np
+
 from exporter.graph.calls import of_one_sample
 from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
@@ -273,6 +275,18 @@ class Engine:
         for number in range(1, count):
             calls = [(self.network.layers[path], each) for path, each in replacements.items()]
             yield stages[number], cascade.gather(stages[number:], calls)
+
+
+def placeholder(
+    kernel: Kernel, rank: int, rng: np.random.Generator, *, merge: bool = True
+) -> Truncation:
+    """Returns random factors of a kernel: size and speed of a model are those of the real ones.
+
+    Random, for formats store equal constants once.
+    """
+    shapes = kernel.factor_shapes(rank, merge=merge)
+    matrices = tuple(rng.normal(size=shape) / shape[1] ** 0.5 for shape in shapes)
+    return Truncation(matrices, None, 0.0)
 
 
 def build_replacements(

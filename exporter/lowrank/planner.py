@@ -1,8 +1,7 @@
-"""Plans the ranks of one model for budgets of parameters or MACs."""
+"""Plans the ranks of one model for budgets."""
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -15,38 +14,43 @@ from exporter.lowrank.ranks.budgeted import (
     EnergyBudgetPolicy,
     Sensitivity,
 )
+from exporter.lowrank.ranks.costs import PARAMS, Costs, MacCosts
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
 from exporter.progress import Progress, Silent
 
-Unit = Literal["params", "macs"]
-
 
 class Planner:
-    """Plans one model for budgets."""
+    """Plans one model for budgets.
+
+    Attributes:
+        macs: The costs in multiply-accumulates.
+    """
 
     def __init__(self, engine: Engine, progress: Progress | None = None) -> None:
         self.engine = engine
         self._progress = progress or Silent()
         kernels = sum(c.macs() or 0 for c in engine.candidates)
-        self._fixed_macs = max(0, engine.network.macs - kernels)
-        self.params, self.macs = engine.network.params, self._fixed_macs + kernels
+        self.macs: Costs = MacCosts(max(0, engine.network.macs - kernels))
 
-    def within(self, unit: Unit, limit: int) -> RankPlan:
+    def within(self, costs: Costs, limit: int) -> RankPlan:
         """Returns the plan of the least loss within a limit.
 
         Raises:
             RecipeError: If the limit is below the smallest reachable figure, which it names.
         """
-        return self.engine.plan(self.policy(unit, limit))
+        return self.engine.plan(self.policy(costs, limit))
 
-    def smallest(self, unit: Unit) -> int:
-        """Returns the least that any plan takes: rank 1 in every layer."""
-        policy = BudgetPolicy(unit, 0, fixed_macs=self._fixed_macs)
-        return policy.smallest(self.engine.candidates)
+    def smallest(self, costs: Costs = PARAMS) -> int:
+        """Returns the least that any plan costs."""
+        return costs.smallest(self.engine.candidates)
+
+    def whole(self, costs: Costs = PARAMS) -> int:
+        """Returns the cost of the model as it is."""
+        return costs.whole(self.engine.candidates)
 
     def best_within(
-        self, unit: Unit, limit: int, *, fits: Callable[[RankPlan], bool] = lambda plan: True
+        self, costs: Costs, limit: int, *, fits: Callable[[RankPlan], bool] = lambda plan: True
     ) -> Compressed:
         """Factorizes within a limit by the knapsack, or at equal energies where that is better.
 
@@ -57,11 +61,11 @@ class Planner:
         Raises:
             RecipeError: If the limit is below the smallest reachable figure, which it names.
         """
-        best = self.engine.factorize(self.within(unit, limit))
+        best = self.engine.factorize(self.within(costs, limit))
         if self.engine.calibration is None:
             return best
         try:
-            plan = self.engine.plan(self.policy(unit, limit, EnergyBudgetPolicy))
+            plan = self.engine.plan(self.policy(costs, limit, EnergyBudgetPolicy))
         except RecipeError:
             return best  # The limit cannot be kept at equal energies.
         if plan.ranks == best.plan.ranks or not fits(plan):
@@ -70,10 +74,10 @@ class Planner:
         return other if self._loss(other.network) < self._loss(best.network) else best
 
     def policy(
-        self, unit: Unit, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
+        self, costs: Costs, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
     ) -> BudgetedPolicy:
         """Returns a policy for a limit, with the sensitivities of the kernels."""
-        return kind(unit, limit, fixed_macs=self._fixed_macs, sensitivities=self._sensitivities)
+        return kind(costs, limit, sensitivities=self._sensitivities)
 
     @cached_property
     def _sensitivities(self) -> dict[str, Sensitivity]:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError
-from exporter.options.quantities import parse_bytes, parse_part, parse_seconds
-from exporter.options.rank import DEFAULT_RANK, RANK_NAMES, Rank
+from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
+from exporter.options.rank import AUTO_RANK, DEFAULT_RANK, RANK_NAMES, Rank
 from exporter.options.scale import AUTO, Scale
 from exporter.options.size import Size
 from exporter.options.values import (
@@ -34,6 +34,10 @@ from exporter.options.values import (
 FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
 ALL = "all"
+
+HERE = "here"
+ARM64_TARGETS = ("arm64", "arm64-old")
+TARGET_NAMES = (HERE, *ARM64_TARGETS, "micro", "macs")
 
 
 class Option(NamedTuple):
@@ -186,25 +190,60 @@ class Goal(Group):
         number(0, inside=True, read=parse_seconds, metavar="TIME"),
         "most time of one call (batch 1, one thread), measured in each runtime, e.g. 50us",
     )
+    max_instructions: int | None = _option(
+        None,
+        whole(1, read=parse_count),
+        "most instructions of one call of each .tflite on an ARM64 processor, e.g. 1.5M; needs "
+        "--target arm64 or arm64-old",
+    )
     max_drop: float | None = _option(
         None,
         number(0, 1, inside=True, read=parse_part, metavar="PART"),
         "most accuracy that may be lost on the validation data, e.g. 0.5%",
     )
+    target: str | None = _option(
+        None,
+        choice(*TARGET_NAMES),
+        "where costs count, beside one of the others: here (time on this machine), arm64 or "
+        "arm64-old (instructions on a Cortex-A76 or A53, see scripts/arm64), micro (MACs and arena "
+        "of TensorFlow Lite Micro), macs; --max-drop then takes what costs least there, and a "
+        "budget no rank that costs more than the whole layer (default: the fewest parameters)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name, value in vars(self).items() if value is not None]
+        given = self._given
+        if self.rank == AUTO_RANK and len(given) == 2:  # The other one tells how.
+            object.__setattr__(self, "rank", None)
+            given = self._given
         if len(given) > 1:
-            known = ", ".join(option.name for option in self.options())
+            known = ", ".join(option.name for option in self.options() if option.name != "target")
             raise RecipeError(f"Give one of {known}. Received: {', '.join(given)}.")
         if not given:
             object.__setattr__(self, "rank", DEFAULT_RANK)
+        elif self.rank == AUTO_RANK and self.target is not None:
+            raise RecipeError(
+                "rank 'auto' on a target needs a limit to keep: give max_drop, such as 1%, "
+                f"max_size or another one. Received: target {self.target!r} alone."
+            )
+        if self.max_instructions is not None and self.target not in ARM64_TARGETS:
+            raise RecipeError(
+                f"max_instructions are counted on target {' or '.join(ARM64_TARGETS)}. Received: "
+                f"target {self.target!r}."
+            )
+        if self.max_latency is not None and self.target not in (None, HERE):
+            raise RecipeError(
+                f"max_latency is measured on target {HERE!r}. Received: target {self.target!r}."
+            )
+
+    @property
+    def _given(self) -> list[str]:
+        return [k for k, value in vars(self).items() if value is not None and k != "target"]
 
     @property
     def kind(self) -> str:
-        """The name of the option that is given."""
-        return next(name for name, value in vars(self).items() if value is not None)
+        """The name of the option that ranks are chosen by."""
+        return self._given[0]
 
     def limit(self, params: int, macs: int) -> float:
         """Returns the budget, given the figures of the baseline that it may be a part of."""

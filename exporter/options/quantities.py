@@ -24,6 +24,11 @@ def parse_amount(text: str) -> int | float:
     return value if "%" in text or abs(value - round(value)) > 1e-6 * value else round(value)
 
 
+def parse_count(text: str) -> int:
+    """Reads a number of things: ``200000``, ``200k``, ``1.5M``."""
+    return round(_parse(text, _COUNT_UNITS, "a number such as 200000, 200k or 1.5M"))
+
+
 def parse_bytes(text: str) -> int:
     """Reads a size: ``250000``, ``250KB`` (1000 bytes each), ``244KiB`` (1024), ``1.5MB``."""
     return round(_parse(text, _BYTE_UNITS, "a size such as 250KB, 244KiB or 1.5MB"))

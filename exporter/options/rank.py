@@ -11,9 +11,12 @@ automatic policy (``RANK_NAMES``), or a rank by layer name."""
 
 NO_RANK = "none"
 
-RANK_NAMES = (NO_RANK, "full", "auto", "stable", "vbmf")
+AUTO_RANK = "auto"
+
+RANK_NAMES = (NO_RANK, "full", AUTO_RANK, "stable", "vbmf")
 """``none`` leaves all layers whole; ``full`` is the notebook's Dfull; ``stable`` and ``vbmf`` read
-the rank off the spectrum; ``auto`` is the better one of these."""
+the rank off the spectrum; ``auto`` is the better one of these or, beside a budget, what that takes.
+"""
 
 DEFAULT_RANK = 20
 

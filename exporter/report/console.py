@@ -14,6 +14,7 @@ from exporter.formats.base import Artifact
 from exporter.options.rank import NO_RANK
 from exporter.output import COMPRESSED_FILE
 from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
+from exporter.targets import TARGETS
 from exporter.training.loop import History
 from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
@@ -88,6 +89,8 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_artifact_table(report))
     if any(item.alternative for item in report.artifacts):
         console.print(_alternative_table(report.artifacts))
+    if any(item.target_cost for item in report.artifacts):
+        console.print(_cost_table(report.artifacts))
     _print_conversions(report.artifacts, console)
     _print_lines(console, *_training_lines(report))
     if report.budget is not None:
@@ -285,6 +288,20 @@ def _alternative_table(artifacts: Iterable[ArtifactReport]) -> Table:
             metrics = " / ".join(_metric(each.metric) for each in both if each.metric)
             table.add_row(label, Text(name), *facts, metrics, " / ".join(map(_agreement, both)))
             label, facts = Text(""), ["", ""]
+    return table
+
+
+def _cost_table(artifacts: Iterable[ArtifactReport]) -> Table:
+    costs = [(item.label, item.target_cost) for item in artifacts if item.target_cost]
+    (name,) = {cost.target for _, cost in costs}
+    target = TARGETS[name]
+    right = ["artifact", "uncompressed, same variant", "ratio"]
+    table = open_table(f"Cost of a call on {name}", ["artifact"], right)
+    for label, cost in costs:
+        other = cost.alternative
+        ratio = "" if other is None else f"{cost.artifact.value / max(other.value, 1e-12):.0%}"
+        texts = [target.text(each) if each else "" for each in (cost.artifact, other)]
+        table.add_row(label, *texts, ratio)
     return table
 
 

@@ -82,6 +82,8 @@ def compression_dict(report: CompressionReport) -> dict[str, Any]:
                 "discarded_energy": layer.discarded_energy,
                 "predicted_error": layer.relative_error,
                 "data_aware": layer.data_aware,
+                "cost_before": layer.cost_before,
+                "cost_after": layer.cost_after,
             }
             for layer in report.layers
         ],
@@ -106,6 +108,7 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
         "gauge": plain(report.gauge),
         "alternative": plain(report.alternative),
         "worse_than_alternative": report.is_dominated,
+        "target_cost": plain(report.target_cost),
         "comparison_error": report.comparison_error,
         "conversion": conversion and verdict_dict(conversion),
     }

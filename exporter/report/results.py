@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.benchmark import Latency
 from exporter.card import ModelCard
 from exporter.data.metrics import is_better, loss_of
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
+from exporter.options.groups import HERE
 from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import GranularityTrial
 from exporter.recipe import Recipe
+from exporter.targets.base import Cost
+from exporter.targets.latency import Latency
 from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.training.reference import Training
@@ -39,12 +41,17 @@ class LayerReport:
             it was gathered.
         relative_error: Its square root; None if dense.
         data_aware: Whether calibration data were used for the truncation; None if dense.
+        cost_before: Cost of the whole layer on the target, in its unit; None if it is dense, or was
+            not measured.
+        cost_after: Cost of what stands in for it.
     """
 
     plan: LayerPlan
     discarded_energy: float | None = None
     relative_error: float | None = None
     data_aware: bool | None = None
+    cost_before: float | None = None
+    cost_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,19 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class TargetCost:
+    """What a call costs on the target of the recipe.
+
+    Attributes:
+        alternative: As of ``Alternative``; None where there is none.
+    """
+
+    target: str
+    artifact: Cost
+    alternative: Cost | None
+
+
+@dataclass(frozen=True)
 class ArtifactReport:
     """One artifact.
 
@@ -89,8 +109,9 @@ class ArtifactReport:
         gauge: The factor pairs that were chosen for quantization; None if they were not changed.
         alternative: The uncompressed network in the same variant; None if nothing was factorized,
             or it could not be exported and run.
-        comparison_error: Why baseline size, latency or alternative are None: the baseline did not
-            convert, or a runtime could not run it.
+        target_cost: None if the recipe has no target, or the target cannot measure the format.
+        comparison_error: Why baseline size, latency, alternative or target cost are None: the
+            baseline did not convert, or a runtime could not run it.
     """
 
     format: str
@@ -104,17 +125,24 @@ class ArtifactReport:
     trials: tuple[GranularityTrial, ...] = ()
     gauge: GaugeReport | None = None
     alternative: Alternative | None = None
+    target_cost: TargetCost | None = None
     comparison_error: str | None = None
 
     @property
     def is_dominated(self) -> bool:
-        """Whether the alternative is no larger, no slower and on every output no worse."""
-        other, latency = self.alternative, self.latency
+        """Whether the alternative is no larger, no costlier and on every output no worse.
+
+        Costs are those on the target, or latencies here without one.
+        """
+        other, latency, cost = self.alternative, self.latency, self.target_cost
         if other is None or latency is None or self.artifact is None or self.conversion is None:
             return False
+        no_costlier = other.latency.p50 <= LATENCY_NOISE * latency.compressed.p50
+        if cost is not None and cost.alternative is not None and cost.target != HERE:
+            no_costlier = cost.alternative.value <= cost.artifact.value
         return (
             other.size <= self.artifact.size
-            and other.latency.p50 <= LATENCY_NOISE * latency.compressed.p50
+            and no_costlier
             and not any(_is_better(*both) for both in self.standings.values())
         )
 
@@ -184,7 +212,7 @@ class Budget:
 
     Attributes:
         goal: The field of the recipe: ``max_params``, ``max_macs``, ``max_size`` (bytes),
-            ``max_latency`` (seconds) or ``max_drop`` (accuracy, 0 to 1).
+            ``max_latency`` (seconds), ``max_instructions`` or ``max_drop`` (accuracy, 0 to 1).
         reached: The figure of the compressed model, or of the worst artifact.
     """
 
@@ -317,6 +345,18 @@ class Report(CompressionReport):
             found.append(
                 f"No smaller, faster or better than the uncompressed network in the same variant: "
                 f"{dominated}. Ship that instead: --rank none."
+            )
+        dearer = [
+            each.plan.name
+            for each in self.layers
+            if None not in (each.cost_before, each.cost_after)
+            and (each.cost_after or 0) > (each.cost_before or 0)
+        ]
+        if dearer:
+            target = self.recipe.goal.target
+            found.append(
+                f"On {target} these layers cost more factorized than whole: {', '.join(dearer)}. "
+                f"They stay whole with --target {target} --max-drop 1%."
             )
         for item in self.artifacts:
             if item.conversion is None or item.conversion.quality is None:

@@ -16,7 +16,7 @@ import numpy as np
 from exporter.lowrank.candidates import Candidate, CostKind
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks.budgeted import rank_grid
+from exporter.lowrank.ranks.costs import rank_grid
 from exporter.lowrank.ranks.knapsack import Option, allocate
 from exporter.lowrank.ranks.policy import Choice, Curves, RankByLayer, RankPlan, RankPolicy
 from exporter.progress import Progress

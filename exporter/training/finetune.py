@@ -11,8 +11,8 @@ from exporter.data import Dataset, Split
 from exporter.errors import DataError
 from exporter.graph.network import Network
 from exporter.graph.types import Model
+from exporter.lowrank.candidates import CostKind
 from exporter.lowrank.engine import Compressed, Engine
-from exporter.lowrank.planner import Unit
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
@@ -64,7 +64,7 @@ class FineTuner:
         dataset: Dataset,
         tuning: Tuning,
         *,
-        unit: Unit = "params",
+        unit: CostKind = "params",
         strategy: Any,
         progress: Progress,
         loss: Any = None,

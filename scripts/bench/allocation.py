@@ -34,6 +34,7 @@ from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.budgeted import BudgetedPolicy, BudgetPolicy, EnergyBudgetPolicy
+from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.knapsack import UnreachableError
 from exporter.lowrank.ranks.policy import FixedRank, RankPlan
 from exporter.lowrank.sensitivity import divergence
@@ -350,7 +351,7 @@ def measure(task: Task, method: str, options: argparse.Namespace) -> tuple[Timin
     statistics = clocked(lambda: engine.moments)
     planner = Planner(engine)
     # A policy comes with all that was measured of the kernels.
-    sensitivities = clocked(lambda: planner.policy("params", planner.params) if budgets else None)
+    sensitivities = clocked(lambda: planner.policy(PARAMS, planner.whole()) if budgets else None)
     timing = Timing(*statistics, sensitivities[0])
     print(
         f"{task.name}, {method}: statistics {timing.statistics:.1f} s, curves and sensitivities "
@@ -389,7 +390,7 @@ def measure(task: Task, method: str, options: argparse.Namespace) -> tuple[Timin
 def plan_within(planner: Planner, limit: int, kind: type[BudgetedPolicy] | None) -> RankPlan:
     """Plans for a number of parameters; None takes the same rank in every layer."""
     if kind is not None:
-        return planner.engine.plan(planner.policy("params", limit, kind))
+        return planner.engine.plan(planner.policy(PARAMS, limit, kind))
 
     def same(rank: int) -> RankPlan:
         return planner.engine.plan(FixedRank(rank))

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "end_to_end"))
 import corpus
 
-import exporter.benchmark
+import exporter.targets.latency
 from exporter.errors import ExporterError
 
 ARTIFACTS = ("saved_model", "tflite", "onnx", "tflite int8", "onnx int8")
@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", default=list(corpus.CORPUS))
     names = parser.parse_args().names
-    exporter.benchmark.ROUND_SECONDS = 0.001  # Latencies are not shown.
+    exporter.targets.latency.ROUND_SECONDS = 0.001  # Latencies are not shown.
     print(f"| architecture | can be factorized | {' | '.join(ARTIFACTS)} |")
     print(f"|---|---:|{'---|' * len(ARTIFACTS)}")
     failed = 0

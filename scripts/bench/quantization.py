@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from exporter.benchmark import measure_latency
 from exporter.card import ModelCard
 from exporter.commands.artifact import ArtifactWriter, quantization_samples
 from exporter.commands.compress import compress
@@ -33,6 +32,7 @@ from exporter.graph.signature import Signature
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.recipe import Recipe
+from exporter.targets.latency import measure_latency
 from exporter.training.reference import reference_mlp
 
 FOLDER = Path(__file__).resolve().parents[2] / "artifacts" / "bench"

@@ -33,6 +33,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
+from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.options.groups import Cut, Tuning
 from exporter.progress import Silent
@@ -374,7 +375,7 @@ def factors(
     plan = engine.plan(FixedRank(rank))
     if division == "knapsack":
         limit = sum(layer.params_after for layer in plan.layers)
-        compressed = Planner(engine).best_within("params", limit)
+        compressed = Planner(engine).best_within(PARAMS, limit)
     else:
         compressed = engine.factorize(plan)
     cut = accuracy(compressed.model, test)

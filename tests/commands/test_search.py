@@ -2,14 +2,20 @@
 
 import pytest
 
-from exporter.commands import search
+from exporter.commands import search, trials
 from exporter.commands.budgets import accuracy_drop
 from exporter.commands.export import export
-from exporter.commands.search import factorize, skeleton
+from exporter.commands.search import factorize
+from exporter.commands.trials import skeleton
 from exporter.errors import RecipeError
+from exporter.formats import FORMATS
+from exporter.formats.base import ExportOptions
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
+from exporter.lowrank.ranks.costs import PARAMS, MacCosts
 from exporter.recipe import Recipe
+from exporter.targets import TARGETS
+from exporter.targets.base import Subject
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def test_size_that_cannot_be_reached_says_what_can_and_which_artifact_takes_most
 @pytest.mark.slow
 def test_latency_is_measured(engine, dataset, monkeypatch):
     monkeypatch.setattr(search, "SEARCH_ROUNDS", 4)
-    with pytest.raises(RecipeError, match=r"smallest reachable is about .* s .*which tflite in"):
+    with pytest.raises(RecipeError, match=r"smallest reachable on 'here' is about .* µs, which tflite in"):
         factorize(engine, Recipe(max_latency=1e-9), dataset)
     fast_enough = factorize(engine, Recipe(max_latency=1.0), dataset)
     # Everything is fast enough: nothing need be given up.
@@ -69,7 +75,47 @@ def test_drop_holds_on_the_validation_data(engine, dataset, trained_mlp):
     assert compressed.model.count_params() < 0.7 * trained_mlp.count_params()
 
 
+def test_a_drop_is_spent_on_what_costs_least_on_the_target(engine, dataset, trained_mlp):
+    compressed = factorize(engine, Recipe(max_drop=0.02, target="macs"), dataset)
+    assert accuracy_drop(Network(trained_mlp), compressed.network, dataset) <= 0.02
+    assert compressed.network.macs < 0.7 * engine.network.macs
+
+
+def test_where_low_rank_gains_nothing_all_layers_stay_whole(engine, dataset, listener, monkeypatch):
+    monkeypatch.setattr(trials, "LEAST_GAIN", 0.999)
+    compressed = factorize(engine, Recipe(max_drop=0.02, target="macs"), dataset, listener)
+    assert not compressed.factors
+    assert listener.notes == ["Low rank costs no less on macs: all layers stay whole"]
+
+
+def test_ranks_that_cost_more_are_taken_where_a_budget_needs_them(
+    engine, dataset, listener, monkeypatch
+):
+    class Dear(MacCosts):
+        def of(self, candidate, rank):
+            return super().of(candidate, None) + (rank is not None)
+
+    monkeypatch.setattr(trials.Trials, "costs", lambda *_: Dear(0))
+    recipe = Recipe(max_params="50%", target="macs")
+    compressed = factorize(engine, recipe, dataset, listener)
+    assert compressed.network.params <= engine.network.params / 2
+    assert any("ranks that cost more are taken" in note for note in listener.notes)
+
+
+@pytest.mark.slow
+def test_instructions_are_counted(arm64, engine, dataset, tmp_path):
+    limit = {"max_instructions": 20_000, "target": "arm64"}
+    compressed = factorize(engine, Recipe(**limit), dataset)
+    fmt, path = FORMATS["tflite"], tmp_path / "model.tflite"
+    fmt.export(compressed.network, path, ExportOptions())
+    subject = Subject(path, compressed.network)
+    (cost,) = TARGETS["arm64"].measure(fmt, [subject], {}, detailed=False)
+    assert 0.85 * 20_000 < cost.value <= 20_000
+    with pytest.raises(RecipeError, match=r"smallest reachable on 'arm64' is about .* k instr"):
+        factorize(engine, Recipe(max_instructions=10, target="arm64"), dataset)
+
+
 def test_skeleton_has_the_planned_shapes(planner):
-    plan = planner.within("params", planner.params // 3)
+    plan = planner.within(PARAMS, planner.whole() // 3)
     bones, real = skeleton(planner.engine, plan), planner.engine.factorize(plan)
     assert [w.shape for w in bones.model.weights] == [w.shape for w in real.model.weights]

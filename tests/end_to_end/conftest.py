@@ -11,9 +11,9 @@ import pytest
 _RUN_EACH = """
 import json
 import sys
-import exporter.benchmark
+import exporter.targets.latency
 from exporter.cli import main
-exporter.benchmark.ROUND_SECONDS = 0.001
+exporter.targets.latency.ROUND_SECONDS = 0.001
 for arguments in json.load(sys.stdin):
     if isinstance(arguments, str):
         exec(arguments)

@@ -153,7 +153,7 @@ def test_plans_count_the_same_macs_as_graphs(kind):
     layer = getattr(layers, kind)(8) if recurrent else layers.Conv2DTranspose(8, 3, strides=2)
     model = keras.Sequential([keras.Input((6, 8) if recurrent else (4, 4, 8)), layer])
     planner = Planner(Engine(Network(model), None, Cut(method="svd"), seed=0))
-    assert planner.macs == Network(model).macs
-    smallest = planner.smallest("macs")
-    plan = planner.within("macs", smallest)
+    assert planner.whole(planner.macs) == Network(model).macs
+    smallest = planner.smallest(planner.macs)
+    plan = planner.within(planner.macs, smallest)
     assert planner.engine.factorize(plan).network.macs == smallest

@@ -31,10 +31,10 @@ def accepted(build, scored, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quantized(build, scored, tmp_path_factory):
-    """Report of a run with variants, of which one computes in integers."""
+    """Report of a run with variants, of which one computes in integers, and with a target."""
     folder = tmp_path_factory.mktemp("quantized")
     options = {"quantize": ("none", "dynamic", "int8"), "io_type": "int8", "formats": ("tflite",)}
-    return _carry_out(build("tiny"), scored, folder, rank=2, **options)
+    return _carry_out(build("tiny"), scored, folder, rank=2, target="here", **options)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporter.benchmark import Latency
 from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
-from exporter.report.results import Alternative, ArtifactReport, Budget, LatencyPair, Report
+from exporter.recipe import Recipe
+from exporter.report.results import (
+    Alternative,
+    ArtifactReport,
+    Budget,
+    LatencyPair,
+    LayerReport,
+    Report,
+    TargetCost,
+)
+from exporter.targets.base import Cost
+from exporter.targets.latency import Latency
 from exporter.verification.compression import CompressionVerdict, OutputCompression
 from exporter.verification.verifier import ConversionVerdict, Standing
 
@@ -80,6 +90,7 @@ def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, af
     conversion = SimpleNamespace(quality=True, metrics={"y": artifact})
     report = SimpleNamespace(
         compression=CompressionVerdict((output,), True),
+        layers=(),
         artifacts=[
             SimpleNamespace(label="model-int8.tflite", conversion=conversion, is_dominated=False)
         ],
@@ -94,3 +105,26 @@ def test_outputs_that_the_alternative_lacks_are_left_out(tmp_path):
     item = beside(tmp_path, standing(0.9), standing(0.8))
     assert set(item.standings) == {"out"}
     assert replace(item, alternative=replace(item.alternative, standings={})).standings == {}
+
+
+def test_layers_that_cost_more_factorized_are_warned_of():
+    def layer(name, before, after):
+        plan = SimpleNamespace(name=name)
+        return LayerReport(plan, cost_before=before, cost_after=after)
+
+    layers = (layer("dear", 10.0, 11.0), layer("cheap", 10.0, 9.0), layer("whole", None, None))
+    report = SimpleNamespace(
+        compression=CompressionVerdict((), True),
+        layers=layers,
+        artifacts=(),
+        recipe=Recipe(target="macs"),
+    )
+    (warning,) = Report.warnings.fget(report)
+    assert "On macs these layers cost more factorized than whole: dear." in warning
+
+
+@pytest.mark.parametrize(("own", "dominated"), [(99.0, False), (100.0, True)])
+def test_costs_on_the_target_decide_in_place_of_latencies(own, dominated, tmp_path):
+    item = beside(tmp_path, standing(0.9), standing(0.9), microseconds=1000.0)
+    cost = TargetCost("arm64", Cost(own), Cost(100.0))
+    assert replace(item, target_cost=cost).is_dominated is dominated

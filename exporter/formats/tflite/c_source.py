@@ -9,7 +9,7 @@ from pathlib import Path
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.batches import batch_of, batched
-from exporter.formats.extras import Extra
+from exporter.formats.extras import MICRO
 from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import convert, list_operators, list_tensors, read_interface
 from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
@@ -43,7 +43,8 @@ class CSource(Format):
     variants = tuple(v for v in VARIANTS if v.name in {FLOAT32, INT8})
     backends = (_MICRO, REFERENCE)
     slow = True
-    extra = Extra("micro", ("tflite-micro",))
+    extra = MICRO
+    targets = frozenset({"here", "micro", "macs"})
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the folder; see the base class."""
@@ -91,6 +92,10 @@ class CSource(Format):
             else LiteRTRunner(content, backend, threads)
         )
         return batched(runner, read_interface(content)[0])
+
+    def flatbuffer(self, path: Path) -> bytes:
+        """Reads the array back."""
+        return _content(path)
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the tensors of the array that have a buffer with content."""

@@ -1,7 +1,9 @@
 """Makes and reads TensorFlow Lite's flatbuffer, which several formats consist of."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
@@ -112,6 +114,30 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
 def list_operators(content: bytes) -> list[str]:
     """Lists the builtin operators that a flatbuffer uses, sorted."""
     return sorted({operator_name(code) for code in unpack(content).operatorCodes})
+
+
+def macs_by_operator(content: bytes) -> dict[str, int]:
+    """Counts the multiply-accumulates of one call, a free batch being 1, by kind of operator."""
+    model, counts = unpack(content), Counter[str]()
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = operator_name(model.operatorCodes[operator.opcodeIndex])
+            if name in _MACS:
+                used = [*operator.inputs, operator.outputs[0]]
+                *inputs, output = (_sizes(graph.tensors[index].shape) for index in used)
+                counts[name] += _MACS[name](inputs, output)
+    return dict(counts)
+
+
+_MACS: dict[str, Callable[[list[tuple[int, ...]], tuple[int, ...]], int]] = {
+    # Filters are outputs x height x width x inputs; those of a depthwise one, 1 x height x width.
+    "CONV_2D": lambda inputs, output: prod(output) * prod(inputs[1][1:]),
+    "DEPTHWISE_CONV_2D": lambda inputs, output: prod(output) * prod(inputs[1][1:3]),
+    "TRANSPOSE_CONV": lambda inputs, output: prod(inputs[2]) * prod(inputs[1][:3]),
+    "CONV_3D": lambda inputs, output: prod(output) * prod(inputs[1][:4]),
+    "FULLY_CONNECTED": lambda inputs, output: prod(output) * inputs[1][-1],
+    "BATCH_MATMUL": lambda inputs, output: prod(output) * inputs[0][-1],
+}
 
 
 def read_interface(content: bytes) -> Interface:

@@ -10,6 +10,7 @@ from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface
+from exporter.options.groups import TARGET_NAMES
 
 
 class TFLite(Format):
@@ -22,6 +23,7 @@ class TFLite(Format):
     suffix = ".tflite"
     variants = VARIANTS
     backends = (XNNPACK, REFERENCE)
+    targets = frozenset(TARGET_NAMES)
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the flatbuffer; see the base class."""
@@ -38,6 +40,10 @@ class TFLite(Format):
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
         return batched(LiteRTRunner(path, backend, threads), self.read_interface(path)[0])
+
+    def flatbuffer(self, path: Path) -> bytes:
+        """Returns the content of the file."""
+        return path.read_bytes()
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the tensors that have a buffer with content."""

@@ -13,8 +13,8 @@ from exporter.lowrank.ranks.budgeted import (
     BudgetPolicy,
     EnergyBudgetPolicy,
     Sensitivity,
-    rank_grid,
 )
+from exporter.lowrank.ranks.costs import PARAMS, MacCosts
 from exporter.lowrank.ranks.knapsack import UnreachableError
 from scripts.bench.lib.policies import GreedyBudgetPolicy, UniformBudgetPolicy
 
@@ -25,31 +25,6 @@ def kernel(m, n, kind=Kernel, **options):
     layer = SimpleNamespace(count_params=lambda: m * n)
     given = {"variable": None, "read": None, "outputs": None, "positions": 1, **options}
     return kind(m=m, n=n, layer=layer, **given)
-
-
-class TestRankGrid:
-    def test_small_kernels_take_every_rank(self):
-        assert rank_grid(kernel(36, 40)) == tuple(range(1, 19))
-
-    def test_prefers_multiples_that_kernels_like(self):
-        grid = rank_grid(kernel(1000, 1000))
-        assert grid[:9] == (1, 2, 3, 4, 6, 8, 12, 16, 24)
-        assert grid[-10:] == (224, 240, 256, 288, 320, 352, 384, 416, 448, 480)
-
-    @given(m=st.integers(1, 60_000), n=st.integers(1, 60_000))
-    def test_ends_below_break_even(self, m, n):
-        grid = rank_grid(kernel(m, n))
-        assert list(grid) == sorted(set(grid))
-        assert len(grid) <= 64
-        assert all(rank * (m + n) < m * n for rank in grid)
-        limit = m * n / (m + n)
-        assert not grid if limit <= 1 else grid[-1] >= 0.6 * limit or limit - grid[-1] <= 1
-
-    def test_ends_at_the_full_rank_where_break_even_is_above_it(self):
-        class Cheap(Kernel):
-            break_even_rank = 100.0
-
-        assert rank_grid(kernel(8, 6, Cheap)) == (1, 2, 3, 4, 5, 6)
 
 
 def test_sensitivity_is_a_power_law():
@@ -93,7 +68,7 @@ class TestAllPolicies:
     @pytest.mark.parametrize("part", [0.3, 0.5, 0.7, 0.9, 1.0])
     def test_the_whole_model_fits(self, policy, part, build, residual, curves):
         limit = int(part * build("residual").count_params())
-        plan = policy("params", limit).select(residual, curves)
+        plan = policy(PARAMS, limit).select(residual, curves)
         assert params_after(plan) <= limit
         assert [layer.name for layer in plan.layers] == [c.name for c in residual]
         assert all(layer.rank is None for layer in plan.layers) == (part == 1.0)
@@ -102,13 +77,13 @@ class TestAllPolicies:
     def test_macs_of_other_layers_count(self, policy, part, residual, curves):
         total = sum(c.macs() or 0 for c in residual)
         limit = int(part * total) + 1000
-        plan = policy("macs", limit, fixed_macs=1000).select(residual, curves)
+        plan = policy(MacCosts(1000), limit).select(residual, curves)
         assert macs_after(plan) + 1000 <= limit
-        assert plan.ranks == policy("macs", limit - 1000).select(residual, curves).ranks
+        assert plan.ranks == policy(MacCosts(0), limit - 1000).select(residual, curves).ranks
 
     def test_the_smallest_reachable_can_be_reached(self, policy, residual, curves):
         with pytest.raises(RecipeError) as caught:
-            policy("params", 500).select(residual, curves)
+            policy(PARAMS, 500).select(residual, curves)
         smallest = caught.value.smallest
         message = str(caught.value)
         assert message.startswith("A limit of 500 parameters cannot be reached")
@@ -116,20 +91,20 @@ class TestAllPolicies:
         # The two normalisations.
         assert "those that are not take 128" in message
         assert "widen_1 (32 x 48)" in message
-        plan = policy("params", smallest).select(residual, curves)
+        plan = policy(PARAMS, smallest).select(residual, curves)
         assert set(plan.ranks.values()) == {1}
         assert params_after(plan) == smallest
         with pytest.raises(UnreachableError):
-            policy("params", smallest - 1).check(residual)
+            policy(PARAMS, smallest - 1).check(residual)
 
     def test_a_model_without_kernels_fits_or_does_not(self, policy, residual):
         others = [c for c in residual if c.kernel is None]
-        assert policy("params", 128).select(others, {}).ranks == {}
+        assert policy(PARAMS, 128).select(others, {}).ranks == {}
         with pytest.raises(RecipeError, match="Layers: none can be factorized"):
-            policy("params", 127).select(others, {})
+            policy(PARAMS, 127).select(others, {})
 
     def test_every_choice_has_a_reason(self, policy, residual, curves):
-        plan = policy("params", 5000).select(residual, curves)
+        plan = policy(PARAMS, 5000).select(residual, curves)
         assert plan.ranks
         for layer in plan.layers:
             if layer.rank is not None:
@@ -142,7 +117,7 @@ class TestAllPolicies:
     def test_a_kernel_that_no_rank_makes_cheaper_stays_dense(self, policy, build):
         found = candidates(Network(build("functional_two_inputs_two_outputs")))
         curves = {c.name: c.kernel.error_curve() for c in found}
-        plan = policy("params", 400).select(found, curves)
+        plan = policy(PARAMS, 400).select(found, curves)
         (amount,) = (layer for layer in plan.layers if layer.name == "amount")
         assert (amount.rank, amount.reason) == (None, "kept: no rank is cheaper")
 
@@ -150,13 +125,13 @@ class TestAllPolicies:
 @pytest.mark.parametrize("baseline", POLICIES[1:])
 @given(data=st.data())
 def test_the_knapsack_is_never_worse_than_a_baseline(baseline, residual, curves, data):
-    kind = data.draw(st.sampled_from(["params", "macs"]))
+    costs = data.draw(st.sampled_from([PARAMS, MacCosts(0)]))
     numbers = st.tuples(st.floats(0, 10), st.floats(0.5, 2))
     sensitivities = {name: Sensitivity(*data.draw(numbers)) for name in curves}
-    total = sum((c.params() if kind == "params" else c.macs()) or 0 for c in residual)
+    total = costs.whole(residual)
     limit = int(data.draw(st.floats(0.25, 1)) * total)
     plan, other = (
-        policy(kind, limit, sensitivities=sensitivities).select(residual, curves)
+        policy(costs, limit, sensitivities=sensitivities).select(residual, curves)
         for policy in (BudgetPolicy, baseline)
     )
     assert plan_loss(plan, curves, sensitivities) <= 1e-12 + plan_loss(other, curves, sensitivities)
@@ -164,7 +139,7 @@ def test_the_knapsack_is_never_worse_than_a_baseline(baseline, residual, curves,
 
 def test_sensitive_kernels_are_kept(residual, curves):
     sensitivities = {"widen_1": Sensitivity(1000.0), "narrow_2": Sensitivity(0.0)}
-    plan = BudgetPolicy("params", 5000, sensitivities=sensitivities).select(residual, curves)
+    plan = BudgetPolicy(PARAMS, 5000, sensitivities=sensitivities).select(residual, curves)
     layers = {layer.name: layer for layer in plan.layers}
     assert layers["widen_1"].reason == "kept: worth more than its cost"
     assert plan.ranks["narrow_2"] == 1
@@ -173,12 +148,12 @@ def test_sensitive_kernels_are_kept(residual, curves):
 def test_even_policies_ignore_sensitivities(residual, curves):
     sensitivities = {"widen_1": Sensitivity(1000.0)}
     for policy in (EnergyBudgetPolicy, UniformBudgetPolicy):
-        given_them = policy("params", 5000, sensitivities=sensitivities).select(residual, curves)
-        assert given_them == policy("params", 5000).select(residual, curves)
+        given_them = policy(PARAMS, 5000, sensitivities=sensitivities).select(residual, curves)
+        assert given_them == policy(PARAMS, 5000).select(residual, curves)
 
 
 def test_a_uniform_plan_needs_no_curves(residual):
-    plan = UniformBudgetPolicy("params", 5000).select(residual)
+    plan = UniformBudgetPolicy(PARAMS, 5000).select(residual)
     parts = [
         layer.rank / layer.break_even_rank for layer in plan.layers if layer.name.startswith("w")
     ]
@@ -191,7 +166,7 @@ def test_a_zero_kernel_gets_rank_1():
         Candidate(name, name, "Dense", None, None, kernel(40, 40)) for name in ("zero", "other")
     )
     curves = {"zero": np.zeros(41), "other": np.arange(40.0, -1.0, -1.0)}
-    plan = BudgetPolicy("params", 10**6).select([zero, other], curves)
+    plan = BudgetPolicy(PARAMS, 10**6).select([zero, other], curves)
     assert plan.ranks == {"zero": 1}
 
 
@@ -210,7 +185,7 @@ def test_layers_without_a_kernel_count_as_they_are():
     )
     thin = Candidate("thin", "thin", "Dense", None, None, kernel(20, 20))
     curves = {"thin": np.arange(20.0, -1.0, -1.0)}
-    plan = BudgetPolicy("params", 1060).select([bulk, thin], curves)
+    plan = BudgetPolicy(PARAMS, 1060).select([bulk, thin], curves)
     assert plan.ranks == {"thin": 4}
     assert plan.layers[0].reason == "no"
 
@@ -225,6 +200,6 @@ def test_a_lookup_is_kept_where_macs_count():
         kernel(100, 20, positions=5, applied=(0, 0, 5, 5)),
     )
     curves = {"table": np.arange(20.0, -1.0, -1.0)}
-    plan = BudgetPolicy("macs", 0).select([table], curves)
+    plan = BudgetPolicy(MacCosts(0), 0).select([table], curves)
     assert plan.ranks == {}
     assert plan.layers[0].reason == "kept: no rank is cheaper"

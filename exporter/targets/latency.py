@@ -36,11 +36,17 @@ class Latency:
 
 
 def measure_latency(
-    fmt: Format, artifacts: Sequence[Path], inputs: Mapping[str, Array], folder: Path
+    fmt: Format,
+    artifacts: Sequence[Path],
+    inputs: Mapping[str, Array],
+    folder: Path,
+    *,
+    seconds: float = ROUND_SECONDS,
 ) -> list[Latency]:
     """Times artifacts of a format in turns on one batch, in a process of their own, one thread.
 
-    The child process reads the inputs, by input name, from a file in ``folder``.
+    The child process reads the inputs, by input name, from a file in ``folder``. Each artifact is
+    called for about ``seconds`` in each round.
 
     Raises:
         ChildError: If the runtime cannot run them.
@@ -51,7 +57,7 @@ def measure_latency(
         "format": fmt.name,
         "inputs": str(file),
         "artifacts": list(map(str, artifacts)),
-        "seconds": ROUND_SECONDS,
+        "seconds": seconds,
     }
     answer = call_in_child(f"{__name__}:_measure_here", job, fmt.imports)
     return [Latency(**values) for values in answer]

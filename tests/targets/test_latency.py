@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from exporter.benchmark import measure_latency
 from exporter.commands.compress import compress
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
+from exporter.targets.latency import measure_latency
 
 
 @pytest.mark.one_in(3)

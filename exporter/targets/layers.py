@@ -1,0 +1,244 @@
+"""Measures what single layers cost on a target, whole and at several ranks.
+
+Each layer is exported on its own, with inputs of the sizes that it has in the model, in the variant
+that will ship. Kernels of runtimes work in tiles, so that a pair of rank 7 may cost more than one
+of rank 8: costs are measured at small ranks and at multiples of ``TILE``, and interpolated at the
+multiples in between.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from exporter.errors import ConversionError, ModelError
+from exporter.formats.base import ExportOptions, Format
+from exporter.graph.alone import INPUT, alone, fingerprint
+from exporter.graph.network import Network
+from exporter.isolation import ChildError
+from exporter.lowrank.candidates import Candidate, factorizable
+from exporter.lowrank.engine import Engine, build_replacements, placeholder
+from exporter.lowrank.kernels import Kernel
+from exporter.lowrank.ranks.costs import Costs, most_useful
+from exporter.progress import Progress
+from exporter.targets.base import Cost, Subject, Target
+
+TILE = 8
+
+SMALL_RANKS = (1, 2, 4)
+
+CALIBRATION_SAMPLES = 4
+"""Samples of noise: ranges of activations change no cost."""
+
+AT_A_TIME = 32
+"""Artifacts that a target measures in one process."""
+
+Ranks = Mapping[str, Sequence[int]]
+
+
+def measured_ranks(kernel: Kernel) -> list[int]:
+    """Lists the ranks at which a kernel is measured: dense where small, then in growing steps."""
+    limit = most_useful(kernel)
+    ranks, step = [*SMALL_RANKS, TILE], TILE
+    while ranks[-1] + step < limit:
+        ranks.append(ranks[-1] + step)
+        if ranks[-1] >= 4 * step:
+            step *= 2
+    ranks.append(TILE * (math.ceil(limit / TILE) - 1))  # The last multiple below the limit.
+    return sorted({rank for rank in ranks if 1 <= rank < limit})
+
+
+@dataclass(frozen=True)
+class MeasuredCosts(Costs):
+    """The costs of kernels on a target; those of layers that cannot be measured follow their MACs.
+
+    Attributes:
+        total: Cost of the whole network.
+        tables: Cost by rank, None being the whole kernel, by candidate name.
+        per_mac: Cost of a multiply-accumulate, on average.
+    """
+
+    unit: str
+    total: int
+    tables: Mapping[str, Mapping[int | None, int]]
+    per_mac: float
+
+    def of(self, candidate: Candidate, rank: int | None) -> int:
+        """Returns the cost that was measured, or lies between two that were."""
+        table = self.tables.get(candidate.name)
+        if table is None:
+            return round(self.per_mac * (candidate.macs(rank) or 0))
+        if rank in table or rank is None:
+            return table[rank]
+        ranks = sorted(r for r in table if r is not None)
+        above = min(max(1, bisect_left(ranks, rank)), len(ranks) - 1)
+        below = ranks[above - 1], ranks[above]
+        return round(np.interp(rank, below, [table[r] for r in below]))
+
+    def fixed(self, candidates: Sequence[Candidate]) -> int:
+        """Returns the rest of the whole network.
+
+        It may be negative: each layer alone has its own call, and conversions of its tensors.
+        """
+        return self.total - sum(self.of(c, None) for c in factorizable(candidates))
+
+    def ranks(self, candidate: Candidate) -> tuple[int, ...]:
+        """Lists the ranks that were measured, and the multiples of ``TILE`` between them."""
+        table, kernel = self.tables.get(candidate.name), candidate.kernel
+        if table is None or kernel is None:
+            return super().ranks(candidate)
+        measured = [rank for rank in table if rank is not None]
+        between = range(TILE, max(measured, default=0), TILE)
+        return tuple(sorted({*measured, *between}))
+
+
+@dataclass
+class LayerMeasurement:
+    """Measures layers of one model, each shape once.
+
+    Attributes:
+        options: Of the export of each layer, but for the calibration.
+        cache: File that keeps costs from run to run; None keeps none.
+    """
+
+    target: Target
+    fmt: Format
+    options: ExportOptions
+    engine: Engine
+    cache: Path | None
+    progress: Progress
+    _known: dict[str, float] = field(default_factory=dict, init=False)
+
+    def costs(self, total: Cost, ranks: Ranks | None = None) -> MeasuredCosts:
+        """Measures the kernels at ranks by candidate name; None is all that may be worth choosing.
+
+        Args:
+            total: What the whole network costs.
+            ranks: The ranks; kernels that are not named are not measured.
+        """
+        chosen = factorizable(self.engine.candidates)
+        if ranks is None:
+            ranks = {c.name: measured_ranks(c.kernel) for c in chosen if c.kernel}
+        cases = {c.name: self._cases(c, ranks[c.name]) for c in chosen if c.name in ranks}
+        if self.cache is not None:
+            self._known = read_costs(self.cache)
+        self._measure(cases.values())
+        if self.cache is not None:
+            write_costs(self._known, self.cache)
+        steps, macs = self.target.steps, max(1, self.engine.network.macs)
+        by_path: dict[str, int] = {}
+        for candidate in chosen:
+            by_path[candidate.path] = by_path.get(candidate.path, 0) + (candidate.macs() or 0)
+        tables = {}
+        for candidate in chosen:
+            table = self._table(cases.get(candidate.name, {}))
+            if table is None:
+                continue
+            # A layer with several kernels is whole but for one of them: they share its cost.
+            part = (candidate.macs() or 0) / max(1, by_path[candidate.path])
+            whole = table[None]
+            tables[candidate.name] = {
+                rank: max(0, round(steps * candidate.times * (part * whole + value - whole)))
+                for rank, value in table.items()
+            }
+        value = round(steps * total.value)
+        return MeasuredCosts(
+            f"{self.target.unit} on {self.target.name}", value, tables, value / macs
+        )
+
+    def _cases(self, candidate: Candidate, ranks: Iterable[int]) -> dict[int | None, Network]:
+        """Returns the layer whole and at each rank, as models; none where it cannot stand alone."""
+        layer, kernel = candidate.layer, candidate.kernel
+        try:
+            whole = alone(layer, self.engine.network.calls.get(layer))
+        except ModelError:
+            whole = None
+        if whole is None or kernel is None:
+            return {}
+        found: dict[int | None, Network] = {None: whole}
+        rng = np.random.default_rng(0)
+        for rank in ranks:
+            parts = {candidate.name: placeholder(kernel, rank, rng, merge=candidate.merge)}
+            (replacement,) = build_replacements([candidate], parts).values()
+            found[rank] = whole.rewrite({layer.name: replacement})
+        return found
+
+    def _key(self, network: Network) -> str:
+        described = [self.target.name, self.fmt.name, self.options.variant, fingerprint(network)]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+
+    def _measure(self, layers: Iterable[Mapping[int | None, Network]]) -> None:
+        """Measures what is not known yet; the cases of a layer take turns."""
+        open_cases = []
+        for cases in layers:
+            fresh = {self._key(network): network for network in cases.values()}
+            fresh = {key: n for key, n in fresh.items() if key not in self._known}
+            self._known |= dict.fromkeys(fresh, math.nan)
+            open_cases += [
+                dict(list(fresh.items())[start : start + AT_A_TIME])
+                for start in range(0, len(fresh), AT_A_TIME)
+            ]
+        count, done = sum(map(len, open_cases)), 0
+        with self.progress.track(f"Measuring layers on {self.target.name}", count) as advance:
+            for fresh in open_cases:
+                self._known |= self._measured(fresh)
+                done += len(fresh)
+                advance(done, "")
+
+    def _measured(self, networks: Mapping[str, Network]) -> dict[str, float]:
+        """Exports and measures models of one input; those that do not convert are left out."""
+        network = next(iter(networks.values()))
+        (info,) = network.inputs
+        rng, shape = np.random.default_rng(0), network.signature.sample_shape(info)
+        noise = rng.normal(size=(CALIBRATION_SAMPLES, *shape[1:])).astype(info.dtype)
+        options = replace(self.options, batch=1, conversions={})
+        if self.fmt.variant(options.variant).calibrated:
+            samples = [{INPUT: sample[None]} for sample in noise]
+            options = replace(options, calibration=samples)
+        with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
+            subjects: dict[str, Subject] = {}
+            for key, network in networks.items():
+                path = Path(folder) / f"{key}{self.fmt.suffix}"
+                try:
+                    self.fmt.export(network, path, options)
+                except ConversionError:  # Costs follow the MACs then.
+                    continue
+                subjects[key] = Subject(path, network)
+            inputs = {INPUT: np.zeros(shape, info.dtype)}
+            try:
+                costs = self.target.measure(
+                    self.fmt, list(subjects.values()), inputs, detailed=False
+                )
+            except ChildError:
+                return {}
+        return {key: cost.value for key, cost in zip(subjects, costs, strict=True)}
+
+    def _table(self, cases: Mapping[int | None, Network]) -> dict[int | None, float] | None:
+        """Returns the costs by rank; None if one could not be measured."""
+        costs = {rank: self._known[self._key(network)] for rank, network in cases.items()}
+        return costs if costs and all(map(math.isfinite, costs.values())) else None
+
+
+def read_costs(file: Path) -> dict[str, float]:
+    """Reads costs by key; a file that is damaged has none."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {key: float(value) for key, value in numbers if isinstance(value, (int, float))}
+
+
+def write_costs(costs: Mapping[str, float], file: Path) -> None:
+    """Writes costs by key, with those that another process wrote meanwhile."""
+    known = {key: value for key, value in costs.items() if math.isfinite(value)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
+        json.dump({**read_costs(file), **known}, written)
+    Path(written.name).replace(file)
