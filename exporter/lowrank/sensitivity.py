@@ -28,6 +28,10 @@ PROBE_PARTS = (0.1, 0.4)
 EXPONENTS = (0.5, 2.0)
 """Bounds for the exponent, because two probes do not average out noise."""
 
+LEAST_EFFECT = 1e-6
+"""Part of the largest effect that a kernel without any counts with: it keeps its energy where that
+costs the others next to nothing, so that a budget is used."""
+
 Outputs = Mapping[str, NDArray[Any]]
 
 
@@ -52,7 +56,9 @@ def measure_sensitivities(
         for number, candidate in enumerate(chosen):
             sensitivities[candidate.name] = _measure(engine, candidate, calibration, reference)
             advance(number + 1, candidate.name)
-    return sensitivities
+    most = max((each.scale for each in sensitivities.values()), default=0.0) or 1.0
+    least = Sensitivity(LEAST_EFFECT * most)
+    return {n: each if each.scale else least for n, each in sensitivities.items()}
 
 
 def divergence(reference: Outputs, outputs: Outputs, logits: frozenset[str]) -> float:
@@ -106,7 +112,7 @@ def _measure(
 def _fit(points: list[tuple[float, float]]) -> Sensitivity:
     """Fits a power law to the logarithms of error and effect; through one point, a linear one."""
     if not points:
-        return Sensitivity(0.0, 1.0)  # Nothing that the outputs would show.
+        return Sensitivity(0.0)  # Nothing that the outputs would show.
     (x, y), (last_x, last_y) = points[0], points[-1]
     exponent = (y - last_y) / (x - last_x) if x != last_x else 1.0
     exponent = float(np.clip(exponent, *EXPONENTS))

@@ -123,7 +123,8 @@ class Arm64(Target):
             lines = (line.split() for line in output.read_text().splitlines())
             marks = {int(tag): int(count) for tag, count in lines}
         own = marks[-2] - marks[-1]
-        return [marks[2 * n + 1] - marks[2 * n] - own for n in range(len(paths))]
+        # Noise of the cache may be less than nothing.
+        return [max(0, marks[2 * n + 1] - marks[2 * n] - own) for n in range(len(paths))]
 
 
 def folder_of_arm64() -> Path:

@@ -1,9 +1,7 @@
 """Prepares training batches with the baseline's outputs, and evaluates on validation data."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,22 +121,6 @@ class TrainingData:
         )
         losses = self.objective(*tensors)
         return Score(float(np.mean(losses)), self._accuracy(outputs, labels), count)
-
-    def beats_teacher(self, accuracy: float | None) -> bool:
-        """Tells whether an accuracy on the validation data is above the baseline's, beyond chance.
-
-        Without accuracies, or where the baseline does not teach, it is not.
-        """
-        best = self._teacher_accuracy
-        if accuracy is None or best is None or self._validation is None:
-            return False
-        return accuracy > best + math.sqrt(best * (1 - best) / self._validation.samples)
-
-    @cached_property
-    def _teacher_accuracy(self) -> float | None:
-        if self._validation is None or not self._validation.teacher:
-            return None
-        return self._accuracy(self._validation.teacher, self._validation.labels)
 
     def _accuracy(self, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float | None:
         """Returns the mean accuracy of the outputs that classify and have labels."""

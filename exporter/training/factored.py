@@ -6,7 +6,7 @@ from typing import Any
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Factors
 from exporter.training.data import Batch
-from exporter.training.objective import Objective
+from exporter.training.objective import SampleLosses
 from exporter.training.phase import Phase
 
 
@@ -34,7 +34,7 @@ class Factored(Phase):
         self._decay = decay
         self._products = [each for each in factors.values() if each.is_plain_pair]
 
-    def gradients(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
+    def gradients(self, objective: SampleLosses, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
         """See the base class."""
         import tensorflow as tf
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,9 @@ WARM_UP = 0.05
 
 FINAL_RATE = 0.01
 """Part of the learning rate that the cosine ends at."""
+
+TEACHING = 0.5
+"""Part of the epochs in which the baseline teaches, with a weight that falls to nothing."""
 
 TOLERANCE = 0.5
 """Standard errors by which the accuracy of a later epoch may be below the best, for its weights to
@@ -140,6 +144,10 @@ class Loop:
     def _run_epoch(self, advance: Callable[[int, str], None]) -> None:
         at = self._at
         saved = time.perf_counter()
+        if self._objective.distill and not self._distill(at.epoch):
+            # From now on, the baseline's outputs are not computed.
+            self._objective = dataclasses.replace(self._objective, distill=0.0)
+            self._trace_step()
         for batch in self._data.batches(epoch=at.epoch, start=at.step):
             at.loss += self._take_step(batch) * batch.samples
             at.samples += batch.samples
@@ -161,19 +169,21 @@ class Loop:
     def _take_step(self, batch: Batch) -> float:
         import tensorflow as tf
 
-        share = tf.constant(1 / batch.samples, tf.float32)
-        return float(self._step(shared_out(self._strategy, batch, batch.samples), share))
+        distill = self._distill(self._at.epoch)
+        scalars = [tf.constant(value, tf.float32) for value in (1 / batch.samples, distill)]
+        return float(self._step(shared_out(self._strategy, batch, batch.samples), *scalars))
 
-    def _distributed_step(self, batch: Batch, share: Any) -> Any:
+    def _distributed_step(self, batch: Batch, share: Any, distill: Any) -> Any:
         import tensorflow as tf
 
         self._phase.prepare()
-        losses = self._strategy.run(self._replica_step, args=(batch, share))
+        losses = self._strategy.run(self._replica_step, args=(batch, share, distill))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
-    def _replica_step(self, batch: Batch, share: Any) -> Any:
+    def _replica_step(self, batch: Batch, share: Any, distill: Any) -> Any:
         phase = self._phase
-        loss, gradients = phase.gradients(self._objective, batch, share)
+        objective = partial(self._objective, distill=distill)
+        loss, gradients = phase.gradients(objective, batch, share)
         if phase.clip is not None:
             gradients = clipped(gradients, phase.clip)
         self._optimizer.apply(gradients, phase.trained)
@@ -208,23 +218,17 @@ class Loop:
         (goes_on,) = from_first(self._strategy, [float(at.ending is None)])
         if not goes_on and at.ending is None:
             at.ending = "finished"
-        self._leave_teacher()
 
-    def _leave_teacher(self) -> None:
-        """Trains on labels alone once an epoch was better than the baseline, beyond chance.
+    def _distill(self, epoch: int) -> float:
+        """Returns the weight of the divergence from the baseline in an epoch.
 
-        What the baseline knows then holds back: from a plainly trained Fashion-MNIST baseline of
-        86.9 %, twelve epochs end at 89.1 % instead of 88.7 %.
+        At first it helps, and later it holds back what could be better than the baseline (Cho and
+        Hariharan, "On the efficacy of knowledge distillation", 2019, stop it early).
         """
-        if not self._objective.distill:
-            return
-        better = self._data.beats_teacher(_best_of(self._at.epochs).accuracy)
-        # All workers must agree, and only the first one knows of former epochs.
-        (left,) = from_first(self._strategy, [float(better)])
-        if left:
-            self._objective = dataclasses.replace(self._objective, distill=0.0)
-            self._trace_step()
-            self._progress.note("Better than the baseline: goes on by the labels alone")
+        most = self._tuning.distill
+        if most == 1:  # The labels are not to teach at all.
+            return most
+        return most * max(0.0, 1 - (epoch - 1) / (TEACHING * self._tuning.finetune))
 
     def _seconds(self) -> float:
         return self._at.seconds + time.perf_counter() - self._started
@@ -261,8 +265,6 @@ class Loop:
             self._best = _values(self._phase.state)
         if self._strategy.num_replicas_in_sync > 1:
             _assign(variables, from_first(self._strategy, _values(variables)))
-        if closed:
-            self._leave_teacher()
 
 
 @dataclass

@@ -16,6 +16,9 @@ from exporter.graph.outputs import (
 
 Tensors = Mapping[str, Any]
 
+SampleLosses = Callable[[Tensors, Tensors, Tensors], Any]
+"""Computes the loss of each sample of outputs, labels, and the baseline's outputs."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -43,18 +46,22 @@ class Objective:
         """Tells whether the loss needs the divergence, given the outputs that have labels."""
         return self.distill > 0 or any(name not in labelled for name in self.families)
 
-    def __call__(self, outputs: Tensors, labels: Tensors, teacher: Tensors) -> Any:
+    def __call__(
+        self, outputs: Tensors, labels: Tensors, teacher: Tensors, distill: Any = None
+    ) -> Any:
         """Computes the loss of each sample, a float32 tensor of shape (samples,).
 
-        All arguments are by output name; ``teacher`` may be empty if it is not needed.
+        The first arguments are by output name; ``teacher`` may be empty if it is not needed. A
+        tensor ``distill`` stands in for the attribute where that is between 0 and 1.
         """
         total: Any = 0.0
+        annealed = self.distill if distill is None else distill
         for name, family in self.families.items():
             predicted = outputs[name]
-            weight = self.distill if name in labels else 1.0
-            if weight > 0:
+            most, weight = (self.distill, annealed) if name in labels else (1.0, 1.0)
+            if most > 0:
                 total += weight * _divergence(predicted, teacher[name], family, self.temperature)
-            if weight < 1:
+            if most < 1:
                 task = self.tasks.get(name, Task())
                 if (own := self.losses.get(name)) is not None:
                     loss = _compiled_loss(own, labels[name], predicted, task)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from exporter.graph.network import Network
 from exporter.graph.types import Variable
 from exporter.training.data import Batch
-from exporter.training.objective import Objective
+from exporter.training.objective import SampleLosses
 
 
 class Phase(ABC):
@@ -30,7 +30,7 @@ class Phase(ABC):
     def prepare(self) -> None:  # noqa: B027 - most prepare nothing
         """Updates the student before a step or an evaluation, once for all replicas."""
 
-    def losses(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, Any]:
+    def losses(self, objective: SampleLosses, batch: Batch, share: Any) -> tuple[Any, Any]:
         """Computes this replica's part of the mean loss, without and with regularization losses."""
         import tensorflow as tf
 
@@ -40,7 +40,7 @@ class Phase(ABC):
         return loss, loss + sum(self.student.model.losses, 0.0) / replicas
 
     @abstractmethod
-    def gradients(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
+    def gradients(self, objective: SampleLosses, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
         """Computes this replica's part of the mean loss, without regularization, and its gradients.
 
         The gradients are in the order of ``trained``. ``share`` is the weight of each sample's

@@ -17,7 +17,7 @@ from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.subspace import iterate, starting_basis
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.training.data import Batch
-from exporter.training.objective import Objective
+from exporter.training.objective import SampleLosses
 from exporter.training.phase import Phase
 
 
@@ -59,7 +59,7 @@ class Projected(Phase):
         for piece in self._pieces:
             piece.truncate()
 
-    def gradients(self, objective: Objective, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
+    def gradients(self, objective: SampleLosses, batch: Batch, share: Any) -> tuple[Any, list[Any]]:
         """See the base class."""
         import tensorflow as tf
 

@@ -5,6 +5,8 @@ import pytest
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.engine import Engine
+from exporter.lowrank.planner import Planner
+from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
 
 
@@ -70,6 +72,20 @@ def test_model_is_as_it_was_afterwards(two_branches):
     measure_sensitivities(Engine(Network(two_branches), calibration()))
     assert "call" not in vars(two_branches.get_layer("loud"))
     np.testing.assert_array_equal(two_branches.predict(np.ones((2, 16)), verbose=0), before)
+
+
+def test_budgets_are_used_where_nothing_shows():
+    """As of a network of random weights, whose outputs do not depend on its inputs."""
+    inputs = keras.Input((16,), name="x")
+    hidden = keras.layers.Dense(32, name="hidden")(inputs)
+    silent = keras.layers.Rescaling(0.0)(keras.layers.Dense(16, name="last")(hidden))
+    engine = Engine(Network(keras.Model(inputs, silent)), calibration())
+    found = measure_sensitivities(engine)
+    assert found["hidden"].scale > 0
+    planner = Planner(engine)
+    limit = planner.whole() * 3 // 4
+    plan = planner.within(PARAMS, limit)
+    assert sum(layer.params_after for layer in plan.layers) > 0.85 * limit
 
 
 def test_nothing_is_measured_without_data(two_branches):

@@ -141,13 +141,14 @@ _MACS: dict[str, Callable[[list[tuple[int, ...]], tuple[int, ...]], int]] = {
 
 
 def read_interface(content: bytes) -> Interface:
-    """Reads the inputs and outputs of a flatbuffer, in the order of their numbers there."""
+    """Reads the inputs and outputs of a flatbuffer, in the order of their numbers there.
+
+    Without a signature, as converters wrote flatbuffers once, tensors have their own names.
+    """
     model = unpack(content)
-    graph, signature = model.subgraphs[0], model.signatureDefs[0]
-    return (
-        _tensor_infos(graph, graph.inputs, signature.inputs),
-        _tensor_infos(graph, graph.outputs, signature.outputs),
-    )
+    graph, signatures = model.subgraphs[0], model.signatureDefs
+    inputs, outputs = (signatures[0].inputs, signatures[0].outputs) if signatures else ((), ())
+    return _tensor_infos(graph, graph.inputs, inputs), _tensor_infos(graph, graph.outputs, outputs)
 
 
 def _tensor_infos(
@@ -165,7 +166,8 @@ def _tensor_infos(
         parameters, quantization = tensor.quantization, None
         if parameters is not None and parameters.scale is not None:
             quantization = Quantization(float(parameters.scale[0]), int(parameters.zeroPoint[0]))
-        infos.append(TensorInfo(names[index].pop(0), shape, type_name(tensor), quantization))
+        name = names[index].pop(0) if index in names else (tensor.name or b"").decode()
+        infos.append(TensorInfo(name, shape, type_name(tensor), quantization))
     return tuple(infos)
 
 
