@@ -327,6 +327,12 @@ class Tuning(Group):
         number(1, metavar="T"),
         "temperature at which the predictions of the two models are compared",
     )
+    augment: str = _option(
+        "none",
+        choice("none", "flip", "shift", "flip+shift"),
+        "changes training images at random: flip mirrors them from left to right, shift moves them "
+        "by up to an eighth of their size",
+    )
     decay: float = _option(
         0.0,
         number(0, metavar="W"),

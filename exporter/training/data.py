@@ -11,6 +11,7 @@ from exporter.data import ArraySource, BatchSource, Dataset, Samples, Split, in_
 from exporter.errors import DataError
 from exporter.graph.network import Network
 from exporter.graph.runner import KerasRunner, predict_whole_batches
+from exporter.training.augmentation import augmented
 from exporter.training.objective import Objective
 
 PREDICTION_BATCH = 500
@@ -72,16 +73,25 @@ class TrainingData:
     """
 
     def __init__(
-        self, dataset: Dataset, baseline: Network, objective: Objective, batch_size: int, seed: int
+        self,
+        dataset: Dataset,
+        baseline: Network,
+        objective: Objective,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: str = "none",
     ) -> None:
         """Computes the baseline's outputs once, where they are needed and fit into memory.
+
+        They are computed for each batch if images are changed; see ``augmented``.
 
         Raises:
             DataError: If there is nothing to train on.
         """
         source, train = training_part(dataset)
         self.objective, self.fixed_batch, self._seed = objective, baseline.fixed_batch, seed
-        self.batch_size = self.fixed_batch or batch_size
+        self.batch_size, self._augment = self.fixed_batch or batch_size, augment
         self._dtypes = {info.name: info.dtype for info in baseline.inputs}
         needed = objective.needs_teacher(frozenset(train.labels))
         self._teacher = baseline.runner() if needed else None
@@ -99,12 +109,21 @@ class TrainingData:
         enough = part is not None and len(part) >= (self.fixed_batch or 1)
         self._validation = self._batch(part) if part is not None and enough else None
 
-    def batches(self, *, epoch: int, start: int) -> Iterator[Batch]:
-        """Yields the batches of an epoch, from number ``start`` on."""
+    def batches(self, *, epoch: int, start: int, taught: bool = True) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number ``start`` on.
+
+        Those that are not ``taught`` need no outputs of the baseline for outputs with labels.
+        """
         size, seed = self.batch_size, self._seed
-        for batch in self._source.batches(size, seed=seed, epoch=epoch, start=start):
-            if not self.fixed_batch or len(batch) == self.fixed_batch:
-                yield self._batch(batch)
+        batches = self._source.batches(size, seed=seed, epoch=epoch, start=start)
+        for number, batch in enumerate(batches, start):
+            if self.fixed_batch and len(batch) != self.fixed_batch:
+                continue
+            inputs = in_memory(batch.inputs)
+            if self._augment != "none":
+                rng = np.random.default_rng([seed, epoch, number])
+                inputs = augmented(inputs, self._augment, rng)
+            yield self._batch(Split(inputs, batch.labels), taught=taught)
 
     def evaluate(self, runner: KerasRunner) -> Score:
         """Measures a model on the validation data."""
@@ -133,7 +152,8 @@ class TrainingData:
 
     def _with_teacher(self, source: BatchSource) -> BatchSource:
         """Adds the baseline's outputs to arrays, if they take at most ``MAX_KEPT_BYTES``."""
-        if self._teacher is None or self.fixed_batch or not isinstance(source, ArraySource):
+        changing = self.fixed_batch or self._augment != "none"
+        if self._teacher is None or changing or not isinstance(source, ArraySource):
             return source
         split = source.split
         sample = self._predict(self._teacher, split.take(slice(1)).inputs)
@@ -143,7 +163,7 @@ class TrainingData:
         kept = {f"{_TEACHER}{name}": array for name, array in outputs.items()}
         return ArraySource(Split(split.inputs, {**split.labels, **kept}))
 
-    def _batch(self, split: Split) -> Batch:
+    def _batch(self, split: Split, *, taught: bool = True) -> Batch:
         inputs = {
             name: array.astype(self._dtypes[name], copy=False)
             for name, array in in_memory(split.inputs).items()
@@ -151,7 +171,8 @@ class TrainingData:
         labels = in_memory(split.labels)
         kept = [name for name in labels if name.startswith(_TEACHER)]
         teacher = {name.removeprefix(_TEACHER): labels.pop(name) for name in kept}
-        if self._teacher is not None and not teacher:
+        needed = taught or not self.objective.families.keys() <= labels.keys()
+        if self._teacher is not None and needed and not teacher:
             teacher = self._predict(self._teacher, inputs)
         return Batch(inputs, labels, teacher)
 

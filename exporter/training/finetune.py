@@ -17,6 +17,7 @@ from exporter.lowrank.ranks.policy import RankPlan
 from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
 from exporter.training.adaptive import Adaptation, Trials, tried_out
+from exporter.training.augmentation import check_augmentation
 from exporter.training.data import TrainingData, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
@@ -88,7 +89,7 @@ class FineTuner:
         self._checkpoints, self._on_step = checkpoints, on_step
         families, losses = network.families(dataset.tasks), network.losses(loss)
         objective = Objective(families, losses, tuning.distill, tuning.temperature, dataset.tasks)
-        self._data = TrainingData(dataset, network, objective, tuning.batch_size, engine.seed)
+        self._data = self._training_data(dataset, objective, tuning.batch_size)
         if dataset.validation is None:
             progress.note("No validation data: the weights of the last epoch are kept")
 
@@ -168,15 +169,21 @@ class FineTuner:
             compressed = engine.factorize(plan)
         return FineTuned(compressed, (self._factored(compressed),), adaptation=adaptation)
 
+    def _training_data(self, dataset: Dataset, objective: Objective, batch: int) -> TrainingData:
+        engine, augment = self._engine, self._tuning.augment
+        return TrainingData(
+            dataset, engine.network, objective, batch, seed=engine.seed, augment=augment
+        )
+
     def _short_training(self, trials: int) -> Callable[[Compressed], float]:
         """Builds a training so short that all trials together are as long as the training."""
         data = self._data
         epochs, rest = divmod(self._tuning.finetune, trials)
         if not epochs:
-            (_, whole), batch, engine = training_part(self._dataset), data.batch_size, self._engine
+            (_, whole), batch = training_part(self._dataset), data.batch_size
             samples = max(batch, len(whole) * rest // trials // batch * batch)
             thinned = replace(self._dataset, train=whole.take(slice(samples)), stream=None)
-            data = TrainingData(thinned, engine.network, data.objective, batch, engine.seed)
+            data = self._training_data(thinned, data.objective, batch)
         tuning = replace(self._tuning, finetune=max(1, epochs), patience=0)
 
         def loss_after(compressed: Compressed) -> float:
@@ -232,6 +239,7 @@ def check_training(tuning: Tuning, dataset: Dataset, network: Network) -> Split:
         DataError: If they do not.
     """
     _, train = training_part(dataset)
+    check_augmentation(tuning.augment, network, train)
     batch, validation = network.fixed_batch or 1, dataset.validation
     if tuning.train == "adaptive" and (validation is None or len(validation) < batch):
         raise DataError(

@@ -148,7 +148,8 @@ class Loop:
             # From now on, the baseline's outputs are not computed.
             self._objective = dataclasses.replace(self._objective, distill=0.0)
             self._trace_step()
-        for batch in self._data.batches(epoch=at.epoch, start=at.step):
+        taught = self._objective.distill > 0
+        for batch in self._data.batches(epoch=at.epoch, start=at.step, taught=taught):
             at.loss += self._take_step(batch) * batch.samples
             at.samples += batch.samples
             at.step += 1
