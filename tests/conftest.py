@@ -470,6 +470,16 @@ def planner(engine: Any) -> Any:
     return Planner(engine)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _kept_apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Has runs in this process find nothing that others kept."""
+    from exporter.commands import kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "_FOLDER", tmp_path_factory.mktemp("kept"))
+        yield
+
+
 @pytest.fixture
 def arm64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finds what ``scripts/arm64`` made, wherever the test runs; skips where it was not run."""

@@ -89,8 +89,7 @@ class Trials:
         try:
             found = [
                 (cost, f"{fmt.name} in {variant}")
-                for fmt, variant, subject in self._artifacts(plan)
-                if target.name in fmt.targets
+                for fmt, variant, subject in self._artifacts(plan, target)
                 for cost in target.measure(fmt, [subject], inputs, detailed=target.name == HERE)
             ]
         except ChildError as error:
@@ -123,12 +122,17 @@ class Trials:
         granularity = to_try(self._recipe.quantization.granularity)[0]
         return replace(options, ranges="minmax", granularity=granularity)
 
-    def _artifacts(self, plan: RankPlan) -> Iterator[tuple[Format, str, Subject]]:
+    def _artifacts(
+        self, plan: RankPlan, target: Target | None = None
+    ) -> Iterator[tuple[Format, str, Subject]]:
+        """Exports a plan in all variants, or in those that a target can run."""
         bones = skeleton(self._engine, plan)
         biased = with_latent_biases(bones) if self._biased else bones
         conversions: dict[Any, Any] = {}
         for name, variant in self._recipe.artifacts:
             fmt = FORMATS[name]
+            if target is not None and target.name not in fmt.targets:
+                continue
             network = (biased if fmt.variant(variant).scheme else bones).network
             path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
             # Conversions of former plans are of no more use.

@@ -13,6 +13,7 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,9 @@ class LayerMeasurement:
         return found
 
     def _key(self, network: Network) -> str:
-        described = [self.target.name, self.fmt.name, self.options.variant, fingerprint(network)]
+        options, made = self.options, [version(name) for name in ("tensorflow", "ai-edge-litert")]
+        variant = [self.fmt.name, options.variant, options.granularity, options.opset]
+        described = [self.target.name, *variant, *made, fingerprint(network)]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
     def _measure(self, layers: Iterable[Mapping[int | None, Network]]) -> None:

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 import exporter
-from exporter.commands import search
+from exporter.commands import alternative, search
 from exporter.data import files, lazy
 from exporter.formats import FORMATS
 from exporter.formats.extras import Extra
@@ -283,6 +283,24 @@ def test_artifacts_stand_beside_the_uncompressed_network_in_their_variant(
     assert exact.top1_agreement == 1
     lossy = beside.artifacts[0].conversion.standings["probabilities"]
     assert lossy.snr_db == pytest.approx(beside.compression.outputs[0].snr_db, abs=0.1)
+
+
+def test_alternatives_are_made_once(beside, model, arrays, monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(alternative, "keep", lambda key, path: made.append(path.name))
+
+    def run(name, **options):
+        recipe = exporter.Recipe(keep_baseline=True, output=str(tmp_path / name), **options)
+        report = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+        assert all(item.alternative.latency.p50 > 0 for item in report.artifacts)
+        return tmp_path / name / "uncompressed"
+
+    again = run("again", rank={"deep": 5}, quantize=("int8",))
+    assert made == []
+    for path in again.iterdir():
+        assert path.read_bytes() == (beside.output / "uncompressed" / path.name).read_bytes()
+    run("other", rank={"deep": 5}, quantize=("int8",), ranges="minmax")
+    assert sorted(made) == ["model-int8.tflite", "model.tflite"]
 
 
 def test_kept_alternatives_are_files_of_the_run(beside):

@@ -1,0 +1,63 @@
+"""Keeps files and folders from run to run, by a key that says all that makes them."""
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from exporter.formats.base import measure
+from exporter.output import CACHE
+
+KEPT_BYTES = 2**29
+"""Bytes that are kept; what was used last stays."""
+
+_FOLDER = CACHE / "kept"
+
+
+def fetch(key: str, path: Path) -> bool:
+    """Copies what is kept under a key to a path; tells whether there was anything."""
+    kept = _FOLDER / key
+    try:
+        os.utime(kept)
+        _copy(kept, path)
+    except OSError:  # Removed by another run, or never there.
+        _remove(path)
+        return False
+    return True
+
+
+def keep(key: str, path: Path) -> None:
+    """Keeps a copy of a file or folder, and removes what was used longest ago.
+
+    A copy that cannot be made is not kept: the next run makes the file anew.
+    """
+    with suppress(OSError):
+        _FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_FOLDER) as scratch:
+            copy = Path(scratch) / "copy"
+            _copy(path, copy)
+            copy.rename(_FOLDER / key)  # At once: nobody sees a part of it.
+        _forget()
+
+
+def _forget() -> None:
+    total = 0
+    for kept in sorted(_FOLDER.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True):
+        total += measure(kept)[0]
+        if total > KEPT_BYTES:
+            _remove(kept)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
