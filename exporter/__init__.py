@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.report.results import Inspection as Inspection
     from exporter.report.results import Report as Report
     from exporter.training.finetune import FineTuned as FineTuned
-    from exporter.verification.verifier import ConversionVerdict as ConversionVerdict
+    from exporter.verification.verdict import ConversionVerdict as ConversionVerdict
 
 if "keras" not in sys.modules:  # Keras reads it once, when it is imported.
     os.environ["KERAS_BACKEND"] = "tensorflow"

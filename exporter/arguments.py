@@ -32,12 +32,14 @@ class Verb:
         uses: Names of the groups, and of single options, that it reads.
         positionals: Its arguments without a flag, with their help; the model is always one.
         defaults: Its own defaults, where they are not those of the options.
+        files: Options of its own that take a path, with their help.
     """
 
     description: str
     uses: tuple[str, ...]
     positionals: tuple[tuple[str, str], ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, list[Option]]:
@@ -83,10 +85,16 @@ VERBS = {
         {"data": NO_DATA},
     ),
     "verify": Verb(
-        "Checks that an artifact predicts what the Keras model predicts that it was made from.",
+        "Checks that an artifact predicts what the Keras model predicts that it was made from; or, "
+        "without the model, that all artifacts of a run predict what it stored, with their "
+        "runtimes alone.",
         ("source", "verification"),
-        (("artifact", "the file or folder that was exported"), _MODEL),
+        (
+            ("artifact", "the file or folder that was exported, or the folder of a run"),
+            ("model", "the Keras model; without it, the run's own predictions are taken"),
+        ),
         {"data": NO_DATA},
+        {"against": "manifest.json of the run that made it, with reference.npz beside it"},
     ),
 }
 
@@ -119,6 +127,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _flags(verb: str) -> list[str]:
     own = [option.flag for options in VERBS[verb].options.values() for option in options]
+    own += [f"--{name}" for name in VERBS[verb].files]
     return [*own, "--help", "--version", "--json", "--quiet", "--verbose"]
 
 
@@ -129,6 +138,8 @@ def _positionals(arguments: Sequence[str]) -> list[str]:
         for option in group.options():
             switch = isinstance(option.default, bool)
             parser.add_argument(option.flag, action="store_true" if switch else "store")
+    for name in (name for verb in VERBS.values() for name in verb.files):
+        parser.add_argument(f"--{name}")
     _add_printing(parser)
     parser.add_argument("words", nargs="*")
     try:
@@ -161,13 +172,15 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
         parser.add_argument("verb", help=argparse.SUPPRESS)
     left_out: Any = {"default": argparse.SUPPRESS}
     for word, told in verb.positionals:
-        nargs = "?" if (word, told) == _MODEL_OR_REFERENCE else None
+        nargs = "?" if word == "model" and (word, told) != _MODEL else None
         parser.add_argument(word, nargs=nargs, metavar=word.upper(), help=told, **left_out)
     for title, options in verb.options.items():
         group = parser.add_argument_group(title)
         for option in options:
             kind = {"dest": option.name, "help": _help(option), **option.value.parser, **left_out}
             group.add_argument(option.flag, **kind)
+    for word, told in verb.files.items():
+        parser.add_argument(f"--{word}", metavar="FILE", help=told, **left_out)
     _add_printing(parser)
     return parser
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.arguments import given, parse
-from exporter.errors import ExporterError
+from exporter.datasets import NO_DATA
+from exporter.errors import ExporterError, RecipeError
 from exporter.formats import FORMATS
 from exporter.options.groups import ALL
 from exporter.recipe import Recipe
@@ -150,18 +151,31 @@ def _export(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 
 def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
-    artifact = choices.pop("artifact")
+    artifact, against = choices.pop("artifact"), choices.pop("against", None)
     recipe = Recipe(**choices)
-    from exporter.commands.verify import verify_recipe
-    from exporter.report.console import print_verdict
+    from exporter.commands.verify import verify_recipe, verify_stored
+    from exporter.report.console import print_verdicts
     from exporter.report.manifest import verdict_dict
 
-    report = verify_recipe(artifact, recipe, progress=progress)
-    return Outcome(
-        report.conversion and verdict_dict(report.conversion),
-        lambda c: print_verdict(report, c),
-        int(not report.accepted),
-    )
+    if recipe.source.model is None:
+        idle = sorted(set(choices) - {"data"})
+        if idle or choices["data"] != NO_DATA:
+            raise RecipeError(
+                f"Without a Keras model, verify takes no {', '.join(idle) or 'data'}: the run "
+                "stored what it needs. Give the model as well."
+            )
+        reports = verify_stored(artifact, against, progress=progress)
+        values: Any = {
+            report.label: report.conversion and verdict_dict(report.conversion)
+            for report in reports
+        }
+    elif against is not None:
+        raise RecipeError("verify takes a Keras model or --against a manifest, not both.")
+    else:
+        reports = [verify_recipe(artifact, recipe, progress=progress)]
+        values = reports[0].conversion and verdict_dict(reports[0].conversion)
+    code = int(not all(report.accepted for report in reports))
+    return Outcome(values, lambda console: print_verdicts(reports, console), code)
 
 
 _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {

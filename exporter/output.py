@@ -28,6 +28,7 @@ TRUNCATED_FILE = "truncated.keras"
 UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"
 COSTS_FILE = "costs.json"
+REFERENCE_FILE = "reference.npz"
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from exporter.graph.network import Network
 from exporter.graph.walk import is_of_keras
 from exporter.lowrank.engine import Compressed
 from exporter.output import artifact_name
-from exporter.verification.verifier import Standing, Verifier
+from exporter.verification.verdict import Standing
+from exporter.verification.verifier import Verifier
 
 _PACKAGE = Path(__file__).parents[1]
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ class ArtifactWriter:
             return ()
         judge = None if self._samples is None else _Judge(fmt, variant, network, self._samples)
         trials: dict[GranularityTrial, Path] = {}
+        folder = Path(tempfile.mkdtemp(dir=scratch))  # Another network's may be in the other one.
         for granularity in to_try(self._recipe.quantization.granularity):
-            file = scratch / f"{granularity}-{path.name}"
+            file = folder / f"{granularity}-{path.name}"
             fmt.export(network, file, replace(options, granularity=granularity))
             ratio = None if judge is None else judge.snr(file)
             trials[GranularityTrial(granularity, fmt.size(file), ratio)] = file

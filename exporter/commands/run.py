@@ -19,7 +19,7 @@ from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
 from exporter.isolation import ChildError
-from exporter.output import REJECTED, UNCOMPRESSED, artifact_name, staged_output
+from exporter.output import REFERENCE_FILE, REJECTED, UNCOMPRESSED, artifact_name, staged_output
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import write_manifest
@@ -36,7 +36,8 @@ from exporter.targets.base import Subject
 from exporter.targets.latency import measure_latency
 from exporter.training.distribution import is_chief, strategy_for
 from exporter.verification.compression import CompressionVerdict, judge_compression
-from exporter.verification.verifier import ConversionVerdict, Standing, Verifier
+from exporter.verification.verdict import ConversionVerdict, Standing
+from exporter.verification.verifier import Verifier
 
 
 def run(
@@ -97,6 +98,7 @@ def run(
             seconds=time.perf_counter() - start,
             **weights.figures(),
         )
+        exports.save_reference(staging / REFERENCE_FILE)
         write_manifest(report, staging)
     weights.discard_checkpoints()
     return report
@@ -184,6 +186,12 @@ class _Exports:
             path = path.rename(self._staging / REJECTED / path.name)
         final = job.output / path.relative_to(self._staging)
         return replace(report, artifact=replace(artifact, path=final))
+
+    def save_reference(self, file: Path) -> None:
+        """Writes what others can hold the artifacts against, without the model."""
+        artifacts = self._job.recipe.artifacts
+        exact = any(FORMATS[name].variant(variant).rule is None for name, variant in artifacts)
+        self._verifier.stored_reference(exact=exact).save(file)
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:
         """Returns what labelled outputs of an artifact lost against the baseline."""

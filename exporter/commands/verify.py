@@ -1,6 +1,7 @@
 """``verify``: holds an artifact against the model that it was made from."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,21 @@ from exporter.data.tasks import shape_text
 from exporter.datasets import NO_DATA
 from exporter.errors import InputError
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, describe, measure
+from exporter.formats.base import Artifact, Format, describe, measure
 from exporter.formats.variants import FLOAT32
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo
 from exporter.lowrank.engine import Compressed
 from exporter.options.scale import AUTO, Scale
+from exporter.output import MANIFEST, REFERENCE_FILE
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
+from exporter.report.manifest import read_manifest
 from exporter.report.results import ArtifactReport
-from exporter.verification.verifier import ConversionVerdict, Verifier
+from exporter.verification.reference import Reference
+from exporter.verification.verdict import ConversionVerdict
+from exporter.verification.verifier import Verifier
 
 
 def verify(
@@ -74,6 +79,83 @@ def verify_recipe(
     )
 
 
+def verify_stored(
+    path: str, manifest: str | None = None, *, progress: Progress | None = None
+) -> list[ArtifactReport]:
+    """Holds the artifacts of a run against what it stored, with their runtimes alone.
+
+    Args:
+        path: The folder of the run, whose files must be the ones that it wrote; with a manifest, an
+            artifact that may have come back from somewhere.
+        manifest: The ``manifest.json`` of the run that made the artifact, beside its reference.
+        progress: Is told what goes on; silent by default.
+
+    Raises:
+        InputError: If there is no manifest or reference of a run, or no accepted artifact in it.
+    """
+    file = Path(manifest) if manifest else Path(path) / MANIFEST
+    found = read_manifest(file)
+    reference_file = file.parent / REFERENCE_FILE
+    hashes = {entry.get("path"): entry.get("sha256") for entry in found["files"]}
+    if not reference_file.is_file() or measure(reference_file)[1] != hashes.get(REFERENCE_FILE):
+        raise InputError(
+            f"{str(reference_file)!r} is not the reference that {str(file)!r} was written with. "
+            "Put the file of the run there, or verify against the Keras model."
+        )
+    reference = Reference.load(reference_file)
+    entries = [entry for entry in found["artifacts"] if entry.get("accepted")]
+    artifacts = [_stored(entry, file.parent) for entry in entries]
+    whole = manifest is None
+    if not whole:
+        fmt, variant = _kind(Path(path))
+        chosen = [a for a in artifacts if (a.format, a.variant) == (fmt.name, variant)]
+        artifacts = [replace(artifact, path=Path(path)) for artifact in chosen]
+    if not artifacts:
+        raise InputError(f"{str(file)!r} tells of no artifact like {str(path)!r}.")
+    reports = []
+    with (
+        (progress or Silent()).track("Verifying", len(artifacts)) as advance,
+        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+    ):
+        for number, artifact in enumerate(artifacts):
+            advance(number, artifact.path.name)
+            verdict = _judged(artifact, reference, Path(scratch), whole=whole)
+            reports.append(
+                ArtifactReport(
+                    artifact.format, artifact.variant, artifact, verdict, accepted=verdict.passed
+                )
+            )
+        advance(len(artifacts), "done")
+    return reports
+
+
+def _judged(
+    artifact: Artifact, reference: Reference, scratch: Path, *, whole: bool
+) -> ConversionVerdict:
+    """Returns the verdict by the stored predictions, and by the hash where it must be the same."""
+    if not artifact.path.exists():
+        error = f"{str(artifact.path)!r} is not there any more."
+        return ConversionVerdict(None, None, {}, error=error, stored=True)
+    if whole and measure(artifact.path)[1] != artifact.sha256:
+        error = f"It is not the file that the run wrote: its SHA-256 is not {artifact.sha256}."
+        return ConversionVerdict(None, None, {}, error=error, stored=True)
+    return reference.verify(artifact, scratch)
+
+
+def _stored(entry: dict[str, Any], folder: Path) -> Artifact:
+    """Reads an artifact of a manifest; raises InputError if it tells of none in the folder."""
+    try:
+        file, fmt = entry["file"], FORMATS[entry["format"]]
+        path, size, sha256 = folder / file["path"], file["size"], file["sha256"]
+        variant = next(v.name for v in fmt.variants if v.name == entry["variant"])
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (KeyError, TypeError, StopIteration) as error:
+        raise InputError(f"The manifest tells of an unknown artifact: {entry!r:.200}.") from error
+    if not inside:
+        raise InputError(f"Artifacts of a run are in its folder. Received: {file['path']!r}.")
+    return Artifact(fmt.name, variant, path, size, sha256, (), ())
+
+
 def _verify(
     artifact: Artifact, compressed: Compressed, dataset: Dataset, recipe: Recipe
 ) -> ConversionVerdict:
@@ -98,6 +180,15 @@ def _verify(
 
 
 def _described(path: Path, network: Network) -> Artifact:
+    fmt, variant = _kind(path)
+    try:
+        return describe(fmt, variant, path, network)
+    except Exception:  # The verdict tells what is wrong with the file.
+        return Artifact(fmt.name, variant, path, *measure(path), (), ())
+
+
+def _kind(path: Path) -> tuple[Format, str]:
+    """Tells format and variant of an artifact by its path."""
     fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
     if fmt is None:
         raise InputError(
@@ -106,11 +197,7 @@ def _described(path: Path, network: Network) -> Artifact:
         )
     names = [variant.name for variant in fmt.variants]
     marker = path.stem.rpartition("-")[2]
-    variant = marker if marker in names else FLOAT32
-    try:
-        return describe(fmt, variant, path, network)
-    except Exception:  # The verdict tells what is wrong with the file.
-        return Artifact(fmt.name, variant, path, *measure(path), (), ())
+    return fmt, marker if marker in names else FLOAT32
 
 
 def _foreign(found: Interface, wanted: Interface) -> str | None:

@@ -20,7 +20,7 @@ from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
 from exporter.verification.quality import Quality
 from exporter.verification.structure import StructureProof
-from exporter.verification.verifier import Standing
+from exporter.verification.verdict import Standing
 
 WIDTH = 120
 """Columns where the output is no terminal."""
@@ -120,11 +120,14 @@ def print_artifacts(artifacts: Sequence[Artifact], console: Console) -> None:
     _print_lines(console, f"Next: exporter verify {artifacts[0].path} MODEL")
 
 
-def print_verdict(report: ArtifactReport, console: Console) -> None:
-    """Prints whether an artifact predicts what its model predicts."""
-    _print_conversions([report], console)
-    _print_lines(console, *_conversion_lines(report))
-    console.print(Text(f"Conversion   {report.label}: ").append_text(_verdict(report.accepted)))
+def print_verdicts(reports: Sequence[ArtifactReport], console: Console) -> None:
+    """Prints whether artifacts predict what their model predicts."""
+    _print_conversions(reports, console)
+    for report in reports:
+        _print_lines(console, *_conversion_lines(report))
+    for report in reports:
+        verdict = Text(f"Conversion   {report.label}: ").append_text(_verdict(report.accepted))
+        console.print(verdict)
 
 
 def _print_lines(console: Console, *lines: str) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.errors import InputError
 from exporter.formats.base import measure
 from exporter.output import MANIFEST, REJECTED, UNCOMPRESSED
 from exporter.recipe import recipe_schema
 from exporter.report.results import ArtifactReport, CompressionReport, Report
-from exporter.verification.verifier import ConversionVerdict
+from exporter.verification.verdict import ConversionVerdict
 
 SCHEMA_VERSION = 2
 
@@ -40,6 +41,30 @@ def write_manifest(report: Report, folder: Path) -> None:
     }
     text = json.dumps(manifest, indent=2, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """Reads the manifest of a run.
+
+    Raises:
+        InputError: If the file is none, or of a later version of the schema.
+    """
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+        parts = [manifest["files"], manifest["artifacts"]]
+        readable = all(isinstance(part, list) for part in parts) and isinstance(version, int)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{str(file)!r} is not the manifest of a run: {type(error).__name__}: {error}. Give "
+            "the folder of a run, or the Keras model that the artifact was made from."
+        ) from error
+    if not readable or version > SCHEMA_VERSION:
+        raise InputError(
+            f"A manifest must have a schema version of at most {SCHEMA_VERSION}. Received: "
+            f"{version!r} in {str(file)!r}."
+        )
+    return manifest  # type: ignore[no-any-return]
 
 
 def manifest_schema() -> dict[str, Any]:

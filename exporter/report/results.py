@@ -19,7 +19,7 @@ from exporter.training.adaptive import Adaptation
 from exporter.training.loop import History
 from exporter.training.reference import Training
 from exporter.verification.compression import CompressionVerdict
-from exporter.verification.verifier import ConversionVerdict, Standing
+from exporter.verification.verdict import ConversionVerdict, Standing
 
 ENERGIES = (0.9, 0.95, 0.99, 0.999)
 """Parts of the energy whose ranks are shown."""

@@ -1,21 +1,21 @@
 """Verifies the artifacts of one compressed model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.data import Array, Dataset
-from exporter.data.metrics import Metric, snr_db
+from exporter.data.metrics import snr_db
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.verification.compression import output_tasks
-from exporter.verification.parity import Execution, Parity, compare, execute
+from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, make_probes, predict
-from exporter.verification.quality import Quality, judge_quality
-from exporter.verification.structure import StructureProof, prove_structure
+from exporter.verification.quality import judge_quality
+from exporter.verification.reference import Reference
+from exporter.verification.structure import prove_structure
 from exporter.verification.tolerance import (
     Predictions,
     Tolerances,
@@ -23,58 +23,12 @@ from exporter.verification.tolerance import (
     float64_copy,
     given_tolerances,
 )
+from exporter.verification.verdict import ConversionVerdict, Standing
 
 SLOW_MACS = 2_000_000_000
 """The most MACs that a slow execution (reference kernels, float64) may spend on a probe."""
 
 _FEWEST_SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One output of an artifact beside that of the baseline Keras model, on the first probe.
-
-    Attributes:
-        samples: Number of samples; fewer than others have where a large model is executed slowly.
-        snr_db: Signal to noise ratio in decibels.
-        top1_agreement: Part of the samples with the same class; None without classes.
-        metric: Task metric of the artifact itself; None without labels.
-    """
-
-    samples: int
-    snr_db: float
-    top1_agreement: float | None
-    metric: Metric | None
-
-
-@dataclass(frozen=True)
-class ConversionVerdict:
-    """Tells whether an artifact is the compressed Keras model.
-
-    Attributes:
-        parity: Comparison within a tolerance; None if the artifact is quantized or did not run.
-        structure: Proof of its stored tensors; None if it could not be parsed.
-        standings: How the outputs stand to the baseline; those of another shape are left out.
-        quality: Comparison of a quantized artifact; None for others and if it did not run.
-        error: Why it was not compared: it is of another model, did not run, or could not be parsed.
-    """
-
-    parity: Parity | None
-    structure: StructureProof | None
-    standings: dict[str, Standing]
-    quality: Quality | None = None
-    error: str | None = None
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """Task metrics of the artifact itself, by output; empty without labels."""
-        return {name: each.metric for name, each in self.standings.items() if each.metric}
-
-    @property
-    def passed(self) -> bool:
-        """Whether the artifact ran, predicts the same, and stores the planned factors."""
-        proofs = (self.parity or self.quality, self.structure)
-        return self.error is None and all(proof is not None and proof.passed for proof in proofs)
 
 
 class Verifier:
@@ -168,6 +122,15 @@ class Verifier:
             metric = task.metric(values, labels[name][: len(values)]) if name in labels else None
             standings[name] = Standing(len(values), snr_db(values, expected), agreement, metric)
         return standings
+
+    def stored_reference(self, *, exact: bool) -> Reference:
+        """Returns what artifacts can be held against without the model.
+
+        Args:
+            exact: Whether an artifact is not quantized, and needs tolerances.
+        """
+        tolerances = self._tolerances() if exact else {}
+        return Reference(self.probes, self.reference, tolerances, self.tasks).thinned()
 
     def _tolerances(self) -> Tolerances:
         if self._atol is not None or self._rtol is not None:

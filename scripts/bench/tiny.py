@@ -27,8 +27,10 @@ import exporter
 from exporter.data import in_memory
 from exporter.errors import ConversionError, ExporterError, RecipeError
 from exporter.formats import FORMATS
+from exporter.graph.fitting import fit_both
 from exporter.graph.loading import load_model
 from exporter.graph.network import Network
+from exporter.options.groups import Source
 from exporter.targets import TARGETS
 from exporter.targets.base import Subject
 
@@ -123,11 +125,9 @@ def data_of(name, folder, model, scratch):
         images = scratch / "cifar10"
         with tarfile.open(folder / "cifar10-jpeg.tar.xz") as archive:
             archive.extractall(images, filter="data")
-        found = exporter.load_dataset(str(images))
-        (x,), (y,) = (
-            in_memory(arrays).values() for arrays in (found.test.inputs, found.test.labels)
-        )
-        return found, x.astype(np.float32), y
+        _, fit = fit_both(model, str(images), Source(scale="none"))
+        (x,), (y,) = (in_memory(arrays).values() for arrays in (fit.test.inputs, fit.test.labels))
+        return str(images), x.astype(np.float32), y
     if name == "wake word":
         with np.load(folder / "mlperf_tiny" / "str_ww_calibration_samples.npz") as loaded:
             x = loaded["specs"].astype(np.float32)

@@ -285,6 +285,16 @@ def test_artifacts_stand_beside_the_uncompressed_network_in_their_variant(
     assert lossy.snr_db == pytest.approx(beside.compression.outputs[0].snr_db, abs=0.1)
 
 
+def test_folders_stand_beside_those_of_the_uncompressed_network(model, arrays, installed, tmp_path):
+    installed("c")
+    recipe = exporter.Recipe(
+        rank={"deep": 6}, formats=("c",), quantize=("int8",), output=str(tmp_path / "run")
+    )
+    (item,) = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays)).artifacts
+    assert item.accepted
+    assert item.alternative.size > item.artifact.size
+
+
 def test_alternatives_are_made_once(beside, model, arrays, monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(alternative, "keep", lambda key, path: made.append(path.name))

@@ -18,7 +18,7 @@ from exporter.report.results import (
 from exporter.targets.base import Cost
 from exporter.targets.latency import Latency
 from exporter.verification.compression import CompressionVerdict, OutputCompression
-from exporter.verification.verifier import ConversionVerdict, Standing
+from exporter.verification.verdict import ConversionVerdict, Standing
 
 
 def test_budget_is_held_up_to_its_limit():

@@ -1,0 +1,139 @@
+"""The stored proof of a run: inputs, the compressed model's predictions, and tolerances.
+
+Whoever receives an artifact can hold it against this file with the runtime alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.data import Array, Task
+from exporter.errors import InputError
+from exporter.formats import FORMATS
+from exporter.formats.base import Artifact
+from exporter.isolation import ChildError
+from exporter.verification.parity import Execution, compare, execute
+from exporter.verification.probes import Limits, Probe, samples_within
+from exporter.verification.quality import judge_quality
+from exporter.verification.tolerance import Predictions, Tolerance, Tolerances
+from exporter.verification.verdict import ConversionVerdict
+
+MOST_SAMPLES = 256
+MOST_BYTES = 4 * 2**20
+"""Bytes that the arrays of a probe may take; two batches are always kept."""
+
+_DESCRIPTION = "description"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What artifacts of one run are held against.
+
+    Attributes:
+        probes: Some samples of the probes of the run.
+        predictions: Those of the compressed model, by probe and output.
+        tolerances: Of artifacts that are not quantized; empty where there were none.
+        tasks: What the values of each output mean.
+    """
+
+    probes: Sequence[Probe]
+    predictions: Predictions
+    tolerances: Tolerances
+    tasks: Mapping[str, Task]
+
+    def thinned(self) -> "Reference":
+        """Returns the first samples of each probe, as many as are worth storing."""
+        probes, predictions = [], {}
+        for probe in self.probes:
+            outputs = self.predictions[probe.name]
+            arrays = [*probe.inputs.values(), *probe.labels.values(), *outputs.values()]
+            sample = sum(array[:1].nbytes for array in arrays)
+            affordable = min(MOST_SAMPLES, MOST_BYTES // max(1, sample))
+            count = samples_within(probe, max(2 * probe.batch_size, affordable))
+            inputs, labels, predictions[probe.name] = (
+                {name: array[:count] for name, array in arrays.items()}
+                for arrays in (probe.inputs, probe.labels, outputs)
+            )
+            probes.append(replace(probe, inputs=inputs, labels=labels))
+        return replace(self, probes=probes, predictions=predictions)
+
+    def save(self, file: Path) -> None:
+        """Writes an ``.npz`` file."""
+        arrays: dict[str, Array] = {}
+
+        def stored(named: Mapping[str, Array]) -> dict[str, str]:
+            keys = {name: str(len(arrays) + number) for number, name in enumerate(named)}
+            arrays.update({keys[name]: array for name, array in named.items()})
+            return keys
+
+        described = {
+            "probes": [
+                {
+                    "name": probe.name,
+                    "batch_size": probe.batch_size,
+                    "inputs": stored(probe.inputs),
+                    "labels": stored(probe.labels),
+                    "outputs": stored(self.predictions[probe.name]),
+                }
+                for probe in self.probes
+            ],
+            "tolerances": [[*key, asdict(value)] for key, value in self.tolerances.items()],
+            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+        }
+        text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+        np.savez_compressed(file, **arrays, **{_DESCRIPTION: text})  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, file: Path) -> "Reference":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            InputError: If the file is none.
+        """
+        try:
+            with np.load(file) as loaded:
+                arrays = dict(loaded)
+            described = json.loads(arrays.pop(_DESCRIPTION).tobytes())
+            probes, predictions = [], {}
+            for each in described["probes"]:
+                inputs, labels, outputs = (
+                    {name: arrays[key] for name, key in each[part].items()}
+                    for part in ("inputs", "labels", "outputs")
+                )
+                probes.append(Probe(each["name"], inputs, each["batch_size"], labels))
+                predictions[each["name"]] = outputs
+            tolerances: dict[Any, Tolerance] = {
+                (probe, output, view): Tolerance(**value)
+                for probe, output, view, value in described["tolerances"]
+            }
+            tasks = {name: Task(**values) for name, values in described["tasks"].items()}
+        except Exception as error:  # NumPy and JSON raise any exception on a damaged file.
+            raise InputError(
+                f"{str(file)!r} is not the reference of a run: {type(error).__name__}: {error}. "
+                "Run exporter again, or verify against the Keras model."
+            ) from error
+        return cls(probes, predictions, tolerances, tasks)
+
+    def verify(self, artifact: Artifact, folder: Path) -> ConversionVerdict:
+        """Runs an artifact in all its backends, and compares it with the stored predictions.
+
+        What is stored in it is not looked at. Arrays go to child processes and back through
+        ``folder``.
+        """
+        fmt = FORMATS[artifact.format]
+        rule = fmt.variant(artifact.variant).rule
+        limits: Limits = dict.fromkeys(fmt.backends)
+        try:
+            outputs = execute(artifact, self.probes, folder, limits)
+        except (ChildError, OSError, ValueError) as error:
+            return ConversionVerdict(None, None, {}, error=str(error), stored=True)
+        execution = Execution(outputs, self.predictions, self.probes, limits)
+        if rule is None:
+            parity = compare(execution, self.tolerances, self.tasks)
+            return ConversionVerdict(parity, None, {}, stored=True)
+        quality = judge_quality(execution, rule, self.tasks)
+        return ConversionVerdict(None, None, {}, quality, stored=True)

@@ -1,0 +1,59 @@
+"""The verdict on one artifact."""
+
+from dataclasses import dataclass
+
+from exporter.data.metrics import Metric
+from exporter.verification.parity import Parity
+from exporter.verification.quality import Quality
+from exporter.verification.structure import StructureProof
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One output of an artifact beside that of the baseline Keras model, on the first probe.
+
+    Attributes:
+        samples: Number of samples; fewer than others have where a large model is executed slowly.
+        snr_db: Signal to noise ratio in decibels.
+        top1_agreement: Part of the samples with the same class; None without classes.
+        metric: Task metric of the artifact itself; None without labels.
+    """
+
+    samples: int
+    snr_db: float
+    top1_agreement: float | None
+    metric: Metric | None
+
+
+@dataclass(frozen=True)
+class ConversionVerdict:
+    """Tells whether an artifact is the compressed Keras model.
+
+    Attributes:
+        parity: Comparison within a tolerance; None if the artifact is quantized or did not run.
+        structure: Proof of its stored tensors; None if it could not be parsed.
+        standings: How the outputs stand to the baseline; those of another shape are left out.
+        quality: Comparison of a quantized artifact; None for others and if it did not run.
+        error: Why it was not compared: it is of another model or another file, did not run, or
+            could not be parsed.
+        stored: Whether it was held against the stored predictions of a run, without the model, so
+            that its structure is not looked at.
+    """
+
+    parity: Parity | None
+    structure: StructureProof | None
+    standings: dict[str, Standing]
+    quality: Quality | None = None
+    error: str | None = None
+    stored: bool = False
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Task metrics of the artifact itself, by output; empty without labels."""
+        return {name: each.metric for name, each in self.standings.items() if each.metric}
+
+    @property
+    def passed(self) -> bool:
+        """Whether the artifact ran, predicts the same, and stores the planned factors."""
+        proofs = [self.parity or self.quality, *([] if self.stored else [self.structure])]
+        return self.error is None and all(proof is not None and proof.passed for proof in proofs)
