@@ -90,11 +90,15 @@ class Recipe:
         object.__setattr__(self, "quantization", replace(self.quantization, quantize=chosen))
         self._check_variants()
         target = self.goal.target
-        if target and not any(target in FORMATS[name].targets for name in formats):
-            measured = [name for name in FORMAT_NAMES if target in FORMATS[name].targets]
+        if target and not any(FORMATS[f].is_measured(target, v) for f, v in self.artifacts):
+            measured = [
+                f"{name} ({', '.join(q for q, v in _variants(name) if fmt.is_measured(target, v))})"
+                for name, fmt in FORMATS.items()
+                if target in fmt.targets
+            ]
             raise RecipeError(
-                f"target {target!r} measures the formats {', '.join(measured)}. Received: formats "
-                f"{', '.join(formats)}."
+                f"target {target!r} measures {', '.join(measured)}. Received: formats "
+                f"{', '.join(formats)} and quantize {', '.join(chosen)}."
             )
         if self.tuning.train == "adaptive" and self.goal.rank in (NO_RANK, "full"):
             raise RecipeError(
@@ -213,8 +217,13 @@ class Recipe:
 
 def quantizations(fmt: str) -> list[str]:
     """Returns the values of ``quantize`` that a format has variants for."""
+    return [quantization for quantization, _ in _variants(fmt)]
+
+
+def _variants(fmt: str) -> list[tuple[str, str]]:
+    """Returns the values of ``quantize`` of a format, each with the name of its variant."""
     names = (variant.name for variant in FORMATS[fmt].variants)
-    return [NOT_QUANTIZED if name == FLOAT32 else name for name in names]
+    return [(NOT_QUANTIZED if name == FLOAT32 else name, name) for name in names]
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_options_stand_before_or_after_the_verb(arguments, verb, values):
         ["compress", "m.keras", "--atol", "1"],
         ["export", "m.keras", "--finetune", "3"],
         ["export"],
-        ["verify", "a.tflite"],
+        ["verify"],
         ["verify", "a.tflite", "m.keras", "--format", "onnx"],
         ["m.keras", "again.keras"],
         ["--nonsense"],

@@ -231,7 +231,7 @@ class _Exports:
     def _costed(self, report: ArtifactReport, fmt: Format, path: Path) -> ArtifactReport:
         """Adds the costs on the target."""
         target = TARGETS.get(self._job.recipe.goal.target or "")
-        if target is None or target.name not in fmt.targets:
+        if target is None or not fmt.is_measured(target.name, report.variant):
             return report
         subjects = [Subject(path, self._weights.compressed.network)]
         if report.alternative:

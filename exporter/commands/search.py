@@ -84,10 +84,12 @@ class _Search:
             try:
                 return self._within(CheaperCosts(units, costs))
             except RecipeError:
-                self._progress.note(
-                    f"{goal.kind} cannot be kept by ranks that cost less than whole layers on "
-                    f"{name}: ranks that cost more are taken as well"
-                )
+                found = self._within(units)
+            self._progress.note(
+                f"{goal.kind} cannot be kept by ranks that cost less than whole layers on "
+                f"{name}: ranks that cost more are taken as well"
+            )
+            return found
         return self._within(units)
 
     def _within(self, units: Costs) -> Compressed:

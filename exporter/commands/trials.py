@@ -108,7 +108,7 @@ class Trials:
         fmt, variant = next(
             (FORMATS[name], variant)
             for name, variant in self._recipe.artifacts
-            if target.name in FORMATS[name].targets
+            if FORMATS[name].is_measured(target.name, variant)
         )
         cache = None if target.name == HERE else CACHE / COSTS_FILE
         options = self._options(fmt, variant, {})
@@ -131,7 +131,7 @@ class Trials:
         conversions: dict[Any, Any] = {}
         for name, variant in self._recipe.artifacts:
             fmt = FORMATS[name]
-            if target is not None and target.name not in fmt.targets:
+            if target is not None and not fmt.is_measured(target.name, variant):
                 continue
             network = (biased if fmt.variant(variant).scheme else bones).network
             path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"

@@ -226,6 +226,11 @@ class Format(ABC):
         del path
         return {}
 
+    def is_measured(self, target: str, variant: str) -> bool:
+        """Tells whether artifacts of a variant can be measured on a target."""
+        del variant
+        return target in self.targets
+
     def flatbuffer(self, path: Path) -> bytes:
         """Returns the flatbuffer of TensorFlow Lite in an artifact.
 

@@ -378,7 +378,7 @@ def _findings(report: Report) -> Iterator[str]:
         if item.error:
             yield f"{name}: not converted. {item.error}"
         if item.comparison_error:
-            yield f"{name}: not compared with the baseline. {item.comparison_error}"
+            yield f"{name}: figures of its comparison are missing. {item.comparison_error}"
         if item.gauge is not None:
             layers = ", ".join(f"{layer.name} {layer.gauge}" for layer in item.gauge.layers)
             yield (

@@ -338,7 +338,9 @@ class Report(CompressionReport):
             if self.recipe.goal.kind == "rank":
                 part = self.after.params / max(1, self.before.params)
                 tried.append(f"--max-params {part:.0%}, which layers share by what each loses,")
-            advice = " or ".join([*tried, "a higher --rank", "--max-drop 1%"])
+            kind = self.recipe.goal.kind.replace("_", "-")
+            tried += [f"a higher --{kind}"] if kind != "max-drop" else []
+            advice = " or ".join([*tried, "--max-drop 1%"])
             found.append(f"Low rank costs {names} much of what the baseline knows; try {advice}.")
         dominated = ", ".join(item.label for item in self.artifacts if item.is_dominated)
         if dominated:

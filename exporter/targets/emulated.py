@@ -47,12 +47,12 @@ class Arm64(Target):
         ]
         folder = folder_of_arm64()
         if not (folder / "cache.so").exists():
-            lacking.append(f"folder {str(folder)!r}")
+            lacking.append(str((folder / "cache.so").absolute()))
         if lacking:
             raise RecipeError(
                 f"Target {self.name!r} counts instructions in QEMU. Missing: {', '.join(lacking)}. "
                 "Run scripts/arm64 of the repository, which needs Debian's packages qemu-user, "
-                f"debootstrap and gcc; {FOLDER_VARIABLE} names another folder."
+                f"debootstrap and gcc, and let {FOLDER_VARIABLE} name the folder that it made."
             )
 
     def measure(
@@ -79,7 +79,9 @@ class Arm64(Target):
         """See the base class."""
         missed = cost.figures.get("missed_bytes")
         told = "" if missed is None else f", {missed / 1000:,.0f} KB missed"
-        return f"{cost.value / 1000:,.0f} k instructions{told}"
+        few = cost.value < 10_000
+        counted = f"{cost.value:,.0f}" if few else f"{cost.value / 1000:,.0f} k"
+        return f"{counted} instructions{told}"
 
     def _emulate(self, paths: Sequence[Path], plugin: str) -> list[int]:
         folder = folder_of_arm64().resolve()

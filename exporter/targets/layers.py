@@ -12,6 +12,7 @@ import math
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -234,14 +235,20 @@ def read_costs(file: Path) -> dict[str, float]:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    numbers = found.items() if isinstance(found, dict) else ()
-    return {key: float(value) for key, value in numbers if isinstance(value, (int, float))}
+    values = found if isinstance(found, dict) else {}
+    numbers = {key: v for key, v in values.items() if type(v) in {int, float}}
+    return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
 
 
 def write_costs(costs: Mapping[str, float], file: Path) -> None:
-    """Writes costs by key, with those that another process wrote meanwhile."""
+    """Writes costs by key, with those that another process wrote meanwhile.
+
+    Where that cannot be, they are measured again the next time.
+    """
     known = {key: value for key, value in costs.items() if math.isfinite(value)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
-        json.dump({**read_costs(file), **known}, written)
-    Path(written.name).replace(file)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+            written = Path(scratch) / file.name
+            written.write_text(json.dumps({**read_costs(file), **known}))
+            written.replace(file)

@@ -95,7 +95,7 @@ class Reference:
             InputError: If the file is none.
         """
         try:
-            with np.load(file) as loaded:
+            with file.open("rb") as opened, np.load(opened) as loaded:
                 arrays = dict(loaded)
             described = json.loads(arrays.pop(_DESCRIPTION).tobytes())
             probes, predictions = [], {}

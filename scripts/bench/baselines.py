@@ -3,7 +3,8 @@
 The reference MLP is trained on Fashion-MNIST for a shorter or longer time, with fewer units, with
 weight decay, dropout or batch normalisation, and from other seeds. A cut must be well conditioned
 on all of them. The table has, of the layers of each: the least energy that the cut discards, the
-least ratio of it to the optimum where each layer is cut by itself (less than one cannot be true),
+least ratio of it to the optimum where each layer is cut by itself (on the same samples, less than
+one cannot be true),
 and the largest entry of a factor over its root mean square. Then come the accuracy of the baseline,
 of the cut and after fine-tuning, and how often the int8 file agrees with its own float model,
 beside the same figure of the uncompressed network. The last rows are the worst and the median.
@@ -39,6 +40,9 @@ BASELINES = {
     "learning rate 5e-3": {"rate": 5e-3},
 }
 
+SAMPLING_ERROR = 0.05
+"""Part by which an error on the quarter of the samples that is held out may be below its mean."""
+
 COLUMNS = (
     "baseline",
     "least discarded",
@@ -73,7 +77,7 @@ def main():
     # Of the size of entries, the largest is the worst.
     show("worst", [max(c) if n == 2 else min(c) for n, c in enumerate(columns)])
     show("median", [statistics.median(column) for column in columns])
-    return 0 if min(columns[1]) >= 1 else 1
+    return 0 if min(columns[1]) >= 1 - SAMPLING_ERROR else 1
 
 
 def show(name, figures):

@@ -41,6 +41,8 @@ def test_instructions_may_be_text():
 
 
 def test_a_target_measures_one_of_the_formats():
-    with pytest.raises(RecipeError, match=r"'arm64' measures the formats tflite\. .*onnx"):
+    with pytest.raises(RecipeError, match=r"'arm64' measures tflite \(none, .*int8.*onnx"):
         Recipe(target="arm64", formats=("onnx",))
     assert Recipe(target="arm64", formats=("onnx", "tflite")).goal.target == "arm64"
+    with pytest.raises(RecipeError, match=r"measures tflite \(none, int8\), c \(none, int8\)"):
+        Recipe(target="micro", quantize=("dynamic",))

@@ -61,6 +61,7 @@ def test_files_are_listed_with_size_and_hash(accepted):
         "model.onnx",
         "model.ort",
         "saved_model",
+        "reference.npz",
         *(["c"] if "c" in accepted.recipe.export.formats else []),
     }
     assert set(manifest["entries"]) == {*listed, "manifest.json"}

@@ -12,10 +12,9 @@ from exporter.formats.batches import batch_of, batched
 from exporter.formats.extras import MICRO
 from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import convert, list_operators, list_tensors, read_interface
-from exporter.formats.tflite.micro import MicroRunner, adapted, measure_arena
+from exporter.formats.tflite.micro import MICRO_VARIANTS, MicroRunner, adapted, measure_arena
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner
-from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo
 
@@ -39,8 +38,7 @@ class CSource(Format):
 
     name = "c"
     suffix = ""
-    # TFLite Micro runs neither float16, nor kernels with weights of integers for real inputs.
-    variants = tuple(v for v in VARIANTS if v.name in {FLOAT32, INT8})
+    variants = tuple(v for v in VARIANTS if v.name in MICRO_VARIANTS)
     backends = (_MICRO, REFERENCE)
     slow = True
     extra = MICRO

@@ -15,8 +15,12 @@ from exporter.formats.base import to_real, to_stored
 from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
+from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.signature import Tensors
 from exporter.isolation import ChildError, call_in_child
+
+MICRO_VARIANTS = frozenset({FLOAT32, INT8})
+"""It runs neither float16, nor kernels with weights of integers for real inputs."""
 
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
 
@@ -91,7 +95,7 @@ def measure_arena(content: bytes) -> int:
     if lacking := _LACKING.search(answer):
         raise ConversionError(
             f"TFLite Micro has no operator {lacking[1]}, which the model needs. Replace the layer "
-            "or the activation, or export to tflite."
+            "or the activation, fix the batch by --batch 1, or do without TFLite Micro."
         )
     raise ConversionError(f"TFLite Micro cannot run the model: {' '.join(answer.split())}")
 

@@ -6,6 +6,7 @@ from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
 from exporter.formats.batches import batch_of, batched
 from exporter.formats.tflite.flatbuffer import convert, list_tensors, read_interface
 from exporter.formats.tflite.metadata import add_metadata
+from exporter.formats.tflite.micro import MICRO_VARIANTS
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner
 from exporter.graph.network import Network
@@ -40,6 +41,10 @@ class TFLite(Format):
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
         return batched(LiteRTRunner(path, backend, threads), self.read_interface(path)[0])
+
+    def is_measured(self, target: str, variant: str) -> bool:
+        """Tells whether a target has the kernels; TensorFlow Lite Micro lacks those of most."""
+        return target != "micro" or variant in MICRO_VARIANTS
 
     def flatbuffer(self, path: Path) -> bytes:
         """Returns the content of the file."""

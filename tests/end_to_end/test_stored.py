@@ -1,0 +1,150 @@
+"""A finished run, proven again by whoever receives it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+import exporter
+from exporter.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "run"
+    recipe = exporter.Recipe(
+        rank=2,
+        formats=("tflite", "onnx"),
+        quantize=("none", "dynamic"),
+        data="none",
+        output=str(folder),
+    )
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3, name="scores")]
+    assert exporter.run(recipe, model=keras.Sequential([keras.Input((12,)), *layers])).passed
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def verified(capfd, *arguments):
+    code = main(["verify", *map(str, arguments), "--json"])
+    printed = capfd.readouterr()
+    return code, (json.loads(printed.out) if printed.out else printed.err)
+
+
+def test_a_run_passes_as_it_was_written(run, capfd):
+    code, verdicts = verified(capfd, run)
+    assert code == 0
+    assert set(verdicts) == {
+        *("model.tflite", "model-dynamic.tflite", "model.onnx", "model-dynamic.onnx")
+    }
+    assert all(verdict["passed"] for verdict in verdicts.values())
+    assert verdicts["model.tflite"]["parity"]["comparisons"]
+    assert verdicts["model-dynamic.onnx"]["quality"]["outputs"]
+
+
+def test_another_file_in_its_place_fails(run, capfd):
+    (run / "model.tflite").write_bytes((run / "model.tflite").read_bytes() + b"trailing")
+    (run / "model.onnx").unlink()
+    code, verdicts = verified(capfd, run)
+    assert code == 1
+    assert "not the file that the run wrote" in verdicts["model.tflite"]["error"]
+    assert "is not there any more" in verdicts["model.onnx"]["error"]
+    assert verdicts["model-dynamic.tflite"]["passed"]
+
+
+def test_a_file_that_came_back_is_judged_by_what_it_predicts(run, capfd, tmp_path):
+    back = tmp_path / "back-dynamic.tflite"
+    back.write_bytes((run / "model-dynamic.tflite").read_bytes() + b"trailing")
+    code, verdicts = verified(capfd, back, "--against", run / "manifest.json")
+    assert (code, list(verdicts)) == (0, ["back-dynamic.tflite"])
+    back.write_bytes(back.read_bytes()[:-2000])
+    code, verdicts = verified(capfd, back, "--against", run / "manifest.json")
+    assert code == 1
+    assert verdicts["back-dynamic.tflite"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda run: (run / "reference.npz").unlink(), "is not the reference"),
+        (lambda run: (run / "reference.npz").write_bytes(b"other"), "is not the reference"),
+        (lambda run: (run / "manifest.json").write_text("{"), "is not the manifest of a run"),
+        (lambda run: (run / "manifest.json").write_text("[]"), "is not the manifest of a run"),
+        (lambda run: (run / "manifest.json").unlink(), "is not the manifest of a run"),
+        (lambda run: rewrite(run, schema_version=99), "schema version of at most"),
+        (lambda run: rewrite(run, artifacts=[]), "tells of no artifact"),
+        (lambda run: rewrite(run, artifacts=[{"accepted": True}]), "unknown artifact"),
+        (lambda run: moved(run, "../../secret"), "are in its folder"),
+    ],
+)
+def test_a_damaged_run_is_refused(damage, told, run, capfd):
+    damage(run)
+    code, message = verified(capfd, run)
+    assert code == 2
+    assert told in message
+
+
+def rewrite(run, **changes):
+    file = run / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def moved(run, path):
+    artifacts = json.loads((run / "manifest.json").read_text())["artifacts"]
+    artifacts[0]["file"]["path"] = path
+    rewrite(run, artifacts=artifacts)
+
+
+def test_what_needs_the_model_is_refused_without_it(run, capfd):
+    code, message = verified(capfd, run, "--atol", "1")
+    assert code == 2
+    assert "Without a Keras model, verify takes no atol" in message
+    code, message = verified(capfd, run, "model.keras", "--against", run / "manifest.json")
+    assert code == 2
+    assert "not both" in message
+
+
+@pytest.mark.slow
+def test_the_runtime_alone_is_enough(run, tmp_path):
+    """An environment with LiteRT, NumPy and what prints, and without TensorFlow and Keras."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    wanted = ("ai_edge_litert", "numpy", "numpy.libs", "flatbuffers", "rich", "pygments")
+    wanted += ("markdown_it", "mdurl", "typing_extensions.py")
+    installed = next(Path(p) for p in sys.path if p.endswith("site-packages"))
+    for name in wanted:
+        if (installed / name).exists():
+            (site / name).symlink_to(installed / name)
+    for name in ("ai_edge_litert", "numpy", "flatbuffers", "rich"):
+        for described in installed.glob(f"{name}-*.dist-info"):
+            (site / described.name).symlink_to(described)
+
+    def call(*arguments):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [python, "-P", *map(str, arguments)]
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+    assert "No module named" in call("-c", "import tensorflow").stderr
+    against = ("--against", run / "manifest.json")
+    done = call("-m", "exporter", "verify", run / "model.tflite", *against)
+    assert done.returncode == 0, done.stderr
+    assert "passed" in done.stdout
+    done = call("-m", "exporter", "verify", run)
+    assert done.returncode == 1
+    assert "No module named 'onnxruntime'" in done.stdout
