@@ -4,10 +4,10 @@ The reference MLP is trained on Fashion-MNIST for a shorter or longer time, with
 weight decay, dropout or batch normalisation, and from other seeds. A cut must be well conditioned
 on all of them. The table has, of the layers of each: the least energy that the cut discards, the
 least ratio of it to the optimum where each layer is cut by itself (on the same samples, less than
-one cannot be true),
-and the largest entry of a factor over its root mean square. Then come the accuracy of the baseline,
-of the cut and after fine-tuning, and how often the int8 file agrees with its own float model,
-beside the same figure of the uncompressed network. The last rows are the worst and the median.
+one cannot be true), and the largest entry of a factor over its root mean square. Then come the
+accuracy of the baseline, of the cut and after fine-tuning, and how often the int8 file agrees with
+its own float model, beside the same figure of the uncompressed network. The last rows are the worst
+and the median.
 
     scripts/benchmark baselines --data fashion_mnist.npz --samples 20000 --finetune 6
 """

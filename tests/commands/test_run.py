@@ -31,7 +31,9 @@ def report(model, arrays, tmp_path_factory):
 
 def test_run_writes_what_it_reports(report):
     written = {path.name for path in report.output.iterdir()}
-    assert written == {"compressed.keras", "model.tflite", "model.onnx", "manifest.json"}
+    assert written == {
+        *("compressed.keras", "model.tflite", "model.onnx", "reference.npz", "manifest.json")
+    }
     assert report.passed
     assert report.exit_code == 0
     for item in report.artifacts:
