@@ -2,12 +2,13 @@
 
 import argparse
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from exporter.datasets import NO_DATA
-from exporter.errors import did_you_mean
+from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
 from exporter.options.groups import Option, Source
 from exporter.recipe import GROUPS, quantizations
@@ -178,11 +179,21 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for option in options:
             kind = {"dest": option.name, "help": _help(option), **option.value.parser, **left_out}
+            if "type" in kind:
+                kind["type"] = partial(_read, option.flag, kind["type"])
             group.add_argument(option.flag, **kind)
     for word, told in verb.files.items():
         parser.add_argument(f"--{word}", metavar="FILE", help=told, **left_out)
     _add_printing(parser)
     return parser
+
+
+def _read(flag: str, reader: Callable[[str], Any], text: str) -> Any:
+    """Reads the value of an option; its flag begins the message if that fails."""
+    try:
+        return reader(text)
+    except RecipeError as error:
+        raise RecipeError(f"{flag}: {error}") from error
 
 
 def _help(option: Option) -> str:
