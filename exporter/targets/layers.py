@@ -38,8 +38,8 @@ SMALL_RANKS = (1, 2, 4)
 CALIBRATION_SAMPLES = 4
 """Samples of noise: ranges of activations change no cost."""
 
-AT_A_TIME = 32
-"""Artifacts that a target measures in one process."""
+AT_A_TIME, BYTES_AT_A_TIME = 32, 2**28
+"""Artifacts that a target measures in one process, and bytes that they may take."""
 
 Ranks = Mapping[str, Sequence[int]]
 
@@ -127,10 +127,14 @@ class LayerMeasurement:
         chosen = factorizable(self.engine.candidates)
         if ranks is None:
             ranks = {c.name: measured_ranks(c.kernel) for c in chosen if c.kernel}
-        cases = {c.name: self._cases(c, ranks[c.name]) for c in chosen if c.name in ranks}
         if self.cache is not None:
             self._known = read_costs(self.cache)
-        self._measure(cases.values())
+        found, wanted = {}, [c for c in chosen if c.name in ranks]
+        label = f"Measuring layers on {self.target.name}"
+        with self.progress.track(label, len(wanted)) as advance:
+            for number, candidate in enumerate(wanted, 1):
+                found[candidate.name] = self._alone(candidate, ranks[candidate.name])
+                advance(number, candidate.name)
         if self.cache is not None:
             write_costs(self._known, self.cache)
         steps, macs = self.target.steps, max(1, self.engine.network.macs)
@@ -138,9 +142,9 @@ class LayerMeasurement:
         for candidate in chosen:
             by_path[candidate.path] = by_path.get(candidate.path, 0) + (candidate.macs() or 0)
         tables = {}
-        for candidate in chosen:
-            table = self._table(cases.get(candidate.name, {}))
-            if table is None:
+        for candidate in wanted:
+            table = found[candidate.name]
+            if not table or not all(map(math.isfinite, table.values())):
                 continue
             # A layer with several kernels is whole but for one of them: they share its cost.
             part = (candidate.macs() or 0) / max(1, by_path[candidate.path])
@@ -154,8 +158,12 @@ class LayerMeasurement:
             f"{self.target.unit} on {self.target.name}", value, tables, value / macs
         )
 
-    def _cases(self, candidate: Candidate, ranks: Iterable[int]) -> dict[int | None, Network]:
-        """Returns the layer whole and at each rank, as models; none where it cannot stand alone."""
+    def _alone(self, candidate: Candidate, ranks: Iterable[int]) -> dict[int | None, float]:
+        """Returns the cost of a layer by itself, whole and at each rank.
+
+        NaN stands for what does not convert or run; the result is empty if the layer cannot stand
+        alone.
+        """
         layer, kernel = candidate.layer, candidate.kernel
         try:
             whole = alone(layer, self.engine.network.calls.get(layer))
@@ -163,70 +171,58 @@ class LayerMeasurement:
             whole = None
         if whole is None or kernel is None:
             return {}
-        found: dict[int | None, Network] = {None: whole}
-        rng = np.random.default_rng(0)
-        for rank in ranks:
-            parts = {candidate.name: placeholder(kernel, rank, rng, merge=candidate.merge)}
-            (replacement,) = build_replacements([candidate], parts).values()
-            found[rank] = whole.rewrite({layer.name: replacement})
-        return found
+        described = fingerprint(whole)
+        keys = {rank: self._key(described, kernel.name, rank) for rank in (None, *ranks)}
+        fresh = [rank for rank, key in keys.items() if key not in self._known]
+        at_a_time = max(1, min(AT_A_TIME, BYTES_AT_A_TIME // (4 * whole.params)))
+        for start in range(0, len(fresh), at_a_time):
+            measured = self._measured(whole, candidate, fresh[start : start + at_a_time])
+            self._known |= {keys[rank]: value for rank, value in measured.items()}
+        return {rank: self._known[key] for rank, key in keys.items()}
 
-    def _key(self, network: Network) -> str:
-        options, made = self.options, [version(name) for name in ("tensorflow", "ai-edge-litert")]
+    def _key(self, layer: str, kernel: str, rank: int | None) -> str:
+        options, cut = self.options, self.engine.cut
+        made = [version(name) for name in ("tensorflow", "ai-edge-litert", "keras")]
         variant = [self.fmt.name, options.variant, options.granularity, options.opset]
-        described = [self.target.name, *variant, *made, fingerprint(network)]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+        way = [cut.convolution, cut.merge, kernel, rank]
+        described = json.dumps([self.target.name, *variant, *made, *way, layer])
+        return hashlib.sha256(described.encode()).hexdigest()[:32]
 
-    def _measure(self, layers: Iterable[Mapping[int | None, Network]]) -> None:
-        """Measures what is not known yet; the cases of a layer take turns."""
-        open_cases = []
-        for cases in layers:
-            fresh = {self._key(network): network for network in cases.values()}
-            fresh = {key: n for key, n in fresh.items() if key not in self._known}
-            self._known |= dict.fromkeys(fresh, math.nan)
-            open_cases += [
-                dict(list(fresh.items())[start : start + AT_A_TIME])
-                for start in range(0, len(fresh), AT_A_TIME)
-            ]
-        count, done = sum(map(len, open_cases)), 0
-        with self.progress.track(f"Measuring layers on {self.target.name}", count) as advance:
-            for fresh in open_cases:
-                self._known |= self._measured(fresh)
-                done += len(fresh)
-                advance(done, "")
-
-    def _measured(self, networks: Mapping[str, Network]) -> dict[str, float]:
-        """Exports and measures models of one input; those that do not convert are left out."""
-        network = next(iter(networks.values()))
-        (info,) = network.inputs
-        rng, shape = np.random.default_rng(0), network.signature.sample_shape(info)
-        noise = rng.normal(size=(CALIBRATION_SAMPLES, *shape[1:])).astype(info.dtype)
-        options = replace(self.options, batch=1, conversions={})
+    def _measured(
+        self, whole: Network, candidate: Candidate, ranks: Sequence[int | None]
+    ) -> dict[int | None, float]:
+        """Exports a layer at some ranks, None being the whole one, and measures them in turns."""
+        (info,) = whole.inputs
+        rng, shape = np.random.default_rng(0), whole.signature.sample_shape(info)
+        options = replace(self.options, batch=1)
         if self.fmt.variant(options.variant).calibrated:
+            noise = rng.normal(size=(CALIBRATION_SAMPLES, *shape[1:])).astype(info.dtype)
             samples = [{INPUT: sample[None]} for sample in noise]
             options = replace(options, calibration=samples)
+        found = dict.fromkeys(ranks, math.nan)
         with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-            subjects: dict[str, Subject] = {}
-            for key, network in networks.items():
-                path = Path(folder) / f"{key}{self.fmt.suffix}"
-                try:
-                    self.fmt.export(network, path, options)
-                except ConversionError:  # Costs follow the MACs then.
-                    continue
-                subjects[key] = Subject(path, network)
+            subjects: dict[int | None, Subject] = {}
+            for rank in ranks:
+                path = Path(folder) / f"{rank}{self.fmt.suffix}"
+                network = whole if rank is None else self._factorized(whole, candidate, rank)
+                with suppress(ConversionError):  # Costs follow the MACs then.
+                    self.fmt.export(network, path, replace(options, conversions={}))
+                    subjects[rank] = Subject(path, whole)
             inputs = {INPUT: np.zeros(shape, info.dtype)}
-            try:
+            with suppress(ChildError):
                 costs = self.target.measure(
                     self.fmt, list(subjects.values()), inputs, detailed=False
                 )
-            except ChildError:
-                return {}
-        return {key: cost.value for key, cost in zip(subjects, costs, strict=True)}
+                found |= {rank: c.value for rank, c in zip(subjects, costs, strict=True)}
+        return found
 
-    def _table(self, cases: Mapping[int | None, Network]) -> dict[int | None, float] | None:
-        """Returns the costs by rank; None if one could not be measured."""
-        costs = {rank: self._known[self._key(network)] for rank, network in cases.items()}
-        return costs if costs and all(map(math.isfinite, costs.values())) else None
+    def _factorized(self, whole: Network, candidate: Candidate, rank: int) -> Network:
+        if candidate.kernel is None:
+            return whole
+        rng = np.random.default_rng(0)
+        parts = {candidate.name: placeholder(candidate.kernel, rank, rng, merge=candidate.merge)}
+        (replacement,) = build_replacements([candidate], parts).values()
+        return whole.rewrite({candidate.layer.name: replacement})
 
 
 def read_costs(file: Path) -> dict[str, float]:
