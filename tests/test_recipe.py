@@ -69,7 +69,7 @@ CHOICES = st.fixed_dictionaries(
 
 
 def made(goal, choices, **others):
-    if goal.get("rank") in {"none", "full"}:  # What adaptive training refuses.
+    if goal.get("rank") in ["none", "full"]:  # What adaptive training refuses; it may be a dict.
         choices = {**choices, "train": "factored"}
     return Recipe(**goal, **choices, **others)
 
