@@ -99,8 +99,9 @@ class _Search:
             limit = int(goal.limit(original.params, original.macs))
             return self._planner.best_within(units, limit)
         size, budget = goal.max_size, self._params_for_size(units, goal.max_size)
-        fits = lambda plan: self._trials.size(plan) <= size  # noqa: E731
-        return self._planner.best_within(units, budget, fits=fits)
+        return self._planner.best_within(
+            units, budget, fits=lambda plan: self._trials.size(plan) <= size
+        )
 
     def _params_for_size(self, units: Costs, limit: int) -> int:
         """Finds the most parameters whose artifacts fit, by exporting models of planned shapes.

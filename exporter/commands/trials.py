@@ -51,7 +51,7 @@ class Trials:
         self._writer = ArtifactWriter(recipe, Compressed.of(network), samples, card)
         self._biased = recipe.quantization.gauge and samples is not None
         self._largest: dict[tuple[tuple[str, int], ...], tuple[int, str]] = {}
-        self._whole = engine.plan(WholeLayers())
+        self._whole_costs: dict[str, Cost] = {}
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -77,7 +77,7 @@ class Trials:
         """Measures what kernels cost on a target, in the first variant that it can run."""
         if not target.layered:
             return planner.macs
-        return self.measurement(target, progress).costs(self.costliest(self._whole, target)[0])
+        return self.measurement(target, progress).costs(self._whole_cost(target))
 
     def costliest(self, plan: RankPlan, target: Target) -> tuple[Cost, str]:
         """Returns the cost of the costliest artifact on a target, with its format and variant."""
@@ -100,8 +100,15 @@ class Trials:
 
     def is_cheaper(self, plan: RankPlan, target: Target) -> bool:
         """Tells whether the artifact of a plan costs clearly less than the whole network's."""
-        whole, _ = self.costliest(self._whole, target)
+        whole = self._whole_cost(target)
         return self.costliest(plan, target)[0].value < (1 - LEAST_GAIN) * whole.value
+
+    def _whole_cost(self, target: Target) -> Cost:
+        """Returns the cost of the network as it is, which is measured once."""
+        if target.name not in self._whole_costs:
+            whole, _ = self.costliest(self._engine.plan(WholeLayers()), target)
+            self._whole_costs[target.name] = whole
+        return self._whole_costs[target.name]
 
     def measurement(self, target: Target, progress: Progress) -> LayerMeasurement:
         """Prepares the measurement of layers on a target, in the first variant that it can run."""

@@ -16,7 +16,7 @@ import numpy as np
 from exporter.lowrank.candidates import Candidate, CostKind
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.linalg.truncation import Truncation
-from exporter.lowrank.ranks.costs import rank_grid
+from exporter.lowrank.ranks.costs import most_useful, rank_grid
 from exporter.lowrank.ranks.knapsack import Option, allocate
 from exporter.lowrank.ranks.policy import Choice, Curves, RankByLayer, RankPlan, RankPolicy
 from exporter.progress import Progress
@@ -107,12 +107,11 @@ class AdaptivePolicy(RankPolicy):
         scale, exponent = _power_law(tried, self._reference)
         # Below the lowest rank that was tried, nothing is known.
         least = min(t.rank for t in tried)
-        limit = min(kernel.break_even_rank, kernel.full_rank + 1)
+        limit = most_useful(kernel)
         ranks = {*range(1, SINGLE_RANKS + 1), *rank_grid(kernel), *(t.rank for t in tried)}
-        cost = candidate.params if self._unit == "params" else candidate.macs
         losses: dict[int | None, float] = {None: 0.0}
         losses |= {r: scale * r**-exponent for r in sorted(ranks) if least <= r < limit}
-        return [Option(cost(rank) or 0, loss, rank) for rank, loss in losses.items()]
+        return [Option(candidate.cost(self._unit, r), loss, r) for r, loss in losses.items()]
 
 
 @dataclass
