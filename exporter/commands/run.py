@@ -141,6 +141,7 @@ class _Exports:
             atol=limits.atol,
             rtol=limits.rtol,
             seed=recipe.source.seed,
+            calibration=recipe.source.calibration,
         )
         kept = staging if recipe.export.keep_baseline else scratch
         self._alternatives = Alternatives(job, weights.baseline, kept / UNCOMPRESSED, scratch)

@@ -175,6 +175,7 @@ def _verify(
             atol=limits.atol,
             rtol=limits.rtol,
             seed=recipe.source.seed,
+            calibration=recipe.source.calibration,
         )
         return verifier.verify(artifact)
 

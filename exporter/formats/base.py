@@ -108,6 +108,13 @@ class ExportOptions:
             )
 
 
+KernelChange = Callable[[str, "NDArray[Any]"], "NDArray[Any]"]
+"""Takes the name of a stored kernel and its elements, and returns others of the same type.
+
+Elements are of int8, uint8 or float16; those of four bits come as int8, flat.
+"""
+
+
 class Runner(Protocol):
     """An artifact opened in a runtime: named arrays in, named arrays out.
 
@@ -238,6 +245,15 @@ class Format(ABC):
             ConversionError: If the format has none.
         """
         raise ConversionError(f"Format {self.name!r} has no flatbuffer. Received: {str(path)!r}.")
+
+    def rewrite_kernels(self, path: Path, target: Path, change: "KernelChange") -> None:
+        """Writes a copy of a quantized artifact in which ``change`` has given kernels new elements.
+
+        Raises:
+            ConversionError: If the format has no quantized variants.
+        """
+        del target, change
+        raise ConversionError(f"Format {self.name!r} is not quantized. Received: {str(path)!r}.")
 
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:

@@ -19,6 +19,7 @@ from exporter.training.loop import History
 from exporter.verification.compression import OutputCompression
 from exporter.verification.parity import Comparison, Parity
 from exporter.verification.quality import Quality
+from exporter.verification.rounding import Excess
 from exporter.verification.structure import StructureProof
 from exporter.verification.verdict import Standing
 
@@ -204,7 +205,7 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
     table = open_table(
         "Conversion: quantized artifact against the compressed Keras model, limits in brackets",
         ["artifact", "runtime", "output"],
-        ["SNR", "top-1", "loss", "samples"],
+        ["SNR", "excess", "top-1", "loss", "samples"],
     )
     for label, quality in qualities:
         limits = quality.limits
@@ -218,11 +219,18 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
                 + (
                     f", {output.lost_channels:.0%} of channels lost" if output.lost_channels else ""
                 ),
+                "" if output.excess is None else _excess_text(output.excess),
                 "" if agreement is None else f"{agreement:.2%} [{limits.agreement:.1%}]",
                 "" if drop is None else f"{drop:+.2%} [{limits.drop:.1%}]",
                 f"{output.samples:,}",
             )
     return table
+
+
+def _excess_text(excess: Excess) -> str:
+    if excess.total <= excess.limit and not excess.passed:
+        return f"channel {excess.channel:+.1f} dB [{excess.channel_limit:.1f}]"
+    return f"{excess.total:+.1f} dB [{excess.limit:.1f}]"
 
 
 def _layer_table(layers: Iterable[LayerReport]) -> Table:
@@ -410,6 +418,13 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
         yield f"Figures      {name}: {', '.join(figures)}"
     for note in item.artifact.notes if item.artifact else ():
         yield f"Note         {name}: {note}"
+    for output in conversion.quality.outputs if conversion.quality else ():
+        if output.excess is not None and not output.excess.passed:
+            yield (
+                f"{name}: output {output.output} has more noise than rounding explains "
+                f"({_excess_text(output.excess)}): the file is damaged, its runtime computes "
+                "something else than the model, or it was calibrated on other data."
+            )
     judged = conversion.parity or conversion.quality
     for fault in judged.faults if judged else ():
         also = ", as the compressed model's own output is, or nearly" if fault.in_reference else ""

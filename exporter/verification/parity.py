@@ -130,7 +130,7 @@ def execute(
     results: dict[str, dict[str, dict[str, Array]]] = {}
     answer = call_in_child(f"{__name__}:_execute_here", job, FORMATS[artifact.format].imports)
     for backend, probe_name, written in answer:
-        results.setdefault(backend, {})[probe_name] = _load(Path(written))
+        results.setdefault(backend, {})[probe_name] = load_arrays(Path(written))
         Path(written).unlink()
     return results
 
@@ -141,7 +141,7 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
     for backend, limit in job["limits"].items():
         runner = fmt.load(Path(job["path"]), backend)
         for name, batch_size in job["probes"]:
-            probe = Probe(name, _load(folder / f"{name}.npz"), batch_size)
+            probe = Probe(name, load_arrays(folder / f"{name}.npz"), batch_size)
             outputs = predict(runner, probe, limit)
             file = folder / f"{fmt.name}-{backend}-{name}-outputs.npz"
             np.savez(file, **outputs)  # type: ignore[arg-type]
@@ -149,7 +149,8 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
     return files
 
 
-def _load(file: Path) -> dict[str, Array]:
+def load_arrays(file: Path) -> dict[str, Array]:
+    """Reads a ``.npz`` file whole."""
     with np.load(file) as arrays:
         return dict(arrays)
 

@@ -8,6 +8,7 @@ from exporter.data import Task
 from exporter.data.metrics import centred_snr_db, loss_of, lost_channels, snr_db
 from exporter.formats.variants import QualityRule
 from exporter.verification.parity import Execution, Fault, find_faults, spread
+from exporter.verification.rounding import Excess
 
 LOST_CHANNELS = 0.1
 """The most channels, as a part of all, that may tell nothing any more."""
@@ -27,6 +28,8 @@ class OutputQuality:
         top1_agreement: Part of the samples with the same class; None without classes.
         drop: Loss of accuracy, 0 to 1; of another metric, relative. None without labels.
         passed: Whether each of these is within the limits.
+        excess: The noise beside what rounding explains; None for backends other than the one that
+            ships, and if it could not be measured.
     """
 
     backend: str
@@ -37,6 +40,7 @@ class OutputQuality:
     drop: float | None
     passed: bool
     lost_channels: float | None = None
+    excess: Excess | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,21 @@ class Quality:
         return bool(self.outputs) and within and all(fault.in_reference for fault in self.faults)
 
 
-def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, Task]) -> Quality:
+def judge_quality(
+    execution: Execution,
+    rule: QualityRule,
+    tasks: Mapping[str, Task],
+    excesses: Mapping[str, Excess] | None = None,
+) -> Quality:
     """Compares an artifact with the reference on the first probe, and finds faults on all probes.
 
-    ``tasks`` tells for each output what its values and labels mean.
+    Args:
+        execution: What the artifact predicts in its backends; the first one ships.
+        rule: The limits of the variant, whatever the model is.
+        tasks: What the values and labels of each output mean.
+        excesses: The noise of each output in that backend, beside what rounding explains.
     """
+    shipped = next(iter(execution.outputs))
     judged = []
     for backend, probe, output, values, expected in execution.pairs():
         if probe is not execution.probes[0] or values is None or values.shape != expected.shape:
@@ -71,15 +85,19 @@ def judge_quality(execution: Execution, rule: QualityRule, tasks: Mapping[str, T
         if output in probe.labels:
             labels = probe.labels[output][: len(values)]
             drop = loss_of(task.metric(expected, labels), task.metric(values, labels))
+        excess = excesses.get(output) if excesses and backend == shipped else None
         # Written so that NaN fails.
         passed = (
             ratio >= rule.snr_db
+            and (excess is None or excess.passed)
             and (agreement is None or _highest(agreement, len(values)) >= rule.agreement)
             and (drop is None or drop - _chance(agreement, len(values)) <= rule.drop)
             and (lost is None or lost <= LOST_CHANNELS)
         )
         judged.append(
-            OutputQuality(backend, output, len(values), ratio, agreement, drop, passed, lost)
+            OutputQuality(
+                backend, output, len(values), ratio, agreement, drop, passed, lost, excess
+            )
         )
     noise = {
         output: spread(expected) * 10 ** (-rule.snr_db / 20)

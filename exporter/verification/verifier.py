@@ -1,6 +1,7 @@
 """Verifies the artifacts of one compressed model."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from exporter.data import Array, Dataset
@@ -15,6 +16,13 @@ from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, make_probes, predict
 from exporter.verification.quality import judge_quality
 from exporter.verification.reference import Reference
+from exporter.verification.rounding import (
+    MOST_MACS,
+    MOST_SAMPLES,
+    Excess,
+    find_excesses,
+    rounding_probe,
+)
 from exporter.verification.structure import prove_structure
 from exporter.verification.tolerance import (
     Predictions,
@@ -51,11 +59,13 @@ class Verifier:
         atol: float | None = None,
         rtol: float | None = None,
         seed: int = 0,
+        calibration: int = MOST_SAMPLES,
     ) -> None:
         """Predicts the probes, made of a data set that is fitted to the model.
 
         Without a ``baseline``, the compressed model is its own. The tolerance is derived if neither
-        part is given. Arrays go to child processes and back through ``folder``.
+        part is given. Arrays go to child processes and back through ``folder``. ``calibration`` is
+        the number of samples of the training part that artifacts were calibrated on.
         """
         self._compressed, self._folder = compressed, folder
         self._atol, self._rtol = atol, rtol
@@ -68,6 +78,15 @@ class Verifier:
         self.baseline = predict(baseline.runner(), first) if baseline else expected
         self.tasks = output_tasks(expected, dataset.tasks)
         self._exact: Predictions | None = None
+        self._rounding_probe = rounding_probe(network, dataset, first, calibration)
+
+    @cached_property
+    def _rounding_reference(self) -> Mapping[str, Array]:
+        """The compressed model's predictions of the probe of rounding."""
+        probe = self._rounding_probe
+        if probe is self.probes[0]:
+            return self.reference[probe.name]
+        return predict(self._compressed.network.runner(), probe)
 
     def verify(self, artifact: Artifact) -> ConversionVerdict:
         """Runs and parses an artifact, and compares it with the compressed model.
@@ -89,6 +108,7 @@ class Verifier:
         }
         try:
             outputs = execute(artifact, self.probes, self._folder, limits)
+            excesses = None if variant.rule is None else self._excesses(artifact, limits[shipped])
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
         execution = Execution(outputs, self.reference, self.probes, limits)
@@ -96,8 +116,17 @@ class Verifier:
         if variant.rule is None:
             parity = compare(execution, self._tolerances(), self.tasks)
             return ConversionVerdict(parity, structure, standings)
-        quality = judge_quality(execution, variant.rule, self.tasks)
+        quality = judge_quality(execution, variant.rule, self.tasks, excesses)
         return ConversionVerdict(None, structure, standings, quality)
+
+    def _excesses(self, artifact: Artifact, limit: int | None) -> dict[str, Excess]:
+        """Returns the noise of each output beside what rounding explains."""
+        affordable = limit or max(
+            _FEWEST_SAMPLES, MOST_MACS // max(1, self._compressed.network.macs)
+        )
+        return find_excesses(
+            artifact, self._rounding_probe, self._rounding_reference, self._folder, affordable
+        )
 
     def standings_of(self, artifact: Artifact, network: Network) -> dict[str, Standing]:
         """Runs the artifact of a network as it ships, on the first probe alone.

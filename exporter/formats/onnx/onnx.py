@@ -2,14 +2,22 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.card import ModelCard
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor, to_real, to_stored
+from exporter.formats.base import (
+    ExportOptions,
+    Format,
+    KernelChange,
+    Runner,
+    StoredTensor,
+    to_real,
+    to_stored,
+)
 from exporter.formats.batches import batch_of, batched
 from exporter.formats.onnx.converter import build
 from exporter.formats.onnx.integers import interface_quantization
@@ -18,6 +26,9 @@ from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.layers import with_parts
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo, Tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def convert(network: Network, options: ExportOptions) -> bytes:
@@ -118,6 +129,18 @@ class Onnx(OnnxRuntimeFormat):
         """Writes the graph; see the base class."""
         path.write_bytes(convert(network, options))
 
+    def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
+        """Changes the initializers; see the base class."""
+        import onnx
+
+        model = onnx.load(path)
+        for tensor in _all_initializers(model.graph):
+            array = onnx.numpy_helper.to_array(tensor)
+            if is_kernel(array):
+                changed = change(tensor.name, array)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+        onnx.save(model, target)
+
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers and the constant nodes."""
         import onnx
@@ -129,6 +152,19 @@ class Onnx(OnnxRuntimeFormat):
             if node.op_type == "Constant":
                 named += [(node.output[0], tensor) for tensor in values]
         return [StoredTensor.of(name, onnx.numpy_helper.to_array(tensor)) for name, tensor in named]
+
+
+def is_kernel(array: "NDArray[Any]") -> bool:
+    """Tells whether an initializer is a quantized kernel, and no zero point of channels."""
+    quantized = array.dtype.name in {"int8", "uint8", "float16"}
+    return quantized and array.ndim > 1 and bool(array.min() < array.max())
+
+
+def _all_initializers(graph: Any) -> Iterator[Any]:
+    """Yields the initializers of a graph, and of the graphs within its nodes."""
+    yield from graph.initializer
+    for attribute in (each for node in graph.node for each in node.attribute if each.HasField("g")):
+        yield from _all_initializers(attribute.g)
 
 
 class OnnxRunner:

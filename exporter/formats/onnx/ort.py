@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ConversionError, brief
-from exporter.formats.base import ExportOptions, StoredTensor
+from exporter.formats.base import ExportOptions, KernelChange, StoredTensor
 from exporter.formats.flatbuffers import ALIGNMENT, write, write_bytes, write_offsets
-from exporter.formats.onnx.onnx import OnnxRuntimeFormat, convert
+from exporter.formats.onnx.onnx import OnnxRuntimeFormat, convert, is_kernel
 from exporter.formats.variants import FLOAT16
 from exporter.graph.network import Network
 
@@ -52,14 +52,24 @@ class Ort(OnnxRuntimeFormat):
             raise ConversionError(f"ORT conversion failed: {brief(error)}") from error
         path.write_bytes(canonical(path.read_bytes()))
 
+    def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
+        """Replaces bytes of the initializers where they are; see the base class."""
+        from onnx.helper import tensor_dtype_to_np_dtype
+
+        content = bytearray(path.read_bytes())
+        for tensor in _all_initializers(_graph(content)):
+            # Text has no raw data.
+            if not tensor.RawDataLength():
+                continue
+            flat = tensor.RawDataAsNumpy().view(tensor_dtype_to_np_dtype(tensor.DataType()))
+            array = flat.reshape(_items(tensor, "Dims"))
+            if is_kernel(array):
+                flat[:] = change(tensor.Name().decode(), array).ravel()
+        target.write_bytes(content)
+
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the initializers of the graph, and of the graphs within its nodes."""
-        content = path.read_bytes()
-        session = _schema().InferenceSession.InferenceSession
-        if not session.InferenceSessionBufferHasIdentifier(content, 0):
-            raise ValueError("it has no identifier of the ORT format")
-        graph = session.GetRootAs(content, 0).Model().Graph()
-        return [stored for inner in _graphs(graph) for stored in _initializers(inner)]
+        return [_described(tensor) for tensor in _all_initializers(_graph(path.read_bytes()))]
 
 
 def canonical(content: bytes) -> bytes:
@@ -131,18 +141,25 @@ def _schema() -> Any:
     return fbs
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    yield graph
+def _graph(content: bytes | bytearray) -> Any:
+    session = _schema().InferenceSession.InferenceSession
+    if not session.InferenceSessionBufferHasIdentifier(content, 0):
+        raise ValueError("it has no identifier of the ORT format")
+    return session.GetRootAs(content, 0).Model().Graph()
+
+
+def _all_initializers(graph: Any) -> Iterator[Any]:
+    """Yields the initializers of a graph, and of the graphs within its nodes."""
+    yield from _items(graph, "Initializers")
     for node in _items(graph, "Nodes"):
         for attribute in _items(node, "Attributes"):
             if attribute.G() is not None:
-                yield from _graphs(attribute.G())
+                yield from _all_initializers(attribute.G())
 
 
-def _initializers(graph: Any) -> Iterator[StoredTensor]:
+def _described(tensor: Any) -> StoredTensor:
     import numpy as np
 
-    for tensor in _items(graph, "Initializers"):
-        data = tensor.RawDataAsNumpy() if tensor.RawDataLength() else np.empty(0, np.uint8)
-        flat = StoredTensor.of(tensor.Name().decode(), data)
-        yield replace(flat, shape=tuple(_items(tensor, "Dims")))
+    data = tensor.RawDataAsNumpy() if tensor.RawDataLength() else np.empty(0, np.uint8)
+    flat = StoredTensor.of(tensor.Name().decode(), data)
+    return replace(flat, shape=tuple(_items(tensor, "Dims")))

@@ -7,11 +7,17 @@ from math import prod
 from pathlib import Path
 
 from exporter.errors import ConversionError
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.base import ExportOptions, Format, KernelChange, Runner, StoredTensor
 from exporter.formats.batches import batch_of, batched
 from exporter.formats.extras import MICRO
 from exporter.formats.flatbuffers import ALIGNMENT
-from exporter.formats.tflite.flatbuffer import convert, list_operators, list_tensors, read_interface
+from exporter.formats.tflite.flatbuffer import (
+    convert,
+    list_operators,
+    list_tensors,
+    read_interface,
+    rewrite_kernels,
+)
 from exporter.formats.tflite.micro import MICRO_VARIANTS, MicroRunner, adapted, measure_arena
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner
@@ -94,6 +100,15 @@ class CSource(Format):
     def flatbuffer(self, path: Path) -> bytes:
         """Reads the array back."""
         return _content(path)
+
+    def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
+        """Changes the array; see the base class."""
+        content, text = _content(path), (path / HEADER).read_text(encoding="ascii")
+        name = text[: text.index("_data[]")].rpartition(" ")[2]
+        target.mkdir()
+        (target / HEADER).write_text(text, encoding="ascii", newline="\n")
+        source = _source(name, rewrite_kernels(content, change))
+        (target / SOURCE).write_text(source, encoding="ascii", newline="\n")
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the tensors of the array that have a buffer with content."""

@@ -43,7 +43,12 @@ def operator_name(code: Any) -> str:
 
 def type_name(tensor: Any) -> str:
     """Returns the name of a tensor's element type, as NumPy has it."""
-    return _names("TensorType")[tensor.type].lower()
+    return element_type(tensor.type)
+
+
+def element_type(code: int) -> str:
+    """Returns the name of an element type by its code, as NumPy has it."""
+    return _names("TensorType")[code].lower()
 
 
 @cache

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
-from exporter.formats.base import ExportOptions, Format, Runner, StoredTensor
+from exporter.formats.base import ExportOptions, Format, KernelChange, Runner, StoredTensor
 from exporter.formats.batches import batch_of, batched
-from exporter.formats.tflite.flatbuffer import convert, list_tensors, read_interface
+from exporter.formats.tflite.flatbuffer import (
+    convert,
+    list_tensors,
+    read_interface,
+    rewrite_kernels,
+)
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.micro import MICRO_VARIANTS
 from exporter.formats.tflite.quantization import VARIANTS
@@ -49,6 +54,10 @@ class TFLite(Format):
     def flatbuffer(self, path: Path) -> bytes:
         """Returns the content of the file."""
         return path.read_bytes()
+
+    def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
+        """Changes the flatbuffer; see the base class."""
+        target.write_bytes(rewrite_kernels(path.read_bytes(), change))
 
     def stored_tensors(self, path: Path) -> list[StoredTensor]:
         """Lists the tensors that have a buffer with content."""

@@ -1,0 +1,220 @@
+"""The noise that quantization is expected to add, measured on the artifact itself.
+
+Rounding moved each kernel's elements by up to half a step. If they are moved at random by as much
+again, the outputs depart from those of the artifact about as far as these depart from the model's,
+whatever the operators, scales and factor pairs are. This is Monte Carlo arithmetic (Parker, 1997).
+A fault of the artifact, such as a bias that is lost, is in both, and in no rounding.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporter.data import Array, Dataset, in_memory
+from exporter.data.metrics import decibels
+from exporter.formats import FORMATS
+from exporter.formats.base import Artifact
+from exporter.graph.network import Network
+from exporter.isolation import call_in_child
+from exporter.quantization.scheme import IntegerScheme, levels
+from exporter.verification.parity import load_arrays
+from exporter.verification.probes import Probe, predict, samples_within
+
+DRAWS = 6
+"""Number of times that an artifact is rounded anew."""
+
+MOST_SAMPLES = 512
+MOST_MACS = 20_000_000_000
+"""The most samples, and the most MACs, that a draw may take."""
+
+NEGLIGIBLE = 1e-8
+"""Noise that rounding of floats may add, as a part of the power of the signal."""
+
+_MOVED = 1 / 24
+"""Part of the elements that move one step up, and down: the variance of rounding is 1/12."""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """The noise of one output beside what rounding explains, in decibels.
+
+    Attributes:
+        expected_snr_db: Signal to noise ratio by rounding alone.
+        total: By how much the noise of all elements is above that.
+        channel: By how much that of the worst channel is.
+        limit: The most of ``total`` by chance.
+        channel_limit: The most of ``channel`` by chance.
+    """
+
+    expected_snr_db: float
+    total: float
+    channel: float
+    limit: float
+    channel_limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether rounding explains the noise; NaN fails."""
+        return self.total <= self.limit and self.channel <= self.channel_limit
+
+
+ALLOWED_DB, ALLOWED_DEVIATIONS = 2.0, 3.0
+CHANNEL_ALLOWED_DB, CHANNEL_ALLOWED_DEVIATIONS = 3.0, 5.0
+"""What noise may exceed the mean of the draws by: decibels, and standard deviations of a draw."""
+
+
+def rounding_probe(network: Network, dataset: Dataset, first: Probe, calibration: int) -> Probe:
+    """Returns the probe on which rounding is all that quantization does.
+
+    Ranges of activations cover the samples they were calibrated on, which are the first ones of the
+    training part; others may be clipped. Without a training part it is the first probe.
+    """
+    count = min(calibration, MOST_SAMPLES, len(dataset.train or ()))
+    fixed = network.fixed_batch or 1
+    if dataset.train is None or count < fixed:
+        return first
+    inputs = in_memory(dataset.train.take(slice(count // fixed * fixed)).inputs)
+    return Probe("calibration", inputs, first.batch_size)
+
+
+def find_excesses(
+    artifact: Artifact,
+    probe: Probe,
+    reference: Mapping[str, Array],
+    folder: Path,
+    most_samples: int,
+    *,
+    seed: int = 0,
+) -> dict[str, Excess]:
+    """Compares the noise of an artifact's outputs with that of rounding kernels and inputs anew.
+
+    Args:
+        artifact: A quantized artifact, which is run in the backend that ships.
+        probe: What ``rounding_probe`` returned.
+        reference: The model's predictions of the probe, by output.
+        folder: For files.
+        most_samples: The most samples of the probe, if fewer than ``MOST_SAMPLES``.
+        seed: Of the random numbers.
+
+    Returns:
+        The excess by output; outputs of another shape than in the reference are left out.
+
+    Raises:
+        ChildError: If the runtime cannot run it.
+    """
+    fmt = FORMATS[artifact.format]
+    count = samples_within(probe, min(most_samples, MOST_SAMPLES))
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        np.savez(Path(name, _INPUTS), **_head(probe.inputs, count))  # type: ignore[arg-type]
+        job = {
+            "format": artifact.format,
+            "variant": artifact.variant,
+            "path": str(artifact.path),
+            "folder": name,
+            "batch_size": probe.batch_size,
+            "seed": seed,
+        }
+        call_in_child(f"{__name__}:_draw_here", job, fmt.imports)
+        own, drawn = load_arrays(Path(name, _OUTPUTS)), load_arrays(Path(name, _DRAWN))
+    expected = _head(reference, count)
+    return {
+        output: _excess(own[output], array, drawn[output])
+        for output, array in expected.items()
+        if output in own and own[output].shape == array.shape
+    }
+
+
+def _head(arrays: Mapping[str, Array], count: int) -> dict[str, Array]:
+    return {name: array[:count] for name, array in arrays.items()}
+
+
+_INPUTS, _OUTPUTS, _DRAWN = "inputs.npz", "outputs.npz", "drawn.npz"
+
+
+def _draw_here(job: dict[str, Any]) -> None:
+    """Runs in the child of ``find_excesses``: writes outputs, and the noise of each draw."""
+    fmt, folder, source = FORMATS[job["format"]], Path(job["folder"]), Path(job["path"])
+    scheme, shipped = fmt.variant(job["variant"]).scheme, fmt.backends[0]
+    inputs, rng = load_arrays(folder / _INPUTS), np.random.default_rng(job["seed"])
+
+    def outputs_of(path: Path, inputs: dict[str, Array]) -> dict[str, Array]:
+        return predict(fmt.load(path, shipped), Probe("rounding", inputs, job["batch_size"]))
+
+    own = outputs_of(source, inputs)
+    noise: dict[str, list[Array]] = {output: [] for output in own}
+    for number in range(DRAWS):
+        path, change = folder / f"{number}-{source.name}", _RoundedAnew(rng)
+        fmt.rewrite_kernels(source, path, change)
+        moved = inputs
+        if change.kernels:  # Otherwise all kernels were left in float, and compute in it.
+            moved = {name: _moved(array, scheme, rng) for name, array in inputs.items()}
+        for output, values in outputs_of(path, moved).items():
+            noise[output].append(_noise_by_channel(values, own[output]))
+    np.savez(folder / _OUTPUTS, **own)  # type: ignore[arg-type]
+    np.savez(folder / _DRAWN, **{name: np.stack(parts) for name, parts in noise.items()})  # type: ignore[arg-type]
+
+
+def _excess(values: Array, expected: Array, drawn: Array) -> Excess:
+    """Compares the noise of an output with that of the draws, of draws x channels."""
+    signal = float(np.sum(np.square(expected, dtype=np.float64))) or 1.0
+    noise = _noise_by_channel(values, expected)
+    floor = NEGLIGIBLE * signal / noise.size
+    noise, drawn = noise + floor, drawn + floor
+    rounding = drawn.mean(axis=0)
+    spread = 10 * np.log10(drawn.sum(axis=1)).std(ddof=1)
+    channel_spread = 10 * np.log10(drawn).std(axis=0, ddof=1).mean()
+    return Excess(
+        expected_snr_db=decibels(signal / rounding.sum()),
+        total=decibels(noise.sum() / rounding.sum()),
+        channel=decibels(float((noise / rounding).max())),
+        limit=ALLOWED_DB + ALLOWED_DEVIATIONS * float(spread),
+        channel_limit=CHANNEL_ALLOWED_DB + CHANNEL_ALLOWED_DEVIATIONS * float(channel_spread),
+    )
+
+
+def _noise_by_channel(values: Array, expected: Array) -> Array:
+    """Returns the sums of squared differences over all axes but the last."""
+    squares = np.square(values.astype(np.float64) - expected)
+    channels = squares.sum(axis=tuple(range(max(1, squares.ndim - 1))))
+    return np.reshape(channels, -1)
+
+
+class _RoundedAnew:
+    """Moves the elements of kernels by rounding errors, and counts the kernels."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.kernels = 0
+        self._rng = rng
+
+    def __call__(self, name: str, array: Array) -> Array:
+        del name
+        self.kernels += 1
+        uniform = self._rng.random(array.shape)
+        if array.dtype.kind == "f":
+            moved = array * (1 + (uniform - 0.5) * np.finfo(array.dtype).eps)
+        else:
+            low, high = array.min(), array.max()  # No integer that was not in use.
+            up, down = uniform < _MOVED, uniform > 1 - _MOVED
+            moved = np.clip(array.astype(np.int16) + up - down, low, high)
+        return np.asarray(moved, array.dtype)
+
+
+def _moved(array: Array, scheme: IntegerScheme | None, rng: np.random.Generator) -> Array:
+    """Moves each input by the rounding error of that of another sample."""
+    if array.dtype.kind != "f":
+        return array
+    if scheme is None:
+        errors = array - array.astype(np.float16)
+    else:
+        axes = tuple(range(1, array.ndim)) if scheme.activations == "dynamic" else None
+        low, high = (
+            np.asarray(end(array, axis=axes, keepdims=True, initial=0.0))
+            for end in (np.min, np.max)
+        )
+        step = np.maximum(high - low, np.finfo(np.float32).tiny) / levels(scheme.activation_bits)
+        errors = array - np.rint(array / step) * step
+    return np.asarray(array + errors[rng.permutation(len(array))], array.dtype)

@@ -1,0 +1,309 @@
+"""Plants faults in .tflite and .onnx files, as a broken converter or a damaged disk would."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+TFLITE_KERNEL_INPUT = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1}
+ONNX_PRODUCTS = ("Conv", "Gemm", "MatMul", "MatMulInteger", "ConvInteger")
+FLIPPED = (1, 20)
+SMALLEST_KERNEL = 16
+
+
+def faults(suffix: str, content: bytes, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yields the names of faults and the files that have them; draws where each is planted."""
+    makers = {".tflite": _TFLITE, ".onnx": _ONNX}[suffix]
+    for number, (name, plant) in enumerate(makers.items()):
+        broken = plant(content, np.random.default_rng((seed, number)))
+        if broken is not None and broken != content:
+            yield name, broken
+
+
+def _elementwise(array: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Returns a kernel with a fault; the outputs lie along its last axis, or the first."""
+    broken = array.copy()
+    flat = broken.reshape(-1)
+    if kind == "zero":
+        broken[...] = 0
+    elif kind == "rows":
+        broken = broken[rng.permutation(len(broken))]
+    elif kind == "channel":
+        broken[..., rng.integers(broken.shape[-1])] *= -1
+    else:
+        chosen = rng.choice(flat.size, min(int(kind), flat.size), replace=False)
+        if broken.dtype.kind == "f":
+            flat[chosen] *= -(2.0**6)
+        else:  # The highest bit but the sign.
+            flat[chosen] ^= broken.dtype.type(64)
+    return broken
+
+
+KERNEL_FAULTS = {
+    "kernel of zeros": "zero",
+    "rows of a kernel permuted": "rows",
+    "channel of a kernel negated": "channel",
+    **{f"{count} high bits flipped": str(count) for count in FLIPPED},
+}
+BIAS_FAULTS = ("bias lost", "bias permuted", "element of a bias negated")
+
+
+def _broken_bias(bias: np.ndarray, fault: str, rng: np.random.Generator) -> np.ndarray:
+    if fault == "bias lost":
+        return np.zeros_like(bias)
+    if fault == "bias permuted":
+        return bias[rng.permutation(len(bias))]
+    largest, broken = int(np.abs(bias.astype(np.float64)).argmax()), bias.copy()
+    broken[largest] *= -1
+    return broken
+
+
+# .tflite
+
+
+def _tflite(change: Callable[[Any, np.random.Generator], bool]) -> Callable[..., bytes | None]:
+    from exporter.formats.tflite.packing import pack, unpack
+
+    def plant(content: bytes, rng: np.random.Generator) -> bytes | None:
+        model = unpack(content)
+        return pack(model) if change(model, rng) else None
+
+    return plant
+
+
+def _operators(model: Any, name: str | None = None) -> list[tuple[Any, Any]]:
+    from exporter.formats.tflite.packing import operator_name
+
+    return [
+        (graph, operator)
+        for graph in model.subgraphs
+        for operator in graph.operators or ()
+        if operator_name(model.operatorCodes[operator.opcodeIndex])
+        in (TFLITE_KERNEL_INPUT if name is None else {name})
+    ]
+
+
+def _array(model: Any, tensor: Any) -> np.ndarray | None:
+    from exporter.formats.tflite.packing import type_name
+
+    data, kind = model.buffers[tensor.buffer].data, type_name(tensor)
+    if data is None or not len(data) or kind == "int4":
+        return None
+    return np.frombuffer(bytes(data), kind).reshape(tensor.shape)
+
+
+def _tflite_constant(part: int, fault: str) -> Callable[..., bytes | None]:
+    def change(model: Any, rng: np.random.Generator) -> bool:
+        found = []
+        for graph, operator in _operators(model):
+            if part < len(operator.inputs) and operator.inputs[part] >= 0:
+                tensor = graph.tensors[operator.inputs[part]]
+                array = _array(model, tensor)
+                if (
+                    array is not None
+                    and array.any()
+                    and array.size >= (part == 1) * SMALLEST_KERNEL
+                ):
+                    found.append((tensor, array))
+        if not found:
+            return False
+        tensor, array = found[rng.integers(len(found))]
+        if part == 2:
+            broken = _broken_bias(array, fault, rng)
+        else:  # Outputs lie along the first axis.
+            kind = KERNEL_FAULTS[fault]
+            turned = np.moveaxis(array, 0, -1) if kind == "channel" else array
+            broken = _elementwise(turned, kind, rng)
+            broken = np.moveaxis(broken, -1, 0) if kind == "channel" else broken
+        model.buffers[tensor.buffer].data = np.frombuffer(broken.tobytes(), np.uint8)
+        return True
+
+    return _tflite(change)
+
+
+def _tflite_scale(constant: bool) -> Callable[..., bytes | None]:
+    def change(model: Any, rng: np.random.Generator) -> bool:
+        found = []
+        for graph, operator in _operators(model):
+            index = operator.inputs[1] if constant else operator.outputs[0]
+            parameters = graph.tensors[index].quantization
+            if parameters is not None and parameters.scale is not None:
+                found.append(parameters)
+        if not found:
+            return False
+        chosen = found[rng.integers(len(found))]
+        chosen.scale = np.asarray(chosen.scale) * np.float32(2)
+        return True
+
+    return _tflite(change)
+
+
+def _tflite_zero_point(model: Any, rng: np.random.Generator) -> bool:
+    found = [
+        graph.tensors[operator.outputs[0]]
+        for graph, operator in _operators(model)
+        if _is_integer(graph.tensors[operator.outputs[0]])
+    ]
+    if not found:
+        return False
+    parameters = found[rng.integers(len(found))].quantization
+    zero = np.asarray(parameters.zeroPoint)
+    parameters.zeroPoint = zero + np.where(zero > 0, -12, 12)
+    return True
+
+
+def _is_integer(tensor: Any) -> bool:
+    from exporter.formats.tflite.packing import type_name
+
+    return type_name(tensor) == "int8"
+
+
+def _tflite_activation(old: int, new: int) -> Callable[..., bytes | None]:
+    def change(model: Any, rng: np.random.Generator) -> bool:
+        found = [
+            operator.builtinOptions
+            for _, operator in _operators(model)
+            if getattr(operator.builtinOptions, "fusedActivationFunction", None) == old
+        ]
+        if not found:
+            return False
+        found[rng.integers(len(found))].fusedActivationFunction = new
+        return True
+
+    return _tflite(change)
+
+
+_TFLITE = {
+    **{fault: _tflite_constant(1, fault) for fault in KERNEL_FAULTS},
+    **{fault: _tflite_constant(2, fault) for fault in BIAS_FAULTS},
+    "scale of a kernel doubled": _tflite_scale(constant=True),
+    "scale of an activation doubled": _tflite_scale(constant=False),
+    "zero point moved": _tflite(_tflite_zero_point),
+    "ReLU lost": _tflite_activation(1, 0),
+    "ReLU6 for ReLU": _tflite_activation(1, 3),
+    "ReLU for none": _tflite_activation(0, 1),
+}
+
+
+# .onnx
+
+
+def _onnx(change: Callable[[Any, np.random.Generator], bool]) -> Callable[..., bytes | None]:
+    import onnx
+
+    def plant(content: bytes, rng: np.random.Generator) -> bytes | None:
+        model = onnx.ModelProto.FromString(content)
+        return model.SerializeToString() if change(model.graph, rng) else None
+
+    return plant
+
+
+def _dequantizers(graph: Any) -> dict[str, Any]:
+    return {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+
+
+def _initializer(graph: Any, name: str) -> Any:
+    node = _dequantizers(graph).get(name)
+    stored = node.input[0] if node is not None else name
+    return next((tensor for tensor in graph.initializer if tensor.name == stored), None)
+
+
+def _replace_initializer(tensor: Any, array: np.ndarray) -> None:
+    import onnx
+
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+
+
+def _onnx_kernel(fault: str) -> Callable[..., bytes | None]:
+    def change(graph: Any, rng: np.random.Generator) -> bool:
+        import onnx
+
+        found = []
+        for node in graph.node:
+            if node.op_type in ONNX_PRODUCTS:
+                tensor = _initializer(graph, node.input[1])
+                if tensor is not None and np.prod(tensor.dims) >= SMALLEST_KERNEL:
+                    found.append((tensor, onnx.numpy_helper.to_array(tensor)))
+        if not found:
+            return False
+        tensor, array = found[rng.integers(len(found))]
+        kind, unsigned = KERNEL_FAULTS[fault], array.dtype == np.uint8
+        # Unsigned elements have a zero point near the middle.
+        middle = np.uint8(128) if unsigned else array.dtype.type(0)
+        centred = (array.astype(np.int16) - int(middle)) if unsigned else array
+        broken = _elementwise(centred, kind, rng)
+        if unsigned:
+            broken = np.clip(broken + int(middle), 0, 255).astype(np.uint8)
+        _replace_initializer(tensor, broken)
+        return True
+
+    return _onnx(change)
+
+
+def _onnx_bias(fault: str) -> Callable[..., bytes | None]:
+    def change(graph: Any, rng: np.random.Generator) -> bool:
+        import onnx
+
+        names = []
+        for node in graph.node:
+            if node.op_type in {"Conv", "Gemm"} and len(node.input) > 2:
+                names.append(node.input[2])
+            elif node.op_type == "Add":
+                names += node.input
+        found = []
+        for name in names:
+            tensor = _initializer(graph, name)
+            if tensor is not None and len(tensor.dims) == 1 and tensor.dims[0] > 1:
+                array = onnx.numpy_helper.to_array(tensor)
+                if array.any():
+                    found.append((tensor, array))
+        if not found:
+            return False
+        tensor, array = found[rng.integers(len(found))]
+        _replace_initializer(tensor, _broken_bias(array, fault, rng))
+        return True
+
+    return _onnx(change)
+
+
+def _onnx_scale(constant: bool) -> Callable[..., bytes | None]:
+    """Doubles the scale that a kernel, or an activation, is dequantized by."""
+
+    def change(graph: Any, rng: np.random.Generator) -> bool:
+        import onnx
+
+        stored = {tensor.name for tensor in graph.initializer}
+        scales = [
+            node.input[1]
+            for node in _dequantizers(graph).values()
+            if (node.input[0] in stored) == constant
+        ]
+        if not scales:
+            return False
+        name = scales[rng.integers(len(scales))]
+        tensor = next(each for each in graph.initializer if each.name == name)
+        _replace_initializer(tensor, onnx.numpy_helper.to_array(tensor) * np.float32(2))
+        return True
+
+    return _onnx(change)
+
+
+def _onnx_relu(new: str) -> Callable[..., bytes | None]:
+    def change(graph: Any, rng: np.random.Generator) -> bool:
+        found = [node for node in graph.node if node.op_type == "Relu"]
+        if not found:
+            return False
+        found[rng.integers(len(found))].op_type = new
+        return True
+
+    return _onnx(change)
+
+
+_ONNX = {
+    **{fault: _onnx_kernel(fault) for fault in KERNEL_FAULTS},
+    **{fault: _onnx_bias(fault) for fault in BIAS_FAULTS},
+    "scale of a kernel doubled": _onnx_scale(constant=True),
+    "scale of an activation doubled": _onnx_scale(constant=False),
+    "ReLU lost": _onnx_relu("Identity"),
+    "Softplus for ReLU": _onnx_relu("Softplus"),
+}
