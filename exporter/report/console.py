@@ -205,7 +205,7 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
     table = open_table(
         "Conversion: quantized artifact against the compressed Keras model, limits in brackets",
         ["artifact", "runtime", "output"],
-        ["SNR", "excess", "top-1", "loss", "samples"],
+        ["SNR", "top-1", "loss", "samples"],
     )
     for label, quality in qualities:
         limits = quality.limits
@@ -219,7 +219,6 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
                 + (
                     f", {output.lost_channels:.0%} of channels lost" if output.lost_channels else ""
                 ),
-                "" if output.excess is None else _excess_text(output.excess),
                 "" if agreement is None else f"{agreement:.2%} [{limits.agreement:.1%}]",
                 "" if drop is None else f"{drop:+.2%} [{limits.drop:.1%}]",
                 f"{output.samples:,}",
@@ -419,6 +418,12 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
     for note in item.artifact.notes if item.artifact else ():
         yield f"Note         {name}: {note}"
     for output in conversion.quality.outputs if conversion.quality else ():
+        if output.excess is not None:
+            yield (
+                f"Rounding     {name}, {output.output}: rounding anew gives an SNR of "
+                f"{output.excess.expected_snr_db:.1f} dB; noise beside that "
+                f"{_excess_text(output.excess)}"
+            )
         if output.excess is not None and not output.excess.passed:
             yield (
                 f"{name}: output {output.output} has more noise than rounding explains "

@@ -5,7 +5,7 @@ Whoever receives an artifact can hold it against this file with the runtime alon
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from exporter.isolation import ChildError
 from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, samples_within
 from exporter.verification.quality import judge_quality
+from exporter.verification.rounding import excess_over
 from exporter.verification.tolerance import Predictions, Tolerance, Tolerances
 from exporter.verification.verdict import ConversionVerdict
 
@@ -27,6 +28,11 @@ MOST_BYTES = 4 * 2**20
 """Bytes that the arrays of a probe may take; two batches are always kept."""
 
 _DESCRIPTION = "description"
+
+
+def recorded_name(artifact: Artifact) -> str:
+    """Returns the name under which the outputs of an artifact are recorded."""
+    return f"{artifact.format} {artifact.variant}"
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,15 @@ class Reference:
         predictions: Those of the compressed model, by probe and output.
         tolerances: Of artifacts that are not quantized; empty where there were none.
         tasks: What the values of each output mean.
+        recorded: What quantized artifacts gave on the first probe in the backend that ships, by
+            ``recorded_name`` and output.
     """
 
     probes: Sequence[Probe]
     predictions: Predictions
     tolerances: Tolerances
     tasks: Mapping[str, Task]
+    recorded: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def thinned(self) -> "Reference":
         """Returns the first samples of each probe, as many as are worth storing."""
@@ -59,7 +68,11 @@ class Reference:
                 for arrays in (probe.inputs, probe.labels, outputs)
             )
             probes.append(replace(probe, inputs=inputs, labels=labels))
-        return replace(self, probes=probes, predictions=predictions)
+        recorded = {
+            name: {output: array[: len(probes[0])] for output, array in outputs.items()}
+            for name, outputs in self.recorded.items()
+        }
+        return replace(self, probes=probes, predictions=predictions, recorded=recorded)
 
     def save(self, file: Path) -> None:
         """Writes an ``.npz`` file."""
@@ -83,6 +96,7 @@ class Reference:
             ],
             "tolerances": [[*key, asdict(value)] for key, value in self.tolerances.items()],
             "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "recorded": {name: stored(outputs) for name, outputs in self.recorded.items()},
         }
         text = np.frombuffer(json.dumps(described).encode(), np.uint8)
         np.savez_compressed(file, **arrays, **{_DESCRIPTION: text})  # type: ignore[arg-type]
@@ -110,13 +124,17 @@ class Reference:
                 (probe, output, view): Tolerance(**value)
                 for probe, output, view, value in described["tolerances"]
             }
+            recorded = {
+                name: {output: arrays[key] for output, key in keys.items()}
+                for name, keys in described["recorded"].items()
+            }
             tasks = {name: Task(**values) for name, values in described["tasks"].items()}
         except Exception as error:  # NumPy and JSON raise any exception on a damaged file.
             raise InputError(
                 f"{str(file)!r} is not the reference of a run: {type(error).__name__}: {error}. "
                 "Run exporter again, or verify against the Keras model."
             ) from error
-        return cls(probes, predictions, tolerances, tasks)
+        return cls(probes, predictions, tolerances, tasks, recorded)
 
     def verify(self, artifact: Artifact, folder: Path) -> ConversionVerdict:
         """Runs an artifact in all its backends, and compares it with the stored predictions.
@@ -135,5 +153,12 @@ class Reference:
         if rule is None:
             parity = compare(execution, self.tolerances, self.tasks)
             return ConversionVerdict(parity, None, {}, stored=True)
-        quality = judge_quality(execution, rule, self.tasks)
+        shipped, first = outputs[fmt.backends[0]], self.probes[0].name
+        excesses = {}
+        for output, recorded in self.recorded.get(recorded_name(artifact), {}).items():
+            values, expected = shipped[first].get(output), self.predictions[first][output]
+            if values is not None and values.shape == expected.shape:
+                count = len(recorded)
+                excesses[output] = excess_over(recorded, values[:count], expected[:count])
+        quality = judge_quality(execution, rule, self.tasks, excesses)
         return ConversionVerdict(None, None, {}, quality, stored=True)

@@ -67,6 +67,16 @@ CHANNEL_ALLOWED_DB, CHANNEL_ALLOWED_DEVIATIONS = 3.0, 5.0
 """What noise may exceed the mean of the draws by: decibels, and standard deviations of a draw."""
 
 
+KEPT_DB, KEPT_CHANNEL_DB = 1.0, 3.0
+"""By what noise may exceed that of the same artifact, for another processor's rounding."""
+
+
+def excess_over(recorded: Array, values: Array, expected: Array) -> Excess:
+    """Compares the noise of an output with what the same artifact had when it was accepted."""
+    drawn = _noise_by_channel(recorded, expected)
+    return _excess(values, expected, drawn[None], (KEPT_DB, KEPT_CHANNEL_DB))
+
+
 def rounding_probe(network: Network, dataset: Dataset, first: Probe, calibration: int) -> Probe:
     """Returns the probe on which rounding is all that quantization does.
 
@@ -158,21 +168,31 @@ def _draw_here(job: dict[str, Any]) -> None:
     np.savez(folder / _DRAWN, **{name: np.stack(parts) for name, parts in noise.items()})  # type: ignore[arg-type]
 
 
-def _excess(values: Array, expected: Array, drawn: Array) -> Excess:
-    """Compares the noise of an output with that of the draws, of draws x channels."""
+def _excess(
+    values: Array, expected: Array, drawn: Array, limits: tuple[float, float] | None = None
+) -> Excess:
+    """Compares the noise of an output with that of the draws, of draws x channels.
+
+    Limits for all elements and for a channel are those by chance, unless they are given.
+    """
     signal = float(np.sum(np.square(expected, dtype=np.float64))) or 1.0
     noise = _noise_by_channel(values, expected)
     floor = NEGLIGIBLE * signal / noise.size
     noise, drawn = noise + floor, drawn + floor
     rounding = drawn.mean(axis=0)
-    spread = 10 * np.log10(drawn.sum(axis=1)).std(ddof=1)
-    channel_spread = 10 * np.log10(drawn).std(axis=0, ddof=1).mean()
+    if limits is None:
+        spread = 10 * np.log10(drawn.sum(axis=1)).std(ddof=1)
+        channel_spread = 10 * np.log10(drawn).std(axis=0, ddof=1).mean()
+        limits = (
+            ALLOWED_DB + ALLOWED_DEVIATIONS * float(spread),
+            CHANNEL_ALLOWED_DB + CHANNEL_ALLOWED_DEVIATIONS * float(channel_spread),
+        )
     return Excess(
         expected_snr_db=decibels(signal / rounding.sum()),
         total=decibels(noise.sum() / rounding.sum()),
         channel=decibels(float((noise / rounding).max())),
-        limit=ALLOWED_DB + ALLOWED_DEVIATIONS * float(spread),
-        channel_limit=CHANNEL_ALLOWED_DB + CHANNEL_ALLOWED_DEVIATIONS * float(channel_spread),
+        limit=limits[0],
+        channel_limit=limits[1],
     )
 
 

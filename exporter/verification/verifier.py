@@ -15,7 +15,7 @@ from exporter.verification.compression import output_tasks
 from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, make_probes, predict
 from exporter.verification.quality import judge_quality
-from exporter.verification.reference import Reference
+from exporter.verification.reference import Reference, recorded_name
 from exporter.verification.rounding import (
     MOST_MACS,
     MOST_SAMPLES,
@@ -78,6 +78,7 @@ class Verifier:
         self.baseline = predict(baseline.runner(), first) if baseline else expected
         self.tasks = output_tasks(expected, dataset.tasks)
         self._exact: Predictions | None = None
+        self._recorded: dict[str, dict[str, Array]] = {}
         self._rounding_probe = rounding_probe(network, dataset, first, calibration)
 
     @cached_property
@@ -116,6 +117,7 @@ class Verifier:
         if variant.rule is None:
             parity = compare(execution, self._tolerances(), self.tasks)
             return ConversionVerdict(parity, structure, standings)
+        self._recorded[recorded_name(artifact)] = outputs[shipped][self.probes[0].name]
         quality = judge_quality(execution, variant.rule, self.tasks, excesses)
         return ConversionVerdict(None, structure, standings, quality)
 
@@ -159,7 +161,8 @@ class Verifier:
             exact: Whether an artifact is not quantized, and needs tolerances.
         """
         tolerances = self._tolerances() if exact else {}
-        return Reference(self.probes, self.reference, tolerances, self.tasks).thinned()
+        found = (self.probes, self.reference, tolerances, self.tasks, self._recorded)
+        return Reference(*found).thinned()
 
     def _tolerances(self) -> Tolerances:
         if self._atol is not None or self._rtol is not None:

@@ -1,5 +1,7 @@
 """The stored proof of a run, without the model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,21 @@ def test_arrays_alone_are_no_reference(tmp_path):
     np.savez(tmp_path / "reference.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="is not the reference"):
         Reference.load(tmp_path / "reference.npz")
+
+
+def test_outputs_of_quantized_artifacts_are_recorded(network, reference, tmp_path):
+    fmt, path = FORMATS["onnx"], tmp_path / "model.onnx"
+    fmt.export(network, path, ExportOptions("dynamic"))
+    artifact, folder = describe(fmt, "dynamic", path, network), tmp_path / "scratch"
+    folder.mkdir()
+    (probe,) = reference.probes
+    outputs = fmt.load(path, "cpu")(probe.inputs)
+    recorded = replace(reference, recorded={"onnx dynamic": outputs})
+    recorded.save(tmp_path / "reference.npz")
+    back = Reference.load(tmp_path / "reference.npz")
+    (output,) = back.verify(artifact, folder).quality.outputs
+    assert output.excess.passed
+    fmt.rewrite_kernels(path, tmp_path / "other.onnx", lambda _, array: array // 2 * 2)
+    other = replace(artifact, path=tmp_path / "other.onnx")
+    (output,) = back.verify(other, folder).quality.outputs
+    assert not output.excess.passed

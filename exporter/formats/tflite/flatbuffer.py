@@ -131,7 +131,7 @@ def rewrite_kernels(content: bytes, change: KernelChange) -> bytes:
         if number in done or not known or not buffer.DataLength():
             continue
         done.add(number)
-        stored, name = buffer.DataAsNumpy(), tensor.Name().decode()
+        stored, name = buffer.DataAsNumpy(), (tensor.Name() or b"").decode()
         if kind == "int4":  # The first of two elements is in the lower half of a byte.
             halves = np.stack([stored << 4, stored], axis=-1).view(np.int8) >> 4
             low, high = change(name, halves.ravel()).reshape(-1, 2).T
