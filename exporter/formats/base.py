@@ -246,6 +246,17 @@ class Format(ABC):
         """
         raise ConversionError(f"Format {self.name!r} has no flatbuffer. Received: {str(path)!r}.")
 
+    def activations(self, path: Path, inputs: Tensors) -> "dict[str, NDArray[Any]]":
+        """Predicts samples, and returns the real values of all tensors that operators compute.
+
+        Raises:
+            ConversionError: If the runtime does not show them.
+        """
+        del inputs
+        raise ConversionError(
+            f"Runtimes of format {self.name!r} do not show activations. Received: {str(path)!r}."
+        )
+
     def rewrite_kernels(self, path: Path, target: Path, change: "KernelChange") -> None:
         """Writes a copy of a quantized artifact in which ``change`` has given kernels new elements.
 

@@ -430,6 +430,12 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
                 f"({_excess_text(output.excess)}): the file is damaged, its runtime computes "
                 "something else than the model, or it was calibrated on other data."
             )
+    if (departure := conversion.departure) is not None:
+        before = "" if departure.agrees is None else f" Layer {departure.agrees} still agrees."
+        yield (
+            f"{name}: departs at layer {departure.layer}, where the SNR is "
+            f"{departure.snr_db:.1f} dB [{departure.expected_snr_db:.0f}].{before}"
+        )
     judged = conversion.parity or conversion.quality
     for fault in judged.faults if judged else ():
         also = ", as the compressed model's own output is, or nearly" if fault.in_reference else ""

@@ -149,6 +149,7 @@ def verdict_dict(verdict: ConversionVerdict) -> dict[str, Any]:
         "parity": _judged(verdict.parity, "passed"),
         "quality": _judged(verdict.quality, "passed"),
         "structure": _judged(verdict.structure, "passed"),
+        "departure": plain(verdict.departure),
     }
 
 

@@ -157,7 +157,7 @@ def _draw_here(job: dict[str, Any]) -> None:
     own = outputs_of(source, inputs)
     noise: dict[str, list[Array]] = {output: [] for output in own}
     for number in range(DRAWS):
-        path, change = folder / f"{number}-{source.name}", _RoundedAnew(rng)
+        path, change = folder / f"{number}-{source.name}", RoundedAnew(rng)
         fmt.rewrite_kernels(source, path, change)
         moved = inputs
         if change.kernels:  # Otherwise all kernels were left in float, and compute in it.
@@ -203,7 +203,7 @@ def _noise_by_channel(values: Array, expected: Array) -> Array:
     return np.reshape(channels, -1)
 
 
-class _RoundedAnew:
+class RoundedAnew:
     """Moves the elements of kernels by rounding errors, and counts the kernels."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -211,6 +211,7 @@ class _RoundedAnew:
         self._rng = rng
 
     def __call__(self, name: str, array: Array) -> Array:
+        """Returns an array that rounding could have made as well."""
         del name
         self.kernels += 1
         uniform = self._rng.random(array.shape)

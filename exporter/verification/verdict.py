@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from exporter.data.metrics import Metric
+from exporter.verification.departure import Departure
 from exporter.verification.parity import Parity
 from exporter.verification.quality import Quality
 from exporter.verification.structure import StructureProof
@@ -36,6 +37,8 @@ class ConversionVerdict:
         quality: Comparison of a quantized artifact; None for others and if it did not run.
         error: Why it was not compared: it is of another model or another file, did not run, or
             could not be parsed.
+        departure: The layer at which an artifact that does not pass departs from the model; None if
+            none was found, or the runtime does not show what its operators compute.
         stored: Whether it was held against the stored predictions of a run, without the model, so
             that its structure is not looked at.
     """
@@ -45,6 +48,7 @@ class ConversionVerdict:
     standings: dict[str, Standing]
     quality: Quality | None = None
     error: str | None = None
+    departure: Departure | None = None
     stored: bool = False
 
     @property

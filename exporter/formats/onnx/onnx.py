@@ -18,7 +18,7 @@ from exporter.formats.base import (
     to_real,
     to_stored,
 )
-from exporter.formats.batches import batch_of, batched
+from exporter.formats.batches import batch_of, batched, whole_batches
 from exporter.formats.onnx.converter import build
 from exporter.formats.onnx.integers import interface_quantization
 from exporter.formats.onnx.quantization import VARIANTS, as_variant
@@ -128,6 +128,30 @@ class Onnx(OnnxRuntimeFormat):
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the graph; see the base class."""
         path.write_bytes(convert(network, options))
+
+    def activations(self, path: Path, inputs: Tensors) -> "dict[str, NDArray[Any]]":
+        """Has the graph give all that its nodes compute, and does not optimize it."""
+        import numpy as np
+        import onnx
+        import onnxruntime
+
+        model, runner = onnx.load(path), OnnxRunner(path, None)
+        given = {value.name for value in model.graph.output}
+        computed = [name for node in model.graph.node for name in node.output if name]
+        model.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in computed if name not in given
+        )
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        found: dict[str, list[Any]] = {}
+        for part in whole_batches(inputs, batch_of(runner.inputs)):
+            values = session.run(computed, to_stored(part, runner.inputs))
+            for name, array in zip(computed, values, strict=True):
+                found.setdefault(name, []).append(array)
+        return {name: np.concatenate(parts) for name, parts in found.items() if parts[0].ndim}
 
     def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
         """Changes the initializers; see the base class."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, KernelChange, Runner, StoredTensor
@@ -20,9 +21,12 @@ from exporter.formats.tflite.flatbuffer import (
 )
 from exporter.formats.tflite.micro import MICRO_VARIANTS, MicroRunner, adapted, measure_arena
 from exporter.formats.tflite.quantization import VARIANTS
-from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner
+from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner, activations
 from exporter.graph.network import Network
-from exporter.graph.signature import Interface, TensorInfo
+from exporter.graph.signature import Interface, TensorInfo, Tensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 HEADER = "model_data.h"
 SOURCE = "model_data.cc"
@@ -100,6 +104,10 @@ class CSource(Format):
     def flatbuffer(self, path: Path) -> bytes:
         """Reads the array back."""
         return _content(path)
+
+    def activations(self, path: Path, inputs: Tensors) -> "dict[str, NDArray[Any]]":
+        """Runs LiteRT's kernels without XNNPACK; see the base class."""
+        return activations(_content(path), inputs)
 
     def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
         """Changes the array; see the base class."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.formats.base import to_real, to_stored
+from exporter.formats.batches import whole_batches
 from exporter.graph.signature import Quantization, TensorInfo, Tensors
 
 XNNPACK = "xnnpack"
@@ -79,6 +80,26 @@ class LiteRTRunner:
             interpreter.set_tensor(details[name]["index"], array)
         run: Callable[[], object] = interpreter.invoke
         return run
+
+
+def activations(content: bytes, inputs: Tensors) -> dict[str, Any]:
+    """Predicts samples, and returns the real values of all tensors that operators compute."""
+    import numpy as np
+
+    interpreter = observable(content)
+    run = interpreter.get_signature_runner("serving_default")
+    given = run.get_input_details()
+    fixed = next((n for d in given.values() if (n := d["shape_signature"][0]) > 0), None)
+    computed = {index for each in interpreter._get_ops_details() for index in each["outputs"]}
+    found: dict[str, list[Any]] = {}
+    for part in whole_batches(inputs, fixed):
+        run(**to_stored(part, _infos(given)))
+        for detail in interpreter.get_tensor_details():
+            if detail["index"] in computed:
+                values = {"": interpreter.get_tensor(detail["index"])}
+                name = f"{detail['name']} {detail['index']}"
+                found.setdefault(name, []).append(to_real(values, _infos({"": detail}))[""])
+    return {name: np.concatenate(parts) for name, parts in found.items() if parts[0].ndim}
 
 
 def sums_integers(interpreter: Any) -> bool:

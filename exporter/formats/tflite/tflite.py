@@ -1,6 +1,7 @@
 """The TensorFlow Lite (LiteRT) format, for Android, iOS and small boards."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from exporter.formats.base import ExportOptions, Format, KernelChange, Runner, StoredTensor
 from exporter.formats.batches import batch_of, batched
@@ -13,10 +14,13 @@ from exporter.formats.tflite.flatbuffer import (
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.micro import MICRO_VARIANTS
 from exporter.formats.tflite.quantization import VARIANTS
-from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner
+from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner, activations
 from exporter.graph.network import Network
-from exporter.graph.signature import Interface
+from exporter.graph.signature import Interface, Tensors
 from exporter.options.groups import TARGET_NAMES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class TFLite(Format):
@@ -54,6 +58,10 @@ class TFLite(Format):
     def flatbuffer(self, path: Path) -> bytes:
         """Returns the content of the file."""
         return path.read_bytes()
+
+    def activations(self, path: Path, inputs: Tensors) -> "dict[str, NDArray[Any]]":
+        """Runs LiteRT's kernels without XNNPACK; see the base class."""
+        return activations(path.read_bytes(), inputs)
 
     def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
         """Changes the flatbuffer; see the base class."""
