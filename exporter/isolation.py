@@ -27,11 +27,12 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from exporter.disk import scratch_folder
 
 _FORKS = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
@@ -53,8 +54,8 @@ def call_in_child(target: str, job: Mapping[str, Any], imports: tuple[str, ...] 
     Raises:
         ChildError: If the function raised, or the process died.
     """
-    with tempfile.TemporaryDirectory(prefix="exporter-") as name:
-        folder = Path(name)
+    with scratch_folder() as name:
+        folder = name
         request = {"target": target, "job": job, "imports": imports, "cwd": str(Path.cwd())}
         (folder / "request").write_text(json.dumps(request))
         noise, answer_file = folder / "noise", folder / "answer"

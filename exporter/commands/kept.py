@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from exporter.disk import scratch_folder
 from exporter.formats.base import measure
 from exporter.output import CACHE
 
@@ -34,8 +34,8 @@ def keep(key: str, path: Path) -> None:
     """
     with suppress(OSError):
         _FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_FOLDER) as scratch:
-            copy = Path(scratch) / "copy"
+        with scratch_folder(_FOLDER) as scratch:
+            copy = scratch / "copy"
             _copy(path, copy)
             copy.rename(_FOLDER / key)  # At once: nobody sees a part of it.
         _forget()

@@ -1,7 +1,6 @@
 """The run: Recipe, data, baseline, low rank, training, formats, verification, benchmark, report."""
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Array
 from exporter.data.metrics import loss_of
+from exporter.disk import scratch_folder
 from exporter.errors import ConversionError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
@@ -71,14 +71,16 @@ def run(
     strategy = strategy_for(recipe.tuning.distribute)
     if not is_chief(strategy):
         raise RecipeError("Only the first worker of a cluster writes; the others call run_worker.")
-    job = prepare(recipe, model, dataset, loss)
+    job = prepare(recipe, model, dataset, loss, progress=progress)
     with (
-        staged_output(job.output, job.entries, force=recipe.export.force) as staging,
-        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+        staged_output(
+            job.output, job.entries, force=recipe.export.force, progress=progress
+        ) as staging,
+        scratch_folder() as scratch,
     ):
         weights = compute_weights(job, strategy, progress)
         weights.save(staging)
-        exports = _Exports(job, weights, staging, Path(scratch))
+        exports = _Exports(job, weights, staging, scratch)
         artifacts = []
         with progress.track("Exporting and verifying", len(recipe.artifacts)) as advance:
             for number, (name, variant) in enumerate(recipe.artifacts):

@@ -1,6 +1,5 @@
 """``verify``: holds an artifact against the model that it was made from."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from exporter.commands.prepare import load
 from exporter.data import Dataset
 from exporter.data.tasks import shape_text
 from exporter.datasets import NO_DATA
+from exporter.disk import scratch_folder
 from exporter.errors import InputError
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, Format, describe, measure
@@ -18,7 +18,7 @@ from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo
 from exporter.lowrank.engine import Compressed
 from exporter.options.scale import AUTO, Scale
-from exporter.output import MANIFEST, REFERENCE_FILE
+from exporter.output import MANIFEST, REFERENCE_FILE, finish_publication
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import read_manifest
@@ -94,6 +94,7 @@ def verify_stored(
         InputError: If there is no manifest or reference of a run, or no accepted artifact in it.
     """
     file = Path(manifest) if manifest else Path(path) / MANIFEST
+    finish_publication(file.parent, progress)
     found = read_manifest(file)
     reference_file = file.parent / REFERENCE_FILE
     hashes = {entry.get("path"): entry.get("sha256") for entry in found["files"]}
@@ -115,11 +116,11 @@ def verify_stored(
     reports = []
     with (
         (progress or Silent()).track("Verifying", len(artifacts)) as advance,
-        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+        scratch_folder() as scratch,
     ):
         for number, artifact in enumerate(artifacts):
             advance(number, artifact.path.name)
-            verdict = _judged(artifact, reference, Path(scratch), whole=whole)
+            verdict = _judged(artifact, reference, scratch, whole=whole)
             reports.append(
                 ArtifactReport(
                     artifact.format, artifact.variant, artifact, verdict, accepted=verdict.passed
@@ -167,11 +168,11 @@ def _verify(
     if foreign := _foreign(found, compressed.network.signature.interface(None)):
         return ConversionVerdict(None, None, {}, error=foreign)
     limits = recipe.verification
-    with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
+    with scratch_folder() as scratch:
         verifier = Verifier(
             compressed,
             dataset,
-            folder=Path(scratch),
+            folder=scratch,
             atol=limits.atol,
             rtol=limits.rtol,
             seed=recipe.source.seed,

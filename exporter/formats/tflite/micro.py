@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from exporter.disk import scratch_folder
 from exporter.errors import ConversionError
 from exporter.formats.base import to_real, to_stored
 from exporter.formats.flatbuffers import ALIGNMENT
@@ -82,8 +83,8 @@ def measure_arena(content: bytes) -> int:
     Raises:
         ConversionError: If TFLite Micro cannot run it; the message names an operator that it lacks.
     """
-    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-        file = Path(folder) / "model.tflite"
+    with scratch_folder() as folder:
+        file = folder / "model.tflite"
         file.write_bytes(content)
         try:
             # In a child, for a model that TFLite Micro cannot run may crash it.
