@@ -22,7 +22,7 @@ def fetch(key: str, path: Path) -> bool:
         os.utime(kept)
         _copy(kept, path)
     except OSError:  # Removed by another run, or never there.
-        _remove(path)
+        discard(path)
         return False
     return True
 
@@ -46,7 +46,7 @@ def _forget() -> None:
     for kept in sorted(_FOLDER.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True):
         total += measure(kept)[0]
         if total > KEPT_BYTES:
-            _remove(kept)
+            discard(kept)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -56,7 +56,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _remove(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Removes a file or folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -78,6 +78,7 @@ def manifest_schema() -> dict[str, Any]:
 def report_dict(report: Report) -> dict[str, Any]:
     """Returns the report as values that JSON knows."""
     return {
+        "partial": report.partial,
         "passed": report.passed,
         "warnings": list(report.warnings),
         "exit_code": report.exit_code,
