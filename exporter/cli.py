@@ -19,6 +19,7 @@ from exporter.datasets import NO_DATA
 from exporter.disk import disk_error, remove_abandoned, temporary
 from exporter.errors import ExporterError, RecipeError, Terminated
 from exporter.formats import FORMATS
+from exporter.isolation import check_limits
 from exporter.options.groups import ALL
 from exporter.recipe import Recipe
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="plain")
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
+        check_limits()
     except ExporterError as error:
         return _fail(error)
     _handle_signals()

@@ -88,7 +88,14 @@ def measure_arena(content: bytes) -> int:
         file.write_bytes(content)
         try:
             # In a child, for a model that TFLite Micro cannot run may crash it.
-            answer = call_in_child(f"{__name__}:_measure_here", {"path": str(file)})
+            size = len(content)
+            answer = call_in_child(
+                # It is run for each arena that is tried, some twenty.
+                f"{__name__}:_measure_here",
+                {"path": str(file)},
+                work=2e4 * size,
+                data=size,
+            )
         except ChildError as error:
             raise ConversionError(f"TFLite Micro cannot run the model: {error}") from error
     if isinstance(answer, int):
