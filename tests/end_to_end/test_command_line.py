@@ -1,6 +1,7 @@
 """Whole runs of the command line, as processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -373,3 +374,37 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(outcomes, workplace):
     assert "Nothing that was there has been changed" in done.stderr
     names = {path.name for path in (workplace / "as_it_was").iterdir()}
     assert {path.name for path in (workplace / "former").iterdir()} == names
+
+
+def _can_mount():
+    done = subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True)
+    return done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux" or not _can_mount(), reason="a small disk cannot be mounted here"
+)
+@pytest.mark.parametrize(
+    ("place", "size"), [("output", 60), ("temporary", 40), ("artifacts/cache", 8)]
+)
+def test_small_disk_is_named_with_its_bytes(workplace, tmp_path, place, size):
+    for name in ("output", "temporary", "artifacts/cache"):
+        (tmp_path / name).mkdir(parents=True)
+    arguments = [
+        str(workplace / "small.keras"), f"--data={workplace / 'good.npz'}", "--rank=2",
+        "--finetune=1", "--output=output/run", "--format=tflite,saved_model",
+    ]  # fmt: skip
+    mount = f'mount -t tmpfs -o size={size}k none {place} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", *command(*arguments)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    error = done.stderr[done.stderr.index("exporter: error: ") :]
+    assert place in error
+    assert f"of {size * 1024:,} bytes free" in error
+    assert not (tmp_path / "output" / "run").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
