@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.arguments import given, parse
 from exporter.datasets import NO_DATA
-from exporter.disk import disk_error, remove_abandoned, temporary
+from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
 from exporter.errors import ExporterError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.isolation import check_limits
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _library_output(shown=options.verbose):
         try:
             # Keras prints when it downloads; standard output is for the report.
-            with redirect_stdout(sys.stderr if options.verbose else io.StringIO()):
+            shown = sys.stderr if options.verbose else io.StringIO()
+            with redirect_stdout(shown), _temporary_files():
                 outcome = _VERBS[options.verb](given(options), _progress(options))
             _print(outcome, options)
             return outcome.exit_code
@@ -83,6 +85,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Terminated):
             print("exporter: interrupted, nothing was written", file=sys.stderr)
             return EXIT_INTERRUPTED
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Has libraries make their temporary files in a folder that the next run removes, if need be.
+
+    The environment stays as it is, for children are started anew when it changes.
+    """
+    former = tempfile.tempdir
+    with scratch_folder() as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = former
 
 
 def _handle_signals() -> None:
