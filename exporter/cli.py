@@ -8,16 +8,19 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporter.arguments import given, parse
 from exporter.datasets import NO_DATA
-from exporter.errors import ExporterError, RecipeError
+from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
+from exporter.errors import ExporterError, RecipeError, Terminated
 from exporter.formats import FORMATS
+from exporter.isolation import check_limits
 from exporter.options.groups import ALL
 from exporter.recipe import Recipe
 
@@ -59,24 +62,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="plain")
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
+        check_limits()
     except ExporterError as error:
         return _fail(error)
-    # Whoever stops a service sends SIGTERM; it must clean up like Ctrl-C (which may be ignored).
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    _handle_signals()
+    remove_abandoned(temporary())
     with _library_output(shown=options.verbose):
         try:
             # Keras prints when it downloads; standard output is for the report.
-            with redirect_stdout(sys.stderr if options.verbose else io.StringIO()):
+            shown = sys.stderr if options.verbose else io.StringIO()
+            with redirect_stdout(shown), _temporary_files():
                 outcome = _VERBS[options.verb](given(options), _progress(options))
             _print(outcome, options)
             return outcome.exit_code
         except ExporterError as error:
-            return _fail(error)
-        except KeyboardInterrupt:
+            return _fail(disk_error(error) or error)
+        except OSError as error:
+            full = disk_error(error)
+            if full is None:
+                raise
+            return _fail(full)
+        except (KeyboardInterrupt, Terminated):
             print("exporter: interrupted, nothing was written", file=sys.stderr)
             return EXIT_INTERRUPTED
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Has libraries make their temporary files in a folder that the next run removes, if need be.
+
+    The environment stays as it is, for children are started anew when it changes.
+    """
+    former = tempfile.tempdir
+    with scratch_folder() as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = former
+
+
+def _handle_signals() -> None:
+    # Whoever stops a service sends SIGTERM; it must clean up like Ctrl-C (which may be ignored).
+    signal.signal(signal.SIGTERM, _terminate)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)  # nohup ignores it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _open_streams() -> None:
@@ -90,9 +122,29 @@ def _open_streams() -> None:
 
 
 def _interrupt(*_: Any) -> None:
+    _expect_complaints()
+    raise KeyboardInterrupt
+
+
+def _terminate(*_: Any) -> None:
+    _expect_complaints()
+    raise Terminated
+
+
+def _hang_up(*_: Any) -> None:
+    for stream in (sys.__stdout__, sys.__stderr__, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # No file, or none any more.
+            number = stream.fileno()  # type: ignore[union-attr]
+            try:
+                os.write(number, b"")
+            except OSError:  # The terminal is gone, and every write to it an error.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    _terminate()
+
+
+def _expect_complaints() -> None:
     # Objects of libraries that are not finished yet complain as they are deleted.
     sys.unraisablehook = lambda _: None
-    raise KeyboardInterrupt
 
 
 def _fail(error: ExporterError) -> int:

@@ -8,6 +8,7 @@
     │   ├── ModelError                           the model cannot be read or handled
     │   ├── DataError                            the data cannot be read or do not fit the model
     │   └── OutputError                          the output folder cannot be written
+    │       └── DiskError                        a disk is full
     ├── ConversionError                  3       a converter failed on this model
     └── ClusterError                     4       a worker was lost; the run can be resumed
 
@@ -58,6 +59,10 @@ class OutputError(InputError):
     """The output folder cannot be written, or holds files that must not be lost."""
 
 
+class DiskError(OutputError):
+    """A disk is full: that of the output, of the cache or of temporary files."""
+
+
 class ConversionError(ExporterError):
     """A converter failed on this model."""
 
@@ -68,6 +73,13 @@ class ClusterError(ExporterError):
     """A worker of a cluster was lost; the run can be resumed from its checkpoint."""
 
     exit_code = 4
+
+
+class Terminated(BaseException):
+    """The process was told to end, by SIGTERM or SIGHUP; raised by the command line alone.
+
+    It is no ``KeyboardInterrupt``, which fine-tuning takes for the wish to go on with the best.
+    """
 
 
 def brief(error: BaseException, limit: int = 300) -> str:

@@ -4,13 +4,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.errors import OutputError
+from exporter.disk import (
+    disk_error,
+    folders_named,
+    owned,
+    remove_abandoned,
+    sync,
+    temporary,
+)
+from exporter.errors import DiskError, OutputError
 from exporter.options.groups import FLOAT32
+from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.formats.base import Format
@@ -30,48 +39,66 @@ CURVES_FILE = "training.png"
 COSTS_FILE = "costs.json"
 REFERENCE_FILE = "reference.npz"
 
+_STAGING = ".staging-"
+_JOURNAL = ".journal"
+_FORMER = ".former"
+
 
 @contextmanager
-def staged_output(target: Path, entries: Sequence[str], *, force: bool) -> Iterator[Path]:
+def staged_output(
+    target: Path, entries: Sequence[str], *, force: bool, progress: Progress | None = None
+) -> Iterator[Path]:
     """Yields an empty folder, whose content is moved to ``target`` when the block ends.
 
     Each entry is moved by one rename, the manifest last. If the block raises, or is interrupted,
-    ``target`` stays as it was. Only ``entries`` and the entries in the manifest of a former run are
-    replaced; other files in the folder are never touched.
+    ``target`` stays as it was. If the process dies while entries are moved, the next run into the
+    folder, or ``finish_publication``, moves the rest. Only ``entries`` and the entries in the
+    manifest of a former run are replaced; other files in the folder are never touched. No other
+    run can write to the folder meanwhile.
 
     Args:
         target: The output folder, which need not exist.
         entries: Names that may be written.
         force: Whether existing entries may be replaced.
+        progress: Is told of an interrupted publication that was finished.
 
     Raises:
-        OutputError: If the target cannot be written, or holds a former run or an entry and
-            ``force`` is False.
+        OutputError: If the target cannot be written, another run writes to it, or it holds a former
+            run or an entry and ``force`` is False.
     """
-    former = check_output(target, entries, force=force)
+    check_output(target, entries, force=force, progress=progress)
+    for parent in (temporary(), CACHE, *CACHE.glob("*/")):
+        remove_abandoned(parent)
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
-    staging: Path | None = None
     try:
         target.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=target))
-        yield staging
-        _publish(staging, target, former)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise OutputError(
-            f"The run into {str(target)!r} failed: {error.strerror or error}{where}. Nothing that "
-            "was there has been changed."
+        with _alone_in(target) as alone:
+            try:
+                _tidy(target, alone, progress)
+                former = _replaced(target, entries, force=force)
+                yield from _staged(target, former)
+            finally:
+                for folder in created:  # From the innermost out; those that hold something stay.
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
+    except Exception as error:
+        full = disk_error(error, target, CACHE)
+        if full is None and not isinstance(error, OSError):
+            raise
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        reason = f"{full}" if full else f"{getattr(error, 'strerror', '') or error}{where}."
+        raise (DiskError if full else OutputError)(
+            f"The run into {str(target)!r} failed: {reason} Nothing that was there has been "
+            "changed."
         ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        for folder in created:  # From the innermost out; those that hold something stay.
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
 
 
-def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[str]:
-    """Checks a target as ``staged_output`` does; changes nothing.
+def check_output(
+    target: Path, entries: Sequence[str], *, force: bool, progress: Progress | None = None
+) -> list[str]:
+    """Checks a target as ``staged_output`` does.
+
+    Changes nothing, but for what runs that were killed have left.
 
     Returns:
         The names in the target that would be replaced.
@@ -88,6 +115,72 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
         raise OutputError(
             f"The output folder {str(target)!r} cannot be written: no permission in {existing}."
         )
+    if existing != target:
+        return []
+    with _alone_in(target) as alone:
+        _tidy(target, alone, progress)
+    return _replaced(target, entries, force=force)
+
+
+def finish_publication(target: Path, progress: Progress | None = None) -> None:
+    """Finishes what a run was publishing when it was killed, if there is any such thing.
+
+    Raises:
+        OutputError: If that cannot be done.
+    """
+    if not _journals(target):
+        return
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"A run was killed while it moved its files into {str(target)!r}, which cannot be "
+            "written, so that this cannot be finished. Let the folder be written, or run again."
+        )
+    with _alone_in(target) as alone:
+        _tidy(target, alone, progress)
+
+
+@contextmanager
+def _alone_in(target: Path) -> Iterator[bool]:
+    """Keeps other runs out of a folder; yields whether that is possible."""
+    with ExitStack() as stack:
+        try:
+            alone = stack.enter_context(owned(target))
+        except BlockingIOError as error:
+            raise OutputError(
+                f"Another run is writing to the output folder {str(target)!r}. Wait for it to end, "
+                "or give another folder by --output."
+            ) from error
+        yield alone
+
+
+def _journals(target: Path) -> list[Path]:
+    folders = folders_named(target, _STAGING)
+    return [folder for folder in folders if (folder / _JOURNAL).exists()]
+
+
+def _tidy(target: Path, alone: bool, progress: Progress | None) -> None:
+    """Finishes the publication of a run that was killed, and removes what such runs left."""
+    for staging in _journals(target):
+        try:
+            journal = json.loads((staging / _JOURNAL).read_text())
+            for source, destination in _moves(staging, target, _names(journal["former"])):
+                source.rename(destination)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"A run was killed while it moved its files into {str(target)!r}, and the rest in "
+                f"{str(staging)!r} cannot be moved: {error}. Move or remove that folder."
+            ) from error
+        shutil.rmtree(staging, ignore_errors=True)
+        if progress is not None:
+            progress.note(
+                f"A run was killed while it moved its files into {target}: the move is finished now"
+            )
+    for staging in folders_named(target, _STAGING) if alone else ():
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replaced(target: Path, entries: Sequence[str], *, force: bool) -> list[str]:
+    """Returns the names that would be replaced; raises OutputError if they may not be."""
     former = _entries_of(target / MANIFEST)
     present = [name for name in dict.fromkeys([*former, *entries]) if (target / name).exists()]
     if present and not force:
@@ -102,22 +195,43 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
 def _entries_of(manifest: Path) -> list[str]:
     """Returns the names that a former run wrote; none if the file is no manifest."""
     try:
-        entries = list(json.loads(manifest.read_text())["entries"])
+        return _names(json.loads(manifest.read_text())["entries"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _names(entries: Iterable[object]) -> list[str]:
     # Names alone: a manifest must not lead out of its folder.
     return [e for e in entries if isinstance(e, str) and e not in {"", ".."} and Path(e).name == e]
 
 
+def _staged(target: Path, former: Sequence[str]) -> Iterator[Path]:
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=target))
+    journal = staging / _JOURNAL
+    try:
+        yield staging
+        _publish(staging, target, former)
+        journal.unlink()
+    finally:
+        # With a journal, it holds what a later run must put in place.
+        if not journal.exists():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
 def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
-    # The manifest comes last, because a folder with a manifest is a complete run.
-    entries = sorted((e.name for e in staging.iterdir()), key=lambda name: (name == MANIFEST, name))
-    aside = Path(tempfile.mkdtemp(prefix=".former-", dir=target))
-    moves = [(target / name, aside / name) for name in former if (target / name).exists()]
-    moves += [(staging / name, target / name) for name in entries]
+    """Moves former entries out and new ones in, or leaves all as it was.
+
+    The journal is what makes it happen: from then on, whoever comes later finishes the moves.
+    """
+    (staging / _FORMER).mkdir()
+    journal, unfinished = staging / _JOURNAL, staging / f"{_JOURNAL}-unfinished"
+    unfinished.write_text(json.dumps({"former": list(former)}))
+    sync(staging)
     moved: list[tuple[Path, Path]] = []
     try:
-        for source, destination in moves:
+        unfinished.replace(journal)
+        sync(journal)
+        for source, destination in _moves(staging, target, former):
             source.rename(destination)
             moved.append((source, destination))
     except BaseException as error:
@@ -127,11 +241,29 @@ def _publish(staging: Path, target: Path, former: Sequence[str]) -> None:
         except OSError:
             raise OutputError(
                 f"The run into {str(target)!r} failed, and what was there could not be put back. "
-                f"It is kept in {aside}."
+                f"It is kept in {staging / _FORMER}; the next run, or verify, puts the new files "
+                "in its place."
             ) from error
-        aside.rmdir()
+        journal.unlink(missing_ok=True)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _moves(staging: Path, target: Path, former: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Lists the moves of a publication that are still to be made.
+
+    A folder with a manifest is a complete run: the former one goes first, the new one comes last.
+    """
+    own = {_FORMER, _JOURNAL, f"{_JOURNAL}-unfinished"}
+    entries = {path.name for path in staging.iterdir()} - own
+    aside = staging / _FORMER
+    out = [
+        (target / name, aside / name)
+        for name in sorted(former, key=lambda name: (name != MANIFEST, name))
+        # What has been moved out may have been replaced already.
+        if os.path.lexists(target / name) and not os.path.lexists(aside / name)
+    ]
+    new = sorted(entries, key=lambda name: (name == MANIFEST, name))
+    return out + [(staging / name, target / name) for name in new]
 
 
 def artifact_name(fmt: "Format", variant: str = FLOAT32) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from exporter.errors import DiskError, RecipeError
 from exporter.formats import FORMATS
-from exporter.isolation import ChildError, call_in_child
+from exporter.isolation import ChildError, call_in_child, check_limits
 
 HELPERS = """
 import ctypes
@@ -87,6 +88,28 @@ def linger(job):
     with open(job, "w") as file:
         print(os.getppid(), os.getpid(), flush=True, file=file)
     time.sleep(60)
+
+
+def hang(job):
+    ctypes.PyDLL(None).pause()  # In native code, with Python's lock held.
+
+
+def allocate(job):
+    return len(bytearray(job))
+
+
+def allocate_natively(job):
+    libc.malloc.restype = ctypes.c_void_p
+    if not libc.malloc(ctypes.c_size_t(job)):
+        sys.exit("terminate called after throwing an instance of 'std::bad_alloc'")
+
+
+def path_of_modules(job):
+    return sys.path
+
+
+def fill(job):
+    raise OSError(28, "No space left on device", job)
 
 
 def standard_input(job):
@@ -337,3 +360,94 @@ def test_tensorflow_starts_no_thread_in_the_server_and_one_in_a_timed_job(
 ) -> None:
     fmt = FORMATS["saved_model"]
     assert call("threads", dict(fmt.thread_environment), fmt.imports) == [1, 1]
+
+
+@forks
+def test_parent_that_is_killed_at_any_moment_leaves_no_child(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from exporter.isolation import call_in_child\n"
+        "call_in_child('isolation_helpers:hang', None, ('numpy', 'xml.dom.minidom'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": call("variable", "PYTHONPATH")[0]}
+    for delay in (0.05, 0.1, 0.15, 0.2, 0.3, 0.6, 1.5):
+        with subprocess.Popen([sys.executable, "-P", "-c", code], env=environment) as parent:
+            time.sleep(delay)
+            parent.kill()
+        deadline = time.monotonic() + 5
+        while children_of(parent.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert children_of(parent.pid) == []
+
+
+def children_of(parent: int) -> list[int]:
+    """Lists the servers of a process and their jobs, whose command line names it."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().split(b"\0")
+        except OSError:  # It has ended.
+            continue
+        if words[2:5] == [b"-m", b"exporter.isolation", str(parent).encode()]:
+            found.append(int(file.parent.name))
+    return found
+
+
+def test_children_are_found_where_there_are_any(call: Callable[..., Any]) -> None:
+    assert call("server") in children_of(os.getpid()) or sys.platform != "linux"
+
+
+def test_job_that_hangs_ends_at_the_limit(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPORTER_CHILD_SECONDS", "1.5")
+    start = time.monotonic()
+    with pytest.raises(ChildError, match=r"did not end within 1\.5 s.*EXPORTER_CHILD_SECONDS"):
+        call("hang")
+    assert time.monotonic() - start < 10
+    assert _are_gone(*children_of(os.getpid()))
+    assert call("echo", 1) == {"seen": 1}
+
+
+@forks
+@pytest.mark.parametrize("name", ["allocate", "allocate_natively"])
+def test_job_that_needs_too_much_memory_ends_at_the_limit(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("EXPORTER_CHILD_MEMORY", "0.5")
+    with pytest.raises(ChildError, match=r"more than 0\.5 GB of memory.*EXPORTER_CHILD_MEMORY"):
+        call(name, 800_000_000)
+    assert call("allocate", 100_000_000) == 100_000_000
+
+
+@pytest.mark.parametrize("value", ["much", "0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("name", ["EXPORTER_CHILD_SECONDS", "EXPORTER_CHILD_MEMORY"])
+def test_limit_that_is_none_is_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=f"{name} must be a number above 0. Received: '{value}'"):
+        check_limits()
+
+
+@pytest.mark.parametrize("path", ["", ":{0}", "{0}:", "{0}::{0}"])
+def test_current_folder_is_not_on_the_path(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    own = call("variable", "PYTHONPATH")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "isolation_helpers.py").write_text("raise RuntimeError('planted')")
+    monkeypatch.setenv("PYTHONPATH", path.format(own))
+    job = {"what": "isolation_helpers:path_of_modules"}
+    if path:
+        found = call_in_child(job["what"], None)
+        assert not {"", ".", str(tmp_path)} & set(found)
+    else:
+        with pytest.raises(ChildError, match="ModuleNotFoundError"):
+            call_in_child(job["what"], None)
+
+
+def test_full_disk_of_a_job_is_that_of_the_caller(call: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"No space left.*bytes free"):
+        call("fill", str(tmp_path / "file"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from exporter.errors import OutputError
-from exporter.output import MANIFEST, check_output, staged_output
+from exporter.output import MANIFEST, check_output, finish_publication, staged_output
+from exporter.progress import Silent
 
 ENTRIES = ("model.tflite", "saved_model", "compressed.keras", MANIFEST, "rejected")
 
@@ -36,6 +38,18 @@ def write_run(folder: Path, mark: str) -> None:
 def publish(target: Path, mark: str, *, force: bool = False) -> None:
     with staged_output(target, ENTRIES, force=force) as staging:
         write_run(staging, mark)
+
+
+def is_whole(folder: Path, *marks: str) -> bool:
+    """Whether a folder holds the files of one of some runs, the user's, and nothing else."""
+    mark = json.loads((folder / MANIFEST).read_text())["mark"]
+    files = [folder / "model.tflite", folder / "saved_model" / "variables" / "data"]
+    names = {path.name for path in folder.iterdir()}
+    return (
+        mark in marks
+        and all(file.read_text().endswith(f" of {mark}") for file in files)
+        and names == {"model.tflite", "saved_model", MANIFEST, "notes.txt"}
+    )
 
 
 @pytest.fixture
@@ -312,12 +326,14 @@ def test_former_run_that_cannot_be_put_back_is_kept(
 ) -> None:
     failing_rename(5, 6)
 
-    with pytest.raises(OutputError, match=r"could not be put back.*kept in .*\.former-"):
+    with pytest.raises(OutputError, match=r"could not be put back.*kept in .*\.former"):
         publish(former, "new", force=True)
 
-    (aside,) = former.glob(".former-*")
+    (aside,) = former.glob(".staging-*/.former")
     assert (aside / "model.tflite").read_text() == "model of former"
     assert (aside / "saved_model" / "variables" / "data").read_text() == "variables of former"
+    finish_publication(former)
+    assert is_whole(former, "new")
 
 
 def test_manifest_is_moved_last(former: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,3 +379,148 @@ def test_full_disk_is_an_output_error_and_changes_nothing(former: Path) -> None:
     assert "File too large" in completed.stdout
     assert "Nothing that was there has been changed" in completed.stdout
     assert tree(former) == before
+
+
+_DIES = """
+import os, signal, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[3])
+from test_output import publish
+
+rename, left = Path.rename, int(sys.argv[2])
+
+
+def deadly(self, target):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+
+Path.rename = deadly
+publish(Path(sys.argv[1]), "new", force=True)
+"""
+
+
+def die_before(number: int, target: Path) -> None:
+    """Publishes in a process that is killed before a rename."""
+    command = [sys.executable, "-c", _DIES, str(target), str(number), str(Path(__file__).parent)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+
+# As many renames as there are, three out and three in; the commit is none of them.
+@pytest.mark.parametrize("number", range(6))
+def test_publication_that_was_killed_is_finished_by_the_next_check(
+    number: int, former: Path
+) -> None:
+    die_before(number, former)
+    if (former / MANIFEST).exists():
+        assert json.loads((former / MANIFEST).read_text())["mark"] == "former"
+        assert number == 0
+
+    with pytest.raises(OutputError, match="former run"):
+        check_output(former, ENTRIES, force=False)
+    assert is_whole(former, "new")
+
+
+def test_finished_publication_is_told(former: Path) -> None:
+    notes: list[str] = []
+
+    class Listener(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    die_before(3, former)
+    finish_publication(former, Listener())
+    finish_publication(former, Listener())
+
+    assert is_whole(former, "new")
+    assert len(notes) == 1
+    assert "the move is finished now" in notes[0]
+
+
+def test_publication_can_be_killed_while_it_is_finished(
+    former: Path, failing_rename: Callable[..., None]
+) -> None:
+    die_before(1, former)
+    failing_rename(3)
+    with pytest.raises(OutputError, match=r"cannot be moved.*Input/output error"):
+        finish_publication(former)
+
+    finish_publication(former)
+    assert is_whole(former, "new")
+
+
+def test_damaged_journal_is_an_error_and_loses_nothing(former: Path) -> None:
+    die_before(1, former)
+    (staging,) = former.glob(".staging-*")
+    (staging / ".journal").write_text("{")
+
+    with pytest.raises(OutputError, match=r"killed.*\.staging-.*Move or remove"):
+        finish_publication(former)
+    assert staging.exists()
+
+
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from exporter.disk import scratch_folder
+from exporter.output import staged_output
+
+with staged_output(Path(sys.argv[1]), ["model.tflite"], force=True) as staging:
+    with scratch_folder() as scratch:
+        (staging / "model.tflite").write_text("half")
+        (scratch / "file").write_text("half")
+        print(scratch, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path, former: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Another process that writes to the folder, and where it has its temporary files."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(former)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_second_run_is_refused_and_takes_nothing_from_the_first(
+    other: tuple[Any, Path], former: Path
+) -> None:
+    process, scratch = other
+    with pytest.raises(OutputError, match=r"Another run is writing.*--output"):
+        check_output(former, ENTRIES, force=True)
+    with pytest.raises(OutputError, match=r"Another run is writing"):
+        publish(former, "new", force=True)
+    publish(former.parent / "elsewhere", "new")
+
+    assert (scratch / "file").exists()
+    assert list(former.glob(".staging-*/model.tflite"))
+    assert process.poll() is None
+
+
+def test_next_run_removes_what_a_dead_one_left(other: tuple[Any, Path], former: Path) -> None:
+    process, scratch = other
+    process.kill()
+    process.wait()
+    assert scratch.exists()
+    publish(former, "new", force=True)
+
+    assert is_whole(former, "new")
+    assert list(scratch.parent.iterdir()) == []
+
+
+def test_folder_that_only_looks_alike_is_kept(former: Path) -> None:
+    for name in (".staging-of-mine", ".staging-area"):
+        (former / name).mkdir()
+    publish(former, "new", force=True)
+
+    assert {".staging-of-mine", ".staging-area"} < tree(former).keys()

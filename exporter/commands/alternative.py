@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from exporter.commands.artifact import ArtifactWriter
-from exporter.commands.kept import fetch, keep
+from exporter.commands.kept import discard, fetch, keep
 from exporter.commands.prepare import Job
 from exporter.commands.weights import versions
 from exporter.formats.base import Format, describe
@@ -52,7 +52,11 @@ class Alternatives:
             return path
         key = f"{self._digest}-{path.name}" if self._digest else ""
         if not (key and fetch(key, path)):
-            self._writer.write(fmt, variant, path, self._scratch)
+            try:
+                self._writer.write(fmt, variant, path, self._scratch)
+            except BaseException:  # Ctrl-C, too: what is kept must be whole.
+                discard(path)
+                raise
             if key:
                 keep(key, path)
         return path

@@ -123,7 +123,8 @@ class _Judge:
         artifact = describe(self._fmt, self._variant, path, self._network)
         try:
             shipped = self._fmt.backends[0]
-            outputs = execute(artifact, [self._probe], path.parent, {shipped: None})
+            macs = self._network.macs
+            outputs = execute(artifact, [self._probe], path.parent, {shipped: None}, macs)
         except ChildError:  # The verdict will tell of it, if this one is chosen.
             return -math.inf
         actual = outputs[shipped][self._probe.name]

@@ -32,8 +32,10 @@ def compress_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Comp
             that was in the folder is changed.
     """
     start, progress = time.perf_counter(), progress or Silent()
-    job = prepare(recipe, None, None, None, exports=False)
-    with staged_output(job.output, job.entries, force=recipe.export.force) as staging:
+    job = prepare(recipe, None, None, None, exports=False, progress=progress)
+    with staged_output(
+        job.output, job.entries, force=recipe.export.force, progress=progress
+    ) as staging:
         weights = compute_weights(job, strategy_for(recipe.tuning.distribute), progress)
         weights.save(staging)
     weights.discard_checkpoints()

@@ -1,6 +1,5 @@
 """``export``: converts a model without verifying what comes of it."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from exporter.commands.artifact import ArtifactWriter, check_batch, quantization
 from exporter.commands.prepare import card_of, load
 from exporter.data import Dataset
 from exporter.datasets import NO_DATA
+from exporter.disk import scratch_folder
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, describe
 from exporter.formats.cards import check_card
@@ -108,20 +108,20 @@ def _export(
     for fmt, _ in chosen:
         fmt.require_extra()
     names, network = [artifact_name(*each) for each in chosen], compressed.network
-    check_output(target, names, force=recipe.export.force)
+    check_output(target, names, force=recipe.export.force, progress=progress)
     check_batch(recipe, network)
     samples = quantization_samples(recipe, network, dataset)
     writer = ArtifactWriter(recipe, compressed, samples, card)
     artifacts = []
     with (
-        staged_output(target, names, force=recipe.export.force) as staging,
-        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+        staged_output(target, names, force=recipe.export.force, progress=progress) as staging,
+        scratch_folder() as scratch,
         progress.track("Exporting", len(chosen)) as advance,
     ):
         for number, (fmt, variant) in enumerate(chosen):
             advance(number, f"{fmt.name}, {variant}")
             path = staging / artifact_name(fmt, variant)
-            writer.write(fmt, variant, path, Path(scratch))
+            writer.write(fmt, variant, path, scratch)
             artifact = describe(fmt, variant, path, network)
             artifacts.append(replace(artifact, path=target / path.name))
     return tuple(artifacts)

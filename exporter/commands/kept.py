@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from exporter.disk import scratch_folder
 from exporter.formats.base import measure
 from exporter.output import CACHE
 
@@ -22,7 +22,7 @@ def fetch(key: str, path: Path) -> bool:
         os.utime(kept)
         _copy(kept, path)
     except OSError:  # Removed by another run, or never there.
-        _remove(path)
+        discard(path)
         return False
     return True
 
@@ -34,8 +34,8 @@ def keep(key: str, path: Path) -> None:
     """
     with suppress(OSError):
         _FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_FOLDER) as scratch:
-            copy = Path(scratch) / "copy"
+        with scratch_folder(_FOLDER) as scratch:
+            copy = scratch / "copy"
             _copy(path, copy)
             copy.rename(_FOLDER / key)  # At once: nobody sees a part of it.
         _forget()
@@ -46,7 +46,7 @@ def _forget() -> None:
     for kept in sorted(_FOLDER.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True):
         total += measure(kept)[0]
         if total > KEPT_BYTES:
-            _remove(kept)
+            discard(kept)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -56,7 +56,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _remove(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Removes a file or folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -69,6 +69,7 @@ def prepare(
     *,
     writes: bool = True,
     exports: bool = True,
+    progress: Progress | None = None,
 ) -> Job:
     """Loads and checks everything that can be wrong, before any work.
 
@@ -90,7 +91,7 @@ def prepare(
         kept = [UNCOMPRESSED] if recipe.export.keep_baseline else []
         entries = (*names, MANIFEST, REFERENCE_FILE, REJECTED, *kept, *entries)
     if writes:
-        check_output(output, entries, force=recipe.export.force)
+        check_output(output, entries, force=recipe.export.force, progress=progress)
     network, dataset, loss = load(recipe, model, dataset, loss)
     if not trained_here and not recipe.source.allow_poor_baseline:
         check_baseline(network, dataset)

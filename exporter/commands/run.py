@@ -1,7 +1,6 @@
 """The run: Recipe, data, baseline, low rank, training, formats, verification, benchmark, report."""
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,11 +10,13 @@ from typing import Any
 from exporter.commands.alternative import Alternatives
 from exporter.commands.artifact import ArtifactWriter
 from exporter.commands.budgets import accuracy_drop
+from exporter.commands.kept import discard
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Array
 from exporter.data.metrics import loss_of
-from exporter.errors import ConversionError, RecipeError
+from exporter.disk import scratch_folder
+from exporter.errors import ConversionError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
 from exporter.isolation import ChildError
@@ -65,32 +66,32 @@ def run(
     Raises:
         InputError: If the recipe, the model, the data or the output folder cannot be used; nothing
             that was in the folder is changed.
+        KeyboardInterrupt: If Ctrl-C is pressed before an artifact has passed. Later, the report is
+            ``partial`` and the folder holds what was ready.
     """
     start = time.perf_counter()
     progress = progress or Silent()
     strategy = strategy_for(recipe.tuning.distribute)
     if not is_chief(strategy):
         raise RecipeError("Only the first worker of a cluster writes; the others call run_worker.")
-    job = prepare(recipe, model, dataset, loss)
+    job = prepare(recipe, model, dataset, loss, progress=progress)
     with (
-        staged_output(job.output, job.entries, force=recipe.export.force) as staging,
-        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+        staged_output(
+            job.output, job.entries, force=recipe.export.force, progress=progress
+        ) as staging,
+        scratch_folder() as scratch,
     ):
         weights = compute_weights(job, strategy, progress)
         weights.save(staging)
-        exports = _Exports(job, weights, staging, Path(scratch))
-        artifacts = []
-        with progress.track("Exporting and verifying", len(recipe.artifacts)) as advance:
-            for number, (name, variant) in enumerate(recipe.artifacts):
-                advance(number, f"{name}, {variant}")
-                artifacts.append(exports.write(FORMATS[name], variant))
-            advance(len(recipe.artifacts), "done")
+        exports = _Exports(job, weights, staging, scratch)
+        artifacts = exports.write_all(progress)
         report = Report(
             recipe=recipe,
             output=job.output,
             card=job.card,
             data_notes=job.dataset.notes,
             samples={name: len(part) for name, part in job.dataset.parts.items()},
+            partial=len(artifacts) < len(recipe.artifacts),
             budget=_budget(job, weights, artifacts),
             compression=exports.compression,
             artifacts=tuple(artifacts),
@@ -98,9 +99,10 @@ def run(
             seconds=time.perf_counter() - start,
             **weights.figures(),
         )
-        exports.save_reference(staging / REFERENCE_FILE)
+        exports.save_reference(staging / REFERENCE_FILE, artifacts)
         write_manifest(report, staging)
-    weights.discard_checkpoints()
+    if not report.partial:
+        weights.discard_checkpoints()
     return report
 
 
@@ -154,7 +156,39 @@ class _Exports:
             limits.max_loss,
         )
 
+    def write_all(self, progress: Progress) -> list[ArtifactReport]:
+        """Writes the artifacts of the recipe; if it is interrupted, those until then.
+
+        Raises:
+            KeyboardInterrupt: If it was interrupted, and none has passed.
+            Terminated: Likewise.
+        """
+        chosen = [(FORMATS[name], variant) for name, variant in self._job.recipe.artifacts]
+        reports: list[ArtifactReport] = []
+        try:
+            with progress.track("Exporting and verifying", len(chosen)) as advance:
+                for number, (fmt, variant) in enumerate(chosen):
+                    advance(number, f"{fmt.name}, {variant}")
+                    reports.append(self.write(fmt, variant))
+                advance(len(chosen), "done")
+        except (KeyboardInterrupt, Terminated):
+            if not any(report.accepted for report in reports):
+                raise
+            for fmt, variant in chosen[len(reports) :]:
+                self._discard(artifact_name(fmt, variant))
+            progress.note(
+                f"Interrupted: keeps {len(reports)} of {len(chosen)} artifacts; once more, and "
+                "none is kept"
+            )
+        return reports
+
+    def _discard(self, name: str) -> None:
+        """Removes an artifact that may be half written."""
+        for path in (self._staging / name, self._staging / REJECTED / name):
+            discard(path)
+
     def write(self, fmt: Format, variant: str) -> ArtifactReport:
+        """Writes, verifies and measures an artifact."""
         path = self._staging / artifact_name(fmt, variant)
         job = self._job
         try:
@@ -188,10 +222,9 @@ class _Exports:
         final = job.output / path.relative_to(self._staging)
         return replace(report, artifact=replace(artifact, path=final))
 
-    def save_reference(self, file: Path) -> None:
+    def save_reference(self, file: Path, reports: Sequence[ArtifactReport]) -> None:
         """Writes what others can hold the artifacts against, without the model."""
-        artifacts = self._job.recipe.artifacts
-        exact = any(FORMATS[name].variant(variant).rule is None for name, variant in artifacts)
+        exact = any(FORMATS[r.format].variant(r.variant).rule is None for r in reports)
         self._verifier.stored_reference(exact=exact).save(file)
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:

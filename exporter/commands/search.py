@@ -1,6 +1,5 @@
 """Searches for the ranks that use a budget, by exporting and measuring models."""
 
-import tempfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from exporter.commands.budgets import labelled
 from exporter.commands.trials import Trials
 from exporter.data import Dataset
+from exporter.disk import scratch_folder
 from exporter.errors import RecipeError
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.planner import Planner
@@ -47,8 +47,8 @@ def factorize(
     policy = policy_for(recipe.goal)
     if policy is not None:
         return engine.factorize(engine.plan(policy))
-    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-        return _Search(engine, recipe, dataset, progress or Silent(), Path(folder)).run()
+    with scratch_folder() as folder:
+        return _Search(engine, recipe, dataset, progress or Silent(), folder).run()
 
 
 class _Search:

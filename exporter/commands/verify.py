@@ -1,6 +1,5 @@
 """``verify``: holds an artifact against the model that it was made from."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,22 @@ from exporter.commands.prepare import load
 from exporter.data import Dataset
 from exporter.data.tasks import shape_text
 from exporter.datasets import NO_DATA
+from exporter.disk import scratch_folder
 from exporter.errors import InputError
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact, Format, describe, measure
+from exporter.formats.base import Artifact, Format, batch_notes, measure
 from exporter.formats.variants import FLOAT32
 from exporter.graph.fitting import fitted
-from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo
+from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.options.scale import AUTO, Scale
-from exporter.output import MANIFEST, REFERENCE_FILE
+from exporter.output import MANIFEST, REFERENCE_FILE, finish_publication
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.report.manifest import read_manifest
 from exporter.report.results import ArtifactReport
+from exporter.verification.contents import read_contents
 from exporter.verification.reference import Reference
 from exporter.verification.verdict import ConversionVerdict
 from exporter.verification.verifier import Verifier
@@ -55,10 +56,10 @@ def verify(
     recipe = Recipe(atol=atol, rtol=rtol, seed=seed, scale=scale)
     compressed = Compressed.of(model)
     if not isinstance(artifact, Artifact):
-        artifact = _described(Path(artifact), compressed.network)
+        artifact = _described(Path(artifact))
     FORMATS[artifact.format].require_extra()
     dataset = fitted(data, compressed.network, recipe.source.scale)
-    return _verify(artifact, compressed, dataset, recipe)
+    return _verify(artifact, compressed, dataset, recipe)[1]
 
 
 def verify_recipe(
@@ -70,10 +71,10 @@ def verify_recipe(
         InputError: If the model, the data or the artifact's name cannot be used.
     """
     network, dataset, _ = load(recipe, None, None)
-    described = _described(Path(artifact), network)
+    described = _described(Path(artifact))
     FORMATS[described.format].require_extra()
     with (progress or Silent()).track("Verifying", 1):
-        verdict = _verify(described, Compressed.of(network), dataset, recipe)
+        described, verdict = _verify(described, Compressed.of(network), dataset, recipe)
     return ArtifactReport(
         described.format, described.variant, described, verdict, accepted=verdict.passed
     )
@@ -94,6 +95,7 @@ def verify_stored(
         InputError: If there is no manifest or reference of a run, or no accepted artifact in it.
     """
     file = Path(manifest) if manifest else Path(path) / MANIFEST
+    finish_publication(file.parent, progress)
     found = read_manifest(file)
     reference_file = file.parent / REFERENCE_FILE
     hashes = {entry.get("path"): entry.get("sha256") for entry in found["files"]}
@@ -115,11 +117,11 @@ def verify_stored(
     reports = []
     with (
         (progress or Silent()).track("Verifying", len(artifacts)) as advance,
-        tempfile.TemporaryDirectory(prefix="exporter-") as scratch,
+        scratch_folder() as scratch,
     ):
         for number, artifact in enumerate(artifacts):
             advance(number, artifact.path.name)
-            verdict = _judged(artifact, reference, Path(scratch), whole=whole)
+            verdict = _judged(artifact, reference, scratch, whole=whole)
             reports.append(
                 ArtifactReport(
                     artifact.format, artifact.variant, artifact, verdict, accepted=verdict.passed
@@ -158,34 +160,35 @@ def _stored(entry: dict[str, Any], folder: Path) -> Artifact:
 
 def _verify(
     artifact: Artifact, compressed: Compressed, dataset: Dataset, recipe: Recipe
-) -> ConversionVerdict:
+) -> tuple[Artifact, ConversionVerdict]:
+    """Returns the verdict, and the artifact with what is found in it."""
     try:
-        found = FORMATS[artifact.format].read_interface(artifact.path)
-    except Exception as error:  # Parsers raise any exception on a damaged file.
-        reason = f"It cannot be read as {artifact.format}: {type(error).__name__}: {error}"
-        return ConversionVerdict(None, None, {}, error=reason)
-    if foreign := _foreign(found, compressed.network.signature.interface(None)):
-        return ConversionVerdict(None, None, {}, error=foreign)
+        found = read_contents(artifact.format, artifact.path, artifact.size)
+    except ChildError as error:
+        reason = f"It cannot be read as {artifact.format}: {error}"
+        return artifact, ConversionVerdict(None, None, {}, error=reason)
+    notes = batch_notes(found.batch, compressed.network)
+    artifact = replace(artifact, size=found.size, figures=found.figures, notes=notes)
+    if foreign := _foreign(found.interface, compressed.network.signature.interface(None)):
+        return artifact, ConversionVerdict(None, None, {}, error=foreign)
     limits = recipe.verification
-    with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
+    with scratch_folder() as scratch:
         verifier = Verifier(
             compressed,
             dataset,
-            folder=Path(scratch),
+            folder=scratch,
             atol=limits.atol,
             rtol=limits.rtol,
             seed=recipe.source.seed,
             calibration=recipe.source.calibration,
         )
-        return verifier.verify(artifact)
+        return artifact, verifier.verify(artifact, found)
 
 
-def _described(path: Path, network: Network) -> Artifact:
+def _described(path: Path) -> Artifact:
+    """Describes a file by its bytes alone: what is in it is read in a process of its own."""
     fmt, variant = _kind(path)
-    try:
-        return describe(fmt, variant, path, network)
-    except Exception:  # The verdict tells what is wrong with the file.
-        return Artifact(fmt.name, variant, path, *measure(path), (), ())
+    return Artifact(fmt.name, variant, path, *measure(path), (), ())
 
 
 def _kind(path: Path) -> tuple[Format, str]:

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from exporter.commands.prepare import Job, engine_for
 from exporter.commands.search import factorize
 from exporter.commands.trials import Trials
+from exporter.disk import scratch_folder
 from exporter.formats import FORMATS
 from exporter.graph.network import Network
 from exporter.graph.saving import save_model
@@ -171,8 +171,8 @@ def _layer_costs(
     target = TARGETS.get(job.recipe.goal.target or "")
     if target is None or not target.layered:
         return {}
-    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-        trials = Trials(engine, job.recipe, job.dataset, Path(folder))
+    with scratch_folder() as folder:
+        trials = Trials(engine, job.recipe, job.dataset, folder)
         ranks = {name: [rank] for name, rank in plan.ranks.items()}
         costs = trials.measurement(target, progress).costs(Cost(0), ranks)
     return {

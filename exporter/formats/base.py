@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from exporter.card import ModelCard
-from exporter.errors import ConversionError, DataError
+from exporter.errors import ConversionError, DataError, InputError
 from exporter.formats.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.graph.network import Network
@@ -282,19 +282,39 @@ def describe(fmt: Format, variant: str, path: Path, network: Network) -> Artifac
     else:
         inputs, outputs = network.signature.interface(fmt.fixed_batch(path))
     size, (_, sha256), figures = fmt.size(path), measure(path), fmt.figures(path)
-    batch = None if network.fixed_batch else fmt.fixed_batch(path)
-    notes = (f"takes batches of {batch} alone, the model those of any size",) if batch else ()
+    notes = batch_notes(fmt.fixed_batch(path), network)
     return Artifact(fmt.name, variant, path, size, sha256, inputs, outputs, figures, notes)
 
 
+def batch_notes(batch: int | None, network: Network) -> tuple[str, ...]:
+    """Returns the note on an artifact that takes one size of batch where the model takes any."""
+    if batch is None or network.fixed_batch:
+        return ()
+    return (f"takes batches of {batch} alone, the model those of any size",)
+
+
 def measure(path: Path) -> tuple[int, str]:
-    """Returns bytes and SHA-256 of a file, or of a folder as ``Artifact`` defines them."""
+    """Returns bytes and SHA-256 of a file, or of a folder as ``Artifact`` defines them.
+
+    Raises:
+        InputError: If it is, or holds, something else, such as a pipe, whose reader would wait.
+    """
+    refuse_special(path)
     if path.is_file():
         with path.open("rb") as file:
             return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
     total, lines = 0, []
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file_path in sorted(p for p in path.rglob("*") if not p.is_dir()):
         size, digest = measure(file_path)
         total += size
         lines.append(f"{file_path.relative_to(path).as_posix()} {digest}\n")
     return total, hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def refuse_special(path: Path) -> None:
+    """Raises an InputError for what is neither a file nor a folder: its reader might wait."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"Files of a run are regular files and folders. Received: {str(path)!r}, which is a "
+            "pipe, a device or a socket."
+        )

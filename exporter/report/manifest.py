@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import InputError
-from exporter.formats.base import measure
+from exporter.formats.base import measure, refuse_special
 from exporter.output import MANIFEST, REJECTED, UNCOMPRESSED
 from exporter.recipe import recipe_schema
 from exporter.report.results import ArtifactReport, CompressionReport, Report
@@ -49,6 +49,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is none, or of a later version of the schema.
     """
+    refuse_special(file)
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
@@ -78,6 +79,7 @@ def manifest_schema() -> dict[str, Any]:
 def report_dict(report: Report) -> dict[str, Any]:
     """Returns the report as values that JSON knows."""
     return {
+        "partial": report.partial,
         "passed": report.passed,
         "warnings": list(report.warnings),
         "exit_code": report.exit_code,

@@ -313,6 +313,7 @@ class Report(CompressionReport):
     Attributes:
         data_notes: Choices made in reading the data.
         samples: Number of samples in each part of the data.
+        partial: Whether the run was interrupted, and ``artifacts`` are those that were ready.
         budget: The limit of the recipe; None if the ranks were given.
         artifacts: One entry for each format and variant.
         versions: Of Python and the libraries.
@@ -322,6 +323,7 @@ class Report(CompressionReport):
     card: ModelCard
     data_notes: tuple[str, ...]
     samples: Mapping[str, int]
+    partial: bool = False
     budget: Budget | None
     compression: CompressionVerdict
     artifacts: tuple[ArtifactReport, ...]
@@ -331,6 +333,12 @@ class Report(CompressionReport):
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before shipping, one sentence each, with what to try next."""
         found = []
+        if self.partial:
+            count = len(self.recipe.artifacts)
+            found.append(
+                f"Interrupted: {len(self.artifacts)} of {count} artifacts are there; run again "
+                "with --force for the others."
+            )
         lost = [output for output in self.compression.outputs if output.is_large]
         if lost:
             names = ", ".join(output.output for output in lost)
@@ -381,7 +389,9 @@ class Report(CompressionReport):
 
     @property
     def exit_code(self) -> int:
-        """0: all passed; 1: a verdict failed; 3: a conversion failed."""
+        """0: all passed; 1: a verdict failed; 3: a conversion failed; 130: interrupted."""
+        if self.partial:
+            return 130
         if any(artifact.error is not None for artifact in self.artifacts):
             return 3
         held = self.budget is None or self.budget.held

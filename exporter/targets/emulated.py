@@ -3,11 +3,11 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from exporter.data import Array
+from exporter.disk import scratch_folder
 from exporter.errors import RecipeError
 from exporter.formats.base import Format
 from exporter.isolation import ChildError
@@ -86,8 +86,8 @@ class Arm64(Target):
     def _emulate(self, paths: Sequence[Path], plugin: str) -> list[int]:
         folder = folder_of_arm64().resolve()
         root = folder / "root"
-        with tempfile.TemporaryDirectory(prefix="exporter-") as scratch:
-            output = Path(scratch) / "counts"
+        with scratch_folder() as scratch:
+            output = scratch / "counts"
             # Both runtimes choose their kernels by /proc/cpuinfo, and crash on that of x86. The
             # mount is private; where this is not root, it is one of a user namespace.
             private = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]

@@ -1,11 +1,10 @@
 """This machine: the time of a call in the runtime of each format."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from exporter.data import Array
+from exporter.disk import scratch_folder
 from exporter.formats.base import Format
 from exporter.targets.base import Cost, Subject, Target
 from exporter.targets.latency import ROUND_SECONDS, measure_latency
@@ -31,8 +30,8 @@ class Here(Target):
         """Times the artifacts in turns, briefly if without details; see the base class."""
         seconds = ROUND_SECONDS if detailed else LAYER_SECONDS
         paths = [subject.path for subject in subjects]
-        with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-            times = measure_latency(fmt, paths, inputs, Path(folder), seconds=seconds)
+        with scratch_folder() as folder:
+            times = measure_latency(fmt, paths, inputs, folder, seconds=seconds)
         return [Cost(time.p50) for time in times]
 
     def text(self, cost: Cost) -> str:

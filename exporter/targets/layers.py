@@ -9,7 +9,6 @@ multiples in between.
 import hashlib
 import json
 import math
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.disk import scratch_folder
 from exporter.errors import ConversionError, ModelError
 from exporter.formats.base import ExportOptions, Format
 from exporter.graph.alone import INPUT, alone, fingerprint
@@ -200,10 +200,10 @@ class LayerMeasurement:
             samples = [{INPUT: sample[None]} for sample in noise]
             options = replace(options, calibration=samples)
         found = dict.fromkeys(ranks, math.nan)
-        with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
+        with scratch_folder() as folder:
             subjects: dict[int | None, Subject] = {}
             for rank in ranks:
-                path = Path(folder) / f"{rank}{self.fmt.suffix}"
+                path = folder / f"{rank}{self.fmt.suffix}"
                 network = whole if rank is None else self._factorized(whole, candidate, rank)
                 with suppress(ConversionError):  # Costs follow the MACs then.
                     self.fmt.export(network, path, replace(options, conversions={}))
@@ -244,7 +244,7 @@ def write_costs(costs: Mapping[str, float], file: Path) -> None:
     known = {key: value for key, value in costs.items() if math.isfinite(value)}
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-            written = Path(scratch) / file.name
+        with scratch_folder(file.parent) as scratch:
+            written = scratch / file.name
             written.write_text(json.dumps({**read_costs(file), **known}))
             written.replace(file)

@@ -1,9 +1,7 @@
 """Saves and loads the state of a training, in one file that is replaced atomically."""
 
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.disk import scratch_folder, sync
 from exporter.errors import OutputError
 
 Arrays = Sequence[NDArray[Any]]
@@ -43,19 +42,16 @@ def save_checkpoint(checkpoint: Checkpoint, file: Path) -> None:
         for part in _PARTS
         for index, array in enumerate(getattr(checkpoint, part))
     }
-    partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            np.savez(stream, progress=np.array(json.dumps(checkpoint.progress)), **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        with scratch_folder(file.parent) as scratch:
+            whole = scratch / file.name
+            with whole.open("wb") as stream:
+                np.savez(stream, progress=np.array(json.dumps(checkpoint.progress)), **arrays)
+            sync(whole)
+            whole.replace(file)
     except OSError as error:
         raise OutputError(f"The checkpoint {file} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def load_checkpoint(file: Path) -> Checkpoint | None:

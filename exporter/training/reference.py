@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from exporter.data import Dataset, Split
+from exporter.disk import scratch_folder
 from exporter.errors import DataError, OutputError, brief
 from exporter.progress import Progress
 
@@ -121,10 +121,10 @@ def train_reference(
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Several workers may train it at the same time.
-        partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
-        model.save(partial)
-        record.write_text(json.dumps(asdict(training)))
-        partial.replace(file)
+        with scratch_folder(cache) as scratch:
+            model.save(scratch / file.name)
+            record.write_text(json.dumps(asdict(training)))
+            (scratch / file.name).replace(file)
     except OSError as error:
         raise OutputError(f"The trained baseline cannot be cached in {cache}: {error}") from error
     return model, training

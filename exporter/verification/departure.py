@@ -72,7 +72,13 @@ def find_departure(
             "path": str(artifact.path),
             "folder": name,
         }
-        call_in_child(f"{__name__}:_observe_here", job, FORMATS[artifact.format].imports)
+        call_in_child(
+            f"{__name__}:_observe_here",
+            job,
+            FORMATS[artifact.format].imports,
+            work=2 * count * network.macs,
+            data=2 * artifact.size + sum(array.nbytes for array in inputs.values()),
+        )
         tensors, drawn = (load_arrays(Path(name, file)) for file in (_TENSORS, _DRAWN))
     found = [
         _Layer(path, sources, *_most_alike(output, tensors, drawn))

@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.data import Array, Task
 from exporter.data.metrics import snr_db
+from exporter.disk import disk_error
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.isolation import call_in_child
@@ -18,6 +19,10 @@ from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, 
 
 NOT_FINITE = "not finite"
 ALL_ZERO, CONSTANT = "all zero", "constant"
+
+MOST_USES = 1000
+"""Times that a byte of an artifact is taken to be multiplied by in one sample, where MACs are not
+known."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +112,28 @@ class Parity:
 
 
 def execute(
-    artifact: Artifact, probes: Sequence[Probe], folder: Path, limits: Limits
+    artifact: Artifact,
+    probes: Sequence[Probe],
+    folder: Path,
+    limits: Limits,
+    macs: int | None = None,
 ) -> dict[str, dict[str, dict[str, Array]]]:
     """Predicts all probes with an artifact in the backends with a limit, in a process of its own.
 
     Arrays by backend, probe and output go to that process and back through files in ``folder``.
+    ``macs`` are those of one sample, by which the time is limited; without, the size tells.
 
     Raises:
-        ChildError: If the runtime cannot open or run the artifact, or crashes.
+        ChildError: If the runtime cannot open or run the artifact, crashes, or comes to a limit.
+        DiskError: If the disk is full.
     """
     for probe in probes:
         file = folder / f"{probe.name}.npz"
         if not file.exists():
-            np.savez(file, **probe.inputs)  # type: ignore[arg-type]
+            try:
+                np.savez(file, **probe.inputs)  # type: ignore[arg-type]
+            except OSError as error:
+                raise disk_error(error, folder) or error from error
     job = {
         "format": artifact.format,
         "path": str(artifact.path),
@@ -128,7 +142,14 @@ def execute(
         "limits": dict(limits),
     }
     results: dict[str, dict[str, dict[str, Array]]] = {}
-    answer = call_in_child(f"{__name__}:_execute_here", job, FORMATS[artifact.format].imports)
+    samples = sum(samples_within(probe, most) for probe in probes for most in limits.values())
+    answer = call_in_child(
+        f"{__name__}:_execute_here",
+        job,
+        FORMATS[artifact.format].imports,
+        work=samples * (macs or MOST_USES * artifact.size),
+        data=artifact.size + sum(a.nbytes for probe in probes for a in probe.inputs.values()),
+    )
     for backend, probe_name, written in answer:
         results.setdefault(backend, {})[probe_name] = load_arrays(Path(written))
         Path(written).unlink()

@@ -27,7 +27,7 @@ from exporter.verification.probes import Probe, predict, samples_within
 DRAWS = 6
 """Number of times that an artifact is rounded anew."""
 
-MOST_SAMPLES = 512
+FEWEST_SAMPLES, MOST_SAMPLES = 8, 512
 MOST_MACS = 20_000_000_000
 """The most samples, and the most MACs, that a draw may take."""
 
@@ -96,8 +96,9 @@ def find_excesses(
     probe: Probe,
     reference: Mapping[str, Array],
     folder: Path,
-    most_samples: int,
     *,
+    macs: int,
+    most_samples: int | None = None,
     seed: int = 0,
 ) -> dict[str, Excess]:
     """Compares the noise of an artifact's outputs with that of rounding kernels and inputs anew.
@@ -107,7 +108,8 @@ def find_excesses(
         probe: What ``rounding_probe`` returned.
         reference: The model's predictions of the probe, by output.
         folder: For files.
-        most_samples: The most samples of the probe, if fewer than ``MOST_SAMPLES``.
+        macs: Multiply-accumulates of one sample, which limit the samples and the time.
+        most_samples: The most samples of the probe, if fewer than these MACs allow.
         seed: Of the random numbers.
 
     Returns:
@@ -117,7 +119,8 @@ def find_excesses(
         ChildError: If the runtime cannot run it.
     """
     fmt = FORMATS[artifact.format]
-    count = samples_within(probe, min(most_samples, MOST_SAMPLES))
+    affordable = max(FEWEST_SAMPLES, MOST_MACS // max(1, macs))
+    count = samples_within(probe, min(most_samples or affordable, affordable, MOST_SAMPLES))
     with tempfile.TemporaryDirectory(dir=folder) as name:
         np.savez(Path(name, _INPUTS), **_head(probe.inputs, count))  # type: ignore[arg-type]
         job = {
@@ -128,7 +131,13 @@ def find_excesses(
             "batch_size": probe.batch_size,
             "seed": seed,
         }
-        call_in_child(f"{__name__}:_draw_here", job, fmt.imports)
+        call_in_child(
+            f"{__name__}:_draw_here",
+            job,
+            fmt.imports,
+            work=(1 + DRAWS) * count * macs,
+            data=(1 + DRAWS) * artifact.size + sum(a.nbytes for a in probe.inputs.values()),
+        )
         own, drawn = load_arrays(Path(name, _OUTPUTS)), load_arrays(Path(name, _DRAWN))
     expected = _head(reference, count)
     return {

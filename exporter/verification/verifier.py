@@ -13,13 +13,13 @@ from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.verification.compression import output_tasks
+from exporter.verification.contents import Contents, read_contents
 from exporter.verification.departure import find_departure
 from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, make_probes, predict
 from exporter.verification.quality import judge_quality
 from exporter.verification.reference import Reference, recorded_name
 from exporter.verification.rounding import (
-    MOST_MACS,
     MOST_SAMPLES,
     Excess,
     find_excesses,
@@ -91,8 +91,10 @@ class Verifier:
             return self.reference[probe.name]
         return predict(self._compressed.network.runner(), probe)
 
-    def verify(self, artifact: Artifact) -> ConversionVerdict:
+    def verify(self, artifact: Artifact, contents: Contents | None = None) -> ConversionVerdict:
         """Runs and parses an artifact, and compares it with the compressed model.
+
+        ``contents`` are what has been found in it, if it has been parsed already.
 
         Raises:
             ModelError: If the tolerance is to be derived and the model has no float64 copy.
@@ -100,17 +102,20 @@ class Verifier:
         fmt = FORMATS[artifact.format]
         variant = fmt.variant(artifact.variant)
         try:
-            stored = fmt.stored_tensors(artifact.path)
-        except Exception as error:  # Parsers raise any exception on a damaged file.
-            return ConversionVerdict(None, None, {}, error=f"{type(error).__name__}: {error}")
-        structure = prove_structure(stored, artifact.size, self._compressed, variant.weight_bits)
+            found = contents or read_contents(fmt.name, artifact.path, artifact.size)
+        except ChildError as error:
+            return ConversionVerdict(None, None, {}, error=str(error))
+        structure = prove_structure(
+            found.stored, artifact.size, self._compressed, variant.weight_bits
+        )
         shipped, *others = fmt.backends
         limits: Limits = {
             shipped: self._limit if fmt.slow else None,
             **dict.fromkeys(others, self._limit),
         }
         try:
-            outputs = execute(artifact, self.probes, self._folder, limits)
+            macs = self._compressed.network.macs
+            outputs = execute(artifact, self.probes, self._folder, limits, macs)
             excesses = None if variant.rule is None else self._excesses(artifact, limits[shipped])
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
@@ -139,11 +144,13 @@ class Verifier:
 
     def _excesses(self, artifact: Artifact, limit: int | None) -> dict[str, Excess]:
         """Returns the noise of each output beside what rounding explains."""
-        affordable = limit or max(
-            _FEWEST_SAMPLES, MOST_MACS // max(1, self._compressed.network.macs)
-        )
         return find_excesses(
-            artifact, self._rounding_probe, self._rounding_reference, self._folder, affordable
+            artifact,
+            self._rounding_probe,
+            self._rounding_reference,
+            self._folder,
+            macs=self._compressed.network.macs,
+            most_samples=limit,
         )
 
     def standings_of(self, artifact: Artifact, network: Network) -> dict[str, Standing]:
@@ -154,7 +161,7 @@ class Verifier:
         """
         fmt, first = FORMATS[artifact.format], self.probes[0]
         limits = {fmt.backends[0]: _slow_samples(network) if fmt.slow else None}
-        outputs = execute(artifact, [first], self._folder, limits)
+        outputs = execute(artifact, [first], self._folder, limits, network.macs)
         return self._standings(outputs[fmt.backends[0]][first.name])
 
     def _standings(self, predictions: Mapping[str, Array]) -> dict[str, Standing]:

@@ -1,6 +1,11 @@
+import os
+import shutil
+
+import numpy as np
 import pytest
 
 import exporter
+from exporter.formats import FORMATS
 
 
 def test_export_then_verify_compressed_objects(model, arrays, tmp_path):
@@ -72,6 +77,40 @@ def test_damaged_artifact_fails(model, file, tmp_path):
     verdict = exporter.verify(tmp_path / file, model)
     assert not verdict.passed
     assert verdict.error.startswith(f"It cannot be read as {file[4:]}: ")
+
+
+@pytest.mark.parametrize("file", ["saved_model", "model.tflite", "model-int8.onnx"])
+def test_artifact_is_parsed_in_a_process_of_its_own(exported, model, file, monkeypatch):
+    def unsafe(self, path):
+        raise AssertionError(path)
+
+    for fmt in map(type, FORMATS.values()):
+        for name in ("read_interface", "stored_tensors", "fixed_batch"):
+            monkeypatch.setattr(fmt, name, unsafe)
+    assert exporter.verify(exported / file, model).passed
+
+
+@pytest.mark.parametrize("file", ["model.tflite", "model-int8.tflite", "model.onnx"])
+def test_no_damage_is_more_than_a_verdict(exported, model, file, tmp_path):
+    content, rng = (exported / file).read_bytes(), np.random.default_rng(0)
+    verdicts = []
+    for number in range(4):
+        damaged = bytearray(content)
+        start = rng.integers(0, len(content) - 200)
+        damaged[start : start + 200] = rng.bytes(200)
+        (tmp_path / str(number)).mkdir()
+        path = tmp_path / str(number) / file
+        path.write_bytes(damaged if number else content[: len(content) // 2])
+        verdicts.append(exporter.verify(path, model))
+    assert not verdicts[0].passed
+    assert sum(verdict.passed for verdict in verdicts) <= 2
+
+
+def test_pipe_in_a_folder_is_refused(exported, model, tmp_path):
+    shutil.copytree(exported / "saved_model", tmp_path / "saved_model")
+    os.mkfifo(tmp_path / "saved_model" / "variables" / "pipe")
+    with pytest.raises(exporter.InputError, match=r"regular files.*pipe"):
+        exporter.verify(tmp_path / "saved_model", model)
 
 
 def test_verify_names_the_formats_for_a_foreign_file(model, tmp_path):

@@ -1,6 +1,7 @@
 """Whole runs of the command line, as processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -160,6 +161,22 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 """
 
 
+# The signals come while the second artifact is half written.
+INTERRUPT = """
+import os, signal
+from exporter.commands.run import _Exports
+write = _Exports.write
+sign, first = signal.SIGINT, "onnx"
+def interrupted(self, fmt, variant):
+    if fmt.name == first:
+        (self._staging / f"model{fmt.suffix}").write_text("half")
+        os.kill(os.getpid(), sign)
+    return write(self, fmt, variant)
+_Exports.write = interrupted
+"""
+PARTIAL = ["small.keras", "--data=good.npz", "--rank=2", "--format=tflite,onnx"]
+
+
 @pytest.fixture(scope="module")
 def keras_home(tmp_path_factory):
     """A folder for data sets, without any."""
@@ -179,6 +196,14 @@ def outcomes(workplace, run_each, keras_home):
         "offline": ["small.keras", "--data=fashion_mnist"],
         **{name: arguments for name, (arguments, _) in BAD_INPUT.items()},
         "strict": STRICT,
+        "interrupt": INTERRUPT,
+        "partial": [*PARTIAL, "--output=partial"],
+        "by SIGTERM": "sign = signal.SIGTERM",
+        "terminated": [*PARTIAL, "--output=terminated"],
+        "by SIGHUP": "sign = signal.SIGHUP; first = 'tflite'",
+        "hung up": [*PARTIAL, "--output=hung_up"],
+        "no more": "_Exports.write = write",
+        "proof": ["verify", "partial"],
         "fill": FILL_DISK,
         "full disk": [*FORMER, "--force"],
     }
@@ -186,7 +211,7 @@ def outcomes(workplace, run_each, keras_home):
     done = run_each(list(runs.values()), cwd=workplace, **environment)
     assert snapshot(workplace / "former") == snapshot(workplace / "as_it_was")
     after = snapshot(workplace)
-    made = ("former/", "as_it_was/", "strict/")
+    made = ("former/", "as_it_was/", "strict/", "partial/", "terminated/")
     assert {name: after[name] for name in after if not name.startswith(made)} == before
     names = [name for name, arguments in runs.items() if isinstance(arguments, list)]
     return dict(zip(names, done, strict=True))
@@ -295,6 +320,30 @@ def test_verdict_that_fails_exits_with_1_and_rejects(workplace, outcomes):
     assert not (workplace / "strict" / "model.tflite").exists()
 
 
+@pytest.mark.parametrize("name", ["partial", "terminated"])
+def test_interrupted_export_keeps_what_has_passed(workplace, outcomes, name):
+    done = outcomes[name]
+    assert done.returncode == 130
+    assert "Interrupted: 1 of 2 artifacts" in done.stdout
+    assert "keeps 1 of 2 artifacts" in done.stderr
+    manifest = json.loads((workplace / name / "manifest.json").read_text())
+    assert (manifest["partial"], manifest["exit_code"]) == (True, 130)
+    assert [artifact["format"] for artifact in manifest["artifacts"]] == ["tflite"]
+    assert {path.name for path in (workplace / name).iterdir()} == set(manifest["entries"])
+    assert not (workplace / name / "model.onnx").exists()
+
+
+def test_partial_run_can_be_proven_again(outcomes):
+    assert outcomes["proof"].returncode == 0
+
+
+def test_interruption_before_anything_has_passed_writes_nothing(workplace, outcomes):
+    done = outcomes["hung up"]
+    assert done.returncode == 130
+    assert "interrupted, nothing was written" in done.stderr
+    assert not (workplace / "hung_up").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "sign"), [("scaled", signal.SIGTERM), ("Exporting", signal.SIGINT)]
@@ -325,3 +374,37 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(outcomes, workplace):
     assert "Nothing that was there has been changed" in done.stderr
     names = {path.name for path in (workplace / "as_it_was").iterdir()}
     assert {path.name for path in (workplace / "former").iterdir()} == names
+
+
+def _can_mount():
+    done = subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True)
+    return done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux" or not _can_mount(), reason="a small disk cannot be mounted here"
+)
+@pytest.mark.parametrize(
+    ("place", "size"), [("output", 60), ("temporary", 40), ("artifacts/cache", 8)]
+)
+def test_small_disk_is_named_with_its_bytes(workplace, tmp_path, place, size):
+    for name in ("output", "temporary", "artifacts/cache"):
+        (tmp_path / name).mkdir(parents=True)
+    arguments = [
+        str(workplace / "small.keras"), f"--data={workplace / 'good.npz'}", "--rank=2",
+        "--finetune=1", "--output=output/run", "--format=tflite,saved_model",
+    ]  # fmt: skip
+    mount = f'mount -t tmpfs -o size={size}k none {place} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", *command(*arguments)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    error = done.stderr[done.stderr.index("exporter: error: ") :]
+    assert place in error
+    assert f"of {size * 1024:,} bytes free" in error
+    assert not (tmp_path / "output" / "run").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -198,6 +198,27 @@ def test_ctrl_c_exports_the_best_so_far(workplace):
     assert phase["best"] > 0
 
 
+def test_sigterm_stops_the_run_and_keeps_the_checkpoint(workplace):
+    arguments = [*OPTIONS, "--finetune=40", "--format=onnx", "--output=stopped", "--resume"]
+    with subprocess.Popen(
+        ["nohup", *command(*arguments)], cwd=workplace, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stderr:
+            if "Epoch 2 of 40" in line:
+                process.send_signal(signal.SIGHUP)  # Which nohup lets it ignore.
+            if "Epoch 4 of 40" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "interrupted, nothing was written" in rest
+    assert not (workplace / "stopped").exists()
+    resumed = run(*arguments, cwd=workplace)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Goes on from the checkpoint in epoch " in resumed.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [(name, words) for name, (_, words) in BAD_INPUT.items()], ids=BAD_INPUT
 )

@@ -148,3 +148,27 @@ def test_the_runtime_alone_is_enough(run, tmp_path):
     done = call("-m", "exporter", "verify", run)
     assert done.returncode == 1
     assert "No module named 'onnxruntime'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("manifest.json", 2), ("reference.npz", 2), ("model.tflite", 2)]
+)
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(name, code, run, capfd):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    found, told = verified(capfd, run)
+    assert found == code
+    assert name in told
+    assert "Traceback" not in told
+
+
+def test_a_publication_that_was_killed_is_finished(made, run, capfd):
+    staging = run / ".staging-abcd1234"
+    (staging / ".former").mkdir(parents=True)
+    (run / "manifest.json").rename(staging / "manifest.json")
+    (run / "model.onnx").rename(staging / "model.onnx")
+    (staging / ".journal").write_text(json.dumps({"former": ["manifest.json"]}))
+    code, verdicts = verified(capfd, run)
+    assert code == 0
+    assert len(verdicts) == 4
+    assert {path.name for path in run.iterdir()} == {path.name for path in made.iterdir()}

@@ -8,11 +8,11 @@ and positive inputs reached 41 dB on an emulated Haswell with uint8, as with VNN
 and 33 dB with weights of 7 bits (``reduce_range``), which do not saturate.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.disk import scratch_folder
 from exporter.errors import ConversionError, DataError, ExporterError, brief
 from exporter.formats.base import ExportOptions
 from exporter.formats.batches import whole_batches
@@ -79,8 +79,8 @@ def as_variant(proto: Any, options: ExportOptions) -> Any:
         return proto
     make = {FLOAT16: _halved, DYNAMIC: _dynamic, INT8: _static}[options.variant]
     try:
-        with tempfile.TemporaryDirectory(prefix="exporter-onnx-") as folder:
-            changed = make(proto, options, Path(folder))
+        with scratch_folder() as folder:
+            changed = make(proto, options, folder)
     except ExporterError:
         raise
     except Exception as error:  # Quantizers raise any exception.

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from exporter.disk import scratch_folder
 from exporter.errors import ConversionError
 from exporter.formats.base import to_real, to_stored
 from exporter.formats.flatbuffers import ALIGNMENT
@@ -82,12 +83,19 @@ def measure_arena(content: bytes) -> int:
     Raises:
         ConversionError: If TFLite Micro cannot run it; the message names an operator that it lacks.
     """
-    with tempfile.TemporaryDirectory(prefix="exporter-") as folder:
-        file = Path(folder) / "model.tflite"
+    with scratch_folder() as folder:
+        file = folder / "model.tflite"
         file.write_bytes(content)
         try:
             # In a child, for a model that TFLite Micro cannot run may crash it.
-            answer = call_in_child(f"{__name__}:_measure_here", {"path": str(file)})
+            size = len(content)
+            answer = call_in_child(
+                # It is run for each arena that is tried, some twenty.
+                f"{__name__}:_measure_here",
+                {"path": str(file)},
+                work=2e4 * size,
+                data=size,
+            )
         except ChildError as error:
             raise ConversionError(f"TFLite Micro cannot run the model: {error}") from error
     if isinstance(answer, int):
