@@ -96,7 +96,8 @@ def _interrupt(*_: Any) -> None:
 
 
 def _fail(error: ExporterError) -> int:
-    print(f"exporter: error: {error}", file=sys.stderr)
+    line = " ".join(str(error).splitlines())  # Names of files may have several lines.
+    print(f"exporter: error: {line}", file=sys.stderr)
     return error.exit_code
 
 

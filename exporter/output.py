@@ -1,6 +1,5 @@
 """Writes an output folder aside, and moves it into place at the end."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import OutputError
+from exporter.inputs import read_json
 from exporter.options.groups import FLOAT32
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def check_output(target: Path, entries: Sequence[str], *, force: bool) -> list[s
 def _entries_of(manifest: Path) -> list[str]:
     """Returns the names that a former run wrote; none if the file is no manifest."""
     try:
-        entries = list(json.loads(manifest.read_text())["entries"])
+        entries = list(read_json(manifest)["entries"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
     # Names alone: a manifest must not lead out of its folder.

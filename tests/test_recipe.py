@@ -22,7 +22,8 @@ def choices_of(group: type[Group], name: str) -> tuple[str, ...]:
 
 
 WHOLE = st.integers(1, 10_000)
-PATHS = st.none() | st.text(min_size=1)
+PATH = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=60)
+PATHS = st.none() | PATH
 TOLERANCES = st.none() | st.floats(0, 1e6)
 PARTS = st.floats(0, 1, exclude_min=True, exclude_max=True)
 GOALS = st.one_of(
@@ -79,7 +80,7 @@ RECIPES = st.builds(
     goal=GOALS,
     choices=CHOICES,
     model=PATHS,
-    data=st.text(min_size=1),
+    data=PATH,
     formats=st.lists(st.sampled_from([*FORMAT_NAMES, "all"]), min_size=1).map(tuple),
     output=PATHS,
     atol=TOLERANCES,

@@ -1,7 +1,6 @@
 """Loads Keras models from files."""
 
 import io
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -15,6 +14,12 @@ from exporter.graph.keras2.weights import read_archive, read_h5
 from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
 from exporter.graph.types import Model
+from exporter.inputs import check_archive, check_hdf5, parse_json
+
+_WEIGHTS = "model.weights.h5"
+
+_DAMAGED = object()
+"""Stands for a loss that cannot be read; the model can be used without."""
 
 
 class _Stored(NamedTuple):
@@ -68,13 +73,15 @@ def loss_in_file(path: str) -> Any:
     import keras
 
     stored = _read(Path(path))
+    if stored.loss is _DAMAGED:
+        raise ModelError(f"What {path!r} was compiled with is damaged.")
     legacy = stored.is_old or Path(path).suffix != ".keras"  # Keras 3 writes .h5 as Keras 2 did.
     try:
         config = loss_config(stored.loss) if legacy else stored.loss
         loss = None if config is None else keras.saving.deserialize_keras_object(config)
         for name in keras.tree.flatten(loss):
             keras.losses.get(name)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # Keras raises whatever its deserialization runs into.
         raise ModelError(
             f"The loss that {path!r} was compiled with cannot be read: {brief(error)}"
         ) from error
@@ -96,7 +103,7 @@ def _load_old(file: Path, stored: _Stored) -> Model:
             read_h5(model, stored.model, opened["model_weights"])
         return model
     with zipfile.ZipFile(file) as archive:
-        content = io.BytesIO(archive.read("model.weights.h5"))
+        content = io.BytesIO(archive.read(_WEIGHTS))
     with h5py.File(content) as opened:
         read_archive(model, stored.model, opened)
     return model
@@ -107,11 +114,13 @@ def _read(file: Path) -> _Stored:
 
     if file.suffix == ".keras":
         with zipfile.ZipFile(file) as archive:
-            config = json.loads(archive.read("config.json"))
+            check_archive(file, archive)
+            config = _mapping(archive.read("config.json"))
             told = "metadata.json" in archive.namelist()
-            metadata = json.loads(archive.read("metadata.json")) if told else {}
+            metadata = _mapping(archive.read("metadata.json")) if told else {}
+            _check_weights(file, archive)
         version = str(metadata.get("keras_version", ""))
-        return _Stored(version, config, (config.get("compile_config") or {}).get("loss"))
+        return _Stored(version, config, _loss(config.get("compile_config")))
     with h5py.File(file) as opened:
         attributes = opened.attrs
         if "model_config" not in attributes:
@@ -119,10 +128,41 @@ def _read(file: Path) -> _Stored:
                 "it has weights alone, and no model. Build the model in Python, call its "
                 f"load_weights({str(file)!r}), and save it with model.save('model.keras')."
             )
-        trained = json.loads(attributes.get("training_config", "null")) or {}
+        check_hdf5(file, opened)
         version = attributes.get("keras_version", "")
         version = version.decode() if isinstance(version, bytes) else str(version)
-        return _Stored(version, json.loads(attributes["model_config"]), trained.get("loss"))
+        try:
+            trained = parse_json(attributes.get("training_config", "null"))
+        except (ValueError, TypeError):
+            trained = _DAMAGED
+        return _Stored(version, _mapping(attributes["model_config"]), _loss(trained))
+
+
+def _mapping(text: Any) -> dict[str, Any]:
+    """Reads JSON of an object."""
+    value = parse_json(text) if isinstance(text, (str, bytes)) else text
+    if not isinstance(value, dict):
+        raise ModelError(f"its configuration must be a JSON object. Received: {value!r:.100}.")
+    return value
+
+
+def _loss(compiled: Any) -> Any:
+    """Returns the loss in what a model was compiled with; only the loss is read of that."""
+    if compiled is None:
+        return None
+    return compiled.get("loss") if isinstance(compiled, dict) else _DAMAGED
+
+
+def _check_weights(file: Path, archive: zipfile.ZipFile) -> None:
+    """Raises a ValueError if the weights in an archive would take too much memory."""
+    import h5py
+
+    if _WEIGHTS in archive.namelist():
+        packed = archive.getinfo(_WEIGHTS).compress_type != zipfile.ZIP_STORED
+        # To go back in what is packed is to unpack it anew.
+        stream = io.BytesIO(archive.read(_WEIGHTS)) if packed else archive.open(_WEIGHTS)
+        with stream, h5py.File(stream) as opened:
+            check_hdf5(file, opened)
 
 
 def _check_file(file: Path) -> None:
