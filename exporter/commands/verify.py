@@ -96,8 +96,9 @@ def verify_stored(
         InputError: If there is no manifest or reference of a run, or no accepted artifact in it.
     """
     whole = manifest is None
-    file = Path(checked_path(path)) / MANIFEST if whole else Path(manifest or "")
-    checked_path(str(file))
+    file = Path(path) / MANIFEST if manifest is None else Path(manifest)
+    for given in (path, str(file)):
+        checked_path(given)
     found = read_manifest(file)
     reference_file = file.parent / REFERENCE_FILE
     hashes = [e.get("sha256") for e in found["files"] if e.get("path") == REFERENCE_FILE]

@@ -1,8 +1,11 @@
 """Loads Keras models from files."""
 
 import io
+import json
+import math
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +17,7 @@ from exporter.graph.keras2.weights import read_archive, read_h5
 from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
 from exporter.graph.types import Model
-from exporter.inputs import check_archive, check_hdf5, parse_json
+from exporter.inputs import check_archive, check_hdf5, check_unpacked, parse_json
 
 _WEIGHTS = "model.weights.h5"
 
@@ -48,7 +51,7 @@ def load_model(path: str) -> Network:
     stored = None
     try:
         stored = _read(file)
-        model = _load_old(file, stored) if stored.is_old else _load(file)
+        model = _load_old(file, stored) if stored.is_old else _load(file, stored)
     except Exception as error:  # Keras raises whatever its deserialization runs into.
         whose = f", a file of Keras {stored.version}," if stored and stored.is_old else ""
         raise ModelError(f"{path!r}{whose} cannot be loaded: {_explain(error)}") from error
@@ -88,15 +91,46 @@ def loss_in_file(path: str) -> Any:
     return loss
 
 
-def _load(file: Path) -> Model:
+def _load(file: Path, stored: _Stored) -> Model:
     import keras
 
+    def build(config: Any) -> Model:
+        config.pop("compile_config", None)  # Else the optimizer's state would be made.
+        if file.suffix == ".keras":
+            return keras.saving.deserialize_keras_object(config, safe_mode=True)
+        from keras.src.legacy.saving import saving_utils
+
+        return saving_utils.model_from_config(config)
+
+    _check_size(file, stored, build)
     return keras.models.load_model(file, compile=False, safe_mode=True)
+
+
+def _check_size(file: Path, stored: _Stored, build: Callable[[Any], Model]) -> None:
+    """Raises a ValueError if a model would have far more weights than its file can hold.
+
+    A configuration of a few lines may ask for terabytes. Without values, they take no memory.
+    """
+    import keras
+
+    # States of recurrent layers are variables that cannot be made without a value.
+    text = json.dumps(stored.model).replace('"stateful": true', '"stateful": false')
+    with keras.StatelessScope(initialize_variables=False):
+        try:
+            weights = build(json.loads(text)).weights
+        except Exception as error:
+            # Layers of one's own may need values. All else would fail with them, too.
+            if keras.saving.get_custom_objects() and "stateless scope" in str(error):
+                return
+            raise
+        size = sum(4 * math.prod(weight.shape) for weight in weights)
+    check_unpacked(file, size)
 
 
 def _load_old(file: Path, stored: _Stored) -> Model:
     import h5py
 
+    _check_size(file, stored, model_from)
     model = model_from(stored.model)
     if file.suffix != ".keras":
         with h5py.File(file) as opened:
