@@ -333,3 +333,23 @@ def test_all_variants_are_those_that_a_format_has():
 def test_only_variants_that_compute_in_integers_are_calibrated():
     assert not Recipe(quantize=("none", "float16", "dynamic")).calibrates
     assert Recipe(quantize=("none", "int8")).calibrates
+
+
+@pytest.mark.parametrize("name", ["model", "data", "output", "labels"])
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "/dev/zero", "x" * 300])
+def test_paths_that_cannot_be_read_to_an_end_are_refused(name, path):
+    with pytest.raises(RecipeError, match=r"path (that can be followed|must lead)"):
+        Recipe(**{name: path})
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), -(10**400)])
+@pytest.mark.parametrize("name", ["rank", "energy", "max_params", "max_size", "atol", "finetune"])
+def test_numbers_that_no_library_knows_are_refused(name, value):
+    with pytest.raises(RecipeError, match=name):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"seed": ' + "9" * 5000 + "}"])
+def test_json_without_end_is_refused(text):
+    with pytest.raises(RecipeError, match="The recipe is not JSON"):
+        Recipe.from_json(text)

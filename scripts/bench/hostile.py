@@ -38,7 +38,8 @@ def main() -> int:
 
 def report(options, numbers, seeds) -> int:
     found, start, shown = [], time.perf_counter(), set()
-    for result in hostile.results(options.seed, numbers, seeds, options.kind):
+    results = hostile.results(options.seed, numbers, seeds, options.kind)
+    while result := next_of(results):
         found.append(result)
         if options.only:
             print(f"{result.kind}: {result.told}\n{result.outcome}\n{result.text}")
@@ -54,6 +55,14 @@ def report(options, numbers, seeds) -> int:
     print(hostile.table(found))
     print(f"\n{len(found):,} cases in {time.perf_counter() - start:,.0f} s")
     return int(any(result.outcome in hostile.BAD for result in found))
+
+
+def next_of(results) -> hostile.Result | None:
+    """Returns the next result; none at the end, or when Ctrl-C asks for the table."""
+    try:
+        return next(results, None)
+    except KeyboardInterrupt:
+        return None
 
 
 def last_lines(text: str) -> str:

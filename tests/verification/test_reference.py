@@ -1,5 +1,7 @@
 """The stored proof of a run, without the model."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,35 @@ def test_arrays_alone_are_no_reference(tmp_path):
     np.savez(tmp_path / "reference.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="is not the reference"):
         Reference.load(tmp_path / "reference.npz")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("probes", []),
+        ("probes", [7]),
+        ("tolerances", [["test", "scores", "value", {"atol": "1"}]]),
+        ("tolerances", [["test", "scores", "value", None]]),
+        ("tasks", {"scores": {"classes": "3"}}),
+        ("tasks", []),
+        ("batch_size", 0),
+        ("batch_size", 2**62),
+        ("batch_size", None),
+        ("name", "../../outside"),
+        ("name", None),
+        ("inputs", {}),
+        ("inputs", {"features": "nothing"}),
+        ("outputs", {}),
+    ],
+)
+def test_a_damaged_description_is_refused(reference, tmp_path, part, value):
+    file = tmp_path / "reference.npz"
+    reference.save(file)
+    with np.load(file) as loaded:
+        arrays = dict(loaded)
+    described = json.loads(arrays["description"].tobytes())
+    (described if part in described else described["probes"][0])[part] = value
+    text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+    np.savez(file, **{**arrays, "description": text})
+    with pytest.raises(InputError, match="is not the reference of a run"):
+        Reference.load(file)
