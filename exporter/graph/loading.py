@@ -4,6 +4,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,9 @@ from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
 from exporter.graph.types import Model
 from exporter.inputs import check_archive, check_hdf5, check_unpacked, parse_json
+
+READ_SECONDS = 20
+"""Time that the attributes of an HDF5 file may take to be read."""
 
 _WEIGHTS = "model.weights.h5"
 
@@ -155,6 +160,7 @@ def _read(file: Path) -> _Stored:
             _check_weights(file, archive)
         version = str(metadata.get("keras_version", ""))
         return _Stored(version, config, _loss(config.get("compile_config")))
+    _check_attributes(file)
     with h5py.File(file) as opened:
         attributes = opened.attrs
         if "model_config" not in attributes:
@@ -170,6 +176,24 @@ def _read(file: Path) -> _Stored:
         except (ValueError, TypeError):
             trained = _DAMAGED
         return _Stored(version, _mapping(attributes["model_config"]), _loss(trained))
+
+
+def _check_attributes(file: Path) -> None:
+    """Reads attributes in a process of its own, for in a damaged file HDF5 may do so for ever.
+
+    Raises:
+        ValueError: If that does not end, or the process dies of it.
+    """
+    code = "import sys, h5py; f = h5py.File(sys.argv[1]); [f.attrs[name] for name in f.attrs]"
+    command = [sys.executable, "-P", "-c", code, str(file)]
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=READ_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"HDF5 does not end to read its attributes in {READ_SECONDS} s."
+        ) from error
+    if ended.returncode < 0:  # Other codes are of errors that come again.
+        raise ValueError("HDF5 crashes as it reads its attributes.")
 
 
 def _mapping(text: Any) -> dict[str, Any]:
