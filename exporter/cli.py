@@ -148,7 +148,8 @@ def _expect_complaints() -> None:
 
 
 def _fail(error: ExporterError) -> int:
-    print(f"exporter: error: {error}", file=sys.stderr)
+    line = " ".join(str(error).splitlines())  # Names of files may have several lines.
+    print(f"exporter: error: {line}", file=sys.stderr)
     return error.exit_code
 
 

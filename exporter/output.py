@@ -18,6 +18,7 @@ from exporter.disk import (
     temporary,
 )
 from exporter.errors import DiskError, OutputError
+from exporter.inputs import read_json
 from exporter.options.groups import FLOAT32
 from exporter.progress import Progress
 
@@ -195,7 +196,7 @@ def _replaced(target: Path, entries: Sequence[str], *, force: bool) -> list[str]
 def _entries_of(manifest: Path) -> list[str]:
     """Returns the names that a former run wrote; none if the file is no manifest."""
     try:
-        return _names(json.loads(manifest.read_text())["entries"])
+        return _names(read_json(manifest)["entries"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from exporter.errors import RecipeError, did_you_mean
+from exporter.errors import RecipeError, brief, did_you_mean
 from exporter.formats import FORMAT_NAMES, FORMATS, VARIANT_NAMES
 from exporter.formats.variants import Variant
+from exporter.inputs import parse_json
 from exporter.options.groups import (
     ALL,
     FLOAT32,
@@ -207,9 +208,9 @@ class Recipe:
             RecipeError: If the text is no JSON object, or ``from_dict`` refuses it.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"The recipe is not JSON: {error}.") from error
+            values = parse_json(text)
+        except ValueError as error:
+            raise RecipeError(f"The recipe is not JSON: {brief(error)}") from error
         if not isinstance(values, dict):
             raise RecipeError(f"A recipe is a JSON object. Received: {type(values).__name__}.")
         return cls.from_dict(values)

@@ -22,7 +22,8 @@ def choices_of(group: type[Group], name: str) -> tuple[str, ...]:
 
 
 WHOLE = st.integers(1, 10_000)
-PATHS = st.none() | st.text(min_size=1)
+PATH = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=60)
+PATHS = st.none() | PATH
 TOLERANCES = st.none() | st.floats(0, 1e6)
 PARTS = st.floats(0, 1, exclude_min=True, exclude_max=True)
 GOALS = st.one_of(
@@ -79,7 +80,7 @@ RECIPES = st.builds(
     goal=GOALS,
     choices=CHOICES,
     model=PATHS,
-    data=st.text(min_size=1),
+    data=PATH,
     formats=st.lists(st.sampled_from([*FORMAT_NAMES, "all"]), min_size=1).map(tuple),
     output=PATHS,
     atol=TOLERANCES,
@@ -332,3 +333,23 @@ def test_all_variants_are_those_that_a_format_has():
 def test_only_variants_that_compute_in_integers_are_calibrated():
     assert not Recipe(quantize=("none", "float16", "dynamic")).calibrates
     assert Recipe(quantize=("none", "int8")).calibrates
+
+
+@pytest.mark.parametrize("name", ["model", "data", "output", "labels"])
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "/dev/zero", "x" * 300])
+def test_paths_that_cannot_be_read_to_an_end_are_refused(name, path):
+    with pytest.raises(RecipeError, match=r"path (that can be followed|must lead)"):
+        Recipe(**{name: path})
+
+
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), -(10**400)])
+@pytest.mark.parametrize("name", ["rank", "energy", "max_params", "max_size", "atol", "finetune"])
+def test_numbers_that_no_library_knows_are_refused(name, value):
+    with pytest.raises(RecipeError, match=name):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"seed": ' + "9" * 5000 + "}"])
+def test_json_without_end_is_refused(text):
+    with pytest.raises(RecipeError, match="The recipe is not JSON"):
+        Recipe.from_json(text)

@@ -14,17 +14,21 @@ KEPT_BYTES = 2**29
 
 _FOLDER = CACHE / "kept"
 
+_HASHED = ".sha256-"
+"""Stands between the key and the hash of the content in a name."""
+
 
 def fetch(key: str, path: Path) -> bool:
-    """Copies what is kept under a key to a path; tells whether there was anything."""
-    kept = _FOLDER / key
-    try:
-        os.utime(kept)
-        _copy(kept, path)
-    except OSError:  # Removed by another run, or never there.
+    """Copies what is kept under a key to a path; tells whether there was anything, undamaged."""
+    for kept in _FOLDER.glob(f"{key}{_HASHED}*"):
+        with suppress(OSError):  # Removed by another run.
+            os.utime(kept)
+            _copy(kept, path)
+            if kept.name == _name(key, path):
+                return True
+            discard(kept)
         discard(path)
-        return False
-    return True
+    return False
 
 
 def keep(key: str, path: Path) -> None:
@@ -37,8 +41,12 @@ def keep(key: str, path: Path) -> None:
         with scratch_folder(_FOLDER) as scratch:
             copy = scratch / "copy"
             _copy(path, copy)
-            copy.rename(_FOLDER / key)  # At once: nobody sees a part of it.
+            copy.rename(_FOLDER / _name(key, copy))  # At once: nobody sees a part of it.
         _forget()
+
+
+def _name(key: str, path: Path) -> str:
+    return f"{key}{_HASHED}{measure(path)[1]}"
 
 
 def _forget() -> None:

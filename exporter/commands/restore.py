@@ -1,6 +1,5 @@
 """``restore``: a model and the folder of a run go in, the compressed model of the run comes out."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from exporter.errors import ModelError, OutputError, brief
 from exporter.graph.network import Network
 from exporter.graph.saving import weights_file
 from exporter.graph.types import Model
+from exporter.inputs import read_json
 from exporter.lowrank.candidates import Candidate, candidates
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.linalg.truncation import Truncation
@@ -39,7 +39,7 @@ def restore(model: Model | Callable[[], Model], folder: str | Path) -> Model:
 
     plan, weights = Path(folder) / PLAN_FILE, weights_file(Path(folder) / COMPRESSED_FILE)
     try:
-        saved: dict[str, Any] = json.loads(plan.read_text())
+        saved: dict[str, Any] = read_json(plan)
         cut, layers = Cut(**saved["cut"]), [(x["kind"], x["rank"]) for x in saved["layers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(

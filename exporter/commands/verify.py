@@ -15,6 +15,7 @@ from exporter.formats.base import Artifact, Format, batch_notes, measure
 from exporter.formats.variants import FLOAT32
 from exporter.graph.fitting import fitted
 from exporter.graph.signature import Interface, TensorInfo
+from exporter.inputs import checked_path
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.options.scale import AUTO, Scale
@@ -70,6 +71,7 @@ def verify_recipe(
     Raises:
         InputError: If the model, the data or the artifact's name cannot be used.
     """
+    checked_path(artifact)
     network, dataset, _ = load(recipe, None, None)
     described = _described(Path(artifact))
     FORMATS[described.format].require_extra()
@@ -94,12 +96,14 @@ def verify_stored(
     Raises:
         InputError: If there is no manifest or reference of a run, or no accepted artifact in it.
     """
-    file = Path(manifest) if manifest else Path(path) / MANIFEST
+    whole = manifest is None
+    file = Path(path) / MANIFEST if manifest is None else Path(manifest)
+    checked_path(path)
     finish_publication(file.parent, progress)
     found = read_manifest(file)
     reference_file = file.parent / REFERENCE_FILE
-    hashes = {entry.get("path"): entry.get("sha256") for entry in found["files"]}
-    if not reference_file.is_file() or measure(reference_file)[1] != hashes.get(REFERENCE_FILE):
+    hashes = [e.get("sha256") for e in found["files"] if e.get("path") == REFERENCE_FILE]
+    if not reference_file.is_file() or measure(reference_file)[1] not in hashes:
         raise InputError(
             f"{str(reference_file)!r} is not the reference that {str(file)!r} was written with. "
             "Put the file of the run there, or verify against the Keras model."
@@ -107,7 +111,6 @@ def verify_stored(
     reference = Reference.load(reference_file)
     entries = [entry for entry in found["artifacts"] if entry.get("accepted")]
     artifacts = [_stored(entry, file.parent) for entry in entries]
-    whole = manifest is None
     if not whole:
         fmt, variant = _kind(Path(path))
         chosen = [a for a in artifacts if (a.format, a.variant) == (fmt.name, variant)]
@@ -148,10 +151,10 @@ def _stored(entry: dict[str, Any], folder: Path) -> Artifact:
     """Reads an artifact of a manifest; raises InputError if it tells of none in the folder."""
     try:
         file, fmt = entry["file"], FORMATS[entry["format"]]
-        path, size, sha256 = folder / file["path"], file["size"], file["sha256"]
+        path, size, sha256 = folder / file["path"], int(file["size"]), str(file["sha256"])
         variant = next(v.name for v in fmt.variants if v.name == entry["variant"])
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (KeyError, TypeError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError, StopIteration) as error:
         raise InputError(f"The manifest tells of an unknown artifact: {entry!r:.200}.") from error
     if not inside:
         raise InputError(f"Artifacts of a run are in its folder. Received: {file['path']!r}.")

@@ -13,6 +13,7 @@ import numpy as np
 from exporter.data.lazy import Array, Index, LazyArray, Samples, numbered
 from exporter.data.split import ONLY_INPUT
 from exporter.errors import DataError, brief
+from exporter.inputs import check_archive
 
 LARGE_BYTES = 256 * 2**20
 """Arrays stay in files larger than this."""
@@ -103,58 +104,83 @@ def read_file(path: Path) -> dict[str, Samples]:
         ) from error
 
 
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Reads the arrays of a file into memory.
+
+    Raises:
+        DataError: As ``read_file`` does.
+    """
+    return {name: np.asarray(array) for name, array in read_file(path).items()}
+
+
 def _arrays(path: Path, file: IO[bytes]) -> dict[str, Samples]:
     prefix = np.lib.format.MAGIC_PREFIX
     is_npy = file.read(len(prefix)) == prefix
     file.seek(0)
     if is_npy:
-        stored = _header(path, file)
-        if stored is not None and stored.nbytes > LARGE_BYTES and _stays(stored, ONLY_INPUT):
+        stored = _header(path, file, ONLY_INPUT, path.stat().st_size)
+        if stored.nbytes > LARGE_BYTES and _stays(stored, ONLY_INPUT):
             return {ONLY_INPUT: LazyArray(stored)}
         file.seek(0)
         return {ONLY_INPUT: np.load(file, allow_pickle=False)}
-    with np.load(file, allow_pickle=False) as loaded:
-        members = loaded.zip.infolist()
+    with zipfile.ZipFile(file) as archive:
+        check_archive(path, archive)
+        members = archive.infolist()
         large = sum(member.file_size for member in members) > LARGE_BYTES
         found: dict[str, Samples] = {}
         for member in members:
             name = member.filename.removesuffix(".npy")
-            stored = _member(path, file, loaded.zip, member, name) if large else None
-            found[name] = loaded[name] if stored is None else LazyArray(stored)
+            if name in found:
+                raise ValueError(f"it has two arrays {name!r}.")
+            stored = _member(path, file, archive, member, name)
+            packed = member.compress_type != zipfile.ZIP_STORED
+            if large and _stays(stored, name, compressed=packed):
+                found[name] = LazyArray(stored)
+            else:
+                with archive.open(member) as opened:
+                    found[name] = np.lib.format.read_array(opened, allow_pickle=False)
         return found
 
 
-def _header(path: Path, file: IO[bytes], start: int = 0) -> FileRows | None:
-    """Reads the header of an array at byte ``start``; returns None if it does not hold numbers."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:  # Version 3 is for field names of records beyond Latin-1.
-        return None
-    return FileRows(path, dtype, shape, start + file.tell(), fortran)
+def _header(path: Path, file: IO[bytes], name: str, size: int, start: int = 0) -> FileRows:
+    """Reads the header of an array at byte ``start`` of a file, from where it has ``size`` bytes.
+
+    Raises:
+        ValueError: If there is no array of numbers, or less of it than its header tells.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+        else:  # Version 3 is for field names of records beyond Latin-1.
+            raise ValueError(f"of version {version[0]}, which is for records alone.")
+    except ValueError as error:
+        raise ValueError(f"{name!r} in it is no array of numbers: {brief(error)}") from error
+    if dtype.hasobject:
+        raise ValueError("it holds objects, or no arrays.")
+    stored = FileRows(path, dtype, shape, start + file.tell(), fortran)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its array {name!r} is of shape {shape}.")
+    if stored.nbytes > size - file.tell():
+        raise ValueError(f"its array {name!r} is cut off.")
+    return stored
 
 
 def _member(
     path: Path, file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str
-) -> FileRows | None:
-    """Finds an array in an archive; returns None if it is to be read into memory."""
+) -> FileRows:
+    """Finds an array in an archive."""
     file.seek(info.header_offset + _LOCAL_HEADER - 4)
     start = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
     with archive.open(info) as member:
-        stored = _header(path, member, start)
-        if stored is None:
-            return None
-        if info.file_size < member.tell() + stored.nbytes:
-            raise ValueError(f"its array {name!r} is cut off.")
-    compressed = info.compress_type != zipfile.ZIP_STORED
-    return stored if _stays(stored, name, compressed=compressed) else None
+        return _header(path, member, name, info.file_size, start)
 
 
 def _stays(stored: FileRows, name: str, *, compressed: bool = False) -> bool:
     """Tells whether an array stays in its file; otherwise it is to be read into memory."""
-    if stored.dtype.hasobject or not stored.nbytes:
+    if not stored.nbytes:
         return False
     large = stored.nbytes > READ_BYTES
     if not compressed and not stored.fortran:

@@ -13,6 +13,7 @@ import numpy as np
 from exporter.data.lazy import Array, Index, LazyArray, numbered
 from exporter.data.split import LABELS, ONLY_INPUT, PART_NAMES, Split, shuffled
 from exporter.errors import DataError, brief
+from exporter.inputs import check_unpacked
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 """Names of files that Keras reads as images."""
@@ -55,13 +56,14 @@ class ImageRows:
             raise DataError(f"Images have no size before they are fitted to a model: {file!r}.")
         height, width, channels = self.size
         try:
+            _check_pixels(Path(file))
             content = Path(file).read_bytes()
             if content.startswith(_JPEG):
                 # As Pillow decodes it; TensorFlow's default is faster, and less exact.
                 image = tf.io.decode_jpeg(content, channels, dct_method="INTEGER_ACCURATE")
             else:
                 image = tf.io.decode_image(content, channels=channels, expand_animations=False)
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, ValueError, tf.errors.OpError) as error:
             raise DataError(
                 f"Image {file!r} cannot be decoded with {channels} channels: "
                 f"{brief(error)} Remove it, or save it again."
@@ -69,6 +71,20 @@ class ImageRows:
         # The filter of keras.utils.image_dataset_from_directory.
         resized: Array = tf.image.resize(image, (height, width), method="bilinear").numpy()
         return resized
+
+
+def _check_pixels(file: Path) -> None:
+    """Raises an error if the header of an image tells of far more pixels than its file can hold."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(brief(error)) from error
+    except Exception:  # TensorFlow tells better what is wrong, or can read it all the same.
+        return
+    check_unpacked(file, len(image.getbands()) * width * height)
 
 
 def fit_images(source: str, array: LazyArray, rows: ImageRows, spec: Any) -> LazyArray:
@@ -168,6 +184,15 @@ def _folders(root: Path) -> list[str]:
     )
 
 
+def _is_usable(path: Path) -> bool:
+    """Tells whether TensorFlow can take a path, and read it to an end if it would."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return path.is_file() or path.is_dir() or path.suffix.lower() not in SUFFIXES
+
+
 def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     """Returns the images below a folder, and the names of its classes."""
     classes = _folders(folder)
@@ -186,6 +211,12 @@ def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...]]:
         )
     import keras
 
+    refused = [path for path in folder.rglob("*") if not _is_usable(path)]
+    if refused:
+        raise DataError(
+            "A folder of data must hold regular files and folders with names in UTF-8. Received: "
+            f"{str(refused[0])!r}. Remove it, or give it another name."
+        )
     listing = keras.utils.image_dataset_from_directory(
         folder, batch_size=None, image_size=(1, 1), shuffle=False, verbose=False
     )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from exporter.data.checks import check_values, count_bad, refuse_bad
+from exporter.data.checks import check_values, find_bad, refuse_bad
 from exporter.data.lazy import HELD_BYTES, in_memory
 from exporter.data.split import LABELS, ONLY_INPUT, Split
 from exporter.errors import DataError, brief
@@ -158,4 +158,4 @@ def _check(part: str, split: Split) -> None:
         for name, array in in_memory(arrays).items():
             where = f"Array {name!r} of the pipeline {part!r}"
             check_values(where, array)
-            refuse_bad(where, count_bad(array))
+            refuse_bad(where, find_bad(array))

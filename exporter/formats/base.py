@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from exporter.card import ModelCard
-from exporter.errors import ConversionError, DataError, InputError
+from exporter.errors import ConversionError, DataError
 from exporter.formats.extras import NO_EXTRA, Extra
 from exporter.formats.variants import FLOAT32, Variant
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo, Tensors
+from exporter.inputs import checked_path
 from exporter.quantization.granularity import Granularity
 
 if TYPE_CHECKING:
@@ -297,9 +298,9 @@ def measure(path: Path) -> tuple[int, str]:
     """Returns bytes and SHA-256 of a file, or of a folder as ``Artifact`` defines them.
 
     Raises:
-        InputError: If it is, or holds, something else, such as a pipe, whose reader would wait.
+        RecipeError: If it is, or holds, something else, such as a pipe, whose reader would wait.
     """
-    refuse_special(path)
+    checked_path(str(path))
     if path.is_file():
         with path.open("rb") as file:
             return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -309,12 +310,3 @@ def measure(path: Path) -> tuple[int, str]:
         total += size
         lines.append(f"{file_path.relative_to(path).as_posix()} {digest}\n")
     return total, hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def refuse_special(path: Path) -> None:
-    """Raises an InputError for what is neither a file nor a folder: its reader might wait."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(
-            f"Files of a run are regular files and folders. Received: {str(path)!r}, which is a "
-            "pipe, a device or a socket."
-        )

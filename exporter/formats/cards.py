@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from exporter.card import ModelCard, Normalization
 from exporter.errors import InputError, RecipeError, did_you_mean
+from exporter.inputs import checked_path
 
 if TYPE_CHECKING:
     from exporter.graph.signature import TensorInfo
@@ -41,7 +42,7 @@ def make_card(
 def read_labels(path: str) -> tuple[str, ...]:
     """Reads a text file with one label in each line; a RecipeError tells what is wrong with it."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(checked_path(path)).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"labels must be a text file in UTF-8, one label a line. Received: {path!r}: {error}."

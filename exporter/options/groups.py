@@ -23,11 +23,12 @@ from exporter.options.values import (
     flag,
     names,
     number,
+    path,
+    paths,
     rank,
     scale,
     size,
     text,
-    texts,
     whole,
 )
 
@@ -116,19 +117,19 @@ class Source(Group):
 
     model: str | None = _option(
         None,
-        text("a path as text", metavar="MODEL"),
+        path("a path as text", metavar="MODEL"),
         "a .keras or .h5 file; without it, the reference MLP is trained on the data",
     )
     imports: tuple[str, ...] = _option(
         (),
-        texts("a list of Python files or modules", metavar="FILE.py|MODULE"),
+        paths("a list of Python files or modules", metavar="FILE.py|MODULE"),
         "code of yours that is run before the model is loaded, so that the classes of layers that "
         "it defines or registers are known; may be repeated",
         flag_name="import",
     )
     data: str = _option(
         DIGITS,
-        text("a name or a path as text", metavar="DATA"),
+        path("a name or a path as text", metavar="DATA"),
         f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, a folder of images by class, or "
         f"{', '.join(KERAS_DATASETS)}",
     )
@@ -404,7 +405,7 @@ class Export(Group):
     )
     output: str | None = _option(
         None,
-        text("a path as text", metavar="DIR"),
+        path("a path as text", metavar="DIR"),
         "folder to write to (default: one in artifacts/, named after model and rank)",
     )
     force: bool = _option(False, flag(False), "replace a former run in the output folder")
@@ -423,7 +424,7 @@ class Export(Group):
     opset: int = _option(17, whole(13, 18), "ONNX operator set, 13 to 18")
     labels: str | None = _option(
         None,
-        text("a path as text"),
+        path("a path as text"),
         "text file with the name of a class a line, for artifacts to tell",
     )
     description: str | None = _option(

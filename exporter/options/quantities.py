@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 from exporter.errors import RecipeError
 
+MOST = 1e18
+"""Largest quantity: whole numbers beyond are no exact ones."""
+
 _COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
 _DECIMAL_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _BYTE_UNITS = {**_DECIMAL_BYTES, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
@@ -47,6 +50,6 @@ def parse_part(text: str) -> float:
 def _parse(text: str, units: Mapping[str, float], wanted: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-zµ%]*)\s*", text.lower())
     value = float(match[1]) * units[match[2]] if match and match[2] in units else math.inf
-    if not math.isfinite(value):  # As of 1e999.
+    if value > MOST:  # As of 1e999.
         raise RecipeError(f"Give {wanted}. Received: {text!r}.")
     return value

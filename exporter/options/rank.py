@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from exporter.errors import RecipeError, did_you_mean
 
+MOST_RANK = 2**31 - 1
+"""No matrix of a larger rank fits into memory."""
+
 Rank = int | float | str | Mapping[str, int]
 """One rank for all layers, a part of each layer's parameters (between 0 and 1), the name of an
 automatic policy (``RANK_NAMES``), or a rank by layer name."""
@@ -79,7 +82,7 @@ def checked_rank(rank: object) -> Rank:
 
 
 def _checked_number(label: str, rank: object) -> int:
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK:
         suggestion = did_you_mean(rank, RANK_NAMES if label == "rank" else ())
         raise RecipeError(
             f"{label} must be a whole number >= 1 (for all layers also a part between 0 and 1, or "

@@ -58,7 +58,7 @@ def _checked_one(value: Any) -> InputScale:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         mean, std = (tuple(v) if isinstance(v, (list, tuple)) else (v,) for v in value)
         numbers = all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < math.inf
             for v in (*mean, *std)
         )
         if numbers and all(std) and mean and std and (len({len(mean), len(std), 1}) <= 2):

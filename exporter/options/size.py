@@ -9,6 +9,9 @@ InputSize: TypeAlias = tuple[int, ...]
 
 Size: TypeAlias = InputSize | dict[str, InputSize]
 
+MOST_SIZE = 2**31 - 1
+"""Largest size of an axis that runtimes know."""
+
 _WANTED = (
     "size must be the sizes of the free axes, which are whole numbers from 1 on, such as 96,96; or "
     "those of each input, as image=96,96;tokens=128."
@@ -34,7 +37,9 @@ def checked_size(value: Any) -> Size:
 
 def _checked_one(value: Any) -> InputSize:
     listed = [value] if type(value) is int else value
-    whole = isinstance(listed, (list, tuple)) and all(type(n) is int and n > 0 for n in listed)
+    whole = isinstance(listed, (list, tuple)) and all(
+        type(n) is int and 0 < n <= MOST_SIZE for n in listed
+    )
     if not whole or not listed:
         raise RecipeError(f"{_WANTED} Received: {value!r}.")
     return tuple(listed)

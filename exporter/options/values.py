@@ -2,16 +2,21 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exporter.errors import RecipeError, did_you_mean
+from exporter.inputs import checked_path
 from exporter.options.by_input import schema_by_input
 from exporter.options.quantities import parse_amount
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
 from exporter.options.size import checked_size, parse_size
+
+MOST_WHOLE = 2**63 - 1
+"""Largest whole number that an option takes; libraries know no larger ones."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def whole(
     def takes(value: Any) -> bool:
         if not isinstance(value, int) or isinstance(value, bool):
             return False
-        return least <= value and (most is None or value <= most)
+        return least <= value <= (MOST_WHOLE if most is None else most)
 
     reader = read or _told(int, wanted)
     return Value(wanted, takes, schema, {"type": reader, "metavar": "N"}, read=read)
@@ -103,7 +108,7 @@ def number(
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return False
         within = least < value < most if inside else least <= value <= most
-        return math.isfinite(value) and within
+        return abs(value) <= sys.float_info.max and within  # False of NaN, too.
 
     reader = read or _told(float, wanted)
     return Value(wanted, takes, schema, {"type": reader, "metavar": metavar}, read=read)
@@ -159,6 +164,16 @@ def text(wanted: str, *, empty: bool = False, metavar: str = "FILE") -> Value:
     least = int(not empty)
     schema, parser = {"type": "string", "minLength": least}, {"metavar": metavar}
     return Value(wanted, lambda v: isinstance(v, str) and len(v) >= least, schema, parser)
+
+
+def path(wanted: str, *, metavar: str = "FILE") -> Value:
+    """Returns the value of an option that takes a path, or a name that is no path."""
+    return replace(text(wanted, metavar=metavar), keep=checked_path)
+
+
+def paths(wanted: str, metavar: str) -> Value:
+    """Returns the value of an option that is given once for each path; it may be left out."""
+    return replace(texts(wanted, metavar), keep=lambda listed: tuple(map(checked_path, listed)))
 
 
 def names(metavar: str) -> Value:

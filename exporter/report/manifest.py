@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import InputError
-from exporter.formats.base import measure, refuse_special
+from exporter.errors import InputError, brief
+from exporter.formats.base import measure
+from exporter.inputs import checked_path, read_json
 from exporter.output import MANIFEST, REJECTED, UNCOMPRESSED
 from exporter.recipe import recipe_schema
 from exporter.report.results import ArtifactReport, CompressionReport, Report
@@ -49,15 +50,18 @@ def read_manifest(file: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is none, or of a later version of the schema.
     """
-    refuse_special(file)
+    checked_path(str(file))
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file)
         version = manifest["schema_version"]
         parts = [manifest["files"], manifest["artifacts"]]
-        readable = all(isinstance(part, list) for part in parts) and isinstance(version, int)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        readable = isinstance(version, int) and all(
+            isinstance(part, list) and all(isinstance(entry, dict) for entry in part)
+            for part in parts
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{str(file)!r} is not the manifest of a run: {type(error).__name__}: {error}. Give "
+            f"{str(file)!r} is not the manifest of a run: {brief(error)} Give "
             "the folder of a run, or the Keras model that the artifact was made from."
         ) from error
     if not readable or version > SCHEMA_VERSION:

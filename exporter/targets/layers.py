@@ -23,6 +23,7 @@ from exporter.errors import ConversionError, ModelError
 from exporter.formats.base import ExportOptions, Format
 from exporter.graph.alone import INPUT, alone, fingerprint
 from exporter.graph.network import Network
+from exporter.inputs import read_json
 from exporter.isolation import ChildError
 from exporter.lowrank.candidates import Candidate, factorizable
 from exporter.lowrank.engine import Engine, build_replacements, placeholder
@@ -40,6 +41,9 @@ CALIBRATION_SAMPLES = 4
 
 AT_A_TIME, BYTES_AT_A_TIME = 32, 2**28
 """Artifacts that a target measures in one process, and bytes that they may take."""
+
+MOST_COST = 1e300
+"""Costs in a file that are larger are damage."""
 
 Ranks = Mapping[str, Sequence[int]]
 
@@ -228,12 +232,13 @@ class LayerMeasurement:
 def read_costs(file: Path) -> dict[str, float]:
     """Reads costs by key; a file that is damaged has none."""
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
     except (OSError, ValueError):
         return {}
     values = found if isinstance(found, dict) else {}
     numbers = {key: v for key, v in values.items() if type(v) in {int, float}}
-    return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
+    costs = {key: value for key, value in numbers.items() if abs(value) < MOST_COST}
+    return {key: float(value) for key, value in costs.items()}
 
 
 def write_costs(costs: Mapping[str, float], file: Path) -> None:

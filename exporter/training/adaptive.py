@@ -194,8 +194,9 @@ class Trials:
     def _known(self, count: int) -> list[float]:
         """Returns the losses that the first worker has in its file."""
         chief = is_chief(self.strategy)
-        found = load_checkpoint(self.file) if self.file is not None and chief else None
-        losses = [] if found is None else found.progress["losses"][:count]
+        file = self.file if chief else None
+        losses = (file and load_checkpoint(file, _losses, self.progress)) or []
+        del losses[count:]
         padded = np.array([*losses, *[0.0] * (count - len(losses))])
         number, shared = from_first(self.strategy, [len(losses), padded])
         return [float(loss) for loss in shared[: int(number)]]
@@ -214,6 +215,14 @@ def budget_of(plan: RankPlan, unit: CostKind) -> int:
     """Returns the cost of all factors in a plan."""
     cut = [layer for layer in plan.layers if layer.rank is not None]
     return sum((layer.params_after if unit == "params" else layer.macs_after) or 0 for layer in cut)
+
+
+def _losses(checkpoint: Checkpoint) -> list[float]:
+    """Reads the losses of trials; raises a ValueError if they are none."""
+    losses = [float(loss) for loss in checkpoint.progress["losses"]]
+    if not all(map(math.isfinite, losses)):
+        raise ValueError("its losses are not finite.")
+    return losses
 
 
 def _power_law(trials: Sequence[RankTrial], reference: float) -> tuple[float, float]:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from exporter.inputs import made_of
 from exporter.options.groups import Tuning
 from exporter.progress import Progress
-from exporter.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from exporter.training.checkpoint import Checkpoint, check_like, load_checkpoint, save_checkpoint
 from exporter.training.data import Batch, TrainingData
 from exporter.training.distribution import clipped, from_first, is_chief, shared_out
 from exporter.training.phase import Phase
@@ -245,13 +246,18 @@ class Loop:
     def _resume(self) -> None:
         """Goes on from the first worker's checkpoint, or from its weights if there is none."""
         chief = is_chief(self._strategy)
-        found = load_checkpoint(self._file) if self._file is not None and chief else None
         variables = [*self._phase.state, *self._optimizer.variables]
-        if found is not None:
-            epochs = [Epoch(**epoch) for epoch in found.progress["epochs"]]
-            self._at = _Position(**{**found.progress, "epochs": epochs})
-            self._best = found.best
-            _assign(variables, [*found.state, *found.optimizer])
+
+        def read(checkpoint: Checkpoint) -> tuple[_Position, Checkpoint]:
+            check_like([*checkpoint.state, *checkpoint.optimizer], variables)
+            check_like(checkpoint.best, self._phase.state if checkpoint.best else [])
+            return _Position.read(checkpoint.progress), checkpoint
+
+        file = self._file if chief else None
+        if file is not None and (found := load_checkpoint(file, read, self._progress)):
+            self._at, checkpoint = found
+            self._best = checkpoint.best
+            _assign(variables, [*checkpoint.state, *checkpoint.optimizer])
             self._progress.note(
                 f"Goes on from the checkpoint in epoch {self._at.epoch}, step {self._at.step}"
             )
@@ -281,6 +287,16 @@ class _Position:
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
     ending: Ending | None = None
+
+    @classmethod
+    def read(cls, values: Any) -> "_Position":
+        """Reads what a checkpoint kept; raises a ValueError if that is damaged."""
+        at = made_of(cls, values)
+        at.epochs = [made_of(Epoch, epoch) for epoch in at.epochs]
+        counts = (at.epoch - 1, at.step, at.total_steps, at.samples, at.best)
+        if min(counts) < 0 or at.best > len(at.epochs) or (at.epoch > 1 and not at.epochs):
+            raise ValueError("its position is none.")
+        return at
 
 
 def _optimizer(tuning: Tuning, steps_per_epoch: int | None) -> Any:

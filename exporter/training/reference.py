@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import numpy as np
 from exporter.data import Dataset, Split
 from exporter.disk import scratch_folder
 from exporter.errors import DataError, OutputError, brief
+from exporter.graph.loading import load_model
+from exporter.inputs import made_of, read_json
 from exporter.progress import Progress
 
 REFERENCE_NAME = "reference-mlp"
@@ -110,9 +112,8 @@ def train_reference(
     file = cache / f"{REFERENCE_NAME}-{key}.keras"
     record = file.with_suffix(".json")
     try:
-        cached = keras.models.load_model(file, compile=False)
-        return cached, Training(**{**json.loads(record.read_text()), "cached": True})
-    except (OSError, ValueError, TypeError) as error:
+        return _cached(file, model), _record(record)
+    except Exception as error:  # Keras, zipfile and HDF5 raise whatever they run into.
         if file.exists():
             progress.note(
                 f"The cached baseline {file} cannot be read, training anew: {brief(error)}"
@@ -128,6 +129,26 @@ def train_reference(
     except OSError as error:
         raise OutputError(f"The trained baseline cannot be cached in {cache}: {error}") from error
     return model, training
+
+
+def _cached(file: Path, model: Any) -> Any:
+    """Reads a model of the cache; raises a ValueError if it is not like the untrained one."""
+    cached = load_model(str(file)).model
+    shapes = ([weight.shape for weight in each.weights] for each in (cached, model))
+    if [*next(shapes)] != [*next(shapes)] or cached.to_json() != model.to_json():
+        raise ValueError("it is another model.")
+    if not all(np.isfinite(weight).all() for weight in cached.get_weights()):
+        raise ValueError("it has weights that are not finite.")
+    return cached
+
+
+def _record(file: Path) -> Training:
+    """Reads how a model of the cache was trained; raises an exception if that is damaged."""
+    training = replace(made_of(Training, read_json(file)), cached=True)
+    epochs = 1 <= training.best_epoch <= training.epochs <= EPOCHS
+    if not epochs or not 0 <= training.validation_accuracy <= 1 or training.seconds < 0:
+        raise ValueError(f"its record tells of {training}.")
+    return training
 
 
 def _train(model: Any, dataset: Dataset, seed: int, progress: Progress) -> Training:

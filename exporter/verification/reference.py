@@ -4,6 +4,7 @@ Whoever receives an artifact can hold it against this file with the runtime alon
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from exporter.data import Array, Task
+from exporter.data.files import read_arrays
 from exporter.errors import InputError
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
+from exporter.inputs import made_of, parse_json
 from exporter.isolation import ChildError
 from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, samples_within
@@ -26,6 +29,9 @@ from exporter.verification.verdict import ConversionVerdict
 MOST_SAMPLES = 256
 MOST_BYTES = 4 * 2**20
 """Bytes that the arrays of a probe may take; two batches are always kept."""
+
+MOST_BATCH = 2**20
+"""Largest batch that a stored probe may ask for."""
 
 _DESCRIPTION = "description"
 
@@ -109,26 +115,38 @@ class Reference:
             InputError: If the file is none.
         """
         try:
-            with file.open("rb") as opened, np.load(opened) as loaded:
-                arrays = dict(loaded)
-            described = json.loads(arrays.pop(_DESCRIPTION).tobytes())
+            arrays = read_arrays(file)
+            described = parse_json(arrays.pop(_DESCRIPTION).tobytes())
             probes, predictions = [], {}
             for each in described["probes"]:
                 inputs, labels, outputs = (
                     {name: arrays[key] for name, key in each[part].items()}
                     for part in ("inputs", "labels", "outputs")
                 )
-                probes.append(Probe(each["name"], inputs, each["batch_size"], labels))
-                predictions[each["name"]] = outputs
+                probe = Probe(each["name"], inputs, each["batch_size"], labels)
+                _check_probe(probe, outputs)
+                probes.append(probe)
+                predictions[probe.name] = outputs
             tolerances: dict[Any, Tolerance] = {
-                (probe, output, view): Tolerance(**value)
+                (probe, output, view): made_of(Tolerance, value)
                 for probe, output, view, value in described["tolerances"]
             }
             recorded = {
                 name: {output: arrays[key] for output, key in keys.items()}
                 for name, keys in described["recorded"].items()
             }
-            tasks = {name: Task(**values) for name, values in described["tasks"].items()}
+            tasks = {name: made_of(Task, values) for name, values in described["tasks"].items()}
+            if not probes or len(predictions) < len(probes):
+                raise ValueError("it has no probes, or two of the same name.")
+            first = predictions[probes[0].name]
+            for output, array in (
+                pair for outputs in recorded.values() for pair in outputs.items()
+            ):
+                if (
+                    array.dtype.kind not in "biuf"
+                    or array.shape != first[output][: len(array)].shape
+                ):
+                    raise ValueError(f"what it recorded of {output!r:.50} is no such output.")
         except Exception as error:  # NumPy and JSON raise any exception on a damaged file.
             raise InputError(
                 f"{str(file)!r} is not the reference of a run: {type(error).__name__}: {error}. "
@@ -162,3 +180,18 @@ class Reference:
                 excesses[output] = excess_over(recorded, values[:count], expected[:count])
         quality = judge_quality(execution, rule, self.tasks, excesses)
         return ConversionVerdict(None, None, {}, quality, stored=True)
+
+
+def _check_probe(probe: Probe, outputs: Mapping[str, Array]) -> None:
+    """Raises a ValueError if a stored probe cannot be run or compared."""
+    if not (isinstance(probe.name, str) and re.fullmatch(r"\w+", probe.name)):
+        raise ValueError(f"it has a probe called {probe.name!r:.50}.")  # Files are named after it.
+    if type(probe.batch_size) is not int or not 1 <= probe.batch_size <= MOST_BATCH:
+        raise ValueError(f"it has a probe with batches of {probe.batch_size!r:.50}.")
+    arrays = [*probe.inputs.values(), *probe.labels.values(), *outputs.values()]
+    if not probe.inputs or not outputs or any(a.dtype.kind not in "biuf" for a in arrays):
+        raise ValueError(f"its probe {probe.name!r} has no numbers.")
+    if len({len(array) if array.ndim else 0 for array in arrays} - {0}) != 1 or any(
+        array.size == 0 for array in arrays
+    ):
+        raise ValueError(f"its probe {probe.name!r} has not as many samples everywhere.")

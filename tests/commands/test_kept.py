@@ -37,10 +37,11 @@ def test_what_was_used_last_stays(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(kept, "KEPT_BYTES", 20)
     for number, name in enumerate(("old", "used")):
         keep(name, made(tmp_path, name))
-        os.utime(folder / name, (number, number))
+        (file,) = folder.glob(f"{name}.*")
+        os.utime(file, (number, number))
     assert fetch("old", tmp_path / "again")
     keep("new", made(tmp_path, "new"))
-    assert sorted(path.name for path in folder.iterdir()) == ["new", "old"]
+    assert sorted(path.stem for path in folder.iterdir()) == ["new", "old"]
 
 
 def test_two_runs_may_keep_the_same(folder, tmp_path):
@@ -49,7 +50,19 @@ def test_two_runs_may_keep_the_same(folder, tmp_path):
     made(tree, "b")
     keep("tree", tree)
     keep("tree", tree)
-    assert [path.name for path in folder.iterdir()] == ["tree"]
+    assert [path.stem for path in folder.iterdir()] == ["tree"]
+
+
+@pytest.mark.parametrize("content", [b"", b"other", b"content and more"])
+def test_what_is_damaged_is_not_there_and_is_kept_anew(folder, tmp_path, content):
+    keep("file", made(tmp_path, "a"))
+    (file,) = folder.iterdir()
+    file.write_bytes(content)
+    assert not fetch("file", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    keep("file", made(tmp_path, "a"))
+    assert fetch("file", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"content"
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(folder, tmp_path):

@@ -89,7 +89,7 @@ def test_headers_of_the_second_version_are_understood(tmp_path):
 def test_names_of_fields_beyond_latin_are_no_numbers(tmp_path):
     with pytest.warns(UserWarning, match="NumPy >= 1.17"):
         np.save(tmp_path / "x.npy", np.zeros((3, 2), [("Ω", "f4")]))
-    with pytest.raises(DataError, match="must be numeric"):
+    with pytest.raises(DataError, match=r"no array of numbers: of version 3, which is for records"):
         load_large(str(tmp_path / "x.npy"))
 
 
@@ -187,7 +187,7 @@ class TestDamage:
         x = np.ones((50, 2))
         x[[3, 40], 1] = np.nan, np.inf
         monkeypatch.setattr("exporter.data.lazy.CHUNK_BYTES", 64)
-        with pytest.raises(DataError, match=r"Array 'x' of .* Received: 2 NaN or infinite values"):
+        with pytest.raises(DataError, match=r"Array 'x' of .* Received: 2 NaN, infinite or"):
             load_large(save_npz(x=x))
 
     @pytest.mark.parametrize("cut", [1, 40])

@@ -172,8 +172,18 @@ class TestUnreadable:
                 "Array 'x' of data * must be numeric. Received: dtype <U",
             ),
             ({"x": np.ones(3, complex)}, "Received: dtype complex128."),
-            ({"x": np.array([1.0, np.nan])}, "must be finite. Received: 1 NaN or infinite values."),
-            ({"x": np.array([np.inf, -np.inf])}, "Received: 2 NaN or infinite values."),
+            (
+                {"x": np.array([1.0, np.nan])},
+                "must be finite, and within * Received: 1 NaN, infinite or larger",
+            ),
+            (
+                {"x": np.float32([1, -1e20])},
+                "Received: 1 NaN, * larger values, such as -1e+20.",
+            ),
+            (
+                {"x": np.array([np.inf, -np.inf])},
+                "Received: 2 NaN, infinite or larger",
+            ),
             ({"x": np.zeros((0, 4))}, "must hold samples. Received: shape (0, 4)."),
             ({"x": np.float32(3)}, "must hold samples. Received: shape ()."),
             ({"y": np.arange(3)}, "hold labels and no inputs: ['y']."),

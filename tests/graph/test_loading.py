@@ -1,3 +1,8 @@
+import json
+import resource
+import zipfile
+
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -176,3 +181,68 @@ class TestLoss:
         model.compile(loss=a_loss_of_my_own)
         with pytest.raises(ModelError, match=r"loss that .* was compiled with cannot be read"):
             loss_in_file(save(model, suffix))
+
+
+class TestHostile:
+    @pytest.fixture
+    def rewritten(self, save, build):
+        """Saves a model whose members were changed: ``rewritten(name, function of the JSON)``."""
+
+        def write(member, change):
+            path = save(build("tiny"))
+            with zipfile.ZipFile(path) as archive:
+                members = {name: archive.read(name) for name in archive.namelist()}
+            members[member] = json.dumps(change(json.loads(members[member]))).encode()
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, content in members.items():
+                    archive.writestr(name, content)
+            return path
+
+        return write
+
+    @pytest.mark.parametrize("compiled", [7, "x", [], {"loss": 7}, {"loss": {"class_name": "x"}}])
+    def test_what_it_was_compiled_with_may_be_damaged(self, rewritten, compiled):
+        path = rewritten("config.json", lambda config: {**config, "compile_config": compiled})
+        assert load_model(path).params
+        with pytest.raises(ModelError, match="compiled with"):
+            loss_in_file(path)
+
+    def test_what_an_h5_file_was_compiled_with_may_be_damaged(self, save, build):
+        path = save(build("tiny"), "h5")
+        with h5py.File(path, "r+") as file:
+            file.attrs["training_config"] = "[" * 10_000
+        assert load_model(path).params
+        with pytest.raises(ModelError, match=r"compiled with is damaged\."):
+            loss_in_file(path)
+
+    @pytest.mark.parametrize("config", [[], "x", None, 7])
+    def test_a_configuration_that_is_no_object(self, rewritten, config):
+        with pytest.raises(ModelError, match="must be a JSON object"):
+            load_model(rewritten("config.json", lambda _: config))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("version", [keras.__version__, "2.12.0"])
+    def test_weights_that_no_file_of_its_size_can_hold(self, save, suffix, version):
+        layers = [keras.Input((4,)), keras.layers.Dense(5, name="wide"), keras.layers.Dense(2)]
+        path = save(keras.Sequential(layers), suffix)
+        wide = '"units": 5', '"units": 900000000'
+        if suffix == "h5":
+            with h5py.File(path, "r+") as file:
+                file.attrs["model_config"] = file.attrs["model_config"].replace(*wide)
+                file.attrs["keras_version"] = version
+        else:
+            with zipfile.ZipFile(path) as archive:
+                members = {name: archive.read(name) for name in archive.namelist()}
+            members["config.json"] = members["config.json"].decode().replace(*wide).encode()
+            members["metadata.json"] = json.dumps({"keras_version": version}).encode()
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, content in members.items():
+                    archive.writestr(name, content)
+        with pytest.raises(ModelError, match=r"would unpack to|expected axis -1 of input"):
+            load_model(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # In KB.
+
+    def test_stateful_layers_have_their_own_error(self, save):
+        layers = [keras.Input(batch_shape=(2, 3, 4)), keras.layers.LSTM(5, stateful=True)]
+        with pytest.raises(ModelError, match="is stateful"):
+            load_model(save(keras.Sequential(layers)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from exporter.errors import DataError, OutputError
+from exporter.errors import DataError
 from exporter.options.groups import Tuning
 from exporter.training import loop as loop_module
 from exporter.training.data import Score, TrainingData
@@ -251,11 +251,31 @@ def test_ctrl_c_goes_on_with_the_best_so_far(tuner, classifier, listener):
     assert any("Interrupted in epoch 3: goes on with the best" in note for note in listener.notes)
 
 
-def test_damaged_checkpoint_is_refused(tuner, classifier, tmp_path):
-    (tmp_path / "factored.npz").write_bytes(b"no checkpoint")
+@pytest.mark.usefixtures("saved_often")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"progress": np.frombuffer(b"[" * 100_000, np.uint8)},
+        {"progress": np.frombuffer(b'{"epoch": "2"}', np.uint8)},
+        {"state-0": np.zeros(7, np.float32)},
+        {"optimizer-1": np.full((), np.nan)},
+    ],
+)
+def test_training_starts_anew_from_a_damaged_checkpoint(
+    tuner, classifier, tmp_path, listener, damage
+):
     made, compressed = tuner(classifier, checkpoints=tmp_path)
-    with pytest.raises(OutputError, match="cannot be read; remove it to train anew"):
+    with at_step(9, kill), pytest.raises(Killed):
         made.run(compressed)
+    file = tmp_path / "factored.npz"
+    with np.load(file) as loaded:
+        arrays = {**loaded, **damage}
+    np.savez(file, **arrays)
+    listener.steps.clear()
+    made, compressed = tuner(classifier, checkpoints=tmp_path)
+    made.run(compressed)
+    assert listener.steps[0][0] == 1
+    assert any("factored.npz is damaged, training starts anew" in note for note in listener.notes)
 
 
 def test_model_of_a_fixed_batch_size_is_trained_in_whole_batches(tuner, blobs):

@@ -148,7 +148,7 @@ class TestCache:
         assert not train(blobs, cache, listener)[1].cached
 
     @pytest.mark.parametrize("suffix", [".keras", ".json"])
-    @pytest.mark.parametrize("damage", ["garbage", "cut", "missing"])
+    @pytest.mark.parametrize("damage", ["garbage", "cut", "nested", "empty", "missing"])
     def test_a_damaged_entry_is_trained_anew_with_a_note(
         self, blobs, cache, listener, suffix, damage
     ):
@@ -157,7 +157,9 @@ class TestCache:
         if damage == "missing":
             file.unlink()
         else:
-            file.write_bytes(b"garbage" if damage == "garbage" else content[: len(content) // 2])
+            nested, half = b"[" * 100_000, content[: len(content) // 2]
+            damaged = {"garbage": b"garbage", "cut": half, "nested": nested, "empty": b"{}"}
+            file.write_bytes(damaged[damage])
         _, training = train(blobs, cache, listener)
         assert not training.cached
         if (suffix, damage) != (".keras", "missing"):

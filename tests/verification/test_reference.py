@@ -1,5 +1,6 @@
 """The stored proof of a run, without the model."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -120,3 +121,35 @@ def test_outputs_of_quantized_artifacts_are_recorded(network, reference, tmp_pat
     other = replace(artifact, path=tmp_path / "other.onnx")
     (output,) = back.verify(other, folder).quality.outputs
     assert not output.excess.passed
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("probes", []),
+        ("probes", [7]),
+        ("tolerances", [["test", "scores", "value", {"atol": "1"}]]),
+        ("tolerances", [["test", "scores", "value", None]]),
+        ("tasks", {"scores": {"classes": "3"}}),
+        ("tasks", []),
+        ("batch_size", 0),
+        ("batch_size", 2**62),
+        ("batch_size", None),
+        ("name", "../../outside"),
+        ("name", None),
+        ("inputs", {}),
+        ("inputs", {"features": "nothing"}),
+        ("outputs", {}),
+    ],
+)
+def test_a_damaged_description_is_refused(reference, tmp_path, part, value):
+    file = tmp_path / "reference.npz"
+    reference.save(file)
+    with np.load(file) as loaded:
+        arrays = dict(loaded)
+    described = json.loads(arrays["description"].tobytes())
+    (described if part in described else described["probes"][0])[part] = value
+    text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+    np.savez(file, **{**arrays, "description": text})
+    with pytest.raises(InputError, match="is not the reference of a run"):
+        Reference.load(file)
