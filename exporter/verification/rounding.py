@@ -188,14 +188,17 @@ def _excess(
     noise = _noise_by_channel(values, expected)
     floor = NEGLIGIBLE * signal / noise.size
     noise, drawn = noise + floor, drawn + floor
-    rounding = drawn.mean(axis=0)
     if limits is None:
+        # A step of the outputs hides what rounding moves by less, and is noise as well: of a third
+        # of its square, for the greatest integer of a probability is a whole step below 1.
+        drawn += _step(values) ** 2 / 3 * values.size / noise.size
         spread = 10 * np.log10(drawn.sum(axis=1)).std(ddof=1)
         channel_spread = 10 * np.log10(drawn).std(axis=0, ddof=1).mean()
         limits = (
             ALLOWED_DB + ALLOWED_DEVIATIONS * float(spread),
             CHANNEL_ALLOWED_DB + CHANNEL_ALLOWED_DEVIATIONS * float(channel_spread),
         )
+    rounding = drawn.mean(axis=0)
     return Excess(
         expected_snr_db=decibels(signal / rounding.sum()),
         total=decibels(noise.sum() / rounding.sum()),
@@ -203,6 +206,18 @@ def _excess(
         limit=limits[0],
         channel_limit=limits[1],
     )
+
+
+def _step(values: Array) -> float:
+    """Returns the least difference of two values; where they are integers times a step, the step.
+
+    Among real numbers it is next to nothing. Two values alone do not tell it: then it is what 255
+    steps reach the larger one by.
+    """
+    levels = np.unique(values)
+    if len(levels) > 2:
+        return float(np.diff(levels).min())
+    return float(np.abs(levels).max()) / 255
 
 
 def _noise_by_channel(values: Array, expected: Array) -> Array:

@@ -12,7 +12,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import describe
 from exporter.recipe import Recipe
 from exporter.verification.probes import Probe
-from exporter.verification.rounding import MOST_SAMPLES, excess_over, rounding_probe
+from exporter.verification.rounding import MOST_SAMPLES, _excess, excess_over, rounding_probe
 from scripts.bench.lib.faults import faults
 
 QUANTIZED = [(name, variant) for name in ("tflite", "onnx") for variant in ("dynamic", "int8")]
@@ -132,3 +132,12 @@ def test_noise_is_held_against_what_was_recorded():
     assert fault.channel > 3
     assert not fault.passed
     assert not excess_over(recorded, np.full_like(recorded, np.nan), expected).passed
+
+
+def test_the_steps_of_an_output_are_expected():
+    """In integers all but certain probabilities are 0 and 255/256, however kernels are rounded."""
+    certain = np.eye(4)[np.arange(40) % 4]
+    values = np.round(certain * 255) / 256
+    unmoved = np.zeros((6, 4))
+    assert _excess(values, certain, unmoved).passed
+    assert not _excess(values[::-1], certain, unmoved).passed
