@@ -118,9 +118,13 @@ def in_large_batches(calibration: Calibration, network: Network) -> Calibration:
 
 def _affordable_batch(network: Network) -> int:
     """Returns a batch size whose activations fit into memory, forward and backward."""
-    elements = sum(
+    return max(1, min(MAX_BATCH, _BATCH_BYTES // (4 * max(1, activation_elements(network)))))
+
+
+def activation_elements(network: Network) -> int:
+    """Returns the number of elements that all layers give for one sample."""
+    return sum(
         int(np.prod([size or 1 for size in tensor.shape[1:]]))
         for layer in network.layers.values()
         for tensor in output_tensors(layer)
     )
-    return max(1, min(MAX_BATCH, _BATCH_BYTES // (4 * max(1, elements))))

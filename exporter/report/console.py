@@ -1,6 +1,6 @@
 """Reports on a terminal."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.data.metrics import Metric
+from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
+from exporter.formats.variants import DYNAMIC, INT16X8
 from exporter.options.rank import NO_RANK
 from exporter.output import COMPRESSED_FILE
 from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
@@ -24,6 +26,8 @@ from exporter.verification.structure import StructureProof
 from exporter.verification.verdict import Standing
 
 WIDTH = 120
+
+SHOWN_LOSSES = 3
 """Columns where the output is no terminal."""
 
 _ENDINGS = {
@@ -224,6 +228,22 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
                 f"{output.samples:,}",
             )
     return table
+
+
+def _remedy(artifact: Artifact) -> str:
+    """Says what loses less than a quantized artifact."""
+    fmt = FORMATS[artifact.format]
+    if not fmt.variant(artifact.variant).calibrated:
+        return "--granularity channel, more bits or a larger rank lose less."
+    finer = [v.name for v in fmt.variants if v.name in {INT16X8, DYNAMIC}]
+    return (
+        f"--granularity channel, more --calibration samples, or --quantize {' or '.join(finer)} "
+        "lose less."
+    )
+
+
+def _largest(losses: Mapping[str, float]) -> list[tuple[str, float]]:
+    return list(losses.items())[:SHOWN_LOSSES]
 
 
 def _excess_text(excess: Excess) -> str:
@@ -430,11 +450,16 @@ def _conversion_lines(item: ArtifactReport) -> Iterator[str]:
                 f"({_excess_text(output.excess)}): the file is damaged, its runtime computes "
                 "something else than the model, or it was calibrated on other data."
             )
+    if conversion.quality and not conversion.quality.passed and item.artifact:
+        yield f"{name}: {_remedy(item.artifact)}"
+    if conversion.losses:
+        shares = ", ".join(f"{layer} {part:.0%}" for layer, part in _largest(conversion.losses))
+        yield f"Noise        {name}: is added by {shares}"
     if (departure := conversion.departure) is not None:
         before = "" if departure.agrees is None else f" Layer {departure.agrees} still agrees."
         yield (
             f"{name}: departs at layer {departure.layer}, where the SNR is "
-            f"{departure.snr_db:.1f} dB [{departure.expected_snr_db:.0f}].{before}"
+            f"{departure.snr_db:.1f} dB [{departure.least_db:.0f}].{before}"
         )
     judged = conversion.parity or conversion.quality
     for fault in judged.faults if judged else ():

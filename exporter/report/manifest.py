@@ -155,6 +155,8 @@ def verdict_dict(verdict: ConversionVerdict) -> dict[str, Any]:
         "parity": _judged(verdict.parity, "passed"),
         "quality": _judged(verdict.quality, "passed"),
         "structure": _judged(verdict.structure, "passed"),
+        "layers": plain(verdict.layers),
+        "losses": plain(verdict.losses),
         "departure": plain(verdict.departure),
     }
 

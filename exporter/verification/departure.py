@@ -1,11 +1,12 @@
-"""The layer at which an artifact departs from the Keras model.
+"""How an artifact and the Keras model agree layer by layer, and the layer where they depart.
 
 Converters fuse, split and rename, so a layer's output is looked for by its values among all tensors
 that the artifact computes. A layer agrees if it is found there, or if what is computed from it is.
 """
 
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from exporter.formats.base import Artifact
 from exporter.graph.hooks import called
 from exporter.graph.network import Network
 from exporter.isolation import call_in_child
+from exporter.lowrank.calibration import activation_elements
 from exporter.verification.parity import load_arrays
 from exporter.verification.probes import Probe, samples_within
 from exporter.verification.rounding import RoundedAnew
 
 SAMPLES = 64
+MOST_ELEMENTS = 2**26
+"""The most samples, and the most elements of all activations, that are compared."""
 
 FLOAT_SNR_DB = 60.0
 """The least SNR of a layer of an artifact in float that agrees."""
@@ -31,7 +35,27 @@ FLOAT_SNR_DB = 60.0
 EXCESS_DB = 6.0
 """By what the noise of a layer in integers may exceed that of rounding kernels anew."""
 
-_CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """The output of a layer, and the tensor of an artifact that is most like it.
+
+    Attributes:
+        layer: Path of the layer.
+        sources: Paths of the layers that it is computed from.
+        snr_db: Signal to noise ratio of that tensor.
+        least_db: The least that is taken for the layer's output.
+    """
+
+    layer: str
+    sources: tuple[str, ...]
+    snr_db: float
+    least_db: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the tensor is the layer's output."""
+        return self.snr_db >= self.least_db
 
 
 @dataclass(frozen=True)
@@ -41,28 +65,26 @@ class Departure:
     Attributes:
         layer: Path of the layer; later ones may have been fused with it.
         snr_db: SNR of the tensor of the artifact that is most like its output.
-        expected_snr_db: The least that would be taken for the layer's output.
+        least_db: The least that is taken for the layer's output.
         agrees: Path of the last layer before it that agrees; None if there is none.
     """
 
     layer: str
     snr_db: float
-    expected_snr_db: float
+    least_db: float
     agrees: str | None
 
 
-def find_departure(
+def compare_layers(
     artifact: Artifact, network: Network, probe: Probe, folder: Path
-) -> Departure | None:
-    """Compares the activations of an artifact with those of the Keras model, layer by layer.
-
-    Returns:
-        None if all layers agree.
+) -> tuple[LayerAgreement, ...]:
+    """Compares the activations of an artifact with those of the Keras model, in order of calls.
 
     Raises:
         ChildError: If the runtime cannot run the artifact, or does not show activations.
     """
-    count = samples_within(probe, SAMPLES)
+    affordable = MOST_ELEMENTS // max(1, activation_elements(network))
+    count = samples_within(probe, max(1, min(SAMPLES, affordable)))
     inputs = {name: array[:count] for name, array in probe.inputs.items()}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         np.savez(Path(name, _INPUTS), **inputs)  # type: ignore[arg-type]
@@ -77,14 +99,47 @@ def find_departure(
             job,
             FORMATS[artifact.format].imports,
             work=2 * count * network.macs,
-            data=2 * artifact.size + sum(array.nbytes for array in inputs.values()),
+            data=2 * artifact.size + 4 * 4 * count * activation_elements(network),
         )
         tensors, drawn = (load_arrays(Path(name, file)) for file in (_TENSORS, _DRAWN))
-    found = [
-        _Layer(path, sources, *_most_alike(output, tensors, drawn))
+    return tuple(
+        LayerAgreement(path, sources, *_most_alike(output, tensors, drawn))
         for path, output, sources in _layer_outputs(network, inputs)
-    ]
-    return _first_departure(found)
+    )
+
+
+def find_departure(layers: Sequence[LayerAgreement]) -> Departure | None:
+    """Returns the first layer that neither agrees nor has a layer computed from it that does."""
+    explained = {each.layer for each in layers if each.agrees}
+    for each in reversed(layers):
+        if each.layer in explained:
+            explained.update(each.sources)
+    last = None
+    for each in layers:
+        if each.layer not in explained:
+            known = [path for path in each.sources if path in explained]
+            return Departure(each.layer, each.snr_db, each.least_db, known[0] if known else last)
+        last = each.layer
+    return None
+
+
+def losses_by_layer(layers: Sequence[LayerAgreement]) -> dict[str, float]:
+    """Returns the part of the noise that each layer that agrees adds, 0 to 1, the largest first.
+
+    It is what the ratio of noise to signal grows by from its sources to its output.
+    """
+    ratios: dict[str, float] = {}
+    added: dict[str, float] = {}
+    for each in layers:
+        before = max((ratios.get(path, 0.0) for path in each.sources), default=0.0)
+        ratios[each.layer] = before
+        if each.agrees:
+            ratios[each.layer] = 10 ** (-each.snr_db / 10)
+            added[each.layer] = max(0.0, ratios[each.layer] - before)
+    total = sum(added.values()) or 1.0
+    return {
+        path: part / total for path, part in sorted(added.items(), key=lambda p: -p[1]) if part > 0
+    }
 
 
 _INPUTS, _TENSORS, _DRAWN = "inputs.npz", "tensors.npz", "drawn.npz"
@@ -112,7 +167,7 @@ def _observe_here(job: dict[str, Any]) -> None:
 
 def _layer_outputs(
     network: Network, inputs: Mapping[str, Array]
-) -> list[tuple[str, Array, list[str]]]:
+) -> list[tuple[str, Array, tuple[str, ...]]]:
     """Returns path, output and the paths of the layers it is computed from, in order of calls."""
     import keras
 
@@ -121,7 +176,8 @@ def _layer_outputs(
         signature(**signature.tensors(inputs))
     found, makers = [], dict[int, str]()
     for key, ((given, result), *_) in calls.items():
-        sources = [makers[id(t)] for t in keras.tree.flatten(given) if id(t) in makers]
+        known = (makers.get(id(tensor)) for tensor in keras.tree.flatten(given))
+        sources = tuple(path for path in known if path is not None)
         results = [t for t in keras.tree.flatten(result) if t is not None]
         makers.update(dict.fromkeys(map(id, results), paths[key]))
         if results and results[0].dtype.is_floating and len(results[0].shape):
@@ -129,48 +185,35 @@ def _layer_outputs(
     return found
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer, those that it is computed from, and the SNR of what is most like its output."""
-
-    path: str
-    sources: Sequence[str]
-    snr_db: float
-    least_db: float
-
-    @property
-    def agrees(self) -> bool:
-        return self.snr_db >= self.least_db
-
-
 def _most_alike(
     output: Array, tensors: Mapping[str, Array], drawn: Mapping[str, Array]
 ) -> tuple[float, float]:
-    """Returns the SNR of the tensor that is most like an output, and the least that agrees."""
+    """Returns the SNR of the tensor that is most like an output, and the least that agrees.
+
+    Channels of quantized artifacts may have scales of their own, which later layers undo.
+    """
     best = (-np.inf, FLOAT_SNR_DB)
-    signal = float(np.mean(np.square(output, dtype=np.float64)))
-    axes = _CHANNELS_FIRST.get(output.ndim)
-    forms = [output] if axes is None else [output, output.transpose(axes)]
     for name, tensor in tensors.items():
-        for form in forms:
-            if tensor.shape == form.shape or tensor.size == form.size:
-                ratio, least = snr_db(tensor.reshape(form.shape), form), FLOAT_SNR_DB
-                if name in drawn and drawn[name] > 0:
-                    least = min(least, decibels(signal / float(drawn[name])) - EXCESS_DB)
-                best = max(best, (ratio, least), key=lambda pair: pair[0] - pair[1])
+        least, power = FLOAT_SNR_DB, float(np.mean(np.square(tensor, dtype=np.float64)))
+        if drawn.get(name):
+            least = min(least, decibels(power / float(drawn[name])) - EXCESS_DB)
+        for values in _in_layout(tensor, output.shape):
+            alike = _unscaled(values, output) if drawn else values
+            best = max(best, (snr_db(alike, output), least), key=lambda pair: pair[0] - pair[1])
     return best
 
 
-def _first_departure(layers: Sequence[_Layer]) -> Departure | None:
-    """Returns the first layer that neither agrees nor has a layer after it that does."""
-    explained = {layer.path for layer in layers if layer.agrees}
-    for layer in reversed(layers):
-        if layer.path in explained:
-            explained.update(layer.sources)
-    last = None
-    for layer in layers:
-        if layer.path not in explained:
-            known = [path for path in layer.sources if path in explained]
-            return Departure(layer.path, layer.snr_db, layer.least_db, known[0] if known else last)
-        last = layer.path
-    return None
+def _in_layout(tensor: Array, shape: tuple[int, ...]) -> Iterator[Array]:
+    """Yields a tensor as one of some shape, in the order of axes that runtimes may have."""
+    if tensor.size == math.prod(shape):
+        yield tensor.reshape(shape)
+    if len(shape) > 2 and tensor.shape == (shape[0], shape[-1], *shape[1:-1]):
+        yield np.moveaxis(tensor, 1, -1)
+
+
+def _unscaled(values: Array, output: Array) -> Array:
+    """Divides channels, along the last axis, by the positive scales that suit an output best."""
+    axes = tuple(range(output.ndim - 1))
+    power = np.sum(np.square(output), axis=axes)
+    scales = np.sum(values * output, axis=axes) / np.where(power > 0, power, 1)
+    return np.asarray(values / np.where(scales > 0, scales, 1))

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 
 from exporter.data.metrics import Metric
-from exporter.verification.departure import Departure
+from exporter.verification.departure import (
+    Departure,
+    LayerAgreement,
+    find_departure,
+    losses_by_layer,
+)
 from exporter.verification.parity import Parity
 from exporter.verification.quality import Quality
 from exporter.verification.structure import StructureProof
@@ -37,8 +42,8 @@ class ConversionVerdict:
         quality: Comparison of a quantized artifact; None for others and if it did not run.
         error: Why it was not compared: it is of another model or another file, did not run, or
             could not be parsed.
-        departure: The layer at which an artifact that does not pass departs from the model; None if
-            none was found, or the runtime does not show what its operators compute.
+        layers: How the outputs of layers agree, if the artifact is quantized or predicts something
+            else; empty if the runtime does not show what its operators compute.
         stored: Whether it was held against the stored predictions of a run, without the model, so
             that its structure is not looked at.
     """
@@ -48,13 +53,23 @@ class ConversionVerdict:
     standings: dict[str, Standing]
     quality: Quality | None = None
     error: str | None = None
-    departure: Departure | None = None
+    layers: tuple[LayerAgreement, ...] = ()
     stored: bool = False
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """Task metrics of the artifact itself, by output; empty without labels."""
         return {name: each.metric for name, each in self.standings.items() if each.metric}
+
+    @property
+    def departure(self) -> Departure | None:
+        """The first layer at which an artifact that does not pass departs from the model."""
+        return None if self.passed else find_departure(self.layers)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The part of the noise that each layer of a quantized artifact adds, the largest first."""
+        return losses_by_layer(self.layers) if self.quality else {}
 
     @property
     def passed(self) -> bool:

@@ -1,7 +1,6 @@
 """Verifies the artifacts of one compressed model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.verification.compression import output_tasks
 from exporter.verification.contents import Contents, read_contents
-from exporter.verification.departure import find_departure
+from exporter.verification.departure import LayerAgreement, compare_layers
 from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Limits, Probe, make_probes, predict
 from exporter.verification.quality import judge_quality
@@ -123,24 +122,18 @@ class Verifier:
         standings = self._standings(outputs[shipped][self.probes[0].name])
         if variant.rule is None:
             parity = compare(execution, self._tolerances(), self.tasks)
-            verdict = ConversionVerdict(parity, structure, standings)
-            return self._located(verdict, artifact, self.probes[0], parity.passed)
+            layers = () if parity.passed else self._layers(artifact, self.probes[0])
+            return ConversionVerdict(parity, structure, standings, layers=layers)
         self._recorded[recorded_name(artifact)] = outputs[shipped][self.probes[0].name]
         quality = judge_quality(execution, variant.rule, self.tasks, excesses)
-        verdict = ConversionVerdict(None, structure, standings, quality)
-        return self._located(verdict, artifact, self._rounding_probe, quality.passed)
+        layers = self._layers(artifact, self._rounding_probe)
+        return ConversionVerdict(None, structure, standings, quality, layers=layers)
 
-    def _located(
-        self, verdict: ConversionVerdict, artifact: Artifact, probe: Probe, passed: bool
-    ) -> ConversionVerdict:
-        """Adds the layer at which an artifact that predicts something else departs."""
-        if passed:
-            return verdict
+    def _layers(self, artifact: Artifact, probe: Probe) -> tuple[LayerAgreement, ...]:
         try:
-            found = find_departure(artifact, self._compressed.network, probe, self._folder)
+            return compare_layers(artifact, self._compressed.network, probe, self._folder)
         except ChildError:  # Not all runtimes show what their operators compute.
-            return verdict
-        return replace(verdict, departure=found)
+            return ()
 
     def _excesses(self, artifact: Artifact, limit: int | None) -> dict[str, Excess]:
         """Returns the noise of each output beside what rounding explains."""

@@ -89,6 +89,7 @@ def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, af
     output = OutputCompression("y", 100, 30.0, None, compressed, compressed, None, False)
     conversion = SimpleNamespace(quality=True, metrics={"y": artifact})
     report = SimpleNamespace(
+        partial=False,
         compression=CompressionVerdict((output,), True),
         layers=(),
         artifacts=[
@@ -114,6 +115,7 @@ def test_layers_that_cost_more_factorized_are_warned_of():
 
     layers = (layer("dear", 10.0, 11.0), layer("cheap", 10.0, 9.0), layer("whole", None, None))
     report = SimpleNamespace(
+        partial=False,
         compression=CompressionVerdict((), True),
         layers=layers,
         artifacts=(),

@@ -10,7 +10,12 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, describe
 from exporter.graph.fitting import fitted
 from exporter.lowrank.engine import Compressed
-from exporter.verification.departure import find_departure
+from exporter.verification.departure import (
+    LayerAgreement,
+    compare_layers,
+    find_departure,
+    losses_by_layer,
+)
 from exporter.verification.verifier import Verifier
 
 
@@ -67,7 +72,7 @@ def test_the_layer_with_a_fault_is_named(name, variant, branched, verifier, tmp_
     assert not verdict.passed
     departure = verdict.departure
     assert (departure.layer, departure.agrees) == ("right", "stem")
-    assert departure.snr_db < departure.expected_snr_db
+    assert departure.snr_db < departure.least_db
 
 
 def test_the_last_layer_may_be_to_blame(branched, verifier, tmp_path):
@@ -85,7 +90,11 @@ def test_all_layers_of_an_honest_artifact_agree(name, variant, branched, verifie
     folder = tmp_path / "scratch"
     folder.mkdir()
     probe = verifier._rounding_probe
-    assert find_departure(artifact, branched.network, probe, folder) is None
+    layers = compare_layers(artifact, branched.network, probe, folder)
+    assert [each.layer for each in layers if each.layer in {"stem", "left", "sum"}]
+    assert find_departure(layers) is None
+    assert set(verdict.losses) <= set(branched.network.layers)
+    assert bool(verdict.losses) == (variant == "int8")
 
 
 def test_a_runtime_that_shows_nothing_names_no_layer(branched, verifier, tmp_path):
@@ -94,3 +103,19 @@ def test_a_runtime_that_shows_nothing_names_no_layer(branched, verifier, tmp_pat
     assert not verdict.passed
     assert verdict.departure is None
     assert replace(verdict, parity=None).passed is False
+
+
+def test_the_noise_that_a_layer_adds_is_what_its_sources_have_not():
+    def layer(path, sources, ratio, least=20.0):
+        return LayerAgreement(path, sources, -10 * np.log10(ratio), least)
+
+    layers = [
+        layer("a", (), 0.001),
+        layer("latent", ("a",), 1.0),  # Not found: it passes on what it got.
+        layer("b", ("latent",), 0.004),
+        layer("c", ("a",), 0.0005),  # Averages noise away.
+        layer("sum", ("b", "c"), 0.005),
+    ]
+    assert losses_by_layer(layers) == pytest.approx({"b": 0.6, "a": 0.2, "sum": 0.2})
+    assert find_departure(layers) is None
+    assert find_departure([*layers[:2], layer("b", ("latent",), 1.0)]).layer == "latent"
