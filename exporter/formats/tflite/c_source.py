@@ -17,9 +17,9 @@ from exporter.formats.tflite.flatbuffer import (
     list_operators,
     list_tensors,
     read_interface,
-    rewrite_kernels,
 )
 from exporter.formats.tflite.micro import MICRO_VARIANTS, MicroRunner, adapted, measure_arena
+from exporter.formats.tflite.packing import rewrite_kernels
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner, activations
 from exporter.graph.network import Network

@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
-from exporter.formats.base import ExportOptions, KernelChange, StoredTensor
-from exporter.formats.tflite.packing import element_type, operator_name, type_name, unpack
+from exporter.formats.base import ExportOptions, StoredTensor
+from exporter.formats.tflite.packing import operator_name, type_name, unpack
 from exporter.formats.tflite.quantization import check, needs_observation, quantize
 from exporter.formats.variants import FLOAT16, FLOAT32
 from exporter.graph.conversion import serving_module
@@ -109,38 +109,6 @@ def list_tensors(content: bytes) -> list[StoredTensor]:
             flat = StoredTensor.of((tensor.name or b"").decode(), np.frombuffer(data, np.uint8))
             stored.append(replace(flat, shape=_sizes(tensor.shape)))
     return stored
-
-
-def rewrite_kernels(content: bytes, change: KernelChange) -> bytes:
-    """Returns a copy of a flatbuffer in which ``change`` has given quantized kernels new elements.
-
-    The bytes are replaced where they are. A buffer that several tensors share is changed once.
-    """
-    import numpy as np
-    from ai_edge_litert.schema_py_generated import Model
-
-    copy = bytearray(content)
-    model = Model.GetRootAs(copy, 0)
-    done: set[int] = set()
-    graphs = (model.Subgraphs(index) for index in range(model.SubgraphsLength()))
-    for tensor in (g.Tensors(index) for g in graphs for index in range(g.TensorsLength())):
-        number, kind = tensor.Buffer(), element_type(tensor.Type())
-        buffer = model.Buffers(number)
-        scaled = tensor.Quantization() and tensor.Quantization().ScaleLength()
-        known = kind == "float16" or (scaled and kind in {"int4", "int8", "uint8"})
-        if number in done or not known or not buffer.DataLength():
-            continue
-        done.add(number)
-        stored, name = buffer.DataAsNumpy(), (tensor.Name() or b"").decode()
-        if kind == "int4":  # The first of two elements is in the lower half of a byte.
-            halves = np.stack([stored << 4, stored], axis=-1).view(np.int8) >> 4
-            low, high = change(name, halves.ravel()).reshape(-1, 2).T
-            stored[:] = (low & 15 | high << 4).view(np.uint8)
-        else:
-            elements = stored.view(kind)
-            shape = _sizes(tensor.ShapeAsNumpy())
-            elements[:] = change(name, elements.reshape(shape)).ravel()
-    return bytes(copy)
 
 
 def list_operators(content: bytes) -> list[str]:

@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+from exporter.formats.base import KernelChange
 from exporter.formats.flatbuffers import align, write
 
 
@@ -56,6 +57,37 @@ def _names(enumeration: str) -> dict[int, str]:
     from ai_edge_litert import schema_py_generated as schema
 
     return {code: name for name, code in vars(getattr(schema, enumeration)).items()}
+
+
+def rewrite_kernels(content: bytes, change: KernelChange) -> bytes:
+    """Returns a copy of a flatbuffer in which ``change`` has given quantized kernels new elements.
+
+    The bytes are replaced where they are. A buffer that several tensors share is changed once.
+    """
+    import numpy as np
+    from ai_edge_litert.schema_py_generated import Model
+
+    copy = bytearray(content)
+    model = Model.GetRootAs(copy, 0)
+    done: set[int] = set()
+    graphs = (model.Subgraphs(index) for index in range(model.SubgraphsLength()))
+    for tensor in (g.Tensors(index) for g in graphs for index in range(g.TensorsLength())):
+        number, kind = tensor.Buffer(), element_type(tensor.Type())
+        buffer = model.Buffers(number)
+        scaled = tensor.Quantization() and tensor.Quantization().ScaleLength()
+        known = kind == "float16" or (scaled and kind in {"int4", "int8", "uint8"})
+        if number in done or not known or not buffer.DataLength():
+            continue
+        done.add(number)
+        stored, name = buffer.DataAsNumpy(), (tensor.Name() or b"").decode()
+        if kind == "int4":  # The first of two elements is in the lower half of a byte.
+            halves = np.stack([stored << 4, stored], axis=-1).view(np.int8) >> 4
+            low, high = change(name, halves.ravel()).reshape(-1, 2).T
+            stored[:] = (low & 15 | high << 4).view(np.uint8)
+        else:
+            elements = stored.view(kind)
+            elements[:] = change(name, elements.reshape(tensor.ShapeAsNumpy())).ravel()
+    return bytes(copy)
 
 
 def add_entry(model: Any, name: str, content: bytes) -> None:

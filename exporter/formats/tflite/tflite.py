@@ -9,10 +9,10 @@ from exporter.formats.tflite.flatbuffer import (
     convert,
     list_tensors,
     read_interface,
-    rewrite_kernels,
 )
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.micro import MICRO_VARIANTS
+from exporter.formats.tflite.packing import rewrite_kernels
 from exporter.formats.tflite.quantization import VARIANTS
 from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner, activations
 from exporter.graph.network import Network
