@@ -64,6 +64,7 @@ def exported(branched, verifier, name, variant, folder, *, layer=None):
     return describe(fmt, variant, path, branched.network)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 @pytest.mark.parametrize("name", ["tflite", "onnx"])
 def test_the_layer_with_a_fault_is_named(name, variant, branched, verifier, tmp_path):
@@ -80,6 +81,7 @@ def test_the_last_layer_may_be_to_blame(branched, verifier, tmp_path):
     assert verifier.verify(artifact).departure.layer == "scores"
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 @pytest.mark.parametrize("name", ["tflite", "onnx"])
 def test_all_layers_of_an_honest_artifact_agree(name, variant, branched, verifier, tmp_path):

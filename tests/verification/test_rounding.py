@@ -37,6 +37,7 @@ def written(compressed, data, tmp_path_factory):
     return write
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("name", "variant"), QUANTIZED)
 def test_rounding_explains_the_noise_of_an_artifact(name, variant, written, verifier):
     verdict = verifier.verify(written(name, variant))
@@ -46,6 +47,7 @@ def test_rounding_explains_the_noise_of_an_artifact(name, variant, written, veri
     assert -6 < excess.total <= 2
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("name", "variant"), QUANTIZED)
 def test_a_fault_is_noise_that_rounding_does_not_explain(
     name, variant, written, verifier, tmp_path
@@ -78,6 +80,7 @@ def test_a_mild_fault_is_within_the_limits_of_the_variant_and_is_found(written, 
     assert output.excess.total > output.excess.limit
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("name", "variant"), [*QUANTIZED, ("ort", "int8"), ("c", "int8"), ("tflite", "int4")]
 )
