@@ -192,8 +192,8 @@ def trained(build):
     model.compile("adam", "sparse_categorical_crossentropy" if labelled else "mse")
     outputs = y if labelled else x.reshape(len(x), -1)
     model.fit(x[:6000], outputs[:6000], epochs=EPOCHS, batch_size=64, verbose=0)
-    data = {"x_train": x[:6000], "x_test": x[6000:]}
-    return model, data | ({"y_train": y[:6000], "y_test": y[6000:]} if labelled else {})
+    data = {"x_train": x[:6000], "x_test": x[6000:7000]}
+    return model, data | ({"y_train": y[:6000], "y_test": y[6000:7000]} if labelled else {})
 
 
 def digits():
