@@ -231,12 +231,25 @@ def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(values, lambda console: print_verdicts(reports, console), code)
 
 
+def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del choices  # It has none.
+    from exporter.commands.doctor import doctor
+    from exporter.report.diagnosis import print_diagnosis
+    from exporter.report.manifest import plain
+
+    diagnosis = doctor(progress=progress)
+    values = {"passed": diagnosis.passed, **plain(diagnosis)}
+    code = int(not diagnosis.passed)
+    return Outcome(values, lambda console: print_diagnosis(diagnosis, console), code)
+
+
 _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "run": _run,
     "inspect": _inspect,
     "compress": _compress,
     "export": _export,
     "verify": _verify,
+    "doctor": _doctor,
 }
 
 
