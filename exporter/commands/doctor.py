@@ -61,6 +61,7 @@ def doctor(*, progress: Progress | None = None) -> Diagnosis:
         tuple(formats),
         tuple(map(_look_for_target, TARGETS)),
         tuple(_advice(packages)),
+        _installation(packages),
     )
 
 
@@ -161,13 +162,16 @@ def _look_for_target(name: str) -> Trial:
 
 
 def _advice(packages: Sequence[Package]) -> list[str]:
-    """Tells how to get the packages that are missing or do not fit, but for those of extras."""
     if not packages:
-        return ["exporter is neither installed by pip nor in its repository: no bounds are known."]
-    python, *others = packages
-    advice = [] if python.fits else [f"Python must be {python.wanted}: make another environment."]
-    wrong = [p for p in others if not p.fits or (p.installed is None and not p.extra)]
-    if wrong:
-        wanted = shlex.join(f"{package.name}{package.wanted}" for package in wrong)
-        advice.append(f"Run: {sys.executable} -m pip install {wanted}")
-    return advice
+        return ["exporter is neither installed nor in its repository: it knows no bounds."]
+    python = packages[0]
+    return [] if python.fits else [f"Python must be {python.wanted}: make another environment."]
+
+
+def _installation(packages: Sequence[Package]) -> str | None:
+    """Returns the command that gets what is missing or does not fit, but for extras."""
+    wrong = [p for p in packages[1:] if not p.fits or (p.installed is None and not p.extra)]
+    if not wrong:
+        return None
+    wanted = (f"{package.name}{package.wanted}" for package in wrong)
+    return shlex.join([sys.executable, "-m", "pip", "install", *wanted])

@@ -1,5 +1,6 @@
 """What works on this machine, as dataclasses, and how it is printed."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ class Diagnosis:
 
     Attributes:
         packages: Python and the packages that are used.
-        advice: What to do about packages that are missing or do not fit.
+        advice: What else to do, as sentences.
+        install: The command that installs packages that are missing or do not fit; None if there
+            are none.
     """
 
     version: str
@@ -89,6 +92,7 @@ class Diagnosis:
     formats: tuple[Trial, ...]
     targets: tuple[Trial, ...]
     advice: tuple[str, ...]
+    install: str | None
 
     @property
     def passed(self) -> bool:
@@ -131,6 +135,9 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     _print_trials("Targets", diagnosis.targets, console)
     for advice in diagnosis.advice:
         console.print(Text(advice, "yellow"), width=width)
+    if diagnosis.install is not None:
+        console.print(Text("To install what is missing or does not fit:"), width=width)
+        console.print(Text(_command(diagnosis.install, width), "yellow"), soft_wrap=True)
     ending = "All that is installed works." if diagnosis.passed else "NOT ALL THAT IS HERE WORKS."
     console.print(Text(ending, "green" if diagnosis.passed else "bold red"), width=width)
 
@@ -140,6 +147,14 @@ def _print_trials(title: str, trials: Iterable[Trial], console: Console) -> None
     for trial in trials:
         table.add_row(trial.name, Text(trial.state, _STYLES[trial.state]), Text(trial.told))
     console.print(table, width=min(WIDTH, console.width))
+
+
+def _command(text: str, width: int) -> str:
+    """Wraps a command so that a shell takes its lines together; no word is cut."""
+    lines = textwrap.wrap(
+        text, width - 4, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
+    )
+    return " \\\n".join(lines)
 
 
 def _gigabytes(count: int) -> str:

@@ -28,5 +28,5 @@ def test_targets_tell_what_they_need(diagnosis):
 
 
 def test_there_is_nothing_to_install(diagnosis):
-    assert diagnosis.advice == ()
+    assert (diagnosis.advice, diagnosis.install) == ((), None)
     assert diagnosis.version == exporter.__version__

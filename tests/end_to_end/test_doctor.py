@@ -29,9 +29,8 @@ def test_without_tensorflow_runtimes_are_loaded_and_what_is_missing_is_told(bare
     assert "Its runtime loads" in told["tflite"]
     assert "its runtime, onnxruntime" in told["onnx"]
     assert "-m pip install tflite-micro" in told["c"]
-    [advice] = found["advice"]
-    assert "'tensorflow>=2.21,<2.22'" in advice
-    assert "numpy" not in advice
+    assert "'tensorflow>=2.21,<2.22'" in found["install"]
+    assert "numpy" not in found["install"]
 
 
 def test_a_package_of_another_version_is_a_failure(bare):
@@ -44,6 +43,21 @@ def test_a_package_of_another_version_is_a_failure(bare):
     assert row == ["h5py", "2.0.0", ">=3.14,<4", "does", "not", "fit"]
     assert "NOT ALL" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("verb", "removed", "module"), [("inspect", (), "keras"), ("doctor", ("rich",), "rich")]
+)
+def test_what_needs_a_package_that_is_missing_names_it(verb, removed, module, bare, tmp_path):
+    for name in removed:
+        (bare.site / name).unlink()
+    command = [bare.python, "-P", "-m", "exporter", verb]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=tmp_path, env=bare.environment
+    )
+    assert done.returncode == 2
+    assert f"the module {module!r}, which is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

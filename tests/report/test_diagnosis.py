@@ -29,7 +29,8 @@ DIAGNOSIS = Diagnosis(
     ),
     (Trial("tflite", "works", "in xnnpack"), Trial("onnx", "missing", LONG)),
     (Trial("here", "works", ""), Trial("arm64", "missing", LONG)),
-    ("Run: python -m pip install " + "y" * 100,),
+    ("Do something that takes many words to tell of, so that it needs a second line.",),
+    "python -m pip install " + " ".join(f"'package-{number}>=1,<2'" for number in range(20)),
 )
 UNFIT = Package("keras", ">=3.15", "2.0", False)
 
@@ -45,6 +46,12 @@ def test_it_fits_the_terminal_and_80_columns(width):
     text = printed(DIAGNOSIS, width)
     assert max(map(len, text.splitlines())) <= min(80, width)
     assert text.replace("\n", "").replace(" ", "").count("x" * 200) == 2
+
+
+def test_the_command_is_one_for_a_shell():
+    text = printed(DIAGNOSIS, 80)
+    lines = text[text.index("python -m pip") :].split("All that")[0]
+    assert " ".join(lines.replace("\\\n", " ").split()) == DIAGNOSIS.install
 
 
 def test_it_tells_what_is_known_and_what_is_not():
