@@ -78,7 +78,8 @@ def _try_format(fmt: Format, packages: Sequence[Package], scratch: Path) -> Tria
 
 def _try_artifact(fmt: Format, packages: Sequence[Package], folder: Path) -> Trial:
     folder.mkdir()
-    job = {"format": fmt.name, "folder": str(folder)}
+    reference = folder.parent / REFERENCE_FILE
+    job = {"format": fmt.name, "path": str(_path(fmt, folder)), "reference": str(reference)}
     try:
         # The server that runs a SavedModel has TensorFlow as well.
         call_in_child(f"{__name__}:_convert_here", job, ("tensorflow",))
@@ -88,7 +89,7 @@ def _try_artifact(fmt: Format, packages: Sequence[Package], folder: Path) -> Tri
         return Trial(fmt.name, "fails", f"It cannot be converted here: {brief(error)}")
     path = _path(fmt, folder)
     artifact = Artifact(fmt.name, FLOAT32, path, *measure(path), (), ())
-    verdict = Reference.load(folder / REFERENCE_FILE).verify(artifact, folder)
+    verdict = Reference.load(reference).verify(artifact, folder)
     if verdict.passed:
         return Trial(fmt.name, "works", f"in {', '.join(fmt.backends)}")
     if module := _missing(verdict.error or "", packages):
@@ -124,7 +125,7 @@ def _path(fmt: Format, folder: Path) -> Path:
 
 
 def _convert_here(job: dict[str, Any]) -> None:
-    """Converts the tiny model in this process, and stores what it predicts, for ``doctor``."""
+    """Converts the tiny model in this process, and stores its predictions once, for ``doctor``."""
     import keras
 
     from exporter.graph.fitting import fitted
@@ -140,11 +141,12 @@ def _convert_here(job: dict[str, Any]) -> None:
         keras.layers.Dense(3, bias_initializer="normal", name="scores"),
     ]
     model = keras.Sequential([keras.Input((8, 8, 1), name="image"), *layers])
-    network, folder, fmt = Network.of(model), Path(job["folder"]), FORMATS[job["format"]]
-    fmt.export(network, _path(fmt, folder), ExportOptions())
-    dataset = fitted(NO_DATA, network, AUTO)
-    verifier = Verifier(Compressed.of(network), dataset, folder=folder)
-    verifier.stored_reference(exact=True).save(folder / REFERENCE_FILE)
+    network, reference = Network.of(model), Path(job["reference"])
+    FORMATS[job["format"]].export(network, Path(job["path"]), ExportOptions())
+    if not reference.exists():  # The seed gives the model the same weights each time.
+        dataset = fitted(NO_DATA, network, AUTO)
+        verifier = Verifier(Compressed.of(network), dataset, folder=reference.parent)
+        verifier.stored_reference(exact=True).save(reference)
 
 
 def _load_here(job: dict[str, Any]) -> None:
