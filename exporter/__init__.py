@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.card import ModelCard as ModelCard
     from exporter.card import Normalization as Normalization
     from exporter.commands.compress import compress as compress
+    from exporter.commands.doctor import doctor as doctor
     from exporter.commands.export import export as export
     from exporter.commands.finetune import finetune as finetune
     from exporter.commands.inspect import inspect as inspect
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.formats.base import Artifact as Artifact
     from exporter.lowrank.engine import Compressed as Compressed
     from exporter.recipe import Recipe as Recipe
+    from exporter.report.diagnosis import Diagnosis as Diagnosis
     from exporter.report.results import Inspection as Inspection
     from exporter.report.results import Report as Report
     from exporter.training.finetune import FineTuned as FineTuned
@@ -45,10 +47,13 @@ if "keras" not in sys.modules:  # Keras reads it once, when it is imported.
     os.environ["KERAS_BACKEND"] = "tensorflow"
 if "tensorflow" not in sys.modules:
     os.environ["TF_USE_LEGACY_KERAS"] = "0"
+# On import, onnxruntime would write identifiers, and may send facts of models to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "card": ["ModelCard", "Normalization"],
     "commands.compress": ["compress"],
+    "commands.doctor": ["doctor"],
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
     "commands.inspect": ["inspect"],
@@ -69,6 +74,7 @@ _PUBLIC = {
     "formats.base": ["Artifact"],
     "lowrank.engine": ["Compressed"],
     "recipe": ["Recipe"],
+    "report.diagnosis": ["Diagnosis"],
     "report.results": ["Inspection", "Report"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],

@@ -24,6 +24,14 @@ exit codes:
   130  interrupted; nothing was written
 """
 
+_EXIT_CODES_OF_DOCTOR = """\
+exit codes:
+  0    all that is installed works
+  1    something that is installed does not work, or its version does not fit
+  2    wrong usage
+  130  interrupted
+"""
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -31,9 +39,10 @@ class Verb:
 
     Attributes:
         uses: Names of the groups, and of single options, that it reads.
-        positionals: Its arguments without a flag, with their help; the model is always one.
+        positionals: Its arguments without a flag, with their help.
         defaults: Its own defaults, where they are not those of the options.
         files: Options of its own that take a path, with their help.
+        exit_codes: What its exit codes mean.
     """
 
     description: str
@@ -41,6 +50,7 @@ class Verb:
     positionals: tuple[tuple[str, str], ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    exit_codes: str = _EXIT_CODES
 
     @property
     def options(self) -> dict[str, list[Option]]:
@@ -96,6 +106,14 @@ VERBS = {
         ),
         {"data": NO_DATA},
         {"against": "manifest.json of the run that made it, with reference.npz beside it"},
+    ),
+    "doctor": Verb(
+        "Tells what works on this machine: versions of packages, formats, which are tried on a "
+        "tiny model, targets, processor, memory and disks. Takes some ten seconds and writes "
+        "nothing.",
+        (),
+        (),
+        exit_codes=_EXIT_CODES_OF_DOCTOR,
     ),
 }
 
@@ -160,11 +178,11 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
     others = "" if named else f" Other verbs: {', '.join(v for v in VERBS if v != RUN)}."
     parser = argparse.ArgumentParser(
         prog=f"exporter {name}" if named else "exporter",
-        usage=f"%(prog)s {' '.join(word.upper() for word, _ in verb.positionals)} [option ...]",
+        usage=" ".join(["%(prog)s", *(w.upper() for w, _ in verb.positionals), "[option ...]"]),
         description=textwrap.fill(verb.description + others, 79),
-        epilog=f"{_variants()}\n{_EXIT_CODES}"
+        epilog=f"{_variants()}\n{verb.exit_codes}"
         if {"export", "formats"} & set(verb.uses)
-        else _EXIT_CODES,
+        else verb.exit_codes,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

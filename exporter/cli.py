@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exporter.arguments import given, parse
 from exporter.datasets import NO_DATA
 from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
-from exporter.errors import ExporterError, RecipeError, Terminated
+from exporter.errors import ExporterError, InputError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.isolation import check_limits
 from exporter.options.groups import ALL
@@ -82,6 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if full is None:
                 raise
             return _fail(full)
+        except ModuleNotFoundError as error:
+            module = (error.name or "").partition(".")[0]
+            if module in {"", "exporter"}:  # A fault of this package.
+                raise
+            return _fail(
+                InputError(
+                    f"Python must find the module {module!r}, which is not installed. Run: "
+                    f"{sys.executable} -m exporter doctor (it needs numpy and rich)."
+                )
+            )
         except (KeyboardInterrupt, Terminated):
             print("exporter: interrupted, nothing was written", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -231,12 +241,25 @@ def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(values, lambda console: print_verdicts(reports, console), code)
 
 
+def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del choices  # It has none.
+    from exporter.commands.doctor import doctor
+    from exporter.report.diagnosis import print_diagnosis
+    from exporter.report.manifest import plain
+
+    diagnosis = doctor(progress=progress)
+    values = {"passed": diagnosis.passed, **plain(diagnosis)}
+    code = int(not diagnosis.passed)
+    return Outcome(values, lambda console: print_diagnosis(diagnosis, console), code)
+
+
 _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "run": _run,
     "inspect": _inspect,
     "compress": _compress,
     "export": _export,
     "verify": _verify,
+    "doctor": _doctor,
 }
 
 

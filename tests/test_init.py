@@ -29,6 +29,7 @@ PUBLIC = {
     "ConversionVerdict",
     "DataError",
     "Dataset",
+    "Diagnosis",
     "ExporterError",
     "FineTuned",
     "InputError",
@@ -41,6 +42,7 @@ PUBLIC = {
     "RecipeError",
     "Report",
     "compress",
+    "doctor",
     "export",
     "finetune",
     "inspect",
@@ -125,3 +127,11 @@ for call in (
     assert backend == "tensorflow"
     assert first.startswith("2 Keras must use the backend 'tensorflow'. Received: 'torch'")
     assert len(others) == 1
+
+
+def test_importing_onnxruntime_afterwards_leaves_nothing_behind(tmp_path):
+    places = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | places
+    code = "import exporter, onnxruntime"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, env=environment)
+    assert not list(tmp_path.iterdir())

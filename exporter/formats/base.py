@@ -165,6 +165,7 @@ class Format(ABC):
             fewer samples where the model is large; the other backends always are.
         thread_environment: Environment variables that hold the runtime to one thread, if nothing
             else does; it reads them no sooner than it first computes.
+        runtime: Modules of the runtime.
         imports: Modules of the runtime that take long to import and start no thread by that.
         targets: Values of the option ``target`` that its artifacts can be measured on.
     """
@@ -175,6 +176,7 @@ class Format(ABC):
     backends: ClassVar[tuple[str, ...]]
     slow: ClassVar[bool] = False
     thread_environment: ClassVar[Mapping[str, str]] = {}
+    runtime: ClassVar[tuple[str, ...]]
     imports: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[Extra] = NO_EXTRA
     targets: ClassVar[frozenset[str]] = frozenset({"here", "macs"})

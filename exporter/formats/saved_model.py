@@ -24,6 +24,7 @@ class SavedModel(Format):
     backends = ("tensorflow",)
     # TensorFlow reads its thread counts once a process, before the first operation.
     thread_environment: ClassVar = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    runtime = ("tensorflow",)
     imports = ("tensorflow",)
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:

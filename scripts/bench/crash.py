@@ -2,7 +2,8 @@
 
 - A whole run, the former or the new one, is to be in the folder after a kill before any rename of a
   publication and one ``verify`` of the folder, which proves all artifacts.
-- Nothing of killed runs is to be left, in the output folder or in TMPDIR, after the next clean run.
+- Nothing of killed runs is to be left, in the output folder or in TMPDIR, after the next clean run;
+  what is left is listed below the table.
 - No child is to be alive 5 s after its parent was killed, at random moments.
 
 Exits with 1 if a goal is missed.
@@ -67,11 +68,13 @@ def main() -> int:
         ("whole runs after a kill before each rename", whole, renames),
         ("whole runs after a kill at random", sound, options.kills),
         ("children alive 5 s after a kill", alive, 0),
-        ("folders and files left after a clean run", left, 0),
+        ("folders and files left after a clean run", len(left), 0),
     ]
     print("| what | found | goal |\n|---|---:|---:|")
     for row in rows:
         print("| {} | {} | {} |".format(*row))
+    for each in left:
+        print(f"\nLeft: {each}")
     return int(any(found != goal for _, found, goal in rows))
 
 
@@ -103,8 +106,11 @@ class Place:
             whole += self._is_whole()
         return whole, renames
 
-    def kill_at_random(self, kills: int, chance: random.Random) -> tuple[int, int, int]:
-        """Returns the children that lived on, what is left at the end, and the whole runs."""
+    def kill_at_random(self, kills: int, chance: random.Random) -> tuple[int, list[str], int]:
+        """Returns the children that lived on, what is left at the end, and the whole runs.
+
+        A file of a clean run that is gone at the end is told as well.
+        """
         start = time.monotonic()
         self._finish(self._start(0))
         seconds = time.monotonic() - start
@@ -121,7 +127,11 @@ class Place:
             sound += (self._output / "manifest.json").exists() or self._is_whole()
         self._finish(self._start(0))
         after = {path.name for path in self._output.iterdir()}
-        return alive, len(after ^ before) + len(list(self._temporary.iterdir())), sound
+        in_temporary = {path.name for path in self._temporary.iterdir()}
+        left = [f"{name} in the output folder" for name in sorted(after - before)]
+        left += [f"{name} is gone from the output folder" for name in sorted(before - after)]
+        left += [f"{name} in TMPDIR" for name in sorted(in_temporary)]
+        return alive, left, sound
 
     def _start(self, number: int) -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import venv
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 _RUN_EACH = """
 import json
@@ -52,3 +56,29 @@ def run_each():
         ]
 
     return run
+
+
+class Bare(NamedTuple):
+    """An environment with LiteRT, NumPy and what prints, and without TensorFlow and Keras."""
+
+    python: Path
+    site: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Makes an environment without TensorFlow and Keras; a test may add packages to its site."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    wanted = ("ai_edge_litert", "numpy", "numpy.libs", "flatbuffers", "rich", "pygments")
+    wanted += ("markdown_it", "mdurl", "typing_extensions.py")
+    installed = next(Path(p) for p in sys.path if p.endswith("site-packages"))
+    for name in wanted:
+        if (installed / name).exists():
+            (site / name).symlink_to(installed / name)
+    for name in ("ai_edge_litert", "numpy", "flatbuffers", "rich"):
+        for described in installed.glob(f"{name}-*.dist-info"):
+            (site / described.name).symlink_to(described)
+    python = tmp_path / "venv" / "bin" / "python"
+    return Bare(python, site, {**os.environ, "PYTHONPATH": str(ROOT)})

@@ -4,16 +4,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-import venv
-from pathlib import Path
 
 import pytest
 
 import exporter
 from exporter.cli import main
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -120,25 +115,12 @@ def test_what_needs_the_model_is_refused_without_it(run, capfd):
 
 
 @pytest.mark.slow
-def test_the_runtime_alone_is_enough(run, tmp_path):
-    """An environment with LiteRT, NumPy and what prints, and without TensorFlow and Keras."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    wanted = ("ai_edge_litert", "numpy", "numpy.libs", "flatbuffers", "rich", "pygments")
-    wanted += ("markdown_it", "mdurl", "typing_extensions.py")
-    installed = next(Path(p) for p in sys.path if p.endswith("site-packages"))
-    for name in wanted:
-        if (installed / name).exists():
-            (site / name).symlink_to(installed / name)
-    for name in ("ai_edge_litert", "numpy", "flatbuffers", "rich"):
-        for described in installed.glob(f"{name}-*.dist-info"):
-            (site / described.name).symlink_to(described)
-
+def test_the_runtime_alone_is_enough(run, bare):
     def call(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [python, "-P", *map(str, arguments)]
-        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        command = [bare.python, "-P", *map(str, arguments)]
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, env=bare.environment
+        )
 
     assert "No module named" in call("-c", "import tensorflow").stderr
     against = ("--against", run / "manifest.json")

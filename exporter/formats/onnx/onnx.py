@@ -102,6 +102,7 @@ class OnnxRuntimeFormat(Format):
 
     variants = VARIANTS
     backends = ("cpu",)
+    runtime = ("onnxruntime",)
 
     def read_interface(self, path: Path) -> Interface:
         """Reads the inputs and outputs from a file of any of these formats."""

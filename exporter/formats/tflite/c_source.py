@@ -50,6 +50,7 @@ class CSource(Format):
     suffix = ""
     variants = tuple(v for v in VARIANTS if v.name in MICRO_VARIANTS)
     backends = (_MICRO, REFERENCE)
+    runtime = ("tflite_micro", "ai_edge_litert.interpreter")
     slow = True
     extra = MICRO
     targets = frozenset({"here", "micro", "macs"})

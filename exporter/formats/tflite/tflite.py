@@ -33,6 +33,7 @@ class TFLite(Format):
     suffix = ".tflite"
     variants = VARIANTS
     backends = (XNNPACK, REFERENCE)
+    runtime = ("ai_edge_litert.interpreter",)
     targets = frozenset(TARGET_NAMES)
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
