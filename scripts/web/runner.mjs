@@ -1,15 +1,6 @@
-// Runs an ONNX file by onnxruntime-web: node runner.mjs FOLDER FILE, with its packages in FOLDER.
+// Runs an ONNX file by onnxruntime-web, in Node as in a browser, for the server of verify.py.
 //
-// Each line of standard input is a batch: the tensors by name, {"type", "dims", "file"}, with their
-// elements in a file; the outputs are told, and written beside the inputs, in the same way.
-import { readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
-import { createInterface } from "node:readline";
-
-const [folder, file] = process.argv.slice(2);
-const ort = createRequire(join(folder, "package.json"))("onnxruntime-web");
-ort.env.wasm.numThreads = 1; // As in a page that is not isolated from others.
+// A message is tensors: their names, types and sizes as a line of JSON, then the bytes of each.
 
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, float16: Uint16Array, bool: Uint8Array,
@@ -17,20 +8,39 @@ const ARRAYS = {
   int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array,
 };
 
-function read({ type, dims, file }) {
-  const bytes = Uint8Array.from(readFileSync(file)); // Its own buffer, and so aligned.
-  return new ort.Tensor(type, new ARRAYS[type](bytes.buffer), dims);
+function unpack(ort, message) {
+  const bytes = new Uint8Array(message);
+  let start = bytes.indexOf(10) + 1;
+  const tensors = JSON.parse(new TextDecoder().decode(bytes.subarray(0, start)));
+  return Object.fromEntries(tensors.map(({ name, type, dims, size }) => {
+    const data = new ARRAYS[type](message.slice(start, (start += size))); // A copy is aligned.
+    return [name, new ort.Tensor(type, data, dims)];
+  }));
 }
 
-const session = await ort.InferenceSession.create(readFileSync(file), { executionProviders: ["wasm"] });
-for await (const line of createInterface({ input: process.stdin })) {
-  const { target, inputs } = JSON.parse(line);
-  const feeds = Object.entries(inputs).map(([name, described]) => [name, read(described)]);
-  const outputs = Object.entries(await session.run(Object.fromEntries(feeds)));
-  const written = outputs.map(([name, { type, dims, data }], number) => {
-    const file = join(target, `output-${number}`);
-    writeFileSync(file, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-    return [name, { type, dims, file }];
-  });
-  process.stdout.write(`${JSON.stringify(Object.fromEntries(written))}\n`);
+function pack(tensors) {
+  const told = [], parts = [];
+  for (const [name, { type, dims, data }] of Object.entries(tensors)) {
+    told.push({ name, type, dims, size: data.byteLength });
+    parts.push(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+  return new Blob([`${JSON.stringify(told)}\n`, ...parts]);
+}
+
+// `load` imports onnxruntime-web; `base` is the address of the server. Ends when that has no more.
+export async function serve(load, base) {
+  const send = (path, body) => fetch(`${base}/${path}`, { method: "POST", body });
+  try {
+    const ort = await load();
+    ort.env.wasm.numThreads = 1; // As in a page that is not isolated from others.
+    const file = new Uint8Array(await (await fetch(`${base}/artifact`)).arrayBuffer());
+    const session = await ort.InferenceSession.create(file, { executionProviders: ["wasm"] });
+    for (;;) {
+      const request = await fetch(`${base}/batch`);
+      if (request.status === 204) return;
+      await send("outputs", pack(await session.run(unpack(ort, await request.arrayBuffer()))));
+    }
+  } catch (error) {
+    await send("error", String(error));
+  }
 }

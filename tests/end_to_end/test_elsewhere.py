@@ -150,7 +150,8 @@ def test_artifacts_predict_the_same_in_webassembly(run):
     if "npm cannot install" in done.stderr:
         pytest.skip("npm has no registry that has onnxruntime-web")
     assert done.returncode == 0, done.stderr
-    assert "wasm" in done.stdout
+    hosts = {"node", "chromium"} if shutil.which("chromium") else {"node"}
+    assert {line.split()[1] for line in done.stdout.splitlines() if " log scores " in line} == hosts
     assert [line.split()[1] for line in done.stdout.splitlines() if line.endswith(": passed")] == [
         *("model.onnx:", "model-dynamic.onnx:", "model-int8.onnx:")
     ]
@@ -160,6 +161,19 @@ def test_artifacts_predict_the_same_in_webassembly(run):
     assert done.returncode == 1, done.stderr
     assert done.stdout.count(": FAILED\n") == 3
     assert "not the file that the run wrote" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_runtime_of_the_web_that_cannot_be_loaded_is_a_verdict(run, tmp_path):
+    if not shutil.which("node"):
+        pytest.skip("needs Node")
+    command = [sys.executable, "-P", SCRIPTS / "web" / "verify.py", run, tmp_path, "node"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "onnxruntime-web failed in node" in done.stdout
+    assert "Cannot find module" in done.stdout
+    assert done.stdout.count(": FAILED\n") == 3
 
 
 @pytest.mark.slow
