@@ -123,6 +123,12 @@ def test_a_tool_that_is_missing_is_named(script, told, finished, tmp_path_factor
     assert not list(finished.glob("root"))
 
 
+def test_a_processor_that_is_not_described_is_refused(finished):
+    done = call("verify-arm64", finished, PROCESSOR="cortex-m4")
+    assert done.returncode == 2
+    assert "PROCESSOR is cortex-a76 or cortex-a53, not 'cortex-m4'" in done.stderr
+
+
 def test_a_version_that_cannot_be_had_is_named(finished):
     done = call("verify-versions", finished, VERSIONS="onnxruntime==0.0.1", PIP_NO_INDEX="1")
     assert done.returncode == 2, done.stderr
