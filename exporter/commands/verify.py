@@ -1,5 +1,6 @@
 """``verify``: holds an artifact against the model that it was made from."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from exporter.recipe import Recipe
 from exporter.report.manifest import read_manifest
 from exporter.report.results import ArtifactReport
 from exporter.verification.contents import read_contents
-from exporter.verification.reference import Reference
+from exporter.verification.reference import Reference, Run, in_all_backends
 from exporter.verification.verdict import ConversionVerdict
 from exporter.verification.verifier import Verifier
 
@@ -83,7 +84,12 @@ def verify_recipe(
 
 
 def verify_stored(
-    path: str, manifest: str | None = None, *, progress: Progress | None = None
+    path: str,
+    manifest: str | None = None,
+    *,
+    progress: Progress | None = None,
+    formats: Collection[str] = tuple(FORMATS),
+    run: Run = in_all_backends,
 ) -> list[ArtifactReport]:
     """Holds the artifacts of a run against what it stored, with their runtimes alone.
 
@@ -92,6 +98,8 @@ def verify_stored(
             artifact that may have come back from somewhere.
         manifest: The ``manifest.json`` of the run that made the artifact, beside its reference.
         progress: Is told what goes on; silent by default.
+        formats: Whose artifacts are verified.
+        run: Executes an artifact, in another runtime than that of its format, for one.
 
     Raises:
         InputError: If there is no manifest or reference of a run, or no accepted artifact in it.
@@ -110,13 +118,16 @@ def verify_stored(
         )
     reference = Reference.load(reference_file)
     entries = [entry for entry in found["artifacts"] if entry.get("accepted")]
-    artifacts = [_stored(entry, file.parent) for entry in entries]
+    stored = [_stored(entry, file.parent) for entry in entries]
+    artifacts = [artifact for artifact in stored if artifact.format in formats]
     if not whole:
         fmt, variant = _kind(Path(path))
         chosen = [a for a in artifacts if (a.format, a.variant) == (fmt.name, variant)]
         artifacts = [replace(artifact, path=Path(path)) for artifact in chosen]
     if not artifacts:
-        raise InputError(f"{str(file)!r} tells of no artifact like {str(path)!r}.")
+        raise InputError(
+            f"{str(file)!r} tells of no artifact of the formats {', '.join(formats)} like {path!r}."
+        )
     reports = []
     with (
         (progress or Silent()).track("Verifying", len(artifacts)) as advance,
@@ -124,7 +135,7 @@ def verify_stored(
     ):
         for number, artifact in enumerate(artifacts):
             advance(number, artifact.path.name)
-            verdict = _judged(artifact, reference, scratch, whole=whole)
+            verdict = _judged(artifact, reference, scratch, run, whole=whole)
             reports.append(
                 ArtifactReport(
                     artifact.format, artifact.variant, artifact, verdict, accepted=verdict.passed
@@ -135,7 +146,7 @@ def verify_stored(
 
 
 def _judged(
-    artifact: Artifact, reference: Reference, scratch: Path, *, whole: bool
+    artifact: Artifact, reference: Reference, scratch: Path, run: Run, *, whole: bool
 ) -> ConversionVerdict:
     """Returns the verdict by the stored predictions, and by the hash where it must be the same."""
     if not artifact.path.exists():
@@ -144,7 +155,7 @@ def _judged(
     if whole and measure(artifact.path)[1] != artifact.sha256:
         error = f"It is not the file that the run wrote: its SHA-256 is not {artifact.sha256}."
         return ConversionVerdict(None, None, {}, error=error, stored=True)
-    return reference.verify(artifact, scratch)
+    return reference.verify(artifact, scratch, run)
 
 
 def _stored(entry: dict[str, Any], folder: Path) -> Artifact:

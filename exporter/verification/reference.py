@@ -5,7 +5,7 @@ Whoever receives an artifact can hold it against this file with the runtime alon
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from exporter.formats.base import Artifact
 from exporter.inputs import made_of, parse_json
 from exporter.isolation import ChildError
 from exporter.verification.parity import Execution, compare, execute
-from exporter.verification.probes import Limits, Probe, samples_within
+from exporter.verification.probes import Probe, samples_within
 from exporter.verification.quality import judge_quality
 from exporter.verification.rounding import excess_over
 from exporter.verification.tolerance import Predictions, Tolerance, Tolerances
@@ -34,6 +34,17 @@ MOST_BATCH = 2**20
 """Largest batch that a stored probe may ask for."""
 
 _DESCRIPTION = "description"
+
+Run = Callable[[Artifact, Sequence[Probe], Path], dict[str, dict[str, dict[str, Array]]]]
+"""Predicts probes with an artifact, and returns arrays by backend (the one that ships first), probe
+and output; raises a ChildError if the runtime cannot."""
+
+
+def in_all_backends(
+    artifact: Artifact, probes: Sequence[Probe], folder: Path
+) -> dict[str, dict[str, dict[str, Array]]]:
+    """Predicts in the runtime of the artifact's format; see ``execute``."""
+    return execute(artifact, probes, folder, dict.fromkeys(FORMATS[artifact.format].backends))
 
 
 def recorded_name(artifact: Artifact) -> str:
@@ -154,24 +165,24 @@ class Reference:
             ) from error
         return cls(probes, predictions, tolerances, tasks, recorded)
 
-    def verify(self, artifact: Artifact, folder: Path) -> ConversionVerdict:
-        """Runs an artifact in all its backends, and compares it with the stored predictions.
+    def verify(
+        self, artifact: Artifact, folder: Path, run: Run = in_all_backends
+    ) -> ConversionVerdict:
+        """Runs an artifact, and compares it with the stored predictions.
 
-        What is stored in it is not looked at. Arrays go to child processes and back through
+        What is stored in it is not looked at. Arrays go to other processes and back through
         ``folder``.
         """
-        fmt = FORMATS[artifact.format]
-        rule = fmt.variant(artifact.variant).rule
-        limits: Limits = dict.fromkeys(fmt.backends)
+        rule = FORMATS[artifact.format].variant(artifact.variant).rule
         try:
-            outputs = execute(artifact, self.probes, folder, limits)
+            outputs = run(artifact, self.probes, folder)
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, None, {}, error=str(error), stored=True)
-        execution = Execution(outputs, self.predictions, self.probes, limits)
+        execution = Execution(outputs, self.predictions, self.probes, dict.fromkeys(outputs))
         if rule is None:
             parity = compare(execution, self.tolerances, self.tasks)
             return ConversionVerdict(parity, None, {}, stored=True)
-        shipped, first = outputs[fmt.backends[0]], self.probes[0].name
+        shipped, first = next(iter(outputs.values())), self.probes[0].name
         excesses = {}
         for output, recorded in self.recorded.get(recorded_name(artifact), {}).items():
             values, expected = shipped[first].get(output), self.predictions[first][output]

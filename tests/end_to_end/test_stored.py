@@ -9,6 +9,9 @@ import pytest
 
 import exporter
 from exporter.cli import main
+from exporter.commands.verify import verify_stored
+from exporter.errors import InputError
+from exporter.verification.reference import in_all_backends
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,19 @@ def test_a_run_passes_as_it_was_written(run, capfd):
     assert all(verdict["passed"] for verdict in verdicts.values())
     assert verdicts["model.tflite"]["parity"]["comparisons"]
     assert verdicts["model-dynamic.onnx"]["quality"]["outputs"]
+
+
+def test_another_runtime_is_judged_alike(run):
+    def wrong(artifact, probes, folder):
+        outputs = in_all_backends(artifact, probes, folder)["cpu"]
+        return {"other": {name: {"scores": -each["scores"]} for name, each in outputs.items()}}
+
+    reports = verify_stored(str(run), formats=("onnx",), run=wrong)
+    assert [report.label for report in reports] == ["model.onnx", "model-dynamic.onnx"]
+    assert {each.backend for each in reports[0].conversion.parity.comparisons} == {"other"}
+    assert not any(report.accepted for report in reports)
+    with pytest.raises(InputError, match="tells of no artifact of the formats c like"):
+        verify_stored(str(run), formats=("c",), run=wrong)
 
 
 def test_another_file_in_its_place_fails(run, capfd):
