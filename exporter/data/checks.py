@@ -41,7 +41,7 @@ def checked_digest(source: str, arrays: Mapping[str, Samples]) -> str:
 def find_bad(array: Array) -> Array:
     """Returns the values that are NaN, infinite or beyond ``MOST_VALUE``."""
     if array.dtype.kind != "f":
-        return array[:0].ravel()
+        return np.empty(0, array.dtype)  # An empty view would keep all of the array.
     most = min(MOST_VALUE, float(np.finfo(array.dtype).max))
     bad: Array = array[~((array >= -most) & (array <= most))]
     return bad

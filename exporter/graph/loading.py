@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def _check_size(file: Path, stored: _Stored, build: Callable[[Any], Model]) -> N
 
     # States of recurrent layers are variables that cannot be made without a value.
     text = json.dumps(stored.model).replace('"stateful": true', '"stateful": false')
-    with keras.StatelessScope(initialize_variables=False):
+    with _without_values():
         try:
             weights = build(json.loads(text)).weights
         except Exception as error:
@@ -130,6 +131,24 @@ def _check_size(file: Path, stored: _Stored, build: Callable[[Any], Model]) -> N
             raise
         size = sum(4 * math.prod(weight.shape) for weight in weights)
     check_unpacked(file, size)
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Has Keras make variables that take no memory, and forget them.
+
+    Otherwise it would give them values when it leaves the next scope without a state.
+    """
+    import keras
+    from keras.src.backend.common import global_state
+
+    waiting = global_state.get_global_attribute("uninitialized_variables")
+    global_state.set_global_attribute("uninitialized_variables", [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", waiting or [])
 
 
 def _load_old(file: Path, stored: _Stored) -> Model:

@@ -824,8 +824,8 @@ def resumed_case(make: Maker) -> Act:
         else:
             with np.load(file) as loaded:
                 arrays = dict(loaded)
-            text = broken_text(str(arrays["progress"]), make.rng).decode("utf-8", "replace")
-            np.savez(file, **{**arrays, "progress": np.array(text)})
+            broken = broken_text(bytes(arrays["progress"]).decode(), make.rng)
+            np.savez(file, **{**arrays, "progress": np.frombuffer(broken, np.uint8)})
     return [*arguments, "--resume"]
 
 

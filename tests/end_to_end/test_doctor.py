@@ -42,7 +42,9 @@ def test_a_package_of_another_version_is_a_failure(bare):
     [row] = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["h5py"]]
     assert row == ["h5py", "2.0.0", ">=3.14,<4", "does", "not", "fit"]
     assert "NOT ALL" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    # The path of the interpreter, which is in the last command, is as long as it is.
+    others = [line for line in done.stdout.splitlines() if str(bare.python) not in line]
+    assert max(map(len, others)) <= 80
 
 
 @pytest.mark.parametrize(
