@@ -6,6 +6,8 @@ import exporter
 from exporter.formats import FORMATS
 from exporter.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def diagnosis():

@@ -287,6 +287,7 @@ def test_artifacts_stand_beside_the_uncompressed_network_in_their_variant(
     assert lossy.snr_db == pytest.approx(beside.compression.outputs[0].snr_db, abs=0.1)
 
 
+@pytest.mark.slow
 def test_folders_stand_beside_those_of_the_uncompressed_network(model, arrays, installed, tmp_path):
     installed("c")
     recipe = exporter.Recipe(
@@ -297,6 +298,7 @@ def test_folders_stand_beside_those_of_the_uncompressed_network(model, arrays, i
     assert item.alternative.size > item.artifact.size
 
 
+@pytest.mark.slow
 def test_alternatives_are_made_once(beside, model, arrays, monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(alternative, "keep", lambda key, path: made.append(path.name))

@@ -90,6 +90,7 @@ def test_artifact_is_parsed_in_a_process_of_its_own(exported, model, file, monke
     assert exporter.verify(exported / file, model).passed
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("file", ["model.tflite", "model-int8.tflite", "model.onnx"])
 def test_no_damage_is_more_than_a_verdict(exported, model, file, tmp_path):
     content, rng = (exported / file).read_bytes(), np.random.default_rng(0)
