@@ -252,6 +252,7 @@ def test_ctrl_c_goes_on_with_the_best_so_far(tuner, classifier, listener):
 
 
 @pytest.mark.usefixtures("saved_often")
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     "damage",
     [
