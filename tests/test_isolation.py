@@ -14,6 +14,7 @@ import pytest
 from exporter.errors import DiskError, RecipeError
 from exporter.formats import FORMATS
 from exporter.isolation import ChildError, call_in_child, check_limits
+from scripts.bench.lib.children import children_of
 
 HELPERS = """
 import ctypes
@@ -379,19 +380,6 @@ def test_parent_that_is_killed_at_any_moment_leaves_no_child(
         while children_of(parent.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert children_of(parent.pid) == []
-
-
-def children_of(parent: int) -> list[int]:
-    """Lists the servers of a process and their jobs, whose command line names it."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().split(b"\0")
-        except OSError:  # It has ended.
-            continue
-        if words[2:5] == [b"-m", b"exporter.isolation", str(parent).encode()]:
-            found.append(int(file.parent.name))
-    return found
 
 
 def test_children_are_found_where_there_are_any(call: Callable[..., Any]) -> None:

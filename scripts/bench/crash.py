@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from scripts.bench.lib.children import children_of
+
 PATIENCE = 5.0
 """Seconds after which no child may be alive."""
 
@@ -26,6 +28,8 @@ PATIENCE = 5.0
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
+
+from scripts.bench.lib.children import children_of
 import exporter.targets.latency
 from exporter.cli import main
 
@@ -122,7 +126,7 @@ class Place:
             killed.kill()
             killed.wait()
             time.sleep(PATIENCE)
-            alive += len(_children_of(killed.pid))
+            alive += len(children_of(killed.pid))
             # A look alone: verify would remove what the next run must.
             sound += (self._output / "manifest.json").exists() or self._is_whole()
         self._finish(self._start(0))
@@ -157,19 +161,6 @@ class Place:
             check=False,
         )
         return done.returncode == 0
-
-
-def _children_of(parent: int) -> list[int]:
-    """Lists the servers and jobs of a process, whose command lines name it."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().split(b"\0")
-        except OSError:  # It has ended.
-            continue
-        if b"exporter.isolation" in words and str(parent).encode() in words:
-            found.append(int(file.parent.name))
-    return found
 
 
 if __name__ == "__main__":

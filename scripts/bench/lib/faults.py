@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-TFLITE_KERNEL_INPUT = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1}
+TFLITE_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 ONNX_PRODUCTS = ("Conv", "Gemm", "MatMul", "MatMulInteger", "ConvInteger")
 FLIPPED = (1, 20)
 SMALLEST_KERNEL = 16
@@ -58,28 +58,51 @@ def _broken_bias(bias: np.ndarray, fault: str, rng: np.random.Generator) -> np.n
     return broken
 
 
-# .tflite
+def _planting(
+    read: Callable[[bytes], Any],
+    write: Callable[[Any], bytes],
+    find: Callable[[Any], list[Any]],
+    spoil: Callable[[Any, np.random.Generator], None],
+) -> Callable[..., bytes | None]:
+    """Returns a function that spoils one of the places that are found in a file, if there are any.
 
-
-def _tflite(change: Callable[[Any, np.random.Generator], bool]) -> Callable[..., bytes | None]:
-    from exporter.formats.tflite.packing import pack, unpack
+    Args:
+        read: Parses a file.
+        write: Packs what was parsed.
+        find: Lists the places where the fault can be, in what was parsed.
+        spoil: Changes what was parsed at a place.
+    """
 
     def plant(content: bytes, rng: np.random.Generator) -> bytes | None:
-        model = unpack(content)
-        return pack(model) if change(model, rng) else None
+        parsed = read(content)
+        places = find(parsed)
+        if not places:
+            return None
+        spoil(places[rng.integers(len(places))], rng)
+        return write(parsed)
 
     return plant
 
 
-def _operators(model: Any, name: str | None = None) -> list[tuple[Any, Any]]:
+# .tflite
+
+
+def _tflite(
+    find: Callable[[Any], list[Any]], spoil: Callable[[Any, np.random.Generator], None]
+) -> Callable[..., bytes | None]:
+    from exporter.formats.tflite.packing import pack, unpack
+
+    return _planting(unpack, pack, find, spoil)
+
+
+def _operators(model: Any) -> list[tuple[Any, Any]]:
     from exporter.formats.tflite.packing import operator_name
 
     return [
         (graph, operator)
         for graph in model.subgraphs
         for operator in graph.operators or ()
-        if operator_name(model.operatorCodes[operator.opcodeIndex])
-        in (TFLITE_KERNEL_INPUT if name is None else {name})
+        if operator_name(model.operatorCodes[operator.opcodeIndex]) in TFLITE_PRODUCTS
     ]
 
 
@@ -93,7 +116,7 @@ def _array(model: Any, tensor: Any) -> np.ndarray | None:
 
 
 def _tflite_constant(part: int, fault: str) -> Callable[..., bytes | None]:
-    def change(model: Any, rng: np.random.Generator) -> bool:
+    def find(model: Any) -> list[Any]:
         found = []
         for graph, operator in _operators(model):
             if part < len(operator.inputs) and operator.inputs[part] >= 0:
@@ -104,10 +127,11 @@ def _tflite_constant(part: int, fault: str) -> Callable[..., bytes | None]:
                     and array.any()
                     and array.size >= (part == 1) * SMALLEST_KERNEL
                 ):
-                    found.append((tensor, array))
-        if not found:
-            return False
-        tensor, array = found[rng.integers(len(found))]
+                    found.append((model.buffers[tensor.buffer], array))
+        return found
+
+    def spoil(place: Any, rng: np.random.Generator) -> None:
+        buffer, array = place
         if part == 2:
             broken = _broken_bias(array, fault, rng)
         else:  # Outputs lie along the first axis.
@@ -115,62 +139,52 @@ def _tflite_constant(part: int, fault: str) -> Callable[..., bytes | None]:
             turned = np.moveaxis(array, 0, -1) if kind == "channel" else array
             broken = _elementwise(turned, kind, rng)
             broken = np.moveaxis(broken, -1, 0) if kind == "channel" else broken
-        model.buffers[tensor.buffer].data = np.frombuffer(broken.tobytes(), np.uint8)
-        return True
+        buffer.data = np.frombuffer(broken.tobytes(), np.uint8)
 
-    return _tflite(change)
+    return _tflite(find, spoil)
 
 
 def _tflite_scale(constant: bool) -> Callable[..., bytes | None]:
-    def change(model: Any, rng: np.random.Generator) -> bool:
-        found = []
-        for graph, operator in _operators(model):
-            index = operator.inputs[1] if constant else operator.outputs[0]
-            parameters = graph.tensors[index].quantization
-            if parameters is not None and parameters.scale is not None:
-                found.append(parameters)
-        if not found:
-            return False
-        chosen = found[rng.integers(len(found))]
-        chosen.scale = np.asarray(chosen.scale) * np.float32(2)
-        return True
+    def find(model: Any) -> list[Any]:
+        indices = (
+            (graph, operator.inputs[1] if constant else operator.outputs[0])
+            for graph, operator in _operators(model)
+        )
+        quantized = (graph.tensors[index].quantization for graph, index in indices)
+        return [each for each in quantized if each is not None and each.scale is not None]
 
-    return _tflite(change)
+    def spoil(parameters: Any, rng: np.random.Generator) -> None:
+        del rng
+        parameters.scale = np.asarray(parameters.scale) * np.float32(2)
 
-
-def _tflite_zero_point(model: Any, rng: np.random.Generator) -> bool:
-    found = [
-        graph.tensors[operator.outputs[0]]
-        for graph, operator in _operators(model)
-        if _is_integer(graph.tensors[operator.outputs[0]])
-    ]
-    if not found:
-        return False
-    parameters = found[rng.integers(len(found))].quantization
-    zero = np.asarray(parameters.zeroPoint)
-    parameters.zeroPoint = zero + np.where(zero > 0, -12, 12)
-    return True
+    return _tflite(find, spoil)
 
 
-def _is_integer(tensor: Any) -> bool:
+def _tflite_zero_point() -> Callable[..., bytes | None]:
     from exporter.formats.tflite.packing import type_name
 
-    return type_name(tensor) == "int8"
+    def find(model: Any) -> list[Any]:
+        outputs = (graph.tensors[operator.outputs[0]] for graph, operator in _operators(model))
+        return [tensor.quantization for tensor in outputs if type_name(tensor) == "int8"]
+
+    def spoil(parameters: Any, rng: np.random.Generator) -> None:
+        del rng
+        zero = np.asarray(parameters.zeroPoint)
+        parameters.zeroPoint = zero + np.where(zero > 0, -12, 12)
+
+    return _tflite(find, spoil)
 
 
 def _tflite_activation(old: int, new: int) -> Callable[..., bytes | None]:
-    def change(model: Any, rng: np.random.Generator) -> bool:
-        found = [
-            operator.builtinOptions
-            for _, operator in _operators(model)
-            if getattr(operator.builtinOptions, "fusedActivationFunction", None) == old
-        ]
-        if not found:
-            return False
-        found[rng.integers(len(found))].fusedActivationFunction = new
-        return True
+    def find(model: Any) -> list[Any]:
+        options = (operator.builtinOptions for _, operator in _operators(model))
+        return [each for each in options if getattr(each, "fusedActivationFunction", None) == old]
 
-    return _tflite(change)
+    def spoil(options: Any, rng: np.random.Generator) -> None:
+        del rng
+        options.fusedActivationFunction = new
+
+    return _tflite(find, spoil)
 
 
 _TFLITE = {
@@ -178,7 +192,7 @@ _TFLITE = {
     **{fault: _tflite_constant(2, fault) for fault in BIAS_FAULTS},
     "scale of a kernel doubled": _tflite_scale(constant=True),
     "scale of an activation doubled": _tflite_scale(constant=False),
-    "zero point moved": _tflite(_tflite_zero_point),
+    "zero point moved": _tflite_zero_point(),
     "ReLU lost": _tflite_activation(1, 0),
     "ReLU6 for ReLU": _tflite_activation(1, 3),
     "ReLU for none": _tflite_activation(0, 1),
@@ -188,14 +202,17 @@ _TFLITE = {
 # .onnx
 
 
-def _onnx(change: Callable[[Any, np.random.Generator], bool]) -> Callable[..., bytes | None]:
+def _onnx(
+    find: Callable[[Any], list[Any]], spoil: Callable[[Any, np.random.Generator], None]
+) -> Callable[..., bytes | None]:
     import onnx
 
-    def plant(content: bytes, rng: np.random.Generator) -> bytes | None:
-        model = onnx.ModelProto.FromString(content)
-        return model.SerializeToString() if change(model.graph, rng) else None
-
-    return plant
+    return _planting(
+        onnx.ModelProto.FromString,
+        lambda model: model.SerializeToString(),
+        lambda model: find(model.graph),
+        spoil,
+    )
 
 
 def _dequantizers(graph: Any) -> dict[str, Any]:
@@ -208,6 +225,12 @@ def _initializer(graph: Any, name: str) -> Any:
     return next((tensor for tensor in graph.initializer if tensor.name == stored), None)
 
 
+def _to_array(tensor: Any) -> np.ndarray:
+    import onnx
+
+    return onnx.numpy_helper.to_array(tensor)
+
+
 def _replace_initializer(tensor: Any, array: np.ndarray) -> None:
     import onnx
 
@@ -215,18 +238,13 @@ def _replace_initializer(tensor: Any, array: np.ndarray) -> None:
 
 
 def _onnx_kernel(fault: str) -> Callable[..., bytes | None]:
-    def change(graph: Any, rng: np.random.Generator) -> bool:
-        import onnx
+    def find(graph: Any) -> list[Any]:
+        nodes = (node for node in graph.node if node.op_type in ONNX_PRODUCTS)
+        kernels = (_initializer(graph, node.input[1]) for node in nodes)
+        return [k for k in kernels if k is not None and np.prod(k.dims) >= SMALLEST_KERNEL]
 
-        found = []
-        for node in graph.node:
-            if node.op_type in ONNX_PRODUCTS:
-                tensor = _initializer(graph, node.input[1])
-                if tensor is not None and np.prod(tensor.dims) >= SMALLEST_KERNEL:
-                    found.append((tensor, onnx.numpy_helper.to_array(tensor)))
-        if not found:
-            return False
-        tensor, array = found[rng.integers(len(found))]
+    def spoil(tensor: Any, rng: np.random.Generator) -> None:
+        array = _to_array(tensor)
         kind, unsigned = KERNEL_FAULTS[fault], array.dtype == np.uint8
         # Unsigned elements have a zero point near the middle.
         middle = np.uint8(128) if unsigned else array.dtype.type(0)
@@ -235,68 +253,55 @@ def _onnx_kernel(fault: str) -> Callable[..., bytes | None]:
         if unsigned:
             broken = np.clip(broken + int(middle), 0, 255).astype(np.uint8)
         _replace_initializer(tensor, broken)
-        return True
 
-    return _onnx(change)
+    return _onnx(find, spoil)
 
 
 def _onnx_bias(fault: str) -> Callable[..., bytes | None]:
-    def change(graph: Any, rng: np.random.Generator) -> bool:
-        import onnx
-
+    def find(graph: Any) -> list[Any]:
         names = []
         for node in graph.node:
             if node.op_type in {"Conv", "Gemm"} and len(node.input) > 2:
                 names.append(node.input[2])
             elif node.op_type == "Add":
                 names += node.input
-        found = []
-        for name in names:
-            tensor = _initializer(graph, name)
-            if tensor is not None and len(tensor.dims) == 1 and tensor.dims[0] > 1:
-                array = onnx.numpy_helper.to_array(tensor)
-                if array.any():
-                    found.append((tensor, array))
-        if not found:
-            return False
-        tensor, array = found[rng.integers(len(found))]
-        _replace_initializer(tensor, _broken_bias(array, fault, rng))
-        return True
+        biases = (_initializer(graph, name) for name in names)
+        vectors = (b for b in biases if b is not None and len(b.dims) == 1 and b.dims[0] > 1)
+        return [bias for bias in vectors if _to_array(bias).any()]
 
-    return _onnx(change)
+    def spoil(tensor: Any, rng: np.random.Generator) -> None:
+        _replace_initializer(tensor, _broken_bias(_to_array(tensor), fault, rng))
+
+    return _onnx(find, spoil)
 
 
 def _onnx_scale(constant: bool) -> Callable[..., bytes | None]:
     """Doubles the scale that a kernel, or an activation, is dequantized by."""
 
-    def change(graph: Any, rng: np.random.Generator) -> bool:
-        import onnx
-
-        stored = {tensor.name for tensor in graph.initializer}
-        scales = [
-            node.input[1]
+    def find(graph: Any) -> list[Any]:
+        stored = {tensor.name: tensor for tensor in graph.initializer}
+        return [
+            stored[node.input[1]]
             for node in _dequantizers(graph).values()
             if (node.input[0] in stored) == constant
         ]
-        if not scales:
-            return False
-        name = scales[rng.integers(len(scales))]
-        tensor = next(each for each in graph.initializer if each.name == name)
-        _replace_initializer(tensor, onnx.numpy_helper.to_array(tensor) * np.float32(2))
-        return True
 
-    return _onnx(change)
+    def spoil(tensor: Any, rng: np.random.Generator) -> None:
+        del rng
+        _replace_initializer(tensor, _to_array(tensor) * np.float32(2))
+
+    return _onnx(find, spoil)
 
 
 def _onnx_relu(new: str) -> Callable[..., bytes | None]:
-    def change(graph: Any, rng: np.random.Generator) -> bool:
-        found = [node for node in graph.node if node.op_type == "Relu"]
-        if not found:
-            return False
-        found[rng.integers(len(found))].op_type = new
-        return True
+    def find(graph: Any) -> list[Any]:
+        return [node for node in graph.node if node.op_type == "Relu"]
 
-    return _onnx(change)
+    def spoil(node: Any, rng: np.random.Generator) -> None:
+        del rng
+        node.op_type = new
+
+    return _onnx(find, spoil)
 
 
 _ONNX = {
