@@ -54,6 +54,10 @@ LEAST_GB = 8.0
 SLOWEST = 2e8
 """Multiply-accumulates a second that any runtime is sure to reach."""
 
+MOST_USES = 1000
+"""Times that a byte of an artifact is taken to be multiplied by in one sample, where MACs are not
+known."""
+
 COPIES = 16
 """Times that a runtime may hold its data: packed, transposed, between its layers."""
 

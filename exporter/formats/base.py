@@ -260,7 +260,7 @@ class Format(ABC):
             f"Runtimes of format {self.name!r} do not show activations. Received: {str(path)!r}."
         )
 
-    def rewrite_kernels(self, path: Path, target: Path, change: "KernelChange") -> None:
+    def rewrite_kernels(self, path: Path, target: Path, change: KernelChange) -> None:
         """Writes a copy of a quantized artifact in which ``change`` has given kernels new elements.
 
         Raises:

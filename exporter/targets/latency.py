@@ -13,7 +13,7 @@ import numpy as np
 from exporter.data import Array
 from exporter.formats import FORMATS
 from exporter.formats.base import Format
-from exporter.isolation import SLOWEST, call_in_child
+from exporter.isolation import MOST_USES, SLOWEST, call_in_child
 
 ROUNDS = 7
 ROUND_SECONDS = 0.12
@@ -60,9 +60,9 @@ def measure_latency(
         "seconds": seconds,
     }
     size = sum(fmt.size(artifact) for artifact in artifacts)
-    # At three calls a round at least. Each byte is taken to be used a thousand times.
+    # At three calls a round at least.
     calls = WARM_UP_CALLS + 3 * ROUNDS
-    work = SLOWEST * ROUNDS * seconds * len(artifacts) + 1000 * size * calls
+    work = SLOWEST * ROUNDS * seconds * len(artifacts) + MOST_USES * size * calls
     answer = call_in_child(f"{__name__}:_measure_here", job, fmt.imports, work=work, data=size)
     return [Latency(**values) for values in answer]
 

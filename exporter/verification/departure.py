@@ -21,7 +21,7 @@ from exporter.graph.hooks import called
 from exporter.graph.network import Network
 from exporter.isolation import call_in_child
 from exporter.lowrank.calibration import activation_elements
-from exporter.verification.parity import load_arrays
+from exporter.verification.parity import load_arrays, save_arrays
 from exporter.verification.probes import Probe, samples_within
 from exporter.verification.rounding import RoundedAnew
 
@@ -87,7 +87,7 @@ def compare_layers(
     count = samples_within(probe, max(1, min(SAMPLES, affordable)))
     inputs = {name: array[:count] for name, array in probe.inputs.items()}
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        np.savez(Path(name, _INPUTS), **inputs)  # type: ignore[arg-type]
+        save_arrays(Path(name, _INPUTS), inputs)
         job = {
             "format": artifact.format,
             "variant": artifact.variant,
@@ -161,8 +161,8 @@ def _observe_here(job: dict[str, Any]) -> None:
         moved = fmt.activations(path, inputs)
         noise = {name: np.mean(np.square(moved[name] - array)) for name, array in own.items()}
     # Names of tensors may have slashes, which archives take for folders.
-    np.savez(folder / _TENSORS, **{str(i): array for i, array in enumerate(own.values())})  # type: ignore[arg-type]
-    np.savez(folder / _DRAWN, **{str(i): array for i, array in enumerate(noise.values())})
+    save_arrays(folder / _TENSORS, {str(i): array for i, array in enumerate(own.values())})
+    save_arrays(folder / _DRAWN, {str(i): array for i, array in enumerate(noise.values())})
 
 
 def _layer_outputs(

@@ -13,16 +13,12 @@ from exporter.data.metrics import snr_db
 from exporter.disk import disk_error
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
-from exporter.isolation import call_in_child
+from exporter.isolation import MOST_USES, call_in_child
 from exporter.verification.probes import Limits, Probe, predict, samples_within
 from exporter.verification.tolerance import Predictions, Tolerance, Tolerances, View, views
 
 NOT_FINITE = "not finite"
 ALL_ZERO, CONSTANT = "all zero", "constant"
-
-MOST_USES = 1000
-"""Times that a byte of an artifact is taken to be multiplied by in one sample, where MACs are not
-known."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +126,7 @@ def execute(
     for probe in probes:
         file = folder / f"{probe.name}.npz"
         if not file.exists():
-            try:
-                np.savez(file, **probe.inputs)  # type: ignore[arg-type]
-            except OSError as error:
-                raise disk_error(error, folder) or error from error
+            save_arrays(file, probe.inputs)
     job = {
         "format": artifact.format,
         "path": str(artifact.path),
@@ -165,9 +158,21 @@ def _execute_here(job: dict[str, Any]) -> list[tuple[str, str, str]]:
             probe = Probe(name, load_arrays(folder / f"{name}.npz"), batch_size)
             outputs = predict(runner, probe, limit)
             file = folder / f"{fmt.name}-{backend}-{name}-outputs.npz"
-            np.savez(file, **outputs)  # type: ignore[arg-type]
+            save_arrays(file, outputs)
             files.append((backend, name, str(file)))
     return files
+
+
+def save_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
+    """Writes a ``.npz`` file.
+
+    Raises:
+        DiskError: If the disk is full.
+    """
+    try:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise disk_error(error, file.parent) or error from error
 
 
 def load_arrays(file: Path) -> dict[str, Array]:

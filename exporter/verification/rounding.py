@@ -21,7 +21,7 @@ from exporter.formats.base import Artifact
 from exporter.graph.network import Network
 from exporter.isolation import call_in_child
 from exporter.quantization.scheme import IntegerScheme, levels
-from exporter.verification.parity import load_arrays
+from exporter.verification.parity import load_arrays, save_arrays
 from exporter.verification.probes import Probe, predict, samples_within
 
 DRAWS = 6
@@ -122,7 +122,7 @@ def find_excesses(
     affordable = max(FEWEST_SAMPLES, MOST_MACS // max(1, macs))
     count = samples_within(probe, min(most_samples or affordable, affordable, MOST_SAMPLES))
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        np.savez(Path(name, _INPUTS), **_head(probe.inputs, count))  # type: ignore[arg-type]
+        save_arrays(Path(name, _INPUTS), _head(probe.inputs, count))
         job = {
             "format": artifact.format,
             "variant": artifact.variant,
@@ -173,8 +173,8 @@ def _draw_here(job: dict[str, Any]) -> None:
             moved = {name: _moved(array, scheme, rng) for name, array in inputs.items()}
         for output, values in outputs_of(path, moved).items():
             noise[output].append(_noise_by_channel(values, own[output]))
-    np.savez(folder / _OUTPUTS, **own)  # type: ignore[arg-type]
-    np.savez(folder / _DRAWN, **{name: np.stack(parts) for name, parts in noise.items()})  # type: ignore[arg-type]
+    save_arrays(folder / _OUTPUTS, own)
+    save_arrays(folder / _DRAWN, {name: np.stack(parts) for name, parts in noise.items()})
 
 
 def _excess(

@@ -21,7 +21,7 @@ from exporter.formats.base import (
 from exporter.formats.batches import batch_of, batched, whole_batches
 from exporter.formats.onnx.converter import build
 from exporter.formats.onnx.integers import interface_quantization
-from exporter.formats.onnx.quantization import VARIANTS, as_variant
+from exporter.formats.onnx.quantization import VARIANTS, as_variant, observable
 from exporter.formats.variants import FLOAT32, INT8
 from exporter.graph.layers import with_parts
 from exporter.graph.network import Network
@@ -134,19 +134,10 @@ class Onnx(OnnxRuntimeFormat):
         """Has the graph give all that its nodes compute, and does not optimize it."""
         import numpy as np
         import onnx
-        import onnxruntime
 
         model, runner = onnx.load(path), OnnxRunner(path, None)
-        given = {value.name for value in model.graph.output}
         computed = [name for node in model.graph.node for name in node.output if name]
-        model.graph.output.extend(
-            onnx.ValueInfoProto(name=name) for name in computed if name not in given
-        )
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = observable(model, computed)
         found: dict[str, list[Any]] = {}
         for part in whole_batches(inputs, batch_of(runner.inputs)):
             values = session.run(computed, to_stored(part, runner.inputs))

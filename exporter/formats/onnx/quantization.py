@@ -201,6 +201,22 @@ def _float_nodes(graph: Any) -> Iterator[str]:
             yield node.name
 
 
+def observable(proto: Any, names: Sequence[str]) -> Any:
+    """Opens a graph, as it is and not optimized, that gives tensors which its nodes compute."""
+    import onnx
+    import onnxruntime
+
+    observed = onnx.ModelProto()
+    observed.CopyFrom(proto)
+    del observed.graph.output[:]
+    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(
+        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
 def _estimate_ranges(
     proto: Any, calibration: Sequence[Tensors], method: str
 ) -> dict[str, tuple[float, float]]:
@@ -210,7 +226,6 @@ def _estimate_ranges(
         DataError: If the graph cannot be run on the data, or gives numbers that are not finite.
     """
     import onnx
-    import onnxruntime
 
     from exporter.quantization.ranges import Observer
 
@@ -223,17 +238,7 @@ def _estimate_ranges(
     values = (*graph.input, *graph.value_info, *graph.output)
     wanted &= {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     computed = [name for node in graph.node for name in node.output if name in wanted]
-    observed = onnx.ModelProto()
-    observed.CopyFrom(proto)
-    del observed.graph.output[:]
-    observed.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in computed
-    )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = observable(proto, computed)
     sizes = (value.shape[0] for value in session.get_inputs() if value.shape)
     fixed = next((size for size in sizes if isinstance(size, int)), None)
     observers = {name: Observer() for name in (*inputs, *computed) if name in wanted}

@@ -16,7 +16,7 @@ from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
 from exporter.formats.batches import whole_batches
 from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
-from exporter.formats.tflite.runner import observable
+from exporter.formats.tflite.runner import fixed_batch, observable
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, Variant
 from exporter.formats.variants import QualityRule as Rule
 from exporter.quantization.granularity import SMALL_KERNEL
@@ -218,7 +218,7 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
     interpreter = observable(content)
     run = interpreter.get_signature_runner()
     details = run.get_input_details()
-    fixed = next((n for d in details.values() if (n := d["shape_signature"][0]) > 0), None)
+    fixed = fixed_batch(details)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
     observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
     for batch in options.calibration:

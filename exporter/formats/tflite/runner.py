@@ -82,6 +82,12 @@ class LiteRTRunner:
         return run
 
 
+def fixed_batch(inputs: Mapping[str, Any]) -> int | None:
+    """Returns the batch size that the details of inputs insist on; None if any will do."""
+    sizes = (int(detail["shape_signature"][0]) for detail in inputs.values())
+    return next((size for size in sizes if size > 0), None)
+
+
 def activations(content: bytes, inputs: Tensors) -> dict[str, Any]:
     """Predicts samples, and returns the real values of all tensors that operators compute."""
     import numpy as np
@@ -89,10 +95,9 @@ def activations(content: bytes, inputs: Tensors) -> dict[str, Any]:
     interpreter = observable(content)
     run = interpreter.get_signature_runner("serving_default")
     given = run.get_input_details()
-    fixed = next((n for d in given.values() if (n := d["shape_signature"][0]) > 0), None)
     computed = {index for each in interpreter._get_ops_details() for index in each["outputs"]}
     found: dict[str, list[Any]] = {}
-    for part in whole_batches(inputs, fixed):
+    for part in whole_batches(inputs, fixed_batch(given)):
         run(**to_stored(part, _infos(given)))
         for detail in interpreter.get_tensor_details():
             if detail["index"] in computed:
