@@ -139,7 +139,10 @@ def is_channels_last(layer: Layer) -> bool:
 
 
 def refuse_channels_first(layers: Mapping[str, Layer]) -> None:
-    """Raises a ModelError for a convolution that TensorFlow cannot compute without a GPU."""
+    """Raises a ModelError for a convolution that TensorFlow cannot compute without a GPU.
+
+    On recent x86 processors oneDNN computes some of them, yet not in float64, as proofs need it.
+    """
     import tensorflow as tf
 
     wanting = re.compile("Conv[12]D|Conv[123]DTranspose|ConvLSTM[123]D")
@@ -152,8 +155,8 @@ def refuse_channels_first(layers: Mapping[str, Layer]) -> None:
     ]
     if found and not tf.config.list_physical_devices("GPU"):
         raise ModelError(
-            "TensorFlow needs a GPU for convolutions with data_format='channels_first', and this "
-            f"machine has none. Received: {', '.join(found)}. Build the layers with "
+            "TensorFlow needs a GPU for convolutions with data_format='channels_first' in float64, "
+            f"and this machine has none. Received: {', '.join(found)}. Build the layers with "
             "data_format='channels_last', which the same weights fit, and permute the input."
         )
 

@@ -196,8 +196,8 @@ def test_what_a_factorizer_takes_needs_no_reason_to_be_kept():
 def test_layers_that_tensorflow_cannot_compute_on_a_cpu_are_refused(kind):
     filters = {} if kind == "DepthwiseConv2D" else {"filters": 2}
     options = {"kernel_size": 1, "data_format": "channels_first", **filters}
-    layer = getattr(layers, kind)(**options)
-    inputs = np.ones((1, 3, *[4] * (1 if "1D" in kind else 2)), "float32")
+    layer = getattr(layers, kind)(**options, dtype="float64")
+    inputs = np.ones((1, 3, *[4] * (1 if "1D" in kind else 2)))
     try:
         layer(inputs)
     except (tf.errors.OpError, ValueError):
