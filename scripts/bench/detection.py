@@ -5,9 +5,10 @@ Networks are trained briefly on the embedded digits, cut, and exported in all va
 A fault is severe if the file agrees with the Keras model in at least a point fewer of the classes
 than without it, or loses a point of accuracy, or does not run; noticeable if it is not severe and
 the power of the error is at least fourfold (6 dB). Others are harmless, and are not counted. Clean
-files that are refused are false alarms; refusals by the limits of a variant are told apart.
+files that are refused are false alarms; refusals by the limits of a variant are told apart. Clean
+files of untrained networks, whose scores are nearly ties, are counted among them.
 
-    scripts/benchmark detection [--data DIR] [--seeds 2]
+    scripts/benchmark detection [--data DIR] [--seeds 2] [--untrained 5]
 """
 
 import argparse
@@ -48,13 +49,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="a folder with more networks")
     parser.add_argument("--seeds", type=int, default=1, help="places of each fault (default: 1)")
+    parser.add_argument(
+        "--untrained", type=int, default=4, help="untrained copies of each network (default: 4)"
+    )
     parser.add_argument("--networks", nargs="+")
     options = parser.parse_args()
     counts, missed, alarms, clean = Counter(), [], [], 0
     start = time.perf_counter()
-    for name, model, data in networks(options):
+    for name, model, data, seeds in networks(options):
         with tempfile.TemporaryDirectory() as folder:
-            for kind, label, verdict in trials(name, model, data, Path(folder), options.seeds):
+            for kind, label, verdict in trials(name, model, data, Path(folder), seeds):
                 if kind == "clean":
                     clean += 1
                     alarms += [] if verdict.passed else [(label, reason(verdict))]
@@ -170,28 +174,29 @@ def reason(verdict):
 
 
 def networks(options):
-    """Yields names, models and data."""
-    makers = {name: (build, None) for name, build in BUILDERS.items()}
-    for name, (build, _) in makers.items():
+    """Yields names, models, data, and how many faults of a kind to plant."""
+    for name, build in BUILDERS.items():
         if not options.networks or name in options.networks:
-            yield name, *trained(build)
+            yield name, *made(build, 0, EPOCHS), options.seeds
+            for seed in range(options.untrained):
+                yield f"untrained {name} {seed}", *made(build, seed, 0), 0
     if options.data:
         for name, make in STRANGERS.items():
             if not options.networks or name in options.networks:
-                yield name, *make(options.data)
+                yield name, *make(options.data), options.seeds
 
 
-def trained(build):
-    """Trains a network on the digits; returns it, and the name of the data."""
+def made(build, seed, epochs):
+    """Trains a network on the digits; returns it, and the data."""
     import keras
 
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     x, y = digits()
     model, target = build(keras.layers, keras)
     labelled = target == "class"
     model.compile("adam", "sparse_categorical_crossentropy" if labelled else "mse")
     outputs = y if labelled else x.reshape(len(x), -1)
-    model.fit(x[:6000], outputs[:6000], epochs=EPOCHS, batch_size=64, verbose=0)
+    model.fit(x[:6000], outputs[:6000], epochs=epochs, batch_size=64, verbose=0)
     data = {"x_train": x[:6000], "x_test": x[6000:7000]}
     return model, data | ({"y_train": y[:6000], "y_test": y[6000:7000]} if labelled else {})
 
