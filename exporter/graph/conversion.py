@@ -26,7 +26,7 @@ def serving_module(
     module = tf.Module()
     module.model_variables = [variable.value for variable in signature.model.variables]
     specs = {i.name: tf.TensorSpec(i.shape, i.dtype, name=i.name) for i in inputs}
-    module.serve = tf.function(signature.__call__, autograph=False)
+    module.serve = tf.function(signature, autograph=False)
     with signs_compared(), unrolled(signature.model) if unroll else nullcontext():
         return module, module.serve.get_concrete_function(**specs)
 

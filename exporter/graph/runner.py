@@ -22,8 +22,9 @@ class KerasRunner:
         import tensorflow as tf
 
         self._signature = signature
-        call = signature.__call__
-        self._call = call if eager else tf.function(call, autograph=False, reduce_retracing=True)
+        # Not its method: TensorFlow counts the tracings of a method over all models, and warns.
+        graph = tf.function(signature, autograph=False, reduce_retracing=True)
+        self._call = signature if eager else graph
 
     def __call__(self, inputs: Tensors) -> "dict[str, NDArray[Any]]":
         """Predicts a batch."""
