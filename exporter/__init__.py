@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
     from exporter.commands.verify import verify as verify
+    from exporter.commands.verify import verify_stored as verify_stored
     from exporter.data import Dataset as Dataset
     from exporter.data import load_dataset as load_dataset
     from exporter.errors import ClusterError as ClusterError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.lowrank.engine import Compressed as Compressed
     from exporter.recipe import Recipe as Recipe
     from exporter.report.diagnosis import Diagnosis as Diagnosis
+    from exporter.report.results import ArtifactReport as ArtifactReport
     from exporter.report.results import Inspection as Inspection
     from exporter.report.results import Report as Report
     from exporter.training.finetune import FineTuned as FineTuned
@@ -59,7 +61,7 @@ _PUBLIC = {
     "commands.inspect": ["inspect"],
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
-    "commands.verify": ["verify"],
+    "commands.verify": ["verify", "verify_stored"],
     "data": ["Dataset", "load_dataset"],
     "errors": [
         "ClusterError",
@@ -75,7 +77,7 @@ _PUBLIC = {
     "lowrank.engine": ["Compressed"],
     "recipe": ["Recipe"],
     "report.diagnosis": ["Diagnosis"],
-    "report.results": ["Inspection", "Report"],
+    "report.results": ["ArtifactReport", "Inspection", "Report"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],
 }

@@ -23,6 +23,7 @@ HEAVY = {
 
 PUBLIC = {
     "Artifact",
+    "ArtifactReport",
     "ClusterError",
     "Compressed",
     "ConversionError",
@@ -51,6 +52,7 @@ PUBLIC = {
     "run",
     "run_worker",
     "verify",
+    "verify_stored",
 }
 
 
