@@ -156,7 +156,7 @@ class _Search:
         planner, margin = self._planner, LATENCY_MARGIN if target.name == HERE else 1.0
         least, most = planner.smallest(costs), planner.whole(costs)
         label = f"Searching for the cost on {target.name}"
-        with self._progress.track(label, SEARCH_ROUNDS + 1) as advance:
+        with self._progress.track(label, SEARCH_ROUNDS + 2) as advance:
 
             def fits(budget: int, number: int) -> bool:
                 cost, artifact = self._trials.costliest(planner.within(costs, budget), target)
@@ -171,7 +171,9 @@ class _Search:
                 return cost.value <= margin * limit
 
             fits(least, 0)
-            return _largest(least, most, lambda budget, number: fits(budget, number + 1))
+            if fits(most, 1):
+                return most
+            return _largest(least, most, lambda budget, number: fits(budget, number + 2))
 
     def _within_drop(self, costs: Costs, target: Target | None) -> Compressed:
         """Finds the ranks of the least cost whose accuracy on the validation data is high enough.
