@@ -276,7 +276,7 @@ if _FORKS:
 def _serve() -> None:
     """Runs jobs until the parent is gone; returns in each process that has run one, too."""
     if parent := sys.argv[1:]:
-        _die_with(int(parent[0]))
+        die_with(int(parent[0]))
     # Ctrl-C and a terminal's end reach the whole process group; the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
@@ -299,7 +299,7 @@ def _serve() -> None:
         ended, running = os.pipe()  # The end of the job closes its end.
         if (child := os.fork()) == 0:
             os.close(replies)
-            _die_with(server)
+            die_with(server)
             return _answer(request, folder)
         os.close(running)
         if 0 in select.select([0, ended], [], [])[0]:
@@ -310,8 +310,13 @@ def _serve() -> None:
     return None
 
 
-def _die_with(parent: int) -> None:
-    """Has the system kill this process when its parent ends, whatever it is doing then."""
+def die_with(parent: int) -> None:
+    """Has the system kill this process when its parent ends, whatever it is doing then.
+
+    Only Linux can.
+    """
+    if not _FORKS:
+        return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # It had ended before.
         os._exit(1)

@@ -1,0 +1,201 @@
+"""``sweep``: runs at many ranks, each in a process of its own, and what to choose among them."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from exporter.commands.prepare import prepare
+from exporter.errors import RecipeError
+from exporter.formats.variants import FLOAT32
+from exporter.inputs import checked_path
+from exporter.options.groups import NOT_QUANTIZED, Goal
+from exporter.options.rank import parse_rank
+from exporter.output import ARTIFACTS
+from exporter.progress import Progress, Silent
+from exporter.recipe import Recipe
+from exporter.tradeoff.front import Point, Sweep, choose, pareto_front
+from exporter.tradeoff.pools import Pool, Processes, RayCluster
+from exporter.tradeoff.search import Search
+from exporter.tradeoff.table import write_tables
+from exporter.tradeoff.trial import Trial, digest_of_inputs
+from exporter.training.reference import REFERENCE_NAME
+
+DEFAULT_RANKS = ("4", "8", "16", "20", "32", "64")
+
+TRIALS = "trials"
+
+LIMITS = ("max_size", "max_latency", "max_drop")
+"""Options that choose among the artifacts of a sweep; in a run they choose the ranks."""
+
+_Tell = Callable[[Sequence[Point]], None]
+"""Takes the artifacts of a trial, none if it failed."""
+
+
+def sweep(
+    recipe: Recipe,
+    *,
+    ranks: Sequence[str | int | float] = DEFAULT_RANKS,
+    search: int | None = None,
+    jobs: int = 1,
+    ray: str | None = None,
+    max_size: int | None = None,
+    max_latency: float | None = None,
+    max_drop: float | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Carries a recipe out at many ranks, and finds the artifacts that are worth choosing.
+
+    Each trial is a run of its own in ``OUTPUT/trials``, in a folder named after all that its result
+    depends on. Trials that are there already are not repeated, also after an interruption.
+
+    Args:
+        recipe: Without a goal; model and data are given by their paths.
+        ranks: As on the command line, or as numbers.
+        search: If given, as many trials at ranks that Optuna proposes, instead of ``ranks``; each
+            has one artifact.
+        jobs: How many trials run at a time. More than one disturb each other's latencies.
+        ray: Address of a Ray cluster to run the trials on, whose machines share the folders.
+        max_size: Most bytes of the artifact that is chosen.
+        max_latency: Most seconds of a call of it.
+        max_drop: Most accuracy, 0 to 1, that it may lose; see ``Point.loss``.
+        progress: Is told of each trial; silent by default.
+
+    Raises:
+        RecipeError: If the recipe has a goal, a rank or a limit is none, or an extra is missing.
+        InputError: If the model, the data or the folder cannot be used.
+        ClusterError: If the Ray cluster cannot be reached, or is lost.
+    """
+    limits = {"max_size": max_size, "max_latency": max_latency, "max_drop": max_drop}
+    for option in Goal.options():
+        if (value := limits.get(option.name)) is not None:
+            limits[option.name] = option.value.check(option.name, value)
+    if recipe.goal != Goal():
+        raise RecipeError(
+            f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "
+            "instead."
+        )
+    for name, count in (("jobs", jobs), ("search", search)):
+        if count is not None and count < 1:
+            raise RecipeError(f"{name} must be a whole number above 0. Received: {count}.")
+    progress = progress or Silent()
+    name = Path(recipe.source.model).stem if recipe.source.model else REFERENCE_NAME
+    output = Path(checked_path(recipe.export.output or str(ARTIFACTS / f"{name}-sweep")))
+    maker = _Trials(recipe, output / TRIALS)
+    if search:
+        asked, total = maker.proposed(search), search
+        prepare(recipe, None, None, None, writes=False)
+    else:
+        goals = {str(rank): Goal(rank=parse_rank(str(rank))) for rank in ranks}
+        asked, total = maker.listed(goals), len(goals)
+        for goal in goals.values():
+            prepare(maker.at(goal), None, None, None, writes=False)
+    with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
+        done = _carry_out(asked, total, pool, progress)
+    points = _points(done.trials)
+    chosen = choose(points, **limits)
+    found = Sweep(
+        tuple(points),
+        tuple(pareto_front(points)),
+        chosen,
+        _command(chosen, done.trials) if chosen else None,
+        {trial.rank: trial.rejected for trial in done.trials if trial.rejected},
+        done.failures,
+        done.kept,
+        output,
+    )
+    write_tables(found)
+    return found
+
+
+class _Trials:
+    """Makes the trials of a sweep."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._recipe, self._folder = recipe, folder
+        self._inputs = digest_of_inputs(recipe)
+
+    def at(self, goal: Goal, **choices: Any) -> Recipe:
+        return Recipe(**{**vars(self._recipe), "goal": goal}, **choices)
+
+    def _trial(self, rank: str, recipe: Recipe) -> Trial:
+        return Trial.of(recipe, rank, self._inputs, self._folder)
+
+    def listed(self, goals: Mapping[str, Goal]) -> Iterator[tuple[Trial, _Tell]]:
+        """Yields a trial for each rank."""
+        for rank, goal in goals.items():
+            yield self._trial(rank, self.at(goal)), lambda points: None
+
+    def proposed(self, count: int) -> Iterator[tuple[Trial, _Tell]]:
+        """Yields trials that are proposed by the results of those before."""
+        search = Search(self._recipe.artifacts, self._recipe.source.seed)
+        for _ in range(count):
+            asked, part, (format_name, variant) = search.ask()
+            quantize = NOT_QUANTIZED if variant == FLOAT32 else variant
+            recipe = self.at(Goal(rank=part), formats=(format_name,), quantize=(quantize,))
+            yield self._trial(str(part), recipe), partial(search.tell, asked)
+
+
+@dataclass
+class _Done:
+    """What has come of trials: those with a run, and by rank why others failed."""
+
+    trials: list[Trial] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    kept: int = 0
+
+
+def _carry_out(
+    asked: Iterator[tuple[Trial, _Tell]], total: int, pool: Pool, progress: Progress
+) -> _Done:
+    """Carries out trials that are not there already; each is asked for when there is room."""
+    done, running = _Done(), dict[Path, _Tell]()
+    with progress.track("Sweeping", total) as advance:
+
+        def end(trial: Trial, failure: str | None, tell: _Tell, told: str) -> None:
+            if failure is None:
+                done.trials.append(trial)
+            else:
+                done.failures[trial.rank] = failure
+            tell(trial.points if failure is None else [])
+            number = len(done.trials) + len(done.failures)
+            advance(number, f"rank {trial.rank}")
+            progress.note(f"Trial {number} of {total}, rank {trial.rank}: {failure or told}")
+
+        more = True
+        while more or running:
+            while more and len(running) < pool.capacity:
+                try:
+                    trial, tell = next(asked)
+                except StopIteration:
+                    more = False
+                    break
+                if trial.finished:
+                    done.kept += 1
+                    end(trial, None, tell, "was there already")
+                elif trial.folder not in running:  # A proposal may be made twice.
+                    pool.start(trial)
+                    running[trial.folder] = tell
+            if running:
+                trial, failure = pool.wait()
+                end(trial, failure, running.pop(trial.folder), "done")
+    return done
+
+
+def _points(trials: Sequence[Trial]) -> list[Point]:
+    """Returns the artifacts of all trials; the uncompressed network once for each variant."""
+    found: dict[tuple[str, ...], Point] = {}
+    for point in (point for trial in trials for point in trial.points):
+        found.setdefault((point.rank, point.format, point.variant), point)
+    return list(found.values())
+
+
+def _command(chosen: Point, trials: Sequence[Trial]) -> str:
+    """Returns the command that exports an artifact again, alone."""
+    trial = next(trial for trial in trials if str(trial.folder) == chosen.trial)
+    quantize = NOT_QUANTIZED if chosen.variant == FLOAT32 else chosen.variant
+    words = ["exporter", "run", "--recipe", str(trial.file), "--rank", chosen.rank]
+    words += ["--format", chosen.format, "--quantize", quantize]
+    return shlex.join([*words, "--output", str(trial.folder.parent.with_name("chosen"))])

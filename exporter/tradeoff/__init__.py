@@ -1,0 +1,1 @@
+"""Runs at many ranks, and what to choose among their artifacts."""

@@ -1,0 +1,136 @@
+"""The artifacts that are worth choosing among many: Pareto front, knee and choice within limits."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.data.metrics import Metric
+from exporter.report.results import LATENCY_NOISE
+
+
+@dataclass(frozen=True)
+class Point:
+    """An artifact of a sweep.
+
+    Attributes:
+        rank: The rank of its trial as on the command line; ``none`` is the uncompressed network.
+        format: Name of its format.
+        variant: Name of its numeric variant.
+        trial: Folder of its trial.
+        path: The artifact; None for the uncompressed network, which no trial keeps.
+        size: Bytes.
+        latency: Median seconds of a call; None if it was not measured.
+        loss: What its worst output lost against the baseline: accuracy, 0 to 1, or the relative
+            growth of an error; without labels, the part of samples that changed their class, or of
+            the amplitude that is noise. Negative if it gained.
+        metric: Of its first labelled output; None without labels.
+    """
+
+    rank: str
+    format: str
+    variant: str
+    trial: str
+    path: str | None
+    size: int
+    latency: float | None
+    loss: float
+    metric: Metric | None
+
+    def beats(self, other: "Point") -> bool:
+        """Tells whether it is worse in nothing and better in something.
+
+        Latencies that timing cannot tell apart are equal. One that was not measured never decides.
+        """
+        own, its = self.latency, other.latency
+        if own is None or its is None:
+            own = its = 0.0
+        no_worse = (
+            self.size <= other.size and self.loss <= other.loss and own <= LATENCY_NOISE * its
+        )
+        better = self.size < other.size or self.loss < other.loss or LATENCY_NOISE * own < its
+        return no_worse and better
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found.
+
+    Attributes:
+        points: All artifacts that were accepted, and the uncompressed network in their variants.
+        front: Those that no other beats, from the smallest to the largest.
+        chosen: The best within the limits; without limits the knee of the front; None if there is
+            none.
+        command: What exports the chosen one again; None without one.
+        rejected: By rank, format and variant of artifacts that were not accepted.
+        failures: By rank, why a trial failed.
+        kept: How many trials had been finished before.
+        output: Folder of the trials and the tables.
+    """
+
+    points: tuple[Point, ...]
+    front: tuple[Point, ...]
+    chosen: Point | None
+    command: str | None
+    rejected: Mapping[str, Sequence[str]]
+    failures: Mapping[str, str]
+    kept: int
+    output: Path
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Returns the points that no other beats, from the smallest to the largest."""
+    front = [point for point in points if not any(other.beats(point) for other in points)]
+    return sorted(front, key=lambda point: (point.size, point.loss))
+
+
+def knee(front: Sequence[Point]) -> Point | None:
+    """Returns the point beyond which bytes buy little: the one farthest below the chord.
+
+    The chord joins the smallest point and the one that loses least, over the logarithm of the size,
+    both axes scaled from 0 to 1 ("Finding a 'Kneedle' in a Haystack", Satopaa et al., 2011). None
+    of an empty front; of two points or of a straight front, the one that loses least.
+    """
+    if not front:
+        return None
+    best = min(front, key=lambda point: (point.loss, point.size))
+    smallest = min(front, key=lambda point: (point.size, point.loss))
+    width = math.log(best.size / smallest.size)
+    height = smallest.loss - best.loss
+    if not width > 0 or not 0 < height < math.inf:
+        return best
+
+    def depth(point: Point) -> float:
+        along = math.log(point.size / smallest.size) / width
+        return 1 - along - (point.loss - best.loss) / height
+
+    deepest = max(front, key=depth)
+    return deepest if depth(deepest) > 1e-9 else best
+
+
+def choose(
+    points: Sequence[Point],
+    *,
+    max_size: float | None = None,
+    max_latency: float | None = None,
+    max_drop: float | None = None,
+) -> Point | None:
+    """Returns the best point within limits, each of bytes, seconds or loss; None if none is.
+
+    With a limit of the loss it is the smallest, otherwise the one that loses least; without limits,
+    the knee of the front.
+    """
+    limits: list[tuple[float | None, Callable[[Point], float | None]]] = [
+        (max_size, lambda point: point.size),
+        (max_latency, lambda point: point.latency),
+        (max_drop, lambda point: point.loss),
+    ]
+    kept = list(points)
+    for limit, figure in limits:
+        if limit is not None:
+            kept = [p for p in kept if (value := figure(p)) is not None and value <= limit]
+    if all(limit is None for limit, _ in limits):
+        return knee(pareto_front(kept))
+    if max_drop is not None:
+        return min(kept, key=lambda point: (point.size, point.loss), default=None)
+    return min(kept, key=lambda point: (point.loss, point.size), default=None)

@@ -1,0 +1,79 @@
+"""Shows a sweep: on the terminal, as CSV, and as values that JSON knows."""
+
+import csv
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from exporter.report.console import open_table
+from exporter.report.manifest import plain
+from exporter.tradeoff.front import Point, Sweep
+
+CSV_FILE = "sweep.csv"
+
+_COLUMNS = (
+    *("rank", "format", "variant", "bytes", "latency_us", "loss", "metric", "value"),
+    *("on_front", "chosen", "path"),
+)
+
+
+def sweep_dict(sweep: Sweep) -> dict[str, Any]:
+    """Returns a sweep as values that JSON knows."""
+    return plain(sweep)  # type: ignore[no-any-return]
+
+
+def write_tables(sweep: Sweep) -> None:
+    """Writes all points of a sweep to ``sweep.csv`` in its folder."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for point in sorted(sweep.points, key=lambda point: point.size):
+        latency = "" if point.latency is None else f"{point.latency * 1e6:.3f}"
+        metric = ("", "") if point.metric is None else (point.metric.name, point.metric.value)
+        marks = (int(point in sweep.front), int(point == sweep.chosen))
+        facts = (point.rank, point.format, point.variant, point.size, latency, point.loss)
+        writer.writerow([*facts, *metric, *marks, point.path or ""])
+    sweep.output.mkdir(parents=True, exist_ok=True)
+    (sweep.output / CSV_FILE).write_text(text.getvalue(), encoding="utf-8")
+
+
+def print_sweep(sweep: Sweep, console: Console) -> None:
+    """Prints the front of a sweep, the choice, and the command that exports it."""
+    title = "Artifacts that no other beats; rank none is the uncompressed network"
+    table = open_table(title, ["rank", "artifact"], ["bytes", "latency", "result", "loss", ""])
+    for point in sweep.front:
+        style = "bold green" if point == sweep.chosen else ""
+        latency = "" if point.latency is None else f"{point.latency * 1e6:,.1f} µs"
+        facts = [f"{point.size:,}", latency, _result(point), f"{point.loss:+.2%}"]
+        mark = "chosen" if point == sweep.chosen else ""
+        table.add_row(Text(point.rank, style), f"{point.format} {point.variant}", *facts, mark)
+    console.print(table)
+    lines = []
+    for rank, names in sweep.rejected.items():
+        lines.append(f"Rejected     rank {rank}: {', '.join(names)}")
+    for rank, reason in sweep.failures.items():
+        lines.append(f"FAILED       rank {rank}: {reason}")
+    if sweep.kept:
+        lines.append(f"Trials       {sweep.kept} had been finished before")
+    beaten = len(sweep.points) - len(sweep.front)
+    lines.append(f"Artifacts    {len(sweep.points)}, {beaten} of them beaten by others")
+    if sweep.chosen is None:
+        lines.append("Nothing is within the limits: raise one, or add ranks (--ranks)")
+    else:
+        lines += [f"Chosen       {_told(sweep.chosen)}", f"Next: {sweep.command}"]
+    for line in (*lines, f"Wrote        {sweep.output / CSV_FILE}"):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _result(point: Point) -> str:
+    if point.metric is None:
+        return ""
+    value = point.metric.value
+    return f"{value:.2%}" if point.metric.name == "accuracy" else f"{point.metric.name} {value:.4g}"
+
+
+def _told(point: Point) -> str:
+    where = point.path or "the uncompressed network, which no trial keeps"
+    return f"rank {point.rank}, {point.format} {point.variant}: {where}"
