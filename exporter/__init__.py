@@ -15,6 +15,8 @@ from exporter.version import __version__ as __version__
 if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.card import ModelCard as ModelCard
     from exporter.card import Normalization as Normalization
+    from exporter.commands.benchmark import benchmark as benchmark
+    from exporter.commands.compare import compare as compare
     from exporter.commands.compress import compress as compress
     from exporter.commands.doctor import doctor as doctor
     from exporter.commands.export import export as export
@@ -38,6 +40,8 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.formats.base import Artifact as Artifact
     from exporter.lowrank.engine import Compressed as Compressed
     from exporter.recipe import Recipe as Recipe
+    from exporter.report.benchmark import Benchmark as Benchmark
+    from exporter.report.comparison import Comparison as Comparison
     from exporter.report.diagnosis import Diagnosis as Diagnosis
     from exporter.report.results import ArtifactReport as ArtifactReport
     from exporter.report.results import Inspection as Inspection
@@ -54,6 +58,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PUBLIC = {
     "card": ["ModelCard", "Normalization"],
+    "commands.benchmark": ["benchmark"],
+    "commands.compare": ["compare"],
     "commands.compress": ["compress"],
     "commands.doctor": ["doctor"],
     "commands.export": ["export"],
@@ -76,6 +82,8 @@ _PUBLIC = {
     "formats.base": ["Artifact"],
     "lowrank.engine": ["Compressed"],
     "recipe": ["Recipe"],
+    "report.benchmark": ["Benchmark"],
+    "report.comparison": ["Comparison"],
     "report.diagnosis": ["Diagnosis"],
     "report.results": ["ArtifactReport", "Inspection", "Report"],
     "training.finetune": ["FineTuned"],

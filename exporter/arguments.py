@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from exporter.datasets import NO_DATA
 from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
-from exporter.options.groups import Option, Source
+from exporter.options.checks import Comparison, Timing
+from exporter.options.groups import Group, Option, Source
 from exporter.recipe import GROUPS, quantizations
 from exporter.version import __version__
 
@@ -22,6 +23,21 @@ exit codes:
   3    a conversion failed
   4    a worker of a cluster was lost; --resume goes on
   130  interrupted; nothing was written
+"""
+
+_EXIT_CODES_OF_BENCHMARK = """\
+exit codes:
+  0    all artifacts whose runtime is installed were timed
+  1    a runtime could not run one
+  2    wrong usage or bad input; nothing was timed
+  130  interrupted
+"""
+
+_EXIT_CODES_OF_COMPARE = """\
+exit codes:
+  0    the new run falls behind the old one in nothing
+  1    it does, or an artifact is missing
+  2    wrong usage or bad input
 """
 
 _EXIT_CODES_OF_DOCTOR = """\
@@ -42,6 +58,7 @@ class Verb:
         positionals: Its arguments without a flag, with their help.
         defaults: Its own defaults, where they are not those of the options.
         files: Options of its own that take a path, with their help.
+        own: Other options of its own.
         exit_codes: What its exit codes mean.
     """
 
@@ -50,6 +67,7 @@ class Verb:
     positionals: tuple[tuple[str, str], ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    own: type[Group] | None = None
     exit_codes: str = _EXIT_CODES
 
     @property
@@ -63,7 +81,8 @@ class Verb:
             ]
             for name, group in GROUPS.items()
         }
-        return {title: options for title, options in found.items() if options}
+        own = {self.own.title: list(self.own.options())} if self.own else {}
+        return {title: options for title, options in (found | own).items() if options}
 
 
 _MODEL = ("model", "a .keras or .h5 file")
@@ -106,6 +125,26 @@ VERBS = {
         ),
         {"data": NO_DATA},
         {"against": "manifest.json of the run that made it, with reference.npz beside it"},
+    ),
+    "benchmark": Verb(
+        "Times artifacts in turns in their runtimes, whoever made them: load time, latency, "
+        "memory. Tells which differences are no more than the noise of this machine.",
+        ("size",),
+        (("files", "files or folders that are artifacts, or the folders of runs"),),
+        files={"csv": "file to write the table to, as CSV"},
+        own=Timing,
+        exit_codes=_EXIT_CODES_OF_BENCHMARK,
+    ),
+    "compare": Verb(
+        "Tells whether a new run falls behind an old one, artifact by artifact: verdict, accuracy, "
+        "size and, if asked to, latency. Reads their manifests alone.",
+        (),
+        (
+            ("old", "the folder of a run, or its manifest.json"),
+            ("new", "the folder or manifest of the run that is held against it"),
+        ),
+        own=Comparison,
+        exit_codes=_EXIT_CODES_OF_COMPARE,
     ),
     "doctor": Verb(
         "Tells what works on this machine: versions of packages, formats, which are tried on a "
@@ -153,10 +192,10 @@ def _flags(verb: str) -> list[str]:
 def _positionals(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments that are no option, nor the value of one, of any verb."""
     parser = _Raising(add_help=False, allow_abbrev=False)
-    for group in GROUPS.values():
-        for option in group.options():
-            switch = isinstance(option.default, bool)
-            parser.add_argument(option.flag, action="store_true" if switch else "store")
+    groups = [*GROUPS.values(), *(verb.own for verb in VERBS.values() if verb.own)]
+    flags = {o.flag: isinstance(o.default, bool) for group in groups for o in group.options()}
+    for flag, switch in flags.items():
+        parser.add_argument(flag, action="store_true" if switch else "store")
     for name in (name for verb in VERBS.values() for name in verb.files):
         parser.add_argument(f"--{name}")
     _add_printing(parser)
@@ -192,6 +231,7 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
     left_out: Any = {"default": argparse.SUPPRESS}
     for word, told in verb.positionals:
         nargs = "?" if word == "model" and (word, told) != _MODEL else None
+        nargs = "+" if word == "files" else nargs
         parser.add_argument(word, nargs=nargs, metavar=word.upper(), help=told, **left_out)
     for title, options in verb.options.items():
         group = parser.add_argument_group(title)

@@ -241,6 +241,25 @@ def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(values, lambda console: print_verdicts(reports, console), code)
 
 
+def _benchmark(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    from exporter.commands.benchmark import benchmark
+    from exporter.report.benchmark import benchmark_dict, print_benchmark
+
+    found = benchmark(**choices, progress=progress)
+    code = int(bool(found.failed))
+    return Outcome(benchmark_dict(found), lambda console: print_benchmark(found, console), code)
+
+
+def _compare(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del progress  # It takes no time.
+    from exporter.commands.compare import compare
+    from exporter.report.comparison import comparison_dict, print_comparison
+
+    found = compare(**choices)
+    code = int(not found.passed)
+    return Outcome(comparison_dict(found), lambda console: print_comparison(found, console), code)
+
+
 def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
     del choices  # It has none.
     from exporter.commands.doctor import doctor
@@ -259,6 +278,8 @@ _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "compress": _compress,
     "export": _export,
     "verify": _verify,
+    "benchmark": _benchmark,
+    "compare": _compare,
     "doctor": _doctor,
 }
 

@@ -23,8 +23,10 @@ HEAVY = {
 
 PUBLIC = {
     "Artifact",
+    "Benchmark",
     "ArtifactReport",
     "ClusterError",
+    "Comparison",
     "Compressed",
     "ConversionError",
     "ConversionVerdict",
@@ -42,6 +44,8 @@ PUBLIC = {
     "Recipe",
     "RecipeError",
     "Report",
+    "benchmark",
+    "compare",
     "compress",
     "doctor",
     "export",

@@ -121,7 +121,7 @@ def verify_stored(
     stored = [_stored(entry, file.parent) for entry in entries]
     artifacts = [artifact for artifact in stored if artifact.format in formats]
     if not whole:
-        fmt, variant = _kind(Path(path))
+        fmt, variant = kind_of(Path(path))
         chosen = [a for a in artifacts if (a.format, a.variant) == (fmt.name, variant)]
         artifacts = [replace(artifact, path=Path(path)) for artifact in chosen]
     if not artifacts:
@@ -201,12 +201,12 @@ def _verify(
 
 def _described(path: Path) -> Artifact:
     """Describes a file by its bytes alone: what is in it is read in a process of its own."""
-    fmt, variant = _kind(path)
+    fmt, variant = kind_of(path)
     return Artifact(fmt.name, variant, path, *measure(path), (), ())
 
 
-def _kind(path: Path) -> tuple[Format, str]:
-    """Tells format and variant of an artifact by its path."""
+def kind_of(path: Path) -> tuple[Format, str]:
+    """Tells format and variant of an artifact by its path; raises InputError if it is none."""
     fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
     if fmt is None:
         raise InputError(

@@ -50,6 +50,26 @@ def _digest(content: bytes) -> str:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """What operators of one kind take in a call.
+
+    Attributes:
+        count: How many are executed.
+        seconds: All of them together, on average.
+    """
+
+    kind: str
+    count: int
+    seconds: float
+
+    @classmethod
+    def by_kind(cls, durations: Mapping[str, Sequence[float]], calls: int) -> "list[OperatorTime]":
+        """Averages durations in seconds, by kind, of some calls; what takes longest comes first."""
+        times = [cls(k, round(len(d) / calls), sum(d) / calls) for k, d in durations.items()]
+        return sorted(times, key=lambda time: -time.seconds)
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A file, or folder, that an export wrote.
 
@@ -168,6 +188,7 @@ class Format(ABC):
         runtime: Modules of the runtime.
         imports: Modules of the runtime that take long to import and start no thread by that.
         targets: Values of the option ``target`` that its artifacts can be measured on.
+        threaded: Whether the runtime can use several threads.
     """
 
     name: ClassVar[str]
@@ -180,6 +201,7 @@ class Format(ABC):
     imports: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[Extra] = NO_EXTRA
     targets: ClassVar[frozenset[str]] = frozenset({"here", "macs"})
+    threaded: ClassVar[bool] = True
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of a name that the format has."""
@@ -272,6 +294,33 @@ class Format(ABC):
     @abstractmethod
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens an artifact in its runtime; None leaves the number of threads to the runtime."""
+
+    def prepare(self, path: Path, inputs: Tensors, threads: int) -> Callable[[], object]:
+        """Opens an artifact in the first backend, binds a batch, and returns the bare call.
+
+        The batch is of the sizes that the artifact asks for, whatever model it was made from.
+        """
+        return self.load(path, self.backends[0], threads).prepare(inputs)
+
+    def profile(
+        self, path: Path, inputs: Tensors, threads: int, calls: int
+    ) -> "list[OperatorTime]":
+        """Calls an artifact in its runtime's profiler, and returns the time by kind of operator.
+
+        Args:
+            path: The artifact.
+            inputs: A batch, as for ``prepare``.
+            threads: Number of threads.
+            calls: How many calls are profiled, after a few others.
+
+        Raises:
+            ConversionError: If the runtime has no profiler.
+        """
+        del inputs, threads, calls
+        raise ConversionError(
+            f"The runtime of format {self.name!r} has no profiler by operator. "
+            f"Received: {str(path)!r}."
+        )
 
     @abstractmethod
     def stored_tensors(self, path: Path) -> list[StoredTensor]:

@@ -1,5 +1,7 @@
 """Fixes the axes of inputs that a model leaves free."""
 
+from collections.abc import Sequence
+
 from exporter.errors import RecipeError, did_you_mean
 from exporter.graph.network import Network
 from exporter.graph.rewrite import rewrite
@@ -19,8 +21,20 @@ def resized(network: Network, size: Size) -> Network:
         RecipeError: If there is no such input, or it has other axes.
         ModelError: If a layer does not take inputs of these sizes.
     """
-    free = {info.name: info for info in network.inputs if None in info.shape[1:]}
-    shown = "; ".join(f"{info.name} {info.shape[1:]}" for info in network.inputs)
+    named = network.signature.input_name
+    given = size if isinstance(size, tuple) else {named(name): one for name, one in size.items()}
+    sizes = fixed_shapes(network.inputs, given)
+    return Network(rewrite(network.model, {}, sizes=network.signature.by_layer(sizes)))
+
+
+def fixed_shapes(inputs: Sequence[TensorInfo], size: Size) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of samples that sizes give to the inputs that they fix, by name.
+
+    Raises:
+        RecipeError: If there is no such input, or it has other axes.
+    """
+    free = {info.name: info for info in inputs if None in info.shape[1:]}
+    shown = "; ".join(f"{info.name} {info.shape[1:]}" for info in inputs)
     if not free:
         raise RecipeError(
             f"size fixes axes that a model leaves free, and this one leaves none but the batch. "
@@ -33,15 +47,13 @@ def resized(network: Network, size: Size) -> Network:
                 f"Received: {size}. The inputs: {shown}."
             )
         size = dict.fromkeys(free, size)
-    given = {network.signature.input_name(name): one for name, one in size.items()}
-    unknown = sorted(set(given) - set(free))
+    unknown = sorted(set(size) - set(free))
     if unknown:
         raise RecipeError(
             f"size must name inputs with free axes, {sorted(free)}. Received: {unknown}. The "
             f"inputs: {shown}.{did_you_mean(unknown, free)}"
         )
-    sizes = {name: _filled(free[name], one) for name, one in given.items()}
-    return Network(rewrite(network.model, {}, sizes=network.signature.by_layer(sizes)))
+    return {name: _filled(free[name], one) for name, one in size.items()}
 
 
 def _filled(info: TensorInfo, size: InputSize) -> tuple[int, ...]:

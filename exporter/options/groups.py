@@ -68,7 +68,9 @@ class Option(NamedTuple):
         """The help, with the default where that is a value of its own."""
         if self.default in {None, ()} or isinstance(self.default, bool):
             return self.help
-        shown = ", ".join(self.default) if isinstance(self.default, tuple) else self.default
+        shown = (
+            ", ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
+        )
         return f"{self.help} (default: {shown})"
 
     @property

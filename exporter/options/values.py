@@ -86,6 +86,21 @@ def whole(
     return Value(wanted, takes, schema, {"type": reader, "metavar": "N"}, read=read)
 
 
+def wholes(least: int, most: int, *, unit: str) -> Value:
+    """Returns the value of an option that takes whole numbers, separated by commas as text."""
+    one = whole(least, most, unit=unit)
+    wanted = f"numbers of {unit} from {least} to {most}, such as 1,2"
+
+    def takes(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and bool(value) and all(map(one.takes, value))
+
+    reader = _told(lambda text: [int(each) for each in text.split(",")], wanted)
+    schema = {"type": "array", "items": one.schema, "minItems": 1}
+    return Value(
+        wanted, takes, schema, {"type": reader, "metavar": "N,N"}, lambda v: tuple(sorted(set(v)))
+    )
+
+
 def number(
     least: float,
     most: float = math.inf,

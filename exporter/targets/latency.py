@@ -77,8 +77,7 @@ def _measure_here(job: dict[str, Any]) -> list[dict[str, Any]]:
     for path in job["artifacts"]:
         call = fmt.load(Path(path), fmt.backends[0], threads=1).prepare(inputs)
         timers.append(timeit.Timer(call))
-        seconds = statistics.median(timers[-1].repeat(WARM_UP_CALLS, number=1))
-        counts.append(max(3, min(2000, round(job["seconds"] / max(seconds, 1e-9)))))
+        counts.append(warmed_up(timers[-1], job["seconds"]))
     times: list[list[float]] = [[] for _ in timers]
     for _ in range(ROUNDS):
         for timer, count, timed in zip(timers, counts, times, strict=True):
@@ -87,3 +86,9 @@ def _measure_here(job: dict[str, Any]) -> list[dict[str, Any]]:
         {"p50": statistics.median(t), "p90": float(np.quantile(t, 0.9)), "calls": len(t)}
         for t in times
     ]
+
+
+def warmed_up(timer: timeit.Timer, seconds: float) -> int:
+    """Calls a few times, and returns how many calls fill so many seconds, 3 to 2,000."""
+    one = statistics.median(timer.repeat(WARM_UP_CALLS, number=1))
+    return max(3, min(2000, round(seconds / max(one, 1e-9))))

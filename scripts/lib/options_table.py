@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from exporter.arguments import VERBS
 from exporter.options.groups import Option
 from exporter.recipe import GROUPS
 
@@ -9,7 +10,8 @@ from exporter.recipe import GROUPS
 def options_table() -> str:
     """Returns a table of all options in Markdown, for the documentation."""
     lines: list[str] = []
-    for name, group in GROUPS.items():
+    own = {name: verb.own for name, verb in VERBS.items() if verb.own}
+    for name, group in (GROUPS | own).items():
         lines += [f"### {group.title.capitalize()} (`{name}`)", ""]
         lines += ["| option | default | what it does |", "|---|---|---|"]
         lines += [_row(option) for option in group.options()]

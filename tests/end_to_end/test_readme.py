@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 
 import exporter
+from exporter.arguments import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/**/*.md")]
@@ -42,6 +44,13 @@ def test_links_lead_to_files_and_headings(document):
 def test_every_page_is_linked_from_the_readme():
     links = re.findall(r"\]\((docs/\w+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert set(links) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+
+
+def test_commands_of_the_build_are_parsed():
+    (job,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "ci.md").read_text(), re.DOTALL)
+    commands = re.findall(r"- run: exporter (.*)", job)
+    verbs = [parse(shlex.split(command)).verb for command in commands]
+    assert verbs == ["run", "compare", "benchmark"]
 
 
 def _anchor(heading: str) -> str:

@@ -68,6 +68,14 @@ def test_another_runtime_is_judged_alike(run):
         verify_stored(str(run), formats=("c",), run=wrong)
 
 
+def test_a_run_does_not_fall_behind_itself_but_behind_one_with_more(run, made, capfd):
+    assert main(["compare", str(made), str(run / "manifest.json"), "--max-slowdown=0%"]) == 0
+    artifacts = json.loads((run / "manifest.json").read_text())["artifacts"]
+    rewrite(run, artifacts=artifacts[1:])
+    assert main(["compare", str(made), str(run)]) == 1
+    assert "model.tflite: FAILED; it is missing in the new run" in capfd.readouterr().out
+
+
 def test_another_file_in_its_place_fails(run, capfd):
     (run / "model.tflite").write_bytes((run / "model.tflite").read_bytes() + b"trailing")
     (run / "model.onnx").unlink()
@@ -146,6 +154,10 @@ def test_the_runtime_alone_is_enough(run, bare):
     done = call("-m", "exporter", "verify", run)
     assert done.returncode == 1
     assert "No module named 'onnxruntime'" in done.stdout
+    done = call("-m", "exporter", "benchmark", run)
+    assert done.returncode == 0, done.stderr
+    assert "model-dynamic.tflite" in done.stdout
+    assert "model.onnx: skipped, for its runtime is not installed" in done.stdout
 
 
 @pytest.mark.parametrize(

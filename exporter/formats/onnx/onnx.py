@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.card import ModelCard
+from exporter.disk import scratch_folder
 from exporter.errors import ConversionError, brief
 from exporter.formats.base import (
     ExportOptions,
     Format,
     KernelChange,
+    OperatorTime,
     Runner,
     StoredTensor,
     to_real,
@@ -29,6 +31,9 @@ from exporter.graph.signature import Interface, TensorInfo, Tensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+PROFILE_WARM_UP = 5
+"""Calls at the start of a profile that do not count."""
 
 
 def convert(network: Network, options: ExportOptions) -> bytes:
@@ -119,6 +124,24 @@ class OnnxRuntimeFormat(Format):
         runner = OnnxRunner(path, threads)
         return batched(runner, runner.inputs)
 
+    def prepare(self, path: Path, inputs: Tensors, threads: int) -> Callable[[], object]:
+        """Opens the file in onnxruntime's CPU provider; see the base class."""
+        return OnnxRunner(path, threads).prepare(inputs)
+
+    def profile(self, path: Path, inputs: Tensors, threads: int, calls: int) -> list[OperatorTime]:
+        """Has onnxruntime write a profile; see the base class."""
+        with scratch_folder() as folder:
+            runner = OnnxRunner(path, threads, profile=folder / "profile")
+            call = runner.prepare(inputs)
+            for _ in range(PROFILE_WARM_UP + calls):
+                call()
+            events = json.loads(Path(runner.end_profile()).read_text(encoding="utf-8"))
+        durations: dict[str, list[float]] = {}
+        nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
+        for event in nodes[len(nodes) * PROFILE_WARM_UP // (PROFILE_WARM_UP + calls) :]:
+            durations.setdefault(event["args"]["op_name"], []).append(event["dur"] / 1e6)
+        return OperatorTime.by_kind(durations, calls)
+
 
 class Onnx(OnnxRuntimeFormat):
     """One protobuf with the Keras model's names and a batch dimension called ``batch``."""
@@ -189,13 +212,21 @@ class OnnxRunner:
     ``inputs`` and ``outputs`` have the names, shapes and element types.
     """
 
-    def __init__(self, path: Path, threads: int | None) -> None:
-        """Opens a file; ``threads`` of None leaves their number to the runtime."""
+    def __init__(self, path: Path, threads: int | None, profile: Path | None = None) -> None:
+        """Opens a file.
+
+        Args:
+            path: The file.
+            threads: Number of threads; None leaves it to the runtime.
+            profile: How the path of a profile begins that is written; None writes none.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = options.inter_op_num_threads = threads
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         self._session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
@@ -219,6 +250,10 @@ class OnnxRunner:
         for info in self.outputs:
             binding.bind_output(info.name)
         return lambda: self._session.run_with_iobinding(binding)
+
+    def end_profile(self) -> str:
+        """Writes the profile that was asked for, and returns its path."""
+        return str(self._session.end_profiling())
 
 
 def _sizes(value: Any) -> tuple[int | None, ...]:

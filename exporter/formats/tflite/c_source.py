@@ -52,6 +52,7 @@ class CSource(Format):
     backends = (_MICRO, REFERENCE)
     runtime = ("tflite_micro", "ai_edge_litert.interpreter")
     slow = True
+    threaded = False
     extra = MICRO
     targets = frozenset({"here", "micro", "macs"})
 

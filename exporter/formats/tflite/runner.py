@@ -70,16 +70,28 @@ class LiteRTRunner:
     def prepare(self, inputs: Tensors) -> Callable[[], object]:
         """Binds a batch; see the protocol."""
         # An interpreter of its own: one with a signature runner refuses the bare call.
-        interpreter = self._open()
-        details = self._run.get_input_details()
-        arrays = to_stored(inputs, self._inputs)
-        for name, array in arrays.items():
-            interpreter.resize_tensor_input(details[name]["index"], array.shape)
-        interpreter.allocate_tensors()
-        for name, array in arrays.items():
-            interpreter.set_tensor(details[name]["index"], array)
-        run: Callable[[], object] = interpreter.invoke
-        return run
+        return bound(self._open(), self._run.get_input_details(), inputs)
+
+
+def prepare(path: Path, inputs: Tensors, threads: int) -> Callable[[], object]:
+    """Opens any flatbuffer, with or without a signature, and binds inputs in their order there."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=threads)
+    details = dict(zip(inputs, interpreter.get_input_details(), strict=True))
+    return bound(interpreter, details, inputs)
+
+
+def bound(interpreter: Any, details: Mapping[str, Any], inputs: Tensors) -> Callable[[], object]:
+    """Binds a batch to an interpreter, by the details of its inputs, and returns the bare call."""
+    arrays = to_stored(inputs, _infos(details))
+    for name, array in arrays.items():
+        interpreter.resize_tensor_input(details[name]["index"], array.shape)
+    interpreter.allocate_tensors()
+    for name, array in arrays.items():
+        interpreter.set_tensor(details[name]["index"], array)
+    run: Callable[[], object] = interpreter.invoke
+    return run
 
 
 def fixed_batch(inputs: Mapping[str, Any]) -> int | None:

@@ -1,9 +1,17 @@
 """The TensorFlow Lite (LiteRT) format, for Android, iOS and small boards."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.formats.base import ExportOptions, Format, KernelChange, Runner, StoredTensor
+from exporter.formats.base import (
+    ExportOptions,
+    Format,
+    KernelChange,
+    OperatorTime,
+    Runner,
+    StoredTensor,
+)
 from exporter.formats.batches import batch_of, batched
 from exporter.formats.tflite.flatbuffer import (
     convert,
@@ -13,8 +21,15 @@ from exporter.formats.tflite.flatbuffer import (
 from exporter.formats.tflite.metadata import add_metadata
 from exporter.formats.tflite.micro import MICRO_VARIANTS
 from exporter.formats.tflite.packing import rewrite_kernels
+from exporter.formats.tflite.profiling import profile
 from exporter.formats.tflite.quantization import VARIANTS
-from exporter.formats.tflite.runner import REFERENCE, XNNPACK, LiteRTRunner, activations
+from exporter.formats.tflite.runner import (
+    REFERENCE,
+    XNNPACK,
+    LiteRTRunner,
+    activations,
+    prepare,
+)
 from exporter.graph.network import Network
 from exporter.graph.signature import Interface, Tensors
 from exporter.options.groups import TARGET_NAMES
@@ -51,6 +66,14 @@ class TFLite(Format):
     def load(self, path: Path, backend: str, threads: int | None = None) -> Runner:
         """Opens the flatbuffer with XNNPACK, or with the plain reference kernels."""
         return batched(LiteRTRunner(path, backend, threads), self.read_interface(path)[0])
+
+    def prepare(self, path: Path, inputs: Tensors, threads: int) -> Callable[[], object]:
+        """Opens the flatbuffer with XNNPACK; see the base class."""
+        return prepare(path, inputs, threads)
+
+    def profile(self, path: Path, inputs: Tensors, threads: int, calls: int) -> list[OperatorTime]:
+        """Profiles LiteRT with XNNPACK; see the base class."""
+        return profile(path, inputs, self.read_interface(path)[0], threads, calls)
 
     def is_measured(self, target: str, variant: str) -> bool:
         """Tells whether a target has the kernels; TensorFlow Lite Micro lacks those of most."""
