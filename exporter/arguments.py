@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from exporter.datasets import NO_DATA
 from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
-from exporter.options.checks import Comparison, Timing
+from exporter.options.checks import Comparison, Sweeping, Timing
 from exporter.options.groups import Group, Option, Source
 from exporter.recipe import GROUPS, quantizations
 from exporter.version import __version__
@@ -31,6 +31,15 @@ exit codes:
   1    a runtime could not run one
   2    wrong usage or bad input; nothing was timed
   130  interrupted
+"""
+
+_EXIT_CODES_OF_SWEEP = """\
+exit codes:
+  0    an artifact within the limits was found
+  1    none is within the limits
+  2    wrong usage or bad input
+  4    a Ray cluster was lost; the same command goes on
+  130  interrupted; finished trials are kept
 """
 
 _EXIT_CODES_OF_COMPARE = """\
@@ -134,6 +143,14 @@ VERBS = {
         files={"csv": "file to write the table to, as CSV"},
         own=Timing,
         exit_codes=_EXIT_CODES_OF_BENCHMARK,
+    ),
+    "sweep": Verb(
+        "Carries a run out at many ranks, each in a process of its own, and finds the artifacts "
+        "that are worth choosing. Finished trials are not repeated.",
+        tuple(name for name in GROUPS if name != "goal"),
+        (_MODEL_OR_REFERENCE,),
+        own=Sweeping,
+        exit_codes=_EXIT_CODES_OF_SWEEP,
     ),
     "compare": Verb(
         "Tells whether a new run falls behind an old one, artifact by artifact: verdict, accuracy, "

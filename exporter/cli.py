@@ -21,6 +21,7 @@ from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporar
 from exporter.errors import ExporterError, InputError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.isolation import check_limits
+from exporter.options.checks import Sweeping
 from exporter.options.groups import ALL
 from exporter.recipe import Recipe
 
@@ -250,6 +251,17 @@ def _benchmark(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(benchmark_dict(found), lambda console: print_benchmark(found, console), code)
 
 
+def _sweep(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    own = {o.name: choices.pop(o.name) for o in Sweeping.options() if o.name in choices}
+    recipe = Recipe(**choices)
+    from exporter.commands.sweep import sweep
+    from exporter.tradeoff.table import print_sweep, sweep_dict
+
+    found = sweep(recipe, **own, progress=progress)
+    code = int(found.chosen is None)
+    return Outcome(sweep_dict(found), lambda console: print_sweep(found, console), code)
+
+
 def _compare(choices: dict[str, Any], progress: "Progress") -> Outcome:
     del progress  # It takes no time.
     from exporter.commands.compare import compare
@@ -279,6 +291,7 @@ _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "export": _export,
     "verify": _verify,
     "benchmark": _benchmark,
+    "sweep": _sweep,
     "compare": _compare,
     "doctor": _doctor,
 }

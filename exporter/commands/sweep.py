@@ -12,11 +12,11 @@ from exporter.errors import RecipeError
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
 from exporter.options.groups import NOT_QUANTIZED, Goal
-from exporter.options.rank import parse_rank
+from exporter.options.rank import NO_RANK, parse_rank
 from exporter.output import ARTIFACTS
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
-from exporter.tradeoff.front import Point, Sweep, choose, pareto_front
+from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, choose, pareto_front
 from exporter.tradeoff.pools import Pool, Processes, RayCluster
 from exporter.tradeoff.search import Search
 from exporter.tradeoff.table import write_tables
@@ -54,8 +54,8 @@ def sweep(
     Args:
         recipe: Without a goal; model and data are given by their paths.
         ranks: As on the command line, or as numbers.
-        search: If given, as many trials at ranks that Optuna proposes, instead of ``ranks``; each
-            has one artifact.
+        search: If given, as many trials within budgets of parameters that Optuna proposes, instead
+            of ``ranks``; each has one artifact.
         jobs: How many trials run at a time. More than one disturb each other's latencies.
         ray: Address of a Ray cluster to run the trials on, whose machines share the folders.
         max_size: Most bytes of the artifact that is chosen.
@@ -101,7 +101,7 @@ def sweep(
         tuple(pareto_front(points)),
         chosen,
         _command(chosen, done.trials) if chosen else None,
-        {trial.rank: trial.rejected for trial in done.trials if trial.rejected},
+        {trial.goal: trial.rejected for trial in done.trials if trial.rejected},
         done.failures,
         done.kept,
         output,
@@ -120,13 +120,13 @@ class _Trials:
     def at(self, goal: Goal, **choices: Any) -> Recipe:
         return Recipe(**{**vars(self._recipe), "goal": goal}, **choices)
 
-    def _trial(self, rank: str, recipe: Recipe) -> Trial:
-        return Trial.of(recipe, rank, self._inputs, self._folder)
+    def _trial(self, goal: str, recipe: Recipe) -> Trial:
+        return Trial.of(recipe, goal, self._inputs, self._folder)
 
     def listed(self, goals: Mapping[str, Goal]) -> Iterator[tuple[Trial, _Tell]]:
         """Yields a trial for each rank."""
         for rank, goal in goals.items():
-            yield self._trial(rank, self.at(goal)), lambda points: None
+            yield self._trial(f"rank {rank}", self.at(goal)), lambda points: None
 
     def proposed(self, count: int) -> Iterator[tuple[Trial, _Tell]]:
         """Yields trials that are proposed by the results of those before."""
@@ -134,13 +134,13 @@ class _Trials:
         for _ in range(count):
             asked, part, (format_name, variant) = search.ask()
             quantize = NOT_QUANTIZED if variant == FLOAT32 else variant
-            recipe = self.at(Goal(rank=part), formats=(format_name,), quantize=(quantize,))
-            yield self._trial(str(part), recipe), partial(search.tell, asked)
+            recipe = self.at(Goal(max_params=part), formats=(format_name,), quantize=(quantize,))
+            yield self._trial(f"max_params {part:.1%}", recipe), partial(search.tell, asked)
 
 
 @dataclass
 class _Done:
-    """What has come of trials: those with a run, and by rank why others failed."""
+    """What has come of trials: those with a run, and by goal why others failed."""
 
     trials: list[Trial] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -158,11 +158,11 @@ def _carry_out(
             if failure is None:
                 done.trials.append(trial)
             else:
-                done.failures[trial.rank] = failure
+                done.failures[trial.goal] = failure
             tell(trial.points if failure is None else [])
             number = len(done.trials) + len(done.failures)
-            advance(number, f"rank {trial.rank}")
-            progress.note(f"Trial {number} of {total}, rank {trial.rank}: {failure or told}")
+            advance(number, trial.goal)
+            progress.note(f"Trial {number} of {total}, {trial.goal}: {failure or told}")
 
         more = True
         while more or running:
@@ -188,7 +188,7 @@ def _points(trials: Sequence[Trial]) -> list[Point]:
     """Returns the artifacts of all trials; the uncompressed network once for each variant."""
     found: dict[tuple[str, ...], Point] = {}
     for point in (point for trial in trials for point in trial.points):
-        found.setdefault((point.rank, point.format, point.variant), point)
+        found.setdefault((point.goal, point.format, point.variant), point)
     return list(found.values())
 
 
@@ -196,6 +196,7 @@ def _command(chosen: Point, trials: Sequence[Trial]) -> str:
     """Returns the command that exports an artifact again, alone."""
     trial = next(trial for trial in trials if str(trial.folder) == chosen.trial)
     quantize = NOT_QUANTIZED if chosen.variant == FLOAT32 else chosen.variant
-    words = ["exporter", "run", "--recipe", str(trial.file), "--rank", chosen.rank]
+    words = ["exporter", "run", "--recipe", str(trial.file)]
+    words += ["--rank", NO_RANK] if chosen.goal == UNCOMPRESSED else []
     words += ["--format", chosen.format, "--quantize", quantize]
     return shlex.join([*words, "--output", str(trial.folder.parent.with_name("chosen"))])

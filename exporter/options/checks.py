@@ -1,10 +1,53 @@
-"""The options of verbs that judge artifacts which are there already; no recipe has them."""
+"""The options of single verbs, which no recipe has."""
 
 from dataclasses import dataclass
 
 from exporter.options.groups import Group, _option
-from exporter.options.quantities import parse_part
-from exporter.options.values import flag, number, whole, wholes
+from exporter.options.quantities import parse_bytes, parse_part, parse_seconds
+from exporter.options.values import flag, names, number, text, whole, wholes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweeping(Group):
+    """The trials of a sweep, and the choice among their artifacts."""
+
+    title = "trials, and the choice among them"
+
+    ranks: tuple[str, ...] = _option(
+        ("4", "8", "16", "20", "32", "64"),
+        names("RANK,RANK,..."),
+        "ranks of the trials, each as --rank takes it",
+    )
+    search: int | None = _option(
+        None,
+        whole(1, unit="trials"),
+        "instead of ranks, so many trials within budgets of parameters that Optuna proposes, an "
+        "artifact each; needs the extra 'search'",
+    )
+    jobs: int = _option(
+        1,
+        whole(1, unit="trials"),
+        "how many trials run at a time; more than one disturb each other's latencies",
+    )
+    ray: str | None = _option(
+        None,
+        text("an address as text", metavar="ADDRESS"),
+        "runs the trials on a Ray cluster, whose machines share the folders, e.g. HOST:6379, or "
+        "auto; needs the extra 'ray'",
+    )
+    max_size: int | None = _option(
+        None, whole(1, read=parse_bytes), "most bytes of the artifact that is chosen, e.g. 250KB"
+    )
+    max_latency: float | None = _option(
+        None,
+        number(0, inside=True, read=parse_seconds, metavar="TIME"),
+        "most time of one call of it, e.g. 50us",
+    )
+    max_drop: float | None = _option(
+        None,
+        number(0, 1, inside=True, read=parse_part, metavar="PART"),
+        "most accuracy that it may lose, e.g. 0.5%; the smallest such artifact is chosen",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

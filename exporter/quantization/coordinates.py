@@ -18,6 +18,10 @@ _RIDGE = 1e-4
 """Ridge of the moment of a latent, as a part of its mean variance: data may miss directions."""
 
 _STEPS = 100
+_FEWEST_STEPS = 20
+_LARGE = 128
+"""Rank above which descents are shorter: a step costs its square, and gains less."""
+
 _RATE = 0.1
 _MOMENTUM = 0.9
 """Momentum of the descent. The rate is the relative change of R, with cosine decay."""
@@ -81,14 +85,15 @@ def refined(
     momentum = np.zeros_like(r)
     columns, left, right = np.ascontiguousarray(latents.T), first, second
     moment = columns @ latents / len(latents)
-    for step in range(_STEPS):
+    steps_taken = min(_STEPS, max(_FEWEST_STEPS, _STEPS * _LARGE // size))
+    for step in range(steps_taken):
         given = Latents(r.T @ columns, r.T @ moment @ r, energy)
         noise, slope = noise_and_slope(left, right, given, steps)
         momentum = _MOMENTUM * momentum + slope / (noise + _TINY)
         # The size of an orthogonal matrix is one.
         length = math.sqrt((momentum**2).sum() / size)
         if length:
-            decay = (1 + math.cos(math.pi / _STEPS * step)) / 2
+            decay = (1 + math.cos(math.pi / steps_taken * step)) / 2
             r = r - (_RATE * decay / length) * (r @ momentum)
             left, right = first @ r, np.asarray(np.linalg.solve(r, second))
     return left, right

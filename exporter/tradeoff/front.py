@@ -8,13 +8,16 @@ from pathlib import Path
 from exporter.data.metrics import Metric
 from exporter.report.results import LATENCY_NOISE
 
+UNCOMPRESSED = "rank none"
+
 
 @dataclass(frozen=True)
 class Point:
     """An artifact of a sweep.
 
     Attributes:
-        rank: The rank of its trial as on the command line; ``none`` is the uncompressed network.
+        goal: What the ranks of its trial were chosen by, such as ``rank 16``; ``UNCOMPRESSED`` is
+            the network as it was.
         format: Name of its format.
         variant: Name of its numeric variant.
         trial: Folder of its trial.
@@ -27,7 +30,7 @@ class Point:
         metric: Of its first labelled output; None without labels.
     """
 
-    rank: str
+    goal: str
     format: str
     variant: str
     trial: str
@@ -62,8 +65,8 @@ class Sweep:
         chosen: The best within the limits; without limits the knee of the front; None if there is
             none.
         command: What exports the chosen one again; None without one.
-        rejected: By rank, format and variant of artifacts that were not accepted.
-        failures: By rank, why a trial failed.
+        rejected: By goal, format and variant of artifacts that were not accepted.
+        failures: By goal, why a trial failed.
         kept: How many trials had been finished before.
         output: Folder of the trials and the tables.
     """

@@ -132,7 +132,7 @@ class RayCluster:
             failure: str | None = self._ray.get(done)
         except Exception as error:  # As above.
             raise ClusterError(
-                f"The Ray cluster lost the trial of rank {trial.rank}: {error}. Sweep again: "
+                f"The Ray cluster lost the trial of {trial.goal}: {error}. Sweep again: "
                 "finished trials are kept."
             ) from error
         return trial, failure

@@ -1,4 +1,4 @@
-"""Searches for ranks and variants that are worth a trial, by Optuna."""
+"""Searches for budgets and variants that are worth a trial, by Optuna."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,14 @@ from exporter.tradeoff.front import Point
 OPTUNA = Extra("search", ("optuna",))
 
 _LEAST, _MOST = 0.01, 0.95
-"""Parts of each layer's parameters between which ranks are searched for."""
+"""Parts of the parameters between which budgets are searched for.
+
+Layers share a budget by what each loses; one part for each would leave small layers next to nothing.
+"""
 
 
 class Search:
-    """Proposes ranks, and one artifact for each, by the tree-structured Parzen estimator.
+    """Proposes budgets, and one artifact for each, by the tree-structured Parzen estimator.
 
     It minimizes the loss and the logarithm of the size at once (Ozaki et al., "Multiobjective
     Tree-Structured Parzen Estimator", 2022). The proposals follow from the seed and the results.
@@ -38,7 +41,7 @@ class Search:
     def ask(self) -> tuple[Any, float, tuple[str, str]]:
         """Returns a proposal: what ``tell`` takes, a part of the parameters, format and variant."""
         asked = self._study.ask()
-        part = round(asked.suggest_float("rank", _LEAST, _MOST, log=True), 4)
+        part = round(asked.suggest_float("max_params", _LEAST, _MOST, log=True), 3)
         number = asked.suggest_categorical("artifact", list(range(len(self._artifacts))))
         return asked, part, self._artifacts[number]
 

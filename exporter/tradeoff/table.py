@@ -9,12 +9,12 @@ from rich.text import Text
 
 from exporter.report.console import open_table
 from exporter.report.manifest import plain
-from exporter.tradeoff.front import Point, Sweep
+from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
 
 CSV_FILE = "sweep.csv"
 
 _COLUMNS = (
-    *("rank", "format", "variant", "bytes", "latency_us", "loss", "metric", "value"),
+    *("goal", "format", "variant", "bytes", "latency_us", "loss", "metric", "value"),
     *("on_front", "chosen", "path"),
 )
 
@@ -33,7 +33,7 @@ def write_tables(sweep: Sweep) -> None:
         latency = "" if point.latency is None else f"{point.latency * 1e6:.3f}"
         metric = ("", "") if point.metric is None else (point.metric.name, point.metric.value)
         marks = (int(point in sweep.front), int(point == sweep.chosen))
-        facts = (point.rank, point.format, point.variant, point.size, latency, point.loss)
+        facts = (point.goal, point.format, point.variant, point.size, latency, point.loss)
         writer.writerow([*facts, *metric, *marks, point.path or ""])
     sweep.output.mkdir(parents=True, exist_ok=True)
     (sweep.output / CSV_FILE).write_text(text.getvalue(), encoding="utf-8")
@@ -41,20 +41,20 @@ def write_tables(sweep: Sweep) -> None:
 
 def print_sweep(sweep: Sweep, console: Console) -> None:
     """Prints the front of a sweep, the choice, and the command that exports it."""
-    title = "Artifacts that no other beats; rank none is the uncompressed network"
-    table = open_table(title, ["rank", "artifact"], ["bytes", "latency", "result", "loss", ""])
+    title = f"Artifacts that no other beats; {UNCOMPRESSED} is the uncompressed network"
+    table = open_table(title, ["ranks by", "artifact"], ["bytes", "latency", "result", "loss", ""])
     for point in sweep.front:
         style = "bold green" if point == sweep.chosen else ""
         latency = "" if point.latency is None else f"{point.latency * 1e6:,.1f} µs"
         facts = [f"{point.size:,}", latency, _result(point), f"{point.loss:+.2%}"]
         mark = "chosen" if point == sweep.chosen else ""
-        table.add_row(Text(point.rank, style), f"{point.format} {point.variant}", *facts, mark)
+        table.add_row(Text(point.goal, style), f"{point.format} {point.variant}", *facts, mark)
     console.print(table)
     lines = []
-    for rank, names in sweep.rejected.items():
-        lines.append(f"Rejected     rank {rank}: {', '.join(names)}")
-    for rank, reason in sweep.failures.items():
-        lines.append(f"FAILED       rank {rank}: {reason}")
+    for goal, names in sweep.rejected.items():
+        lines.append(f"Rejected     {goal}: {', '.join(names)}")
+    for goal, reason in sweep.failures.items():
+        lines.append(f"FAILED       {goal}: {reason}")
     if sweep.kept:
         lines.append(f"Trials       {sweep.kept} had been finished before")
     beaten = len(sweep.points) - len(sweep.front)
@@ -76,4 +76,4 @@ def _result(point: Point) -> str:
 
 def _told(point: Point) -> str:
     where = point.path or "the uncompressed network, which no trial keeps"
-    return f"rank {point.rank}, {point.format} {point.variant}: {where}"
+    return f"{point.goal}, {point.format} {point.variant}: {where}"

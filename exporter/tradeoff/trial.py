@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,11 +14,10 @@ from exporter.data.metrics import Metric, loss_of
 from exporter.errors import InputError
 from exporter.formats.base import measure
 from exporter.inputs import made_of
-from exporter.options.rank import NO_RANK
 from exporter.output import MANIFEST
 from exporter.recipe import Recipe
 from exporter.report.manifest import read_manifest
-from exporter.tradeoff.front import Point
+from exporter.tradeoff.front import UNCOMPRESSED, Point
 from exporter.version import __version__
 
 RECIPE_FILE = "trial.json"
@@ -31,32 +31,32 @@ _RUN = (
 
 @dataclass(frozen=True)
 class Trial:
-    """A run at one rank.
+    """A run of a sweep.
 
     Attributes:
-        rank: As on the command line.
+        goal: What its ranks are chosen by, in words.
         recipe: Of the run; its output is the folder of the trial.
     """
 
-    rank: str
+    goal: str
     recipe: Recipe
 
     @classmethod
-    def of(cls, recipe: Recipe, rank: str, inputs: str, parent: Path) -> "Trial":
+    def of(cls, recipe: Recipe, goal: str, inputs: str, parent: Path) -> "Trial":
         """Makes a trial whose folder is named after all that its result depends on.
 
         Args:
-            recipe: With the rank of the trial.
-            rank: As on the command line.
+            recipe: With the goal of the trial.
+            goal: The same in words.
             inputs: Digest of the model and the data; see ``digest_of_inputs``.
             parent: Folder of all trials.
         """
         export = replace(recipe.export, output=None, force=False)
         content = [Recipe(**{**vars(recipe), "export": export}).to_dict(), inputs, __version__]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-        name = f"{''.join(c if c.isalnum() or c in '.-' else '-' for c in rank)[:40]}-{key}"
-        export = replace(export, output=str(parent / f"rank-{name}"), force=True)
-        return cls(rank, Recipe(**{**vars(recipe), "export": export}))
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", goal)[:40]
+        export = replace(export, output=str(parent / f"{name}-{key}"), force=True)
+        return cls(goal, Recipe(**{**vars(recipe), "export": export}))
 
     @property
     def folder(self) -> Path:
@@ -132,10 +132,12 @@ class Trial:
                 latency = found["latency"] and found["latency"]["compressed"]["p50"]
                 path = str(self.folder / file["path"])
                 scores = _scores(conversion["standings"], outputs)
-                yield Point(self.rank, *kind, path, file["size"], latency, *scores)
-            if other and self.rank != NO_RANK:
+                yield Point(self.goal, *kind, path, file["size"], latency, *scores)
+            if other and self.goal != UNCOMPRESSED:
                 scores = _scores(other["standings"], outputs)
-                yield Point(NO_RANK, *kind, None, other["size"], other["latency"]["p50"], *scores)
+                yield Point(
+                    UNCOMPRESSED, *kind, None, other["size"], other["latency"]["p50"], *scores
+                )
 
 
 def _scores(
