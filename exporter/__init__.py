@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.formats.base import Artifact as Artifact
     from exporter.lowrank.engine import Compressed as Compressed
     from exporter.recipe import Recipe as Recipe
+    from exporter.recipes import load_recipe as load_recipe
     from exporter.report.benchmark import Benchmark as Benchmark
     from exporter.report.comparison import Comparison as Comparison
     from exporter.report.diagnosis import Diagnosis as Diagnosis
@@ -84,6 +85,7 @@ _PUBLIC = {
     "recipe": ["Recipe"],
     "report.benchmark": ["Benchmark"],
     "report.comparison": ["Comparison"],
+    "recipes": ["load_recipe"],
     "report.diagnosis": ["Diagnosis"],
     "report.results": ["ArtifactReport", "Inspection", "Report"],
     "training.finetune": ["FineTuned"],

@@ -22,7 +22,8 @@ from exporter.errors import ExporterError, InputError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.isolation import check_limits
 from exporter.options.groups import ALL
-from exporter.recipe import Recipe
+from exporter.recipe import Recipe, recipe_schema
+from exporter.recipes import recipe_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -260,6 +261,21 @@ def _compare(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(comparison_dict(found), lambda console: print_comparison(found, console), code)
 
 
+def _recipe(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del progress  # Nothing takes long.
+    from rich.text import Text
+
+    if choices.pop("schema", False):
+        schema = recipe_schema(written=True)
+        text = json.dumps(schema, indent=2)
+        return Outcome(schema, lambda console: console.print(Text(text), soft_wrap=True))
+    recipe = Recipe(**choices)
+    text = recipe_text(recipe)
+    return Outcome(
+        recipe.to_dict(), lambda console: console.print(Text(text), soft_wrap=True, end="")
+    )
+
+
 def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
     del choices  # It has none.
     from exporter.commands.doctor import doctor
@@ -280,6 +296,7 @@ _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "verify": _verify,
     "benchmark": _benchmark,
     "compare": _compare,
+    "recipe": _recipe,
     "doctor": _doctor,
 }
 

@@ -67,6 +67,45 @@ def test_options_stand_before_or_after_the_verb(arguments, verb, values):
     assert given(options) == values
 
 
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "source: {model: m.keras, data: d.npz}\ngoal: {rank: 3}\nexport: {force: true}"
+    (tmp_path / "r.yaml").write_text(text)
+
+
+@pytest.mark.usefixtures("recipe")
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (
+            ["--recipe=r.yaml"],
+            {"model": "m.keras", "data": "d.npz", "rank": 3, "force": True},
+        ),
+        (
+            ["--max-size=9KB", "--recipe", "r.yaml", "n.keras", "--no-force", "--json"],
+            {"model": "n.keras", "data": "d.npz", "max_size": 9000, "force": False},
+        ),
+        (
+            ["recipe", "r.yaml", "n.keras"],
+            {"model": "n.keras", "data": "d.npz", "rank": 3, "force": True},
+        ),
+        (["inspect", "--recipe=r.yaml"], {"model": "m.keras", "data": "d.npz"}),
+        (["export", "--recipe=r.yaml"], {"model": "m.keras", "data": "d.npz", "force": True}),
+        (["recipe", "--schema"], {"schema": True}),
+    ],
+)
+def test_options_replace_those_of_a_recipe_of_which_a_verb_takes_what_it_uses(arguments, values):
+    assert given(parse(arguments)) == values
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_contradiction_between_recipe_and_options_names_the_line():
+    with pytest.raises(RecipeError, match=r"r.yaml, line 2, field goal.rank: rank 'auto' on a"):
+        Path("r.yaml").write_text("\ngoal: {rank: auto}")
+        parse(["--recipe=r.yaml", "--target=here"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -83,6 +122,9 @@ def test_options_stand_before_or_after_the_verb(arguments, verb, values):
         ["compare", "old", "new", "--threads", "1"],
         ["doctor", "m.keras"],
         ["doctor", "--rank", "3"],
+        ["doctor", "--recipe", "phone"],
+        ["export", "--recipe", "phone"],
+        ["--schema"],
         ["--nonsense"],
         ["--method", "pca"],
     ],

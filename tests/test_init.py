@@ -52,6 +52,7 @@ PUBLIC = {
     "finetune",
     "inspect",
     "load_dataset",
+    "load_recipe",
     "restore",
     "run",
     "run_worker",

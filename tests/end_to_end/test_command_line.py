@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporter.formats.base import measure
+
 CHATTER = ("WARNING", "I0000", "E0000", "oneDNN", "cuda", "absl", "Traceback", "Warning", "INFO")
 BASELINE_PARAMS, COMPRESSED_PARAMS = 5_012_490, 215_370
 
@@ -104,6 +106,12 @@ def test_main_job_keeps_its_promises(tmp_path):
         assert not [word for word in CHATTER if word in text]
     assert "validation accuracy" in first.stdout
     assert "scaled to [0, 1]" in first.stderr
+
+    again = run(f"--recipe={folder}/recipe.yaml", "--output=again", "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for artifact in manifest["artifacts"]:
+        name = artifact["file"]["path"]
+        assert measure(tmp_path / "again" / name) == measure(folder / name)
 
     second = run("--rank", "full", "--format", "tflite", "--json", cwd=tmp_path)
     report = json.loads(second.stdout)
