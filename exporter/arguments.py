@@ -114,7 +114,11 @@ VERBS = {
         tuple(GROUPS),
         (_MODEL_OR_REFERENCE,),
         files=_RECIPE,
+        switches={
+            "dry-run": "check all input, and tell plan, sizes, time and memory; write nothing"
+        },
         examples=(
+            ("exporter my.keras --data my.npz --dry-run", "what it would do"),
             ("exporter my.keras --data my.npz --max-params 25%", "a quarter of the size"),
             ("exporter my.keras --data my.npz --recipe phone", "what suits phones"),
             ("exporter my.keras --rank none --quantize int8", "integers alone"),

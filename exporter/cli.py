@@ -165,7 +165,10 @@ def _fail(error: ExporterError) -> int:
 
 
 def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    dry = choices.pop("dry_run", False)
     recipe = Recipe(**choices)
+    if dry:
+        return _dry_run(recipe, progress)
     # Imported late, here and below: --help and usage errors need none of it.
     from exporter.commands.run import run, run_worker
     from exporter.report.console import print_report
@@ -182,6 +185,15 @@ def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
                 progress.note(f"Format {fmt.name} is left out: it needs the extra {extra!r}")
     report = run(recipe, progress=progress)
     return Outcome(report_dict(report), lambda c: print_report(report, c), report.exit_code)
+
+
+def _dry_run(recipe: Recipe, progress: "Progress") -> Outcome:
+    from exporter.commands.forecast import dry_run
+    from exporter.report.forecast import print_forecast
+    from exporter.report.manifest import plain
+
+    forecast = dry_run(recipe, progress=progress)
+    return Outcome(plain(forecast), lambda c: print_forecast(forecast, c), forecast.exit_code)
 
 
 def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:

@@ -156,7 +156,7 @@ def _print_cut(report: CompressionReport, console: Console, *, whole: bool = Fal
                 f"{training.epochs})"
             )
         )
-    console.print(_layer_table(report.layers))
+    console.print(layer_table(report.layers))
     console.print(
         Text(
             f"Model {report.model_name}: {before.params:,} -> {after.params:,} parameters "
@@ -252,7 +252,8 @@ def _excess_text(excess: Excess) -> str:
     return f"{excess.total:+.1f} dB [{excess.limit:.1f}]"
 
 
-def _layer_table(layers: Iterable[LayerReport]) -> Table:
+def layer_table(layers: Iterable[LayerReport]) -> Table:
+    """Lists layers, with their ranks and the reason for each."""
     right = ["m × n", "rank", "params", "rel. error"]
     table = open_table("Layers", ["layer", "kind"], right, ["why"])
     for layer in layers:
