@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from exporter.datasets import NO_DATA
+from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
+from exporter.formats.extras import COMPLETION
 from exporter.options.checks import Comparison, Timing
-from exporter.options.groups import Group, Option, Source
-from exporter.recipe import GROUP_OF, GROUPS, quantizations
+from exporter.options.groups import ALL, Group, Option, Source
+from exporter.recipe import GROUP_OF, GROUPS, QUANTIZATIONS, quantizations
 from exporter.recipes import READY, read_recipe
 from exporter.version import __version__
 
@@ -43,8 +44,8 @@ exit codes:
 
 _EXIT_CODES_OF_RECIPE = """\
 exit codes:
-  0    the recipe is valid
-  2    it is not, or usage was wrong
+  0    printed
+  2    wrong usage or bad input
 """
 
 _EXIT_CODES_OF_DOCTOR = """\
@@ -106,6 +107,23 @@ _RECIPE_HELP = (
 _RECIPE = {"recipe": _RECIPE_HELP}
 
 RUN = "run"
+
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+
+_COMPLETED = {
+    "formats": (*FORMATS, ALL),
+    "quantize": (*QUANTIZATIONS, ALL),
+    "data": (DIGITS, NO_DATA, *KERAS_DATASETS),
+    "recipe": tuple(READY),
+    "shell": SHELLS,
+}
+"""Names that shells complete beside those that the parser knows itself."""
+
+_FILES = {
+    *("MODEL", "ARTIFACT", "RECIPE", "FILES", "OLD", "NEW"),
+    *("FILE", "DIR", "DATA", "FILE.py|MODULE"),
+}
+"""What stands in the help for a path."""
 
 VERBS = {
     RUN: Verb(
@@ -184,6 +202,7 @@ VERBS = {
         (("files", "files or folders that are artifacts, or the folders of runs"),),
         files={"csv": "file to write the table to, as CSV"},
         own=Timing,
+        examples=(("exporter benchmark a.tflite b.onnx --threads 1,2", "which is faster here"),),
         exit_codes=_EXIT_CODES_OF_BENCHMARK,
     ),
     "compare": Verb(
@@ -195,7 +214,19 @@ VERBS = {
             ("new", "the folder or manifest of the run that is held against it"),
         ),
         own=Comparison,
+        examples=(("exporter compare stored/manifest.json artifacts/my-rank20", "in CI"),),
         exit_codes=_EXIT_CODES_OF_COMPARE,
+    ),
+    "completion": Verb(
+        "Prints a script by which a shell completes verbs, options and their values. Needs the "
+        "extra completion.",
+        (),
+        (("shell", ", ".join(SHELLS)),),
+        examples=(
+            ('eval "$(exporter completion bash)"', "in ~/.bashrc"),
+            ("exporter completion zsh > ~/.zfunc/_exporter", "in a folder of $fpath"),
+        ),
+        exit_codes=_EXIT_CODES_OF_RECIPE,
     ),
     "doctor": Verb(
         "Tells what works on this machine: versions of packages, formats, which are tried on a "
@@ -289,7 +320,37 @@ class _Raising(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
+def completion(shell: str) -> str:
+    """Returns a script by which a shell completes the command line.
+
+    Raises:
+        RecipeError: If the shell is none that is known, or the extra is not installed.
+    """
+    if shell not in SHELLS:
+        raise RecipeError(
+            f"The shell must be one of {', '.join(SHELLS)}. Received: {shell!r}."
+            f"{did_you_mean(shell, SHELLS)}"
+        )
+    COMPLETION.require("The completion of shells")
+    import shtab
+
+    parsers = {name: _parser(name, named=False) for name in VERBS}
+    made: Any = {"parser_class": lambda prog, **_: parsers[prog.split()[-1]]}
+    root = _parser(RUN, named=False, words=False)
+    for parser in (root, *parsers.values()):
+        for action in parser._actions:
+            names = _COMPLETED.get(action.dest, ())
+            files = [shtab.Choice("file")] * (action.metavar in _FILES)
+            action.choices = action.choices or [*names, *files] or None
+    verbs = root.add_subparsers(**made)
+    for name, verb in VERBS.items():
+        verbs.add_parser(name, help=verb.description)
+    text: str = shtab.complete(root, shell)
+    # Without a verb, the first word is a model: bash is to complete files as well.
+    return text.replace("\ncomplete -o bashdefault ", "\ncomplete -o bashdefault -o default ")
+
+
+def _parser(name: str, *, named: bool, words: bool = True) -> argparse.ArgumentParser:
     verb = VERBS[name]
     others = "" if named else f" Other verbs: {', '.join(v for v in VERBS if v != RUN)}."
     parser = argparse.ArgumentParser(
@@ -304,7 +365,7 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
     if named:
         parser.add_argument("verb", help=argparse.SUPPRESS)
     left_out: Any = {"default": argparse.SUPPRESS}
-    for word, told in verb.positionals:
+    for word, told in verb.positionals if words else ():
         # A recipe may name the model.
         nargs = {"model": "?", "recipe": "?", "files": "+"}.get(word)
         parser.add_argument(word, nargs=nargs, metavar=word.upper(), help=told, **left_out)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exporter.arguments import given, parse
+from exporter.arguments import completion, given, parse
 from exporter.datasets import NO_DATA
 from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
 from exporter.errors import ExporterError, InputError, RecipeError, Terminated
@@ -288,6 +288,16 @@ def _recipe(choices: dict[str, Any], progress: "Progress") -> Outcome:
     )
 
 
+def _completion(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del progress  # Nothing takes long.
+    from rich.text import Text
+
+    script = completion(choices["shell"])
+    return Outcome(
+        {"script": script}, lambda console: console.print(Text(script), soft_wrap=True, end="")
+    )
+
+
 def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
     del choices  # It has none.
     from exporter.commands.doctor import doctor
@@ -309,6 +319,7 @@ _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "benchmark": _benchmark,
     "compare": _compare,
     "recipe": _recipe,
+    "completion": _completion,
     "doctor": _doctor,
 }
 

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -115,6 +116,19 @@ def test_ranks_that_were_chosen_anew_are_told(adapted):
 def test_narrow_terminal_loses_no_verdict(rejected):
     text = printed(rejected, width=80)
     assert "FAILED" in text
+
+
+def test_no_color_is_honoured(rejected, monkeypatch):
+    def colours():
+        stream = io.StringIO()
+        print_report(rejected, Console(file=stream, force_terminal=True, color_system="standard"))
+        return re.findall(r"\x1b\[(?:\d+;)*3\d", stream.getvalue())
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert colours()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours()
 
 
 def test_lesser_columns_are_left_out_where_a_table_is_too_wide(accepted):
