@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.doctor import doctor as doctor
     from exporter.commands.export import export as export
     from exporter.commands.finetune import finetune as finetune
+    from exporter.commands.forecast import dry_run as dry_run
     from exporter.commands.inspect import inspect as inspect
     from exporter.commands.restore import restore as restore
     from exporter.commands.run import run as run
@@ -40,9 +41,11 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.formats.base import Artifact as Artifact
     from exporter.lowrank.engine import Compressed as Compressed
     from exporter.recipe import Recipe as Recipe
+    from exporter.recipes import load_recipe as load_recipe
     from exporter.report.benchmark import Benchmark as Benchmark
     from exporter.report.comparison import Comparison as Comparison
     from exporter.report.diagnosis import Diagnosis as Diagnosis
+    from exporter.report.forecast import Forecast as Forecast
     from exporter.report.results import ArtifactReport as ArtifactReport
     from exporter.report.results import Inspection as Inspection
     from exporter.report.results import Report as Report
@@ -64,6 +67,7 @@ _PUBLIC = {
     "commands.doctor": ["doctor"],
     "commands.export": ["export"],
     "commands.finetune": ["finetune"],
+    "commands.forecast": ["dry_run"],
     "commands.inspect": ["inspect"],
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
@@ -84,7 +88,9 @@ _PUBLIC = {
     "recipe": ["Recipe"],
     "report.benchmark": ["Benchmark"],
     "report.comparison": ["Comparison"],
+    "recipes": ["load_recipe"],
     "report.diagnosis": ["Diagnosis"],
+    "report.forecast": ["Forecast"],
     "report.results": ["ArtifactReport", "Inspection", "Report"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-from exporter.datasets import NO_DATA
+from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
+from exporter.formats.extras import COMPLETION
 from exporter.options.checks import Comparison, Sweeping, Timing
-from exporter.options.groups import Group, Option, Source
-from exporter.recipe import GROUPS, quantizations
+from exporter.options.groups import ALL, Group, Option, Source
+from exporter.recipe import GROUP_OF, GROUPS, QUANTIZATIONS, quantizations
+from exporter.recipes import READY, read_recipe
 from exporter.version import __version__
 
 _EXIT_CODES = """\
@@ -49,6 +51,12 @@ exit codes:
   2    wrong usage or bad input
 """
 
+_EXIT_CODES_OF_RECIPE = """\
+exit codes:
+  0    printed
+  2    wrong usage or bad input
+"""
+
 _EXIT_CODES_OF_DOCTOR = """\
 exit codes:
   0    all that is installed works
@@ -68,6 +76,8 @@ class Verb:
         defaults: Its own defaults, where they are not those of the options.
         files: Options of its own that take a path, with their help.
         own: Other options of its own.
+        switches: Options of its own that take nothing, with their help.
+        examples: Lines of a shell, each with what it does.
         exit_codes: What its exit codes mean.
     """
 
@@ -77,6 +87,8 @@ class Verb:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     own: type[Group] | None = None
+    switches: Mapping[str, str] = field(default_factory=dict)
+    examples: tuple[tuple[str, str], ...] = ()
     exit_codes: str = _EXIT_CODES
 
     @property
@@ -97,7 +109,30 @@ class Verb:
 _MODEL = ("model", "a .keras or .h5 file")
 _MODEL_OR_REFERENCE = ("model", next(o.help for o in Source.options() if o.name == "model"))
 
+_RECIPE_HELP = (
+    f"a file of options in YAML, JSON or TOML, or one of {', '.join(READY)}; other options replace "
+    "those in it"
+)
+_RECIPE = {"recipe": _RECIPE_HELP}
+
 RUN = "run"
+
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+
+_COMPLETED = {
+    "formats": (*FORMATS, ALL),
+    "quantize": (*QUANTIZATIONS, ALL),
+    "data": (DIGITS, NO_DATA, *KERAS_DATASETS),
+    "recipe": tuple(READY),
+    "shell": SHELLS,
+}
+"""Names that shells complete beside those that the parser knows itself."""
+
+_FILES = {
+    *("MODEL", "ARTIFACT", "RECIPE", "FILES", "OLD", "NEW"),
+    *("FILE", "DIR", "DATA", "FILE.py|MODULE"),
+}
+"""What stands in the help for a path."""
 
 VERBS = {
     RUN: Verb(
@@ -105,23 +140,41 @@ VERBS = {
         "every artifact predicts what TensorFlow predicts.",
         tuple(GROUPS),
         (_MODEL_OR_REFERENCE,),
+        files=_RECIPE,
+        switches={
+            "dry-run": "check all input, and tell plan, sizes, time and memory; write nothing"
+        },
+        examples=(
+            ("exporter my.keras --data my.npz --dry-run", "what it would do"),
+            ("exporter my.keras --data my.npz --max-params 25%", "a quarter of the size"),
+            ("exporter my.keras --data my.npz --recipe phone", "what suits phones"),
+            ("exporter my.keras --rank none --quantize int8", "integers alone"),
+        ),
     ),
     "inspect": Verb(
         "Shows the layers of a model, their spectra, and what each way of choosing ranks would do. "
         "Writes nothing but the cached reference MLP, where no model is given.",
         ("source", "cut"),
         (_MODEL_OR_REFERENCE,),
+        files=_RECIPE,
+        examples=(("exporter inspect my.keras --data my.npz", "spectra of layers' outputs"),),
     ),
     "compress": Verb(
         "Factorizes a model, fine-tunes it if asked to, and saves it as a Keras model.",
         ("source", "goal", "cut", "tuning", "quantization", "formats", "output", "force"),
         (_MODEL_OR_REFERENCE,),
+        files=_RECIPE,
+        examples=(
+            ("exporter compress my.keras --data my.npz --rank 0.25", "saves compressed.keras"),
+        ),
     ),
     "export": Verb(
         "Converts a model, compressed or not, as it is; 'verify' proves what came of it.",
         ("source", "quantization", "export"),
         (_MODEL,),
         {"data": NO_DATA},
+        _RECIPE,
+        examples=(("exporter export my.keras --format tflite,onnx", "as it is, in both formats"),),
     ),
     "verify": Verb(
         "Checks that an artifact predicts what the Keras model predicts that it was made from; or, "
@@ -134,6 +187,22 @@ VERBS = {
         ),
         {"data": NO_DATA},
         {"against": "manifest.json of the run that made it, with reference.npz beside it"},
+        examples=(
+            ("exporter verify artifacts/my-rank20", "a run again, by its runtimes alone"),
+            ("exporter verify model.tflite my.keras --data my.npz", "one file, by its model"),
+        ),
+    ),
+    "recipe": Verb(
+        "Prints a recipe with all its options, to be saved as a file and edited; without one, the "
+        "defaults. Runs nothing and writes nothing.",
+        tuple(GROUPS),
+        (("recipe", _RECIPE_HELP), ("model", _MODEL[1])),
+        switches={"schema": "print the JSON schema of such files instead, for editors"},
+        examples=(
+            ("exporter recipe phone my.keras --data my.npz > my.yaml", "a file to edit"),
+            ("exporter my.keras --recipe my.yaml", "runs it"),
+        ),
+        exit_codes=_EXIT_CODES_OF_RECIPE,
     ),
     "benchmark": Verb(
         "Times artifacts in turns in their runtimes, whoever made them: load time, latency, "
@@ -142,6 +211,7 @@ VERBS = {
         (("files", "files or folders that are artifacts, or the folders of runs"),),
         files={"csv": "file to write the table to, as CSV"},
         own=Timing,
+        examples=(("exporter benchmark a.tflite b.onnx --threads 1,2", "which is faster here"),),
         exit_codes=_EXIT_CODES_OF_BENCHMARK,
     ),
     "sweep": Verb(
@@ -161,7 +231,19 @@ VERBS = {
             ("new", "the folder or manifest of the run that is held against it"),
         ),
         own=Comparison,
+        examples=(("exporter compare stored/manifest.json artifacts/my-rank20", "in CI"),),
         exit_codes=_EXIT_CODES_OF_COMPARE,
+    ),
+    "completion": Verb(
+        "Prints a script by which a shell completes verbs, options and their values. Needs the "
+        "extra completion.",
+        (),
+        (("shell", ", ".join(SHELLS)),),
+        examples=(
+            ('eval "$(exporter completion bash)"', "in ~/.bashrc"),
+            ("exporter completion zsh > ~/.zfunc/_exporter", "in a folder of $fpath"),
+        ),
+        exit_codes=_EXIT_CODES_OF_RECIPE,
     ),
     "doctor": Verb(
         "Tells what works on this machine: versions of packages, formats, which are tried on a "
@@ -197,12 +279,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         suggestion = did_you_mean(flags, _flags(verb))
         parser.error(f"unrecognized arguments: {' '.join(rest)}{suggestion and '.'}{suggestion}")
-    return argparse.Namespace(**{**VERBS[verb].defaults, **vars(options), "verb": verb})
+    chosen = _chosen(verb, vars(options))
+    if VERBS[verb].positionals == (_MODEL,) and chosen.get("model") is None:
+        parser.error("the following arguments are required: MODEL")
+    return argparse.Namespace(**{**VERBS[verb].defaults, **chosen, "verb": verb})
+
+
+def _chosen(verb: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns options, and of those in their recipe what the verb uses and they do not replace."""
+    source, used = options.pop("recipe", None), {*VERBS[verb].uses}
+    if source is None:
+        return options
+    choices = {name: value for name, value in options.items() if name in GROUP_OF}
+    merged = read_recipe(source).choices(choices)
+    return options | {n: v for n, v in merged.items() if {n, GROUP_OF[n]} & used}
 
 
 def _flags(verb: str) -> list[str]:
     own = [option.flag for options in VERBS[verb].options.values() for option in options]
-    own += [f"--{name}" for name in VERBS[verb].files]
+    own += [f"--{name}" for name in (*VERBS[verb].files, *VERBS[verb].switches)]
     return [*own, "--help", "--version", "--json", "--quiet", "--verbose"]
 
 
@@ -210,11 +305,16 @@ def _positionals(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments that are no option, nor the value of one, of any verb."""
     parser = _Raising(add_help=False, allow_abbrev=False)
     groups = [*GROUPS.values(), *(verb.own for verb in VERBS.values() if verb.own)]
-    flags = {o.flag: isinstance(o.default, bool) for group in groups for o in group.options()}
-    for flag, switch in flags.items():
-        parser.add_argument(flag, action="store_true" if switch else "store")
-    for name in (name for verb in VERBS.values() for name in verb.files):
+    options = {
+        way: option for group in groups for option in group.options() for way in _ways(option)
+    }
+    for way, option in options.items():
+        switch = isinstance(option.default, bool)
+        parser.add_argument(way, action="store_true" if switch else "store")
+    for name in {name for verb in VERBS.values() for name in verb.files}:
         parser.add_argument(f"--{name}")
+    for name in {name for verb in VERBS.values() for name in verb.switches}:
+        parser.add_argument(f"--{name}", action="store_true")
     _add_printing(parser)
     parser.add_argument("words", nargs="*")
     try:
@@ -224,21 +324,57 @@ def _positionals(arguments: Sequence[str]) -> list[str]:
     return words
 
 
+def _ways(option: Option) -> list[str]:
+    """Returns the flag of an option, and of a switch the one that undoes it."""
+    if not isinstance(option.default, bool):
+        return [option.flag]
+    name = (option.flag_name or option.name).replace("_", "-")
+    return [option.flag, f"--{name}" if option.default else f"--no-{name}"]
+
+
 class _Raising(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
-def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
+def completion(shell: str) -> str:
+    """Returns a script by which a shell completes the command line.
+
+    Raises:
+        RecipeError: If the shell is none that is known, or the extra is not installed.
+    """
+    if shell not in SHELLS:
+        raise RecipeError(
+            f"The shell must be one of {', '.join(SHELLS)}. Received: {shell!r}."
+            f"{did_you_mean(shell, SHELLS)}"
+        )
+    COMPLETION.require("The completion of shells")
+    import shtab
+
+    parsers = {name: _parser(name, named=False) for name in VERBS}
+    made: Any = {"parser_class": lambda prog, **_: parsers[prog.split()[-1]]}
+    root = _parser(RUN, named=False, words=False)
+    for parser in (root, *parsers.values()):
+        for action in parser._actions:
+            names = _COMPLETED.get(action.dest, ())
+            files = [shtab.Choice("file")] * (action.metavar in _FILES)
+            action.choices = action.choices or [*names, *files] or None
+    verbs = root.add_subparsers(**made)
+    for name, verb in VERBS.items():
+        verbs.add_parser(name, help=verb.description)
+    text: str = shtab.complete(root, shell)
+    # Without a verb, the first word is a model: bash is to complete files as well.
+    return text.replace("\ncomplete -o bashdefault ", "\ncomplete -o bashdefault -o default ")
+
+
+def _parser(name: str, *, named: bool, words: bool = True) -> argparse.ArgumentParser:
     verb = VERBS[name]
     others = "" if named else f" Other verbs: {', '.join(v for v in VERBS if v != RUN)}."
     parser = argparse.ArgumentParser(
         prog=f"exporter {name}" if named else "exporter",
         usage=" ".join(["%(prog)s", *(w.upper() for w, _ in verb.positionals), "[option ...]"]),
         description=textwrap.fill(verb.description + others, 79),
-        epilog=f"{_variants()}\n{verb.exit_codes}"
-        if {"export", "formats"} & set(verb.uses)
-        else verb.exit_codes,
+        epilog="\n".join(filter(None, [_examples(verb), _variants(verb), verb.exit_codes])),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -246,9 +382,9 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
     if named:
         parser.add_argument("verb", help=argparse.SUPPRESS)
     left_out: Any = {"default": argparse.SUPPRESS}
-    for word, told in verb.positionals:
-        nargs = "?" if word == "model" and (word, told) != _MODEL else None
-        nargs = "+" if word == "files" else nargs
+    for word, told in verb.positionals if words else ():
+        # A recipe may name the model.
+        nargs = {"model": "?", "recipe": "?", "files": "+"}.get(word)
         parser.add_argument(word, nargs=nargs, metavar=word.upper(), help=told, **left_out)
     for title, options in verb.options.items():
         group = parser.add_argument_group(title)
@@ -257,8 +393,17 @@ def _parser(name: str, *, named: bool) -> argparse.ArgumentParser:
             if "type" in kind:
                 kind["type"] = partial(_read, option.flag, kind["type"])
             group.add_argument(option.flag, **kind)
+            for undo in _ways(option)[1:]:  # What a recipe has switched on.
+                const = {
+                    "action": "store_const",
+                    "const": option.default,
+                    "help": argparse.SUPPRESS,
+                }
+                group.add_argument(undo, dest=option.name, **const, **left_out)
     for word, told in verb.files.items():
         parser.add_argument(f"--{word}", metavar="FILE", help=told, **left_out)
+    for word, told in verb.switches.items():
+        parser.add_argument(f"--{word}", action="store_true", help=told, **left_out)
     _add_printing(parser)
     return parser
 
@@ -285,7 +430,14 @@ def _add_printing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _variants() -> str:
+def _examples(verb: Verb) -> str:
+    lines = (f"  {command}\n      {told}" for command, told in verb.examples)
+    return "\n".join(["examples:", *lines]) + "\n" if verb.examples else ""
+
+
+def _variants(verb: Verb) -> str:
+    if not {"export", "formats"} & set(verb.uses):
+        return ""
     rows = (f"  {name:<12} {', '.join(quantizations(name))}" for name in FORMATS)
     return "\n".join(["formats, and the variants of each:", *rows]) + "\n"
 

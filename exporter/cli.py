@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exporter.arguments import given, parse
+from exporter.arguments import completion, given, parse
 from exporter.datasets import NO_DATA
 from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
 from exporter.errors import ExporterError, InputError, RecipeError, Terminated
@@ -23,7 +23,8 @@ from exporter.formats import FORMATS
 from exporter.isolation import check_limits
 from exporter.options.checks import Sweeping
 from exporter.options.groups import ALL
-from exporter.recipe import Recipe
+from exporter.recipe import Recipe, recipe_schema
+from exporter.recipes import recipe_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,7 +166,10 @@ def _fail(error: ExporterError) -> int:
 
 
 def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    dry = choices.pop("dry_run", False)
     recipe = Recipe(**choices)
+    if dry:
+        return _dry_run(recipe, progress)
     # Imported late, here and below: --help and usage errors need none of it.
     from exporter.commands.run import run, run_worker
     from exporter.report.console import print_report
@@ -182,6 +186,15 @@ def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
                 progress.note(f"Format {fmt.name} is left out: it needs the extra {extra!r}")
     report = run(recipe, progress=progress)
     return Outcome(report_dict(report), lambda c: print_report(report, c), report.exit_code)
+
+
+def _dry_run(recipe: Recipe, progress: "Progress") -> Outcome:
+    from exporter.commands.forecast import dry_run
+    from exporter.report.forecast import print_forecast
+    from exporter.report.manifest import plain
+
+    forecast = dry_run(recipe, progress=progress)
+    return Outcome(plain(forecast), lambda c: print_forecast(forecast, c), forecast.exit_code)
 
 
 def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:
@@ -272,6 +285,31 @@ def _compare(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(comparison_dict(found), lambda console: print_comparison(found, console), code)
 
 
+def _recipe(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del progress  # Nothing takes long.
+    from rich.text import Text
+
+    if choices.pop("schema", False):
+        schema = recipe_schema(written=True)
+        text = json.dumps(schema, indent=2)
+        return Outcome(schema, lambda console: console.print(Text(text), soft_wrap=True))
+    recipe = Recipe(**choices)
+    text = recipe_text(recipe)
+    return Outcome(
+        recipe.to_dict(), lambda console: console.print(Text(text), soft_wrap=True, end="")
+    )
+
+
+def _completion(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    del progress  # Nothing takes long.
+    from rich.text import Text
+
+    script = completion(choices["shell"])
+    return Outcome(
+        {"script": script}, lambda console: console.print(Text(script), soft_wrap=True, end="")
+    )
+
+
 def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
     del choices  # It has none.
     from exporter.commands.doctor import doctor
@@ -293,6 +331,8 @@ _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "benchmark": _benchmark,
     "sweep": _sweep,
     "compare": _compare,
+    "recipe": _recipe,
+    "completion": _completion,
     "doctor": _doctor,
 }
 

@@ -39,6 +39,7 @@ UPDATED_FILE = "updated.keras"
 CURVES_FILE = "training.png"
 COSTS_FILE = "costs.json"
 REFERENCE_FILE = "reference.npz"
+RECIPE_FILE = "recipe.yaml"
 
 _STAGING = ".staging-"
 _JOURNAL = ".journal"

@@ -17,6 +17,7 @@ from exporter.options.groups import (
     Export,
     Goal,
     Group,
+    Option,
     Quantization,
     Source,
     Tuning,
@@ -227,22 +228,37 @@ def _variants(fmt: str) -> list[tuple[str, str]]:
     return [(NOT_QUANTIZED if name == FLOAT32 else name, name) for name in names]
 
 
-def recipe_schema() -> dict[str, Any]:
-    """Returns the JSON schema of a recipe as ``to_dict`` returns it, with quantities as numbers."""
+def recipe_schema(*, written: bool = False) -> dict[str, Any]:
+    """Returns the JSON schema of a recipe as ``to_dict`` returns it, with quantities as numbers.
+
+    Or of one that is ``written`` by hand, with quantities as text, and options left out.
+    """
 
     def strict(properties: dict[str, Any]) -> dict[str, Any]:
-        closed = {"additionalProperties": False, "required": list(properties)}
+        closed = {"additionalProperties": False} | (
+            {} if written else {"required": list(properties)}
+        )
         return {"type": "object", **closed, "properties": properties}
 
-    return strict(
+    def of_option(option: Option) -> dict[str, Any]:
+        if not written:
+            return option.schema
+        told, values = option.full_help, {**option.schema}
+        if option.value.read is not None:
+            values = {"anyOf": [values, {"type": "string"}]}
+        return {**values, "description": told}
+
+    schema = strict(
         {
             name: {
                 "description": group.title,
-                **strict({option.name: option.schema for option in group.options()}),
+                **strict({option.name: of_option(option) for option in group.options()}),
             }
             for name, group in GROUPS.items()
         }
     )
+    draft = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "exporter recipe"}
+    return {**draft, **schema} if written else schema
 
 
 def _known(

@@ -1,11 +1,14 @@
 """The arguments of the command line: verbs, where options may stand, and the table of options."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from exporter.arguments import VERBS, given, parse
+from exporter import arguments as module
+from exporter.arguments import SHELLS, VERBS, completion, given, parse
 from exporter.errors import RecipeError
+from exporter.formats.extras import Extra
 from exporter.recipe import GROUP_OF, GROUPS, Recipe
 from scripts.lib.options_table import options_table
 
@@ -67,6 +70,45 @@ def test_options_stand_before_or_after_the_verb(arguments, verb, values):
     assert given(options) == values
 
 
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "source: {model: m.keras, data: d.npz}\ngoal: {rank: 3}\nexport: {force: true}"
+    (tmp_path / "r.yaml").write_text(text)
+
+
+@pytest.mark.usefixtures("recipe")
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (
+            ["--recipe=r.yaml"],
+            {"model": "m.keras", "data": "d.npz", "rank": 3, "force": True},
+        ),
+        (
+            ["--max-size=9KB", "--recipe", "r.yaml", "n.keras", "--no-force", "--json"],
+            {"model": "n.keras", "data": "d.npz", "max_size": 9000, "force": False},
+        ),
+        (
+            ["recipe", "r.yaml", "n.keras"],
+            {"model": "n.keras", "data": "d.npz", "rank": 3, "force": True},
+        ),
+        (["inspect", "--recipe=r.yaml"], {"model": "m.keras", "data": "d.npz"}),
+        (["export", "--recipe=r.yaml"], {"model": "m.keras", "data": "d.npz", "force": True}),
+        (["recipe", "--schema"], {"schema": True}),
+    ],
+)
+def test_options_replace_those_of_a_recipe_of_which_a_verb_takes_what_it_uses(arguments, values):
+    assert given(parse(arguments)) == values
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_contradiction_between_recipe_and_options_names_the_line():
+    with pytest.raises(RecipeError, match=r"r.yaml, line 2, field goal.rank: rank 'auto' on a"):
+        Path("r.yaml").write_text("\ngoal: {rank: auto}")
+        parse(["--recipe=r.yaml", "--target=here"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -83,6 +125,9 @@ def test_options_stand_before_or_after_the_verb(arguments, verb, values):
         ["compare", "old", "new", "--threads", "1"],
         ["doctor", "m.keras"],
         ["doctor", "--rank", "3"],
+        ["doctor", "--recipe", "phone"],
+        ["export", "--recipe", "phone"],
+        ["--schema"],
         ["--nonsense"],
         ["--method", "pca"],
     ],
@@ -105,6 +150,9 @@ def test_what_a_verb_does_not_use_is_a_usage_error(arguments, capsys):
         (["verfy", "a.tflite", "m.keras"], "error: 'verfy' is no verb. Did you mean 'verify'?"),
         (["--finetune", "1.5"], "--finetune: must be a number of epochs >= 0. Received: '1.5'."),
         (["--atol", "abc"], "--atol: must be a number of at least 0. Received: 'abc'."),
+        (["m.keras", "--dry-rnu"], "--dry-rnu. Did you mean '--dry-run'?"),
+        (["--recip=phone"], "--recip=phone. Did you mean '--recipe'?"),
+        (["recipe", "--shema"], "Did you mean '--schema'?"),
         (["--rank=3", "Inspct"], "'Inspct' is no verb. Did you mean 'inspect'?"),
         (
             ["--method", "whiten"],
@@ -159,3 +207,47 @@ def test_usage_errors_are_those_of_the_verb(capsys):
     told = capsys.readouterr().err
     assert told.startswith("usage: exporter inspect ")
     assert "argument --data: expected one argument" in told
+
+
+COMPLETE = """
+complete_words() {
+  COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+  _shtab_exporter
+  echo "${COMPREPLY[*]}"
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("exporter ins", "inspect"),
+        ("exporter --dry", "--dry-run"),
+        ("exporter m.keras --quantize int", "int8 int16x8 int4"),
+        ("exporter --method ''", "svd whitened kfac"),
+        ("exporter inspect --recipe ph", "phone"),
+        ("exporter export --format o", "onnx ort"),
+        ("exporter verify mod", "model.tflite"),
+    ],
+)
+def test_bash_completes_verbs_options_values_and_files(words, completed, tmp_path):
+    pytest.importorskip("shtab")
+    (tmp_path / "model.tflite").touch()
+    script = f"{completion('bash')}{COMPLETE}complete_words {words}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == completed
+
+
+def test_there_is_a_script_for_each_shell():
+    pytest.importorskip("shtab")
+    assert len({completion(shell) for shell in SHELLS}) == len(SHELLS)
+
+
+def test_completion_tells_of_a_shell_or_an_extra_that_is_not_there(monkeypatch):
+    with pytest.raises(RecipeError, match=r"Received: 'bsh'\. Did you mean 'bash'"):
+        completion("bsh")
+    monkeypatch.setattr(module, "COMPLETION", Extra("completion", ("no-such-package",)))
+    with pytest.raises(RecipeError, match="needs the extra 'completion'"):
+        completion("bash")

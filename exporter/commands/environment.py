@@ -120,11 +120,11 @@ def find_machine() -> Machine:
         facts.get("model name") or platform.processor() or machine,
         affinity or 1,
         features,
-        _free_memory(),
+        free_memory(),
     )
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """Returns the free bytes of the machine, or of the container if it has fewer."""
     kilobytes = _facts(Path("/proc/meminfo")).get("MemAvailable")
     if kilobytes is None:

@@ -31,6 +31,7 @@ from exporter.output import (
     CURVES_FILE,
     MANIFEST,
     PLAN_FILE,
+    RECIPE_FILE,
     REFERENCE_FILE,
     REJECTED,
     TRUNCATED_FILE,
@@ -89,7 +90,7 @@ def prepare(
     if exports:
         names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
         kept = [UNCOMPRESSED] if recipe.export.keep_baseline else []
-        entries = (*names, MANIFEST, REFERENCE_FILE, REJECTED, *kept, *entries)
+        entries = (*names, MANIFEST, RECIPE_FILE, REFERENCE_FILE, REJECTED, *kept, *entries)
     if writes:
         check_output(output, entries, force=recipe.export.force, progress=progress)
     network, dataset, loss = load(recipe, model, dataset, loss)

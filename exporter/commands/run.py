@@ -20,9 +20,17 @@ from exporter.errors import ConversionError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
 from exporter.isolation import ChildError
-from exporter.output import REFERENCE_FILE, REJECTED, UNCOMPRESSED, artifact_name, staged_output
+from exporter.output import (
+    RECIPE_FILE,
+    REFERENCE_FILE,
+    REJECTED,
+    UNCOMPRESSED,
+    artifact_name,
+    staged_output,
+)
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
+from exporter.recipes import recipe_text
 from exporter.report.manifest import write_manifest
 from exporter.report.results import (
     Alternative,
@@ -100,6 +108,11 @@ def run(
             **weights.figures(),
         )
         exports.save_reference(staging / REFERENCE_FILE, artifacts)
+        objects = {"model": model, "data": dataset, "loss": loss}
+        given = ", ".join(name for name, value in objects.items() if value is not None)
+        notes = [f"Of Python, and not in here: the {given} of the run."] if given else []
+        text = recipe_text(recipe, "Runs again by: exporter --recipe recipe.yaml", *notes)
+        (staging / RECIPE_FILE).write_text(text, encoding="utf-8")
         write_manifest(report, staging)
     if not report.partial:
         weights.discard_checkpoints()

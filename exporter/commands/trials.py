@@ -1,8 +1,9 @@
 """Exports models of planned shapes, and measures what a plan comes to in bytes and on a target."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from exporter.data import UINT8_MAX, Dataset
 from exporter.errors import ConversionError
 from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions, Format
+from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed, Engine, placeholder
 from exporter.lowrank.planner import Planner
@@ -132,7 +134,16 @@ class Trials:
     def _artifacts(
         self, plan: RankPlan, target: Target | None = None
     ) -> Iterator[tuple[Format, str, Subject]]:
-        """Exports a plan in all variants, or in those that a target can run."""
+        for fmt, variant, export in self.exports(plan, target):
+            yield fmt, variant, export()
+
+    def exports(
+        self, plan: RankPlan, target: Target | None = None
+    ) -> Iterator[tuple[Format, str, Callable[[], Subject]]]:
+        """Yields a function that exports a plan for each variant, or those that a target can run.
+
+        It raises a ConversionError if the model does not convert.
+        """
         bones = skeleton(self._engine, plan)
         biased = with_latent_biases(bones) if self._biased else bones
         conversions: dict[Any, Any] = {}
@@ -141,10 +152,15 @@ class Trials:
             if target is not None and not fmt.is_measured(target.name, variant):
                 continue
             network = (biased if fmt.variant(variant).scheme else bones).network
-            path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
             # Conversions of former plans are of no more use.
-            fmt.export(network, path, self._options(fmt, variant, conversions))
-            yield fmt, variant, Subject(path, network)
+            yield fmt, variant, partial(self._export, fmt, variant, network, conversions)
+
+    def _export(
+        self, fmt: Format, variant: str, network: Network, conversions: dict[Any, Any]
+    ) -> Subject:
+        path = Path(tempfile.mkdtemp(dir=self._folder)) / f"model{fmt.suffix}"
+        fmt.export(network, path, self._options(fmt, variant, conversions))
+        return Subject(path, network)
 
 
 def skeleton(engine: Engine, plan: RankPlan) -> Compressed:

@@ -31,4 +31,5 @@ class Extra:
 
 
 NO_EXTRA = Extra("none", ())
+COMPLETION = Extra("completion", ("shtab",))
 MICRO = Extra("micro", ("tflite-micro",))

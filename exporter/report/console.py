@@ -23,7 +23,7 @@ from exporter.verification.parity import Comparison, Parity
 from exporter.verification.quality import Quality
 from exporter.verification.rounding import Excess
 from exporter.verification.structure import StructureProof
-from exporter.verification.verdict import Standing
+from exporter.verification.verdict import ConversionVerdict, Standing
 
 WIDTH = 120
 
@@ -43,12 +43,25 @@ _WRAPPED = 16
 
 
 class _OpenTable(Table):
-    """A table that is a list where it is too wide for the terminal, so that no cell is cut."""
+    """A table that drops its lesser columns where it is too wide for the terminal.
+
+    If that is not enough, it is a list with all of them: no cell is cut.
+
+    Attributes:
+        lesser: Headers of these columns, the least important first.
+    """
+
+    lesser: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._needed(console, options) <= options.max_width:
             yield from super().__rich_console__(console, options)
             return
+        for count in range(1, len(self.lesser) + 1):
+            narrow = self._without(self.lesser[:count])
+            if narrow._needed(console, options) <= options.max_width:
+                yield narrow
+                return
         yield Text(str(self.title or ""), "bold")
         columns = [(Text(str(column.header)), list(column.cells)) for column in self.columns]
         for name, *cells in zip(*(cells for _, cells in columns), strict=True):
@@ -61,6 +74,22 @@ class _OpenTable(Table):
             yield Padding(Text(", ").join(facts), (0, 0, 0, 4))
         yield Text()
 
+    def _without(self, headers: Sequence[str]) -> "_OpenTable":
+        """Returns a table with some columns left out, which it names."""
+        kept = [column for column in self.columns if column.header not in headers]
+        table = _opened(f"{self.title}; in wider terminals: {', '.join(headers)}")
+        for each in kept:
+            table.add_column(
+                each.header,
+                justify=each.justify,
+                no_wrap=each.no_wrap,
+                overflow=each.overflow,
+                min_width=each.min_width,
+            )
+        for cells in zip(*(column.cells for column in kept), strict=True):
+            table.add_row(*cells)
+        return table
+
     def _needed(self, console: Console, options: ConsoleOptions) -> int:
         unlimited, needed = options.update(max_width=10_000), 1
         for column in self.columns:
@@ -70,11 +99,24 @@ class _OpenTable(Table):
         return needed
 
 
+def _opened(title: str) -> _OpenTable:
+    return _OpenTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+
+
 def open_table(
-    title: str, left: Iterable[str], right: Iterable[str], last: Iterable[str] = ()
+    title: str,
+    left: Iterable[str],
+    right: Iterable[str],
+    last: Iterable[str] = (),
+    *,
+    lesser: Sequence[str] = (),
 ) -> Table:
-    """Opens a table: columns aligned to the left, to the right, and wrapped ones."""
-    table = _OpenTable(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    """Opens a table: columns aligned to the left, to the right, and wrapped ones.
+
+    Where it is too wide, those that are ``lesser`` are left out, from the first on.
+    """
+    table = _opened(title)
+    table.lesser = tuple(lesser)
     for name in left:
         table.add_column(name, no_wrap=True)
     for name in right:
@@ -131,7 +173,9 @@ def print_verdicts(reports: Sequence[ArtifactReport], console: Console) -> None:
     for report in reports:
         _print_lines(console, *_conversion_lines(report))
     for report in reports:
-        verdict = Text(f"Conversion   {report.label}: ").append_text(_verdict(report.accepted))
+        verdict = Text(f"Conversion   {report.label}: ").append_text(
+            _conversion_verdict(report.conversion)
+        )
         console.print(verdict)
 
 
@@ -156,7 +200,7 @@ def _print_cut(report: CompressionReport, console: Console, *, whole: bool = Fal
                 f"{training.epochs})"
             )
         )
-    console.print(_layer_table(report.layers))
+    console.print(layer_table(report.layers))
     console.print(
         Text(
             f"Model {report.model_name}: {before.params:,} -> {after.params:,} parameters "
@@ -181,6 +225,7 @@ def _parity_table(parities: Iterable[tuple[str, Parity]]) -> Table:
         "Conversion: artifact against the compressed Keras model, the worst of all probes",
         ["artifact", "runtime", "output"],
         ["max abs", "allowed", "max rel", "RMSE", "SNR", "top-1", "probe"],
+        lesser=["RMSE", "max rel", "probe", "top-1", "SNR"],
     )
     for label, parity in parities:
         groups: dict[tuple[str, str], list[Comparison]] = {}
@@ -210,6 +255,7 @@ def _quality_table(qualities: Iterable[tuple[str, Quality]]) -> Table:
         "Conversion: quantized artifact against the compressed Keras model, limits in brackets",
         ["artifact", "runtime", "output"],
         ["SNR", "top-1", "loss", "samples"],
+        lesser=["samples", "loss"],
     )
     for label, quality in qualities:
         limits = quality.limits
@@ -252,9 +298,11 @@ def _excess_text(excess: Excess) -> str:
     return f"{excess.total:+.1f} dB [{excess.limit:.1f}]"
 
 
-def _layer_table(layers: Iterable[LayerReport]) -> Table:
+def layer_table(layers: Iterable[LayerReport]) -> Table:
+    """Lists layers, with their ranks and the reason for each."""
     right = ["m × n", "rank", "params", "rel. error"]
-    table = open_table("Layers", ["layer", "kind"], right, ["why"])
+    lesser = ["kind", "m × n", "rel. error"]
+    table = open_table("Layers", ["layer", "kind"], right, ["why"], lesser=lesser)
     for layer in layers:
         plan, params = layer.plan, f"{layer.plan.params_before:,}"
         if plan.params_after != plan.params_before:
@@ -276,11 +324,12 @@ def _artifact_table(report: Report) -> Table:
         "Artifacts, beside the baseline in float32 (one thread, batch 1, median)",
         ["artifact"],
         ["bytes", "ratio", "conversion", "compression", "baseline", "compressed", "speedup"],
+        lesser=["baseline", "compressed", "ratio", "speedup"],
     )
-    compression = _verdict(report.compression.passed)
     for item in report.artifacts:
         if item.artifact is None:
-            table.add_row(item.label, "", "", Text("not converted", "red"), compression)
+            failed = Text("not converted", "red")
+            table.add_row(item.label, "", "", failed, _compression_verdict(report, item))
             continue
         latency = []
         if item.latency is not None:
@@ -291,8 +340,8 @@ def _artifact_table(report: Report) -> Table:
             item.artifact.path.relative_to(report.output).as_posix(),
             f"{item.artifact.size:,}",
             "" if item.ratio is None else f"{item.ratio:.1f}×",
-            _verdict(item.conversion is not None and item.conversion.passed),
-            compression,
+            _conversion_verdict(item.conversion),
+            _compression_verdict(report, item),
             *latency,
         )
     return table
@@ -303,6 +352,7 @@ def _alternative_table(artifacts: Iterable[ArtifactReport]) -> Table:
         "Artifact / uncompressed network in the same variant; agreement with the baseline in Keras",
         ["artifact", "output"],
         ["bytes", "latency", "metric", "agreement"],
+        lesser=["agreement", "latency"],
     )
     for item in artifacts:
         other = item.alternative
@@ -388,8 +438,30 @@ def _written(report: CompressionReport) -> str:
     return f"\nWritten to {report.output} in {report.seconds:.0f} s"
 
 
-def _verdict(passed: bool) -> Text:
-    return Text("passed", "green") if passed else Text("FAILED", "bold red")
+def _verdict(passed: bool, reason: str = "") -> Text:
+    failed = f"FAILED: {reason}" if reason else "FAILED"
+    return Text("passed", "green") if passed else Text(failed, "bold red")
+
+
+def _conversion_verdict(verdict: ConversionVerdict | None) -> Text:
+    if verdict is None or verdict.error is not None:
+        return _verdict(False, "not compared")
+    proofs = {
+        "tolerance": verdict.parity,
+        "noise": verdict.quality,
+        "factors": verdict.structure,
+    }
+    reasons = [name for name, proof in proofs.items() if proof is not None and not proof.passed]
+    return _verdict(verdict.passed, ", ".join(reasons))
+
+
+def _compression_verdict(report: Report, item: ArtifactReport) -> Text:
+    """Judges low rank, and what a faithful artifact lost beside."""
+    verdict, conversion = report.compression, item.conversion
+    if any(output.collapsed for output in verdict.outputs):
+        return _verdict(False, "collapsed")
+    lost = verdict.passed and conversion is not None and conversion.passed and not item.accepted
+    return _verdict(verdict.passed and not lost, "loss")
 
 
 def _cell(value: float | None, style: str) -> str:

@@ -36,6 +36,7 @@ def _kernel_table(inspection: Inspection) -> Table:
         f"Layers, and the ranks that keep a part of the energy {source} (spectrum: 1 to 1e-4)",
         ["layer", "kind"],
         ["m × n", "params", "MACs", "break-even", *(f"{part:.1%}" for part in ENERGIES)],
+        lesser=["MACs", "kind", f"{ENERGIES[1]:.1%}", "params", f"{ENERGIES[-1]:.1%}"],
     )
     table.add_column("spectrum", min_width=SPECTRUM_POINTS, overflow="fold")
     for kernel in inspection.kernels:

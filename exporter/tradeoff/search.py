@@ -12,7 +12,7 @@ OPTUNA = Extra("search", ("optuna",))
 _LEAST, _MOST = 0.01, 0.95
 """Parts of the parameters between which budgets are searched for.
 
-Layers share a budget by what each loses; one part for each would leave small layers next to nothing.
+Layers share a budget by what each loses; the same part for all would ruin the small ones.
 """
 
 

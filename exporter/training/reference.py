@@ -92,24 +92,13 @@ def train_reference(
     """Trains the reference MLP, or loads it from the cache.
 
     Adam with cosine decay minimizes the sparse cross-entropy; the weights of the epoch with the
-    best validation accuracy are kept. The cache is keyed by a hash of all that makes the result:
-    the model of ``reference_for``, the fitted data, the seed of their order, and the settings.
+    best validation accuracy are kept. See ``cached_file`` for the cache.
 
     Raises:
         DataError: If training diverges.
         OutputError: If the cache cannot be written.
     """
-    import keras
-
-    ingredients = {
-        "model": model.to_json(),
-        "data": dataset.digest,
-        "seed": seed,
-        "training": [EPOCHS, BATCH_SIZE, LEARNING_RATE],
-        "keras": keras.__version__,
-    }
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache / f"{REFERENCE_NAME}-{key}.keras"
+    file = cached_file(model, dataset, seed=seed, cache=cache)
     record = file.with_suffix(".json")
     try:
         return _cached(file, model), _record(record)
@@ -129,6 +118,24 @@ def train_reference(
     except OSError as error:
         raise OutputError(f"The trained baseline cannot be cached in {cache}: {error}") from error
     return model, training
+
+
+def cached_file(model: Any, dataset: Dataset, *, seed: int, cache: Path) -> Path:
+    """Returns the file of the trained model in the cache, named by a hash of all that makes it.
+
+    That is the model of ``reference_for``, the fitted data, the seed of their order, and settings.
+    """
+    import keras
+
+    ingredients = {
+        "model": model.to_json(),
+        "data": dataset.digest,
+        "seed": seed,
+        "training": [EPOCHS, BATCH_SIZE, LEARNING_RATE],
+        "keras": keras.__version__,
+    }
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+    return cache / f"{REFERENCE_NAME}-{key}.keras"
 
 
 def _cached(file: Path, model: Any) -> Any:

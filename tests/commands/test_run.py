@@ -1,5 +1,6 @@
 """Runs as a caller of the API sees them; whole runs as processes are in end_to_end."""
 
+import contextlib
 import json
 import zipfile
 
@@ -13,6 +14,7 @@ from exporter.data import files, lazy
 from exporter.formats import FORMATS
 from exporter.formats.extras import Extra
 from exporter.progress import Silent
+from exporter.recipes import READY
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,8 @@ def report(model, arrays, tmp_path_factory):
 def test_run_writes_what_it_reports(report):
     written = {path.name for path in report.output.iterdir()}
     assert written == {
-        *("compressed.keras", "model.tflite", "model.onnx", "reference.npz", "manifest.json")
+        *("compressed.keras", "model.tflite", "model.onnx", "reference.npz", "manifest.json"),
+        "recipe.yaml",
     }
     assert report.passed
     assert report.exit_code == 0
@@ -43,6 +46,17 @@ def test_run_writes_what_it_reports(report):
         assert item.latency.baseline.p50 > 0
         assert item.conversion.metrics["probabilities"].samples == 12
     assert json.loads((report.output / "manifest.json").read_text())["passed"] is True
+
+
+def test_the_recipe_that_was_written_makes_the_same_artifacts(report, model, arrays, tmp_path):
+    written = report.output / "recipe.yaml"
+    assert exporter.load_recipe(str(written)) == report.recipe
+    assert "not in here: the model, data of the run" in written.read_text()
+    recipe = exporter.load_recipe(str(written), output=str(tmp_path / "again"))
+    again = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+    for item in again.artifacts:
+        former = report.output / item.artifact.path.name
+        assert item.artifact.path.read_bytes() == former.read_bytes()
 
 
 def test_artifacts_and_manifest_tell_how_to_feed_the_model(report, arrays):
@@ -323,3 +337,17 @@ def test_kept_alternatives_are_files_of_the_run(beside):
     for path in (beside.output / "uncompressed").iterdir():
         assert files[f"uncompressed/{path.name}"] == path.stat().st_size
     assert "uncompressed" in manifest["entries"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READY)
+def test_ready_recipes_run(name, model, arrays, installed, tmp_path):
+    if name == "microcontroller":
+        installed("c")
+    recipe = exporter.load_recipe(name, output=str(tmp_path / "run"), finetune=1)
+    with contextlib.chdir(tmp_path):
+        report = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+    assert all(item.artifact for item in report.artifacts)
+    files = {path.name for path in report.output.iterdir()}
+    if name == "study":
+        assert {"truncated.keras", "updated.keras", "training.png", "uncompressed"} <= files

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporter.formats.base import measure
+
 CHATTER = ("WARNING", "I0000", "E0000", "oneDNN", "cuda", "absl", "Traceback", "Warning", "INFO")
 BASELINE_PARAMS, COMPRESSED_PARAMS = 5_012_490, 215_370
 
@@ -81,7 +83,12 @@ def workplace(tmp_path_factory):
 
 @pytest.mark.slow
 def test_main_job_keeps_its_promises(tmp_path):
-    first = run("--rank", "20", "--format", "saved_model,tflite,onnx", cwd=tmp_path)
+    job = ("--rank", "20", "--format", "saved_model,tflite,onnx")
+    dry = run(*job, "--dry-run", "--json", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert list(tmp_path.iterdir()) == []
+    expected = {each["name"]: each["size"] for each in json.loads(dry.stdout)["artifacts"]}
+    first = run(*job, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "artifacts" / "reference-mlp-rank20"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -94,6 +101,8 @@ def test_main_job_keeps_its_promises(tmp_path):
     for artifact in manifest["artifacts"]:
         assert artifact["accepted"]
         assert artifact["conversion"]["structure"]["passed"]
+        file = artifact["file"]
+        assert expected[file["path"]] == pytest.approx(file["size"], rel=0.1)
         # What the artifact itself scores is what its Keras model scores.
         assert artifact["conversion"]["metrics"]["probabilities"] == output["compressed"]
     backends = {
@@ -104,6 +113,12 @@ def test_main_job_keeps_its_promises(tmp_path):
         assert not [word for word in CHATTER if word in text]
     assert "validation accuracy" in first.stdout
     assert "scaled to [0, 1]" in first.stderr
+
+    again = run(f"--recipe={folder}/recipe.yaml", "--output=again", "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for artifact in manifest["artifacts"]:
+        name = artifact["file"]["path"]
+        assert measure(tmp_path / "again" / name) == measure(folder / name)
 
     second = run("--rank", "full", "--format", "tflite", "--json", cwd=tmp_path)
     report = json.loads(second.stdout)

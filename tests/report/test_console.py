@@ -1,10 +1,11 @@
+import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from exporter.report.console import WIDTH, print_report
-from exporter.report.progress import ConsoleProgress
 
 
 def printed(report, width=WIDTH):
@@ -70,7 +71,7 @@ def test_figures_are_a_line_an_artifact_that_has_any(accepted, installed):
 def test_rejected_artifact_stands_out_with_its_reason(rejected):
     text = printed(rejected)
     line = row(text, "rejected/model.onnx")
-    assert line.count("FAILED") == 1  # Conversion; the compression is not to blame.
+    assert line.count("FAILED: tolerance") == 1  # Conversion; the compression is not to blame.
     assert line.count("passed") == 1
     assert "0.0e+00" in text
 
@@ -117,33 +118,34 @@ def test_narrow_terminal_loses_no_verdict(rejected):
     assert "FAILED" in text
 
 
-def test_progress_is_one_quiet_line_a_stage_where_there_is_no_terminal():
-    stream = io.StringIO()
-    progress = ConsoleProgress(Console(file=stream, width=WIDTH))
-    progress.note("a note of [brackets]")
-    with progress.track("Factorizing", 3) as advance:
-        for done in range(3):
-            advance(done, "layer")
-    assert stream.getvalue() == "a note of [brackets]\nFactorizing ...\n"
+def test_no_color_is_honoured(rejected, monkeypatch):
+    def colours():
+        stream = io.StringIO()
+        print_report(rejected, Console(file=stream, force_terminal=True, color_system="standard"))
+        return re.findall(r"\x1b\[(?:\d+;)*3\d", stream.getvalue())
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert colours()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours()
 
 
-def test_progress_is_a_bar_on_a_terminal():
-    stream = io.StringIO()
-    progress = ConsoleProgress(Console(file=stream, width=WIDTH, force_terminal=True))
-    with progress.track("Training", 2) as advance:
-        advance(1, "loss 0.5")
-    assert "Training" in stream.getvalue()
-    assert "━" in stream.getvalue()
+def test_lesser_columns_are_left_out_where_a_table_is_too_wide(accepted):
+    lines = printed(accepted, width=80).splitlines()
+    assert max(len(line) for line in lines if "─" in line or line.startswith("  ")) <= 80
+    head = next(line for line in lines if line.split()[:1] == ["artifact"])
+    kept = ["artifact", "bytes", "ratio", "conversion", "compression", "speedup"]
+    assert head.split() == kept
+    assert "in wider terminals: baseline, compressed" in " ".join(lines)
+    assert "in wider terminals" not in printed(accepted)
 
 
-def test_bars_may_be_nested():
-    stream = io.StringIO()
-    progress = ConsoleProgress(Console(file=stream, width=WIDTH, force_terminal=True))
-    with progress.track("Searching", 2) as outer, progress.track("Factorizing", 3) as inner:
-        outer(1, "half")
-        inner(2, "layer")
-    assert "Searching" in stream.getvalue()
-    assert "Factorizing" in stream.getvalue()
+def test_a_loss_beyond_the_limit_is_told_beside_the_verdict(accepted):
+    judged = dataclasses.replace(accepted.compression, max_loss=-1.0)
+    first = dataclasses.replace(accepted.artifacts[0], accepted=False)
+    text = printed(dataclasses.replace(accepted, compression=judged, artifacts=(first,)))
+    assert "FAILED: loss" in row(text, first.artifact.path.name)
 
 
 @pytest.mark.parametrize("width", [30, 60, 80, 100])

@@ -62,6 +62,7 @@ def test_files_are_listed_with_size_and_hash(accepted):
         "model.ort",
         "saved_model",
         "reference.npz",
+        "recipe.yaml",
         *(["c"] if "c" in accepted.recipe.export.formats else []),
     }
     assert set(manifest["entries"]) == {*listed, "manifest.json"}
