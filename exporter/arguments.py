@@ -219,7 +219,12 @@ VERBS = {
         "that are worth choosing. Finished trials are not repeated.",
         tuple(name for name in GROUPS if name != "goal"),
         (_MODEL_OR_REFERENCE,),
+        files=_RECIPE,
         own=Sweeping,
+        examples=(
+            ("exporter sweep my.keras --data my.npz --quantize none,int8", "ranks 4 to 64"),
+            ("exporter sweep my.keras --data my.npz --search 20 --max-drop 1%", "the smallest"),
+        ),
         exit_codes=_EXIT_CODES_OF_SWEEP,
     ),
     "compare": Verb(

@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             )
         except (KeyboardInterrupt, Terminated):
-            print("exporter: interrupted, nothing was written", file=sys.stderr)
+            kept = "finished trials are kept" if options.verb == "sweep" else "nothing was written"
+            print(f"exporter: interrupted, {kept}", file=sys.stderr)
             return EXIT_INTERRUPTED
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.prepare import prepare
+from exporter.commands.prepare import check_rank, prepare
 from exporter.errors import RecipeError
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
@@ -37,7 +37,7 @@ _Tell = Callable[[Sequence[Point]], None]
 def sweep(
     recipe: Recipe,
     *,
-    ranks: Sequence[str | int | float] = DEFAULT_RANKS,
+    ranks: Sequence[str | int | float] | None = None,
     search: int | None = None,
     jobs: int = 1,
     ray: str | None = None,
@@ -53,7 +53,7 @@ def sweep(
 
     Args:
         recipe: Without a goal; model and data are given by their paths.
-        ranks: As on the command line, or as numbers.
+        ranks: As on the command line, or as numbers; by default those of ``DEFAULT_RANKS`` that fit.
         search: If given, as many trials within budgets of parameters that Optuna proposes, instead
             of ``ranks``; each has one artifact.
         jobs: How many trials run at a time. More than one disturb each other's latencies.
@@ -77,6 +77,8 @@ def sweep(
             f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "
             "instead."
         )
+    if ranks is not None and not ranks:
+        raise RecipeError("A sweep needs at least one rank. Received: none.")
     for name, count in (("jobs", jobs), ("search", search)):
         if count is not None and count < 1:
             raise RecipeError(f"{name} must be a whole number above 0. Received: {count}.")
@@ -84,14 +86,21 @@ def sweep(
     name = Path(recipe.source.model).stem if recipe.source.model else REFERENCE_NAME
     output = Path(checked_path(recipe.export.output or str(ARTIFACTS / f"{name}-sweep")))
     maker = _Trials(recipe, output / TRIALS)
+    # What is wrong with the model, the data or a rank is told before the first trial.
+    network = prepare(maker.at(Goal(rank=1)), None, None, None, writes=False).network
     if search:
         asked, total = maker.proposed(search), search
-        prepare(recipe, None, None, None, writes=False)
     else:
-        goals = {str(rank): Goal(rank=parse_rank(str(rank))) for rank in ranks}
+        goals = {str(rank): Goal(rank=parse_rank(str(rank))) for rank in ranks or DEFAULT_RANKS}
+        for rank, goal in list(goals.items()):
+            try:
+                check_rank(network, goal, recipe.cut)
+            except RecipeError:
+                if ranks is not None:
+                    raise
+                progress.note(f"Rank {rank} is left out: it is larger than every layer's")
+                del goals[rank]
         asked, total = maker.listed(goals), len(goals)
-        for goal in goals.values():
-            prepare(maker.at(goal), None, None, None, writes=False)
     with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
         done = _carry_out(asked, total, pool, progress)
     points = _points(done.trials)
@@ -161,8 +170,7 @@ def _carry_out(
                 done.failures[trial.goal] = failure
             tell(trial.points if failure is None else [])
             number = len(done.trials) + len(done.failures)
-            advance(number, trial.goal)
-            progress.note(f"Trial {number} of {total}, {trial.goal}: {failure or told}")
+            advance(number, f"{trial.goal} {told if failure is None else 'FAILED'}")
 
         more = True
         while more or running:
@@ -180,7 +188,7 @@ def _carry_out(
                     running[trial.folder] = tell
             if running:
                 trial, failure = pool.wait()
-                end(trial, failure, running.pop(trial.folder), "done")
+                end(trial, failure, running.pop(trial.folder), "is done")
     return done
 
 

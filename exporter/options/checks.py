@@ -13,10 +13,11 @@ class Sweeping(Group):
 
     title = "trials, and the choice among them"
 
-    ranks: tuple[str, ...] = _option(
-        ("4", "8", "16", "20", "32", "64"),
+    ranks: tuple[str, ...] | None = _option(
+        None,
         names("RANK,RANK,..."),
-        "ranks of the trials, each as --rank takes it",
+        "ranks of the trials, each as --rank takes it (default: those of 4, 8, 16, 20, 32 and 64 "
+        "that layers have)",
     )
     search: int | None = _option(
         None,

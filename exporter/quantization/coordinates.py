@@ -19,8 +19,8 @@ _RIDGE = 1e-4
 
 _STEPS = 100
 _FEWEST_STEPS = 20
-_LARGE = 128
-"""Rank above which descents are shorter: a step costs its square, and gains less."""
+_LARGE = 256
+"""Rank above which descents are shorter, for a step costs its square."""
 
 _RATE = 0.1
 _MOMENTUM = 0.9

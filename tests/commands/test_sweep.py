@@ -1,0 +1,192 @@
+"""Sweeps: whole runs in processes of their own."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import exporter
+from exporter.commands.sweep import sweep
+from exporter.errors import ClusterError, RecipeError
+from exporter.formats.extras import Extra
+from exporter.recipe import Recipe
+from exporter.tradeoff import pools
+from exporter.tradeoff.front import UNCOMPRESSED
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def files(model, arrays, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    model.save(folder / "little.keras")
+    np.savez(folder / "data.npz", **arrays)
+    return folder
+
+
+@pytest.fixture
+def recipe(files, tmp_path):
+    return Recipe(
+        model=str(files / "little.keras"),
+        data=str(files / "data.npz"),
+        quantize=("none", "int8"),
+        output=str(tmp_path / "sweep"),
+    )
+
+
+@pytest.mark.slow
+def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
+    found = sweep(recipe, ranks=[2, "0.9"])
+    assert not found.failures
+    goals = {point.goal for point in found.points}
+    assert goals >= {"rank 2", "rank 0.9", UNCOMPRESSED}
+    assert set(found.front) <= set(found.points)
+    assert found.chosen in found.front
+    rows = list(csv.DictReader((found.output / "sweep.csv").read_text().splitlines()))
+    assert [int(row["bytes"]) for row in rows] == sorted(point.size for point in found.points)
+    assert sum(int(row["chosen"]) for row in rows) == 1
+    for point in found.points:
+        assert point.path is None or Path(point.path).stat().st_size == point.size
+
+    smallest = min(found.points, key=lambda point: point.size)
+    again = sweep(recipe, ranks=[2, "0.9"], max_size=smallest.size)
+    assert again.kept == 2
+    assert again.chosen.size == smallest.size
+    _, *words = shlex.split(again.command)
+    subprocess.run([sys.executable, "-P", "-m", "exporter", *words, "--quiet"], check=True)
+    (made,) = (tmp_path / "sweep" / "chosen").glob("*.tflite")
+    assert made.read_bytes() == Path(again.chosen.path).read_bytes()
+    assert sweep(recipe, ranks=[2], max_size=1).chosen is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"ranks": ["many"]}, "whole number"),
+        ({"ranks": [2, 999]}, "at most 48"),
+        ({"ranks": []}, "at least one rank"),
+        ({"jobs": 0}, "jobs must be"),
+        ({"search": 0}, "search must be"),
+        ({"max_drop": 7}, "max_drop"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_first_trial(recipe, changes, told):
+    with pytest.raises(RecipeError, match=told):
+        sweep(recipe, **changes)
+    assert not Path(recipe.export.output).exists()
+
+
+def test_a_goal_is_no_part_of_a_sweep(recipe):
+    with pytest.raises(RecipeError, match="chooses ranks itself"):
+        sweep(Recipe(**{**vars(recipe), "goal": exporter.recipe.Goal(energy=0.9)}))
+
+
+def test_an_extra_that_is_missing_is_named(recipe, monkeypatch):
+    monkeypatch.setattr(pools, "RAY", Extra("ray", ("no-such-package",)))
+    with pytest.raises(RecipeError, match="--ray needs the extra 'ray'"):
+        sweep(recipe, ranks=[2], ray="auto")
+
+
+def _started(recipe, *arguments):
+    command = [sys.executable, "-P", "-m", "exporter", "sweep", recipe.source.model]
+    command += ["--data", recipe.source.data, "--output", recipe.export.output, *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _trials(recipe):
+    return Path(recipe.export.output) / "trials"
+
+
+def _running(recipe):
+    done = subprocess.run(
+        ["pgrep", "-f", str(_trials(recipe))], capture_output=True, text=True, check=False
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_ended_goes_on(recipe):
+    finished = {}
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = _started(recipe, "--ranks", "2,3,4")
+        manifests = partial(_trials(recipe).glob, "*/manifest.json")
+        _wait_for(lambda: len(list(manifests())) > len(finished))  # noqa: B023
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+        assert ("finished trials are kept" in errors) == (number == signal.SIGINT)
+        _wait_for(lambda: not _running(recipe), 5)
+        finished = {path: path.stat().st_mtime_ns for path in manifests()}
+    process = _started(recipe, "--ranks", "2,3,4", "--json")
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert json.loads(printed)["kept"] == len(finished) >= 2
+    assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
+    assert len(list(_trials(recipe).glob("*/manifest.json"))) == 3
+
+
+@pytest.mark.slow
+def test_a_search_proposes_what_it_learns_from(recipe):
+    pytest.importorskip("optuna")
+    found = sweep(recipe, search=3)
+    assert found.kept == 0
+    assert not found.failures
+    assert {point.goal.partition(" ")[0] for point in found.points} == {"max_params", "rank"}
+    assert sweep(recipe, search=3).kept == 3
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A cluster of two machines, both this one."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_no_trial_is_lost_or_repeated_when_a_worker_of_a_cluster_dies(recipe, cluster):
+    process = _started(
+        recipe, "--ranks", "2,3,4", "--jobs", "2", "--ray", cluster.address, "--json"
+    )
+    _wait_for(lambda: _running(recipe))
+    victim = int(Path(f"/proc/{_running(recipe)[0]}/stat").read_text().split()[3])
+    os.kill(victim, signal.SIGKILL)  # The worker of Ray that the trial is a child of.
+    printed, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    found = json.loads(printed)
+    assert not found["failures"]
+    assert {point["goal"] for point in found["points"]} == {
+        "rank 2",
+        "rank 3",
+        "rank 4",
+        UNCOMPRESSED,
+    }
+    assert len(list(_trials(recipe).glob("*/manifest.json"))) == 3
+
+
+def test_an_address_without_a_cluster_is_an_error(recipe):
+    pytest.importorskip("ray")
+    with pytest.raises(ClusterError, match="must be the address of a Ray cluster"):
+        sweep(recipe, ranks=[2], ray="nowhere-at-all")
