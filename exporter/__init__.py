@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.restore import restore as restore
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
+    from exporter.commands.sweep import sweep as sweep
     from exporter.commands.verify import verify as verify
     from exporter.commands.verify import verify_stored as verify_stored
     from exporter.data import Dataset as Dataset
@@ -49,6 +50,8 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.report.results import ArtifactReport as ArtifactReport
     from exporter.report.results import Inspection as Inspection
     from exporter.report.results import Report as Report
+    from exporter.tradeoff.front import Point as Point
+    from exporter.tradeoff.front import Sweep as Sweep
     from exporter.training.finetune import FineTuned as FineTuned
     from exporter.verification.verdict import ConversionVerdict as ConversionVerdict
 
@@ -71,6 +74,7 @@ _PUBLIC = {
     "commands.inspect": ["inspect"],
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
+    "commands.sweep": ["sweep"],
     "commands.verify": ["verify", "verify_stored"],
     "data": ["Dataset", "load_dataset"],
     "errors": [
@@ -92,6 +96,7 @@ _PUBLIC = {
     "report.diagnosis": ["Diagnosis"],
     "report.forecast": ["Forecast"],
     "report.results": ["ArtifactReport", "Inspection", "Report"],
+    "tradeoff.front": ["Point", "Sweep"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],
 }

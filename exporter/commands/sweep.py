@@ -53,7 +53,7 @@ def sweep(
 
     Args:
         recipe: Without a goal; model and data are given by their paths.
-        ranks: As on the command line, or as numbers; by default those of ``DEFAULT_RANKS`` that fit.
+        ranks: As on the command line, or numbers; by default those of ``DEFAULT_RANKS`` that fit.
         search: If given, as many trials within budgets of parameters that Optuna proposes, instead
             of ``ranks``; each has one artifact.
         jobs: How many trials run at a time. More than one disturb each other's latencies.
