@@ -88,6 +88,16 @@ def _short_latencies() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_reports() -> Iterator[None]:
+    """Draws the reports alone that tests ask for: each takes half a second."""
+    from exporter.options.groups import Export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Export.__init__.__kwdefaults__, "report", False)
+        yield
+
+
 # Models. Nearly all name their layers, so that names do not depend on what ran before.
 
 

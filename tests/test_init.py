@@ -19,6 +19,7 @@ HEAVY = {
     "numpy",
     "rich",
     "matplotlib",
+    "jinja2",
 }
 
 PUBLIC = {
@@ -60,6 +61,7 @@ PUBLIC = {
     "run_worker",
     "verify",
     "verify_stored",
+    "write_report",
 }
 
 
