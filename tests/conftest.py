@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from exporter.graph.network import Network
+from exporter.options.groups import Export
 
 hypothesis.settings.register_profile(
     "exporter",
@@ -29,11 +30,15 @@ hypothesis.settings.load_profile("exporter")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps the tests off the user's Keras settings, data sets and cached models."""
+    """Keeps the tests off the user's Keras settings, data sets and cached models.
+
+    Of runs in these processes, those draw a report that ask for it: it takes half a second.
+    """
     home = tempfile.mkdtemp(prefix="exporter-keras-")
     config.add_cleanup(functools.partial(shutil.rmtree, home, ignore_errors=True))
     # Keras reads it once, when it is imported; subprocesses of tests inherit it.
     os.environ["KERAS_HOME"] = home
+    Export.__init__.__kwdefaults__["report"] = False
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,16 +90,6 @@ def _short_latencies() -> Iterator[None]:
     """Times artifacts for a moment: no test depends on how exact a latency is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.targets.latency.ROUND_SECONDS", 0.001)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_reports() -> Iterator[None]:
-    """Draws the reports alone that tests ask for: each takes half a second."""
-    from exporter.options.groups import Export
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(Export.__init__.__kwdefaults__, "report", False)
         yield
 
 
