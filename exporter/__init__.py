@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.finetune import finetune as finetune
     from exporter.commands.forecast import dry_run as dry_run
     from exporter.commands.inspect import inspect as inspect
+    from exporter.commands.report import write_report as write_report
     from exporter.commands.restore import restore as restore
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
@@ -72,6 +73,7 @@ _PUBLIC = {
     "commands.finetune": ["finetune"],
     "commands.forecast": ["dry_run"],
     "commands.inspect": ["inspect"],
+    "commands.report": ["write_report"],
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
     "commands.sweep": ["sweep"],

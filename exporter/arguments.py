@@ -129,7 +129,7 @@ _COMPLETED = {
 """Names that shells complete beside those that the parser knows itself."""
 
 _FILES = {
-    *("MODEL", "ARTIFACT", "RECIPE", "FILES", "OLD", "NEW"),
+    *("MODEL", "ARTIFACT", "RECIPE", "FILES", "FOLDER", "OLD", "NEW"),
     *("FILE", "DIR", "DATA", "FILE.py|MODULE"),
 }
 """What stands in the help for a path."""
@@ -170,7 +170,10 @@ VERBS = {
     ),
     "export": Verb(
         "Converts a model, compressed or not, as it is; 'verify' proves what came of it.",
-        ("source", "quantization", "export"),
+        (
+            *("source", "quantization", "formats", "output", "force"),
+            *("batch", "opset", "labels", "description"),
+        ),
         (_MODEL,),
         {"data": NO_DATA},
         _RECIPE,
@@ -249,6 +252,12 @@ VERBS = {
             ("exporter completion zsh > ~/.zfunc/_exporter", "in a folder of $fpath"),
         ),
         exit_codes=_EXIT_CODES_OF_RECIPE,
+    ),
+    "report": Verb(
+        "Draws report.html and report.md of a finished run anew, from what the run wrote.",
+        (),
+        (("folder", "the folder of a run"),),
+        examples=(("exporter report artifacts/my-rank20", "a finished run's"),),
     ),
     "doctor": Verb(
         "Tells what works on this machine: versions of packages, formats, which are tried on a "

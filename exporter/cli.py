@@ -311,6 +311,14 @@ def _completion(choices: dict[str, Any], progress: "Progress") -> Outcome:
     )
 
 
+def _report(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    from exporter.commands.report import write_report
+    from exporter.report.console import print_page
+
+    page = write_report(choices["folder"], progress=progress)
+    return Outcome({"page": str(page)}, lambda console: print_page(page, console))
+
+
 def _doctor(choices: dict[str, Any], progress: "Progress") -> Outcome:
     del choices  # It has none.
     from exporter.commands.doctor import doctor
@@ -334,6 +342,7 @@ _VERBS: "dict[str, Callable[[dict[str, Any], Progress], Outcome]]" = {
     "compare": _compare,
     "recipe": _recipe,
     "completion": _completion,
+    "report": _report,
     "doctor": _doctor,
 }
 

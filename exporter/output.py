@@ -40,6 +40,12 @@ CURVES_FILE = "training.png"
 COSTS_FILE = "costs.json"
 REFERENCE_FILE = "reference.npz"
 RECIPE_FILE = "recipe.yaml"
+PAGE_FILE = "report.html"
+TEXT_FILE = "report.md"
+PICTURES_FILE = "report.npz"
+FIGURES = "report_figures"
+REPORT_FILES = (PAGE_FILE, TEXT_FILE, PICTURES_FILE, FIGURES)
+"""What the report of a run is made of."""
 
 _STAGING = ".staging-"
 _JOURNAL = ".journal"
@@ -48,7 +54,12 @@ _FORMER = ".former"
 
 @contextmanager
 def staged_output(
-    target: Path, entries: Sequence[str], *, force: bool, progress: Progress | None = None
+    target: Path,
+    entries: Sequence[str],
+    *,
+    force: bool,
+    whole: bool = True,
+    progress: Progress | None = None,
 ) -> Iterator[Path]:
     """Yields an empty folder, whose content is moved to ``target`` when the block ends.
 
@@ -62,13 +73,15 @@ def staged_output(
         target: The output folder, which need not exist.
         entries: Names that may be written.
         force: Whether existing entries may be replaced.
+        whole: Whether a former run is replaced with all its entries; False replaces what is written
+            anew in it, and leaves the rest.
         progress: Is told of an interrupted publication that was finished.
 
     Raises:
         OutputError: If the target cannot be written, another run writes to it, or it holds a former
             run or an entry and ``force`` is False.
     """
-    check_output(target, entries, force=force, progress=progress)
+    check_output(target, entries, force=force, whole=whole, progress=progress)
     for parent in (temporary(), CACHE, *CACHE.glob("*/")):
         remove_abandoned(parent)
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
@@ -77,7 +90,7 @@ def staged_output(
         with _alone_in(target) as alone:
             try:
                 _tidy(target, alone, progress)
-                former = _replaced(target, entries, force=force)
+                former = _replaced(target, entries, force=force, whole=whole)
                 yield from _staged(target, former)
             finally:
                 for folder in created:  # From the innermost out; those that hold something stay.
@@ -96,7 +109,12 @@ def staged_output(
 
 
 def check_output(
-    target: Path, entries: Sequence[str], *, force: bool, progress: Progress | None = None
+    target: Path,
+    entries: Sequence[str],
+    *,
+    force: bool,
+    whole: bool = True,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Checks a target as ``staged_output`` does.
 
@@ -121,7 +139,7 @@ def check_output(
         return []
     with _alone_in(target) as alone:
         _tidy(target, alone, progress)
-    return _replaced(target, entries, force=force)
+    return _replaced(target, entries, force=force, whole=whole)
 
 
 def finish_publication(target: Path, progress: Progress | None = None) -> None:
@@ -181,9 +199,9 @@ def _tidy(target: Path, alone: bool, progress: Progress | None) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _replaced(target: Path, entries: Sequence[str], *, force: bool) -> list[str]:
+def _replaced(target: Path, entries: Sequence[str], *, force: bool, whole: bool) -> list[str]:
     """Returns the names that would be replaced; raises OutputError if they may not be."""
-    former = _entries_of(target / MANIFEST)
+    former = entries_of(target / MANIFEST) if whole else []
     present = [name for name in dict.fromkeys([*former, *entries]) if (target / name).exists()]
     if present and not force:
         what = "a former run" if former else "files that the run would write"
@@ -194,7 +212,7 @@ def _replaced(target: Path, entries: Sequence[str], *, force: bool) -> list[str]
     return present
 
 
-def _entries_of(manifest: Path) -> list[str]:
+def entries_of(manifest: Path) -> list[str]:
     """Returns the names that a former run wrote; none if the file is no manifest."""
     try:
         return _names(read_json(manifest)["entries"])

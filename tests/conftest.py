@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from exporter.graph.network import Network
+from exporter.options.groups import Export
 
 hypothesis.settings.register_profile(
     "exporter",
@@ -29,11 +30,15 @@ hypothesis.settings.load_profile("exporter")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps the tests off the user's Keras settings, data sets and cached models."""
+    """Keeps the tests off the user's Keras settings, data sets and cached models.
+
+    Of runs in these processes, those draw a report that ask for it: it takes half a second.
+    """
     home = tempfile.mkdtemp(prefix="exporter-keras-")
     config.add_cleanup(functools.partial(shutil.rmtree, home, ignore_errors=True))
     # Keras reads it once, when it is imported; subprocesses of tests inherit it.
     os.environ["KERAS_HOME"] = home
+    Export.__init__.__kwdefaults__["report"] = False
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,6 +19,7 @@ HEAVY = {
     "numpy",
     "rich",
     "matplotlib",
+    "jinja2",
 }
 
 PUBLIC = {
@@ -63,6 +64,7 @@ PUBLIC = {
     "sweep",
     "verify",
     "verify_stored",
+    "write_report",
 }
 
 

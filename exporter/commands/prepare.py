@@ -34,6 +34,7 @@ from exporter.output import (
     RECIPE_FILE,
     REFERENCE_FILE,
     REJECTED,
+    REPORT_FILES,
     TRUNCATED_FILE,
     UNCOMPRESSED,
     UPDATED_FILE,
@@ -90,7 +91,9 @@ def prepare(
     if exports:
         names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
         kept = [UNCOMPRESSED] if recipe.export.keep_baseline else []
-        entries = (*names, MANIFEST, RECIPE_FILE, REFERENCE_FILE, REJECTED, *kept, *entries)
+        drawn = REPORT_FILES if recipe.export.report else ()
+        written = (*names, MANIFEST, RECIPE_FILE, REFERENCE_FILE, REJECTED)
+        entries = (*written, *drawn, *kept, *entries)
     if writes:
         check_output(output, entries, force=recipe.export.force, progress=progress)
     network, dataset, loss = load(recipe, model, dataset, loss)

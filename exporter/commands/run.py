@@ -11,19 +11,22 @@ from exporter.commands.alternative import Alternatives
 from exporter.commands.artifact import ArtifactWriter
 from exporter.commands.budgets import accuracy_drop
 from exporter.commands.kept import discard
+from exporter.commands.pictures import picture_run
 from exporter.commands.prepare import Job, prepare
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Array
 from exporter.data.metrics import loss_of
-from exporter.disk import scratch_folder
-from exporter.errors import ConversionError, RecipeError, Terminated
+from exporter.disk import disk_error, scratch_folder
+from exporter.errors import ConversionError, RecipeError, Terminated, brief
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
 from exporter.isolation import ChildError
 from exporter.output import (
+    PICTURES_FILE,
     RECIPE_FILE,
     REFERENCE_FILE,
     REJECTED,
+    REPORT_FILES,
     UNCOMPRESSED,
     artifact_name,
     staged_output,
@@ -31,7 +34,8 @@ from exporter.output import (
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.recipes import recipe_text
-from exporter.report.manifest import write_manifest
+from exporter.report.manifest import manifest_of, write_manifest
+from exporter.report.page.drawing import draw_report
 from exporter.report.results import (
     Alternative,
     ArtifactReport,
@@ -89,7 +93,7 @@ def run(
         ) as staging,
         scratch_folder() as scratch,
     ):
-        weights = compute_weights(job, strategy, progress)
+        weights = compute_weights(job, strategy, progress, pictured=recipe.export.report)
         weights.save(staging)
         exports = _Exports(job, weights, staging, scratch)
         artifacts = exports.write_all(progress)
@@ -113,7 +117,9 @@ def run(
         notes = [f"Of Python, and not in here: the {given} of the run."] if given else []
         text = recipe_text(recipe, "Runs again by: exporter --recipe recipe.yaml", *notes)
         (staging / RECIPE_FILE).write_text(text, encoding="utf-8")
-        write_manifest(report, staging)
+        if recipe.export.report:
+            report = exports.draw(report, progress)
+        write_manifest(manifest_of(report, staging), staging)
     if not report.partial:
         weights.discard_checkpoints()
     return report
@@ -239,6 +245,24 @@ class _Exports:
         """Writes what others can hold the artifacts against, without the model."""
         exact = any(FORMATS[r.format].variant(r.variant).rule is None for r in reports)
         self._verifier.stored_reference(exact=exact).save(file)
+
+    def draw(self, report: Report, progress: Progress) -> Report:
+        """Draws the report; if that fails, the run goes on, and is returned with the reason."""
+        try:
+            with progress.track("Drawing the report", 1):
+                pictures = picture_run(
+                    self._weights.pictures, self._verifier, self._job.card.normalization
+                )
+                pictures.save(self._staging / PICTURES_FILE)
+                draw_report(manifest_of(report, self._staging), pictures, self._staging)
+        except Exception as error:
+            if disk_error(error):
+                raise
+            for name in REPORT_FILES:
+                if name != PICTURES_FILE:
+                    discard(self._staging / name)
+            return replace(report, drawing_error=f"{type(error).__name__}: {brief(error)}")
+        return report
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:
         """Returns what labelled outputs of an artifact lost against the baseline."""

@@ -6,10 +6,11 @@ import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from exporter.commands.pictures import LayerPictures, picture_layers
 from exporter.commands.prepare import Job, engine_for
 from exporter.commands.search import factorize
 from exporter.commands.trials import Trials
@@ -55,6 +56,7 @@ class Weights:
         tuned: What fine-tuning yielded; None if there was none.
         checkpoints: Folder of the checkpoints of fine-tuning.
         layer_costs: What each factorized layer cost on the target whole, and costs now, by name.
+        pictures: What the report draws of the layers, if it is asked for.
     """
 
     baseline: Network
@@ -64,6 +66,7 @@ class Weights:
     tuned: FineTuned | None = None
     checkpoints: Path | None = None
     layer_costs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    pictures: LayerPictures = field(default_factory=LayerPictures)
 
     def save(self, staging: Path) -> None:
         """Writes the models, and the curves of their training, to a folder."""
@@ -111,12 +114,25 @@ class Weights:
             if cut is None:
                 yield LayerReport(plan)
                 continue
-            errors = (cut.discarded_energy, cut.relative_error, cut.data_aware)
-            yield LayerReport(plan, *errors, *self.layer_costs.get(plan.name, ()))
+            before, after = self.layer_costs.get(plan.name, (None, None))
+            yield LayerReport(
+                plan,
+                discarded_energy=cut.discarded_energy,
+                relative_error=cut.relative_error,
+                data_aware=cut.data_aware,
+                cost_before=before,
+                cost_after=after,
+                measured_error=self.pictures.errors.get(plan.name),
+            )
 
 
-def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
-    """Trains the baseline if it is the reference MLP, factorizes it, and fine-tunes."""
+def compute_weights(
+    job: Job, strategy: Any, progress: Progress, *, pictured: bool = False
+) -> Weights:
+    """Trains the baseline if it is the reference MLP, factorizes it, and fine-tunes.
+
+    The layers are ``pictured`` for a report while all that takes is there.
+    """
     recipe = job.recipe
     for note in job.dataset.notes:
         progress.note(note)
@@ -127,9 +143,20 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
         )
         baseline = Network(model)
     engine, compressed = _compress(job, baseline, progress)
-    if not recipe.tuning.finetune:
-        costs = _layer_costs(job, engine, compressed.plan, progress)
-        return Weights(baseline, training, recipe.cut, compressed, layer_costs=costs)
+    weights = Weights(baseline, training, recipe.cut, compressed)
+    if recipe.tuning.finetune:
+        weights = _finetuned(job, engine, weights, strategy, progress)
+    costs = _layer_costs(job, engine, weights.compressed.plan, progress)
+    pictures = LayerPictures()
+    if pictured:
+        pictures = picture_layers(engine, weights.compressed, job.dataset)
+    return replace(weights, layer_costs=costs, pictures=pictures)
+
+
+def _finetuned(
+    job: Job, engine: Engine, cut: Weights, strategy: Any, progress: Progress
+) -> Weights:
+    recipe, baseline, compressed = job.recipe, cut.baseline, cut.compressed
     checkpoints = _checkpoints(job, baseline, compressed.plan)
     if not recipe.tuning.resume and is_chief(strategy):
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -144,10 +171,7 @@ def compute_weights(job: Job, strategy: Any, progress: Progress) -> Weights:
         checkpoints=checkpoints,
     )
     tuned = tuner.run(compressed)
-    costs = _layer_costs(job, engine, tuned.compressed.plan, progress)
-    return Weights(
-        baseline, training, recipe.cut, tuned.compressed, tuned, checkpoints, layer_costs=costs
-    )
+    return replace(cut, compressed=tuned.compressed, tuned=tuned, checkpoints=checkpoints)
 
 
 def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:

@@ -189,6 +189,8 @@ class Format(ABC):
         imports: Modules of the runtime that take long to import and start no thread by that.
         targets: Values of the option ``target`` that its artifacts can be measured on.
         threaded: Whether the runtime can use several threads.
+        snippets: Templates of code that loads an artifact, by language, in the folder ``snippets``
+            of the report's templates.
     """
 
     name: ClassVar[str]
@@ -202,6 +204,7 @@ class Format(ABC):
     extra: ClassVar[Extra] = NO_EXTRA
     targets: ClassVar[frozenset[str]] = frozenset({"here", "macs"})
     threaded: ClassVar[bool] = True
+    snippets: ClassVar[Mapping[str, str]] = {}
 
     def variant(self, name: str) -> Variant:
         """Returns the variant of a name that the format has."""

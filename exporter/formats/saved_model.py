@@ -25,6 +25,7 @@ class SavedModel(Format):
     # TensorFlow reads its thread counts once a process, before the first operation.
     thread_environment: ClassVar = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     runtime = ("tensorflow",)
+    snippets: ClassVar = {"Python": "saved_model.py"}
     imports = ("tensorflow",)
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:

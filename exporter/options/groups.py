@@ -417,6 +417,12 @@ class Export(Group):
         "keep the uncompressed network in float32 and the variants asked for, which artifacts are "
         "held against, in the folder uncompressed",
     )
+    report: bool = _option(
+        True,
+        flag(True),
+        "draw the report, which shows real test samples: report.html, report.md, report.npz and "
+        "report_figures/",
+    )
     batch: int | None = _option(
         None,
         whole(1, unit="samples"),

@@ -1,6 +1,7 @@
 """Reports on a terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -14,7 +15,7 @@ from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.formats.variants import DYNAMIC, INT16X8
 from exporter.options.rank import NO_RANK
-from exporter.output import COMPRESSED_FILE
+from exporter.output import COMPRESSED_FILE, PAGE_FILE
 from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
 from exporter.targets import TARGETS
 from exporter.training.loop import History
@@ -145,6 +146,13 @@ def print_report(report: Report, console: Console) -> None:
     _print_lines(console, *_findings(report), _written(report))
     for warning in report.warnings:
         console.print(Text(f"Warning: {warning}", "bold yellow"), soft_wrap=True)
+    if report.recipe.export.report and not report.drawing_error:
+        print_page(report.output / PAGE_FILE, console)
+
+
+def print_page(page: Path, console: Console) -> None:
+    """Prints where the report of a run is."""
+    _print_lines(console, f"Next: open {page}")
 
 
 def print_compression(report: CompressionReport, console: Console) -> None:

@@ -2,18 +2,28 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.training.loop import History
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_curves(phases: Sequence[History], file: Path) -> None:
     """Draws loss and accuracy over the epochs to a PNG file, one phase after the other."""
+    curves(phases).savefig(file, dpi=120)
+
+
+def curves(phases: Sequence[History], *, upright: bool = False) -> "Figure":
+    """Draws loss beside accuracy over the epochs, or above it, one phase after the other."""
     from matplotlib.figure import Figure
 
     classifies = any(epoch.accuracy is not None for phase in phases for epoch in phase.epochs)
-    figure = Figure(figsize=(5 * (1 + classifies), 3.6), layout="constrained")
-    panels = figure.subplots(1, 1 + classifies, squeeze=False)[0]
+    count = 1 + classifies
+    size, grid = ((4.6, 2.6 * count), (count, 1)) if upright else ((5 * count, 3.6), (1, count))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(*grid, squeeze=False).flat
     start = 0
     for number, phase in enumerate(phases):
         training, validation = (
@@ -33,7 +43,7 @@ def draw_curves(phases: Sequence[History], file: Path) -> None:
     for panel in panels:
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend()
-    figure.savefig(file, dpi=120)
+    return figure
 
 
 def _draw(panel: Any, phase: History, start: int, name: str, **style: str) -> None:

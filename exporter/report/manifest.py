@@ -14,7 +14,7 @@ from typing import Any
 
 from exporter.errors import InputError, brief
 from exporter.formats.base import measure
-from exporter.inputs import checked_path, read_json
+from exporter.inputs import checked_path, parse_json, read_json
 from exporter.output import MANIFEST, REJECTED, UNCOMPRESSED
 from exporter.recipe import recipe_schema
 from exporter.report.results import ArtifactReport, CompressionReport, Report
@@ -26,22 +26,48 @@ FOLDERS = (REJECTED, UNCOMPRESSED)
 """Folders of a run whose entries are artifacts."""
 
 
-def write_manifest(report: Report, folder: Path) -> None:
-    """Writes the manifest into a folder that holds the files of the run and nothing else."""
+def manifest_of(report: Report, folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a folder that holds the files of the run and nothing else."""
+    entries, files = _listed(folder)
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "entries": entries,
+        "files": files,
+        **report_dict(report),
+    }
+    return parse_json(json.dumps(values, allow_nan=False))  # type: ignore[no-any-return]
+
+
+def write_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Writes what ``manifest_of`` returned."""
+    text = json.dumps(manifest, indent=2, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _listed(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns the names of entries, the manifest last, and all files but it with their hashes."""
     entries = sorted(path.name for path in folder.iterdir())
     inner = [each for name in FOLDERS for each in sorted((folder / name).glob("*"))]
     files = []
     for path in (*(folder / name for name in entries if name not in FOLDERS), *inner):
         size, sha256 = measure(path)
         files.append({"path": path.relative_to(folder).as_posix(), "bytes": size, "sha256": sha256})
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "entries": [*entries, MANIFEST],
-        "files": files,
-        **report_dict(report),
+    return [*entries, MANIFEST], files
+
+
+def with_files(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a manifest in which the files of a folder take the place of those of their names."""
+    names, files = _listed(folder)
+    kept = [entry for entry in manifest["files"] if entry["path"] not in names]
+    return {
+        **manifest,
+        "entries": [*sorted({*manifest["entries"], *names} - {MANIFEST}), MANIFEST],
+        "files": sorted(kept + files, key=lambda entry: _place(entry["path"])),
     }
-    text = json.dumps(manifest, indent=2, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _place(path: str) -> tuple[bool, str]:
+    return path.startswith(tuple(f"{folder}/" for folder in FOLDERS)), path
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
@@ -115,6 +141,7 @@ def compression_dict(report: CompressionReport) -> dict[str, Any]:
                 "data_aware": layer.data_aware,
                 "cost_before": layer.cost_before,
                 "cost_after": layer.cost_after,
+                "measured_error": layer.measured_error,
             }
             for layer in report.layers
         ],

@@ -44,6 +44,8 @@ class LayerReport:
         cost_before: Cost of the whole layer on the target, in its unit; None if it is dense, or was
             not measured.
         cost_after: Cost of what stands in for it.
+        measured_error: ``relative_error`` as it turned out, on test samples, with the weights as
+            they are in the end; None if it is dense, or was not measured.
     """
 
     plan: LayerPlan
@@ -52,6 +54,7 @@ class LayerReport:
     data_aware: bool | None = None
     cost_before: float | None = None
     cost_after: float | None = None
+    measured_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -313,6 +316,7 @@ class Report(CompressionReport):
     Attributes:
         data_notes: Choices made in reading the data.
         samples: Number of samples in each part of the data.
+        drawing_error: Why the report could not be drawn; None if it was, or was not asked for.
         partial: Whether the run was interrupted, and ``artifacts`` are those that were ready.
         budget: The limit of the recipe; None if the ranks were given.
         artifacts: One entry for each format and variant.
@@ -323,6 +327,7 @@ class Report(CompressionReport):
     card: ModelCard
     data_notes: tuple[str, ...]
     samples: Mapping[str, int]
+    drawing_error: str | None = None
     partial: bool = False
     budget: Budget | None
     compression: CompressionVerdict
@@ -338,6 +343,11 @@ class Report(CompressionReport):
             found.append(
                 f"Interrupted: {len(self.artifacts)} of {count} artifacts are there; run again "
                 "with --force for the others."
+            )
+        if self.drawing_error:
+            found.append(
+                f"The report could not be drawn: {self.drawing_error} Try again: exporter report "
+                f"{self.output}"
             )
         lost = [output for output in self.compression.outputs if output.is_large]
         if lost:

@@ -48,6 +48,8 @@ class Verifier:
         reference: Predictions of the compressed model, by probe and output.
         baseline: Predictions of the first probe by the baseline, by output.
         tasks: What the values of each output mean.
+        recorded: What quantized artifacts that were verified gave on the first probe, by
+            ``recorded_name`` and output.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Verifier:
         self.baseline = predict(baseline.runner(), first) if baseline else expected
         self.tasks = output_tasks(expected, dataset.tasks)
         self._exact: Predictions | None = None
-        self._recorded: dict[str, dict[str, Array]] = {}
+        self.recorded: dict[str, dict[str, Array]] = {}
         self._rounding_probe = rounding_probe(network, dataset, first, calibration)
 
     @cached_property
@@ -124,7 +126,7 @@ class Verifier:
             parity = compare(execution, self._tolerances(), self.tasks)
             layers = () if parity.passed else self._layers(artifact, self.probes[0])
             return ConversionVerdict(parity, structure, standings, layers=layers)
-        self._recorded[recorded_name(artifact)] = outputs[shipped][self.probes[0].name]
+        self.recorded[recorded_name(artifact)] = outputs[shipped][self.probes[0].name]
         quality = judge_quality(execution, variant.rule, self.tasks, excesses)
         layers = self._layers(artifact, self._rounding_probe)
         return ConversionVerdict(None, structure, standings, quality, layers=layers)
@@ -177,7 +179,7 @@ class Verifier:
             exact: Whether an artifact is not quantized, and needs tolerances.
         """
         tolerances = self._tolerances() if exact else {}
-        found = (self.probes, self.reference, tolerances, self.tasks, self._recorded)
+        found = (self.probes, self.reference, tolerances, self.tasks, self.recorded)
         return Reference(*found).thinned()
 
     def _tolerances(self) -> Tolerances:

@@ -90,6 +90,7 @@ def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, af
     conversion = SimpleNamespace(quality=True, metrics={"y": artifact})
     report = SimpleNamespace(
         partial=False,
+        drawing_error=None,
         compression=CompressionVerdict((output,), True),
         layers=(),
         artifacts=[
@@ -116,6 +117,7 @@ def test_layers_that_cost_more_factorized_are_warned_of():
     layers = (layer("dear", 10.0, 11.0), layer("cheap", 10.0, 9.0), layer("whole", None, None))
     report = SimpleNamespace(
         partial=False,
+        drawing_error=None,
         compression=CompressionVerdict((), True),
         layers=layers,
         artifacts=(),

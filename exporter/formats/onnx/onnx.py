@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from exporter.card import ModelCard
 from exporter.disk import scratch_folder
@@ -108,6 +108,7 @@ class OnnxRuntimeFormat(Format):
     variants = VARIANTS
     backends = ("cpu",)
     runtime = ("onnxruntime",)
+    snippets: ClassVar = {"Python": "onnx.py", "JavaScript": "onnx.js", "Swift": "onnx.swift"}
 
     def read_interface(self, path: Path) -> Interface:
         """Reads the inputs and outputs from a file of any of these formats."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from exporter.errors import ConversionError
 from exporter.formats.base import ExportOptions, Format, KernelChange, Runner, StoredTensor
@@ -55,6 +55,7 @@ class CSource(Format):
     threaded = False
     extra = MICRO
     targets = frozenset({"here", "micro", "macs"})
+    snippets: ClassVar = {"C++": "micro.cc"}
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
         """Writes the folder; see the base class."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from exporter.formats.base import (
     ExportOptions,
@@ -49,6 +49,13 @@ class TFLite(Format):
     variants = VARIANTS
     backends = (XNNPACK, REFERENCE)
     runtime = ("ai_edge_litert.interpreter",)
+    snippets: ClassVar = {
+        "Python": "litert.py",
+        "Kotlin": "litert.kt",
+        "Swift": "litert.swift",
+        "JavaScript": "litert.js",
+        "C": "litert.c",
+    }
     targets = frozenset(TARGET_NAMES)
 
     def export(self, network: Network, path: Path, options: ExportOptions) -> None:
