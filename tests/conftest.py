@@ -3,8 +3,10 @@
 import collections
 import functools
 import gc
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -91,6 +93,37 @@ def _short_latencies() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.targets.latency.ROUND_SECONDS", 0.001)
         yield
+
+
+_BROWSER = Path(__file__).with_name("browse.mjs")
+_BROWSER_PACKAGES = ("puppeteer-core@24.43.1", "axe-core@4.14.1")
+
+
+@pytest.fixture(scope="session")
+def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Opens a page in a browser, in both themes and two widths, and looks for what is wrong."""
+    found = {tool: shutil.which(tool) for tool in ("chromium", "node", "npm")}
+    if missing := [tool for tool, path in found.items() if path is None]:
+        pytest.skip(f"{', '.join(missing)} is not installed")
+    folder = tmp_path_factory.mktemp("browser")
+    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *_BROWSER_PACKAGES]
+    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"npm cannot install {' and '.join(_BROWSER_PACKAGES)}: {done.stderr[-200:]}")
+
+    def open_page(page: Path) -> None:
+        done = subprocess.run(
+            ["node", _BROWSER, page], cwd=folder, capture_output=True, text=True, check=True,
+            env={**os.environ, "CHROMIUM": str(found["chromium"])},
+        )  # fmt: skip
+        seen = json.loads(done.stdout)
+        assert seen["console"] == []
+        assert seen["violations"] == []
+        assert seen["wider"] == []  # No page that scrolls to the side.
+        asked = {request for request in seen["requests"] if not request.startswith("data:")}
+        assert asked == {page.as_uri()[:80]}
+
+    return open_page
 
 
 # Models. Nearly all name their layers, so that names do not depend on what ran before.

@@ -17,6 +17,7 @@ from exporter.output import ARTIFACTS
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, choose, pareto_front
+from exporter.tradeoff.page import write_page
 from exporter.tradeoff.pools import Pool, Processes, RayCluster
 from exporter.tradeoff.search import Search
 from exporter.tradeoff.table import write_tables
@@ -116,6 +117,7 @@ def sweep(
         output,
     )
     write_tables(found)
+    write_page(found)
     return found
 
 

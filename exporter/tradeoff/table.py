@@ -10,6 +10,7 @@ from rich.text import Text
 from exporter.report.console import open_table
 from exporter.report.manifest import plain
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
+from exporter.tradeoff.page import PAGE_FILE
 
 CSV_FILE = "sweep.csv"
 
@@ -63,7 +64,8 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         lines.append("Nothing is within the limits: raise one, or add ranks (--ranks)")
     else:
         lines += [f"Chosen       {_told(sweep.chosen)}", f"Next: {sweep.command}"]
-    for line in (*lines, f"Wrote        {sweep.output / CSV_FILE}"):
+    lines.append(f"Wrote        {sweep.output / CSV_FILE}, {sweep.output / PAGE_FILE}")
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 

@@ -63,12 +63,12 @@ def draw_report(manifest: Mapping[str, Any], pictures: Pictures, folder: Path) -
         Exception: Of any kind, if the manifest does not follow its schema, or the pictures are none
             of its run.
     """
-    environment = _environment()
+    templates = environment()
     with figures.style():
-        known = _known(manifest, pictures, environment)
+        known = _known(manifest, pictures, templates)
     texts = {
-        PAGE_FILE: environment.get_template("report.html.j2").render(known),
-        TEXT_FILE: environment.get_template("report.md.j2").render(known),
+        PAGE_FILE: templates.get_template("report.html.j2").render(known),
+        TEXT_FILE: templates.get_template("report.md.j2").render(known),
     }
     drawn: list[Figure] = [*known["charts"].values(), *known["spectra"].values()]
     drawn += [figure for each in known["confusion"].values() for figure in each.values()]
@@ -82,10 +82,11 @@ def draw_report(manifest: Mapping[str, Any], pictures: Pictures, folder: Path) -
 
 
 @cache
-def _environment() -> "Environment":
+def environment() -> "Environment":
+    """Returns what renders the templates of pages."""
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         # Names of layers and files are anyone's; code is escaped where the page shows it.
         autoescape=lambda name: not (name or "").startswith("snippets/"),
@@ -94,8 +95,8 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     tools = (summary.metric, summary.size, summary.time, _span, quoted)
-    environment.filters |= {tool.__name__.strip("_"): tool for tool in tools}
-    return environment
+    made.filters |= {tool.__name__.strip("_"): tool for tool in tools}
+    return made
 
 
 def _known(

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from exporter.report.page.drawing import _environment
+from exporter.report.page.drawing import environment
 from exporter.report.page.snippets import snippets
 from exporter.verification.reference import Reference
 
@@ -18,7 +18,7 @@ def manifest(drawn):
 
 
 def code(artifact, manifest, language):
-    found = {each.language: each.code for each in snippets(artifact, manifest, _environment())}
+    found = {each.language: each.code for each in snippets(artifact, manifest, environment())}
     return found[language]
 
 
@@ -56,7 +56,7 @@ def odd(manifest):
 @pytest.mark.parametrize("fmt", ["tflite", "onnx", "saved_model", "c"])
 def test_python_parses_whatever_the_names_are(fmt, odd):
     artifact, manifest = odd
-    for each in snippets({**artifact, "format": fmt}, manifest, _environment()):
+    for each in snippets({**artifact, "format": fmt}, manifest, environment()):
         assert "image" in each.code
         if each.language == "Python":
             compile(each.code, "snippet", "exec")
