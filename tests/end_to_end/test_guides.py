@@ -1,13 +1,14 @@
 """The guides: their commands are parsed, their snippets compile, and what they tell works."""
 
-import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import exporter
 from exporter.arguments import parse
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,18 @@ def test_commands_are_parsed_and_snippets_compile(page, tmp_path, monkeypatch):
                 assert (ROOT / words[1]).is_file(), words
             elif words[0].startswith("scripts/"):
                 assert (ROOT / words[0]).is_file(), words
+
+
+def test_every_public_name_is_in_the_reference():
+    names = re.findall(r"^::: exporter\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(names) == exporter.__all__
+
+
+@pytest.mark.slow
+def test_the_site_is_built_with_the_docstrings_and_no_page_is_left_out():
+    subprocess.run([ROOT / "scripts" / "docs"], capture_output=True, check=True)
+    api = (ROOT / "artifacts" / "site" / "docs" / "api.html").read_text()
+    assert [name for name in exporter.__all__ if f'id="exporter.{name}"' not in api] == []
 
 
 @pytest.fixture(scope="session")
