@@ -34,7 +34,9 @@ def main() -> None:
     held_out, learned = windows[:test], windows[test:]
     model = build(*windows.shape[1:])
     model.compile("adam", "mse")
-    model.fit(learned, learned, epochs=given.epochs, validation_data=(held_out, held_out), verbose=2)
+    model.fit(
+        learned, learned, epochs=given.epochs, validation_data=(held_out, held_out), verbose=2
+    )
     model.save(given.output)
     # The windows are the labels, too: the exporter measures the squared error by them.
     np.savez(given.data, x_train=learned, y_train=learned, x_test=held_out, y_test=held_out)

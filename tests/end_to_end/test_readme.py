@@ -42,7 +42,9 @@ def test_links_lead_to_files_and_headings(document):
 
 
 def test_every_page_is_linked_from_the_readme():
-    links = re.findall(r"\]\((docs/[\w/-]+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    links = re.findall(
+        r"\]\((docs/[\w/-]+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
     assert set(links) == {str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")}
 
 
