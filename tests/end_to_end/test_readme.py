@@ -15,7 +15,7 @@ import exporter
 from exporter.arguments import parse
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/**/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("scripts/**/*.md")]
 DEPLOYMENT = ROOT / "docs" / "deployment.md"
 ONNXRUNTIME_WEB = "onnxruntime-web@1.30.0"
 CALLER = """
@@ -42,8 +42,10 @@ def test_links_lead_to_files_and_headings(document):
 
 
 def test_every_page_is_linked_from_the_readme():
-    links = re.findall(r"\]\((docs/\w+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert set(links) == {f"docs/{page.name}" for page in ROOT.glob("docs/*.md")}
+    links = re.findall(
+        r"\]\((docs/[\w/-]+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    assert set(links) == {str(page.relative_to(ROOT)) for page in ROOT.glob("docs/**/*.md")}
 
 
 def test_commands_of_the_build_are_parsed():
