@@ -37,8 +37,8 @@ exit codes:
 
 _EXIT_CODES_OF_SWEEP = """\
 exit codes:
-  0    an artifact within the limits was found
-  1    none is within the limits
+  0    all trials ended, and an artifact within the limits was found
+  1    a trial failed, or no artifact is within the limits
   2    wrong usage or bad input
   4    a Ray cluster was lost; the same command goes on
   130  interrupted; finished trials are kept

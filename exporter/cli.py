@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from exporter.arguments import completion, given, parse
 from exporter.datasets import NO_DATA
 from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
-from exporter.errors import ExporterError, InputError, RecipeError, Terminated
+from exporter.errors import ExporterError, InputError, OutputError, RecipeError, Terminated
 from exporter.formats import FORMATS
 from exporter.isolation import check_limits
 from exporter.options.checks import Sweeping
@@ -272,7 +272,7 @@ def _sweep(choices: dict[str, Any], progress: "Progress") -> Outcome:
     from exporter.tradeoff.table import print_sweep, sweep_dict
 
     found = sweep(recipe, **own, progress=progress)
-    code = int(found.chosen is None)
+    code = int(found.chosen is None or bool(found.failures))
     return Outcome(sweep_dict(found), lambda console: print_sweep(found, console), code)
 
 
@@ -371,6 +371,9 @@ def _print(outcome: Outcome, options: argparse.Namespace) -> None:
     except (BrokenPipeError, SystemExit):  # Rich turns the one into the other.
         # Whoever reads, such as head, has seen enough. Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"Standard output cannot be written: {error.strerror}.") from error
 
 
 @contextmanager

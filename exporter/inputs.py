@@ -101,8 +101,8 @@ def _datasets(group: Any) -> Iterator[int]:
             yield math.prod(here.shape or ()) * here.dtype.itemsize
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Reads JSON text.
+def parse_json(text: str | bytes, *, strict: bool = False) -> Any:
+    """Reads JSON text; if ``strict``, without the NaN and Infinity that Python adds to it.
 
     Raises:
         ValueError: If it is none, is too long, or is nested without end.
@@ -110,12 +110,16 @@ def parse_json(text: str | bytes) -> Any:
     if len(text) > JSON_BYTES:
         raise ValueError(f"it is JSON of more than {JSON_BYTES:,} bytes.")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse if strict else None)
     except RecursionError as error:
         raise ValueError("it is JSON that is nested too deeply.") from error
 
 
-def read_json(file: Path) -> Any:
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON.")
+
+
+def read_json(file: Path, *, strict: bool = False) -> Any:
     """Reads a file of JSON, as ``parse_json`` does.
 
     Raises:
@@ -123,7 +127,7 @@ def read_json(file: Path) -> Any:
         ValueError: If it is no such text.
     """
     with file.open("rb") as stream:
-        return parse_json(stream.read(JSON_BYTES + 1))
+        return parse_json(stream.read(JSON_BYTES + 1), strict=strict)
 
 
 def made_of(kind: type[T], values: Any) -> T:

@@ -87,7 +87,7 @@ def staged_output(
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _alone_in(target) as alone:
+        with alone_in(target) as alone:
             try:
                 _tidy(target, alone, progress)
                 former = _replaced(target, entries, force=force, whole=whole)
@@ -137,7 +137,7 @@ def check_output(
         )
     if existing != target:
         return []
-    with _alone_in(target) as alone:
+    with alone_in(target) as alone:
         _tidy(target, alone, progress)
     return _replaced(target, entries, force=force, whole=whole)
 
@@ -155,13 +155,17 @@ def finish_publication(target: Path, progress: Progress | None = None) -> None:
             f"A run was killed while it moved its files into {str(target)!r}, which cannot be "
             "written, so that this cannot be finished. Let the folder be written, or run again."
         )
-    with _alone_in(target) as alone:
+    with alone_in(target) as alone:
         _tidy(target, alone, progress)
 
 
 @contextmanager
-def _alone_in(target: Path) -> Iterator[bool]:
-    """Keeps other runs out of a folder; yields whether that is possible."""
+def alone_in(target: Path) -> Iterator[bool]:
+    """Keeps other runs out of a folder; yields whether that is possible.
+
+    Raises:
+        OutputError: If another run is in it.
+    """
     with ExitStack() as stack:
         try:
             alone = stack.enter_context(owned(target))

@@ -2,31 +2,35 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import check_rank, prepare
-from exporter.errors import RecipeError
+from exporter.errors import OutputError, RecipeError
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
 from exporter.options.groups import NOT_QUANTIZED, Goal
 from exporter.options.rank import NO_RANK, parse_rank
-from exporter.output import ARTIFACTS
+from exporter.output import ARTIFACTS, alone_in
 from exporter.progress import Progress, Silent
 from exporter.recipe import Recipe
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, choose, pareto_front
-from exporter.tradeoff.page import write_page
+from exporter.tradeoff.page import PAGE_FILE, write_page
 from exporter.tradeoff.pools import Pool, Processes, RayCluster
 from exporter.tradeoff.search import Search
-from exporter.tradeoff.table import write_tables
+from exporter.tradeoff.table import CSV_FILE, write_tables
 from exporter.tradeoff.trial import Trial, digest_of_inputs
 from exporter.training.reference import REFERENCE_NAME
 
 DEFAULT_RANKS = ("4", "8", "16", "20", "32", "64")
 
 TRIALS = "trials"
+
+MARKER = ".sweep"
+"""File that tells that the folder is that of a sweep."""
 
 LIMITS = ("max_size", "max_latency", "max_drop")
 """Options that choose among the artifacts of a sweep; in a run they choose the ranks."""
@@ -78,6 +82,8 @@ def sweep(
             f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "
             "instead."
         )
+    if ranks is not None and search is not None:
+        raise RecipeError("A search proposes budgets in place of ranks. Give one of both.")
     if ranks is not None and not ranks:
         raise RecipeError("A sweep needs at least one rank. Received: none.")
     for name, count in (("jobs", jobs), ("search", search)):
@@ -102,23 +108,50 @@ def sweep(
                 progress.note(f"Rank {rank} is left out: it is larger than every layer's")
                 del goals[rank]
         asked, total = maker.listed(goals), len(goals)
-    with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
-        done = _carry_out(asked, total, pool, progress)
-    points = _points(done.trials)
-    chosen = choose(points, **limits)
-    found = Sweep(
-        tuple(points),
-        tuple(pareto_front(points)),
-        chosen,
-        _command(chosen, done.trials) if chosen else None,
-        {trial.goal: trial.rejected for trial in done.trials if trial.rejected},
-        done.failures,
-        done.kept,
-        output,
-    )
-    write_tables(found)
-    write_page(found)
+    with _folder_of(output, force=recipe.export.force):
+        with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
+            done = _carry_out(asked, total, pool, progress)
+        points = _points(done.trials)
+        chosen = choose(points, **limits)
+        found = Sweep(
+            tuple(points),
+            tuple(pareto_front(points)),
+            chosen,
+            _command(chosen, done.trials) if chosen else None,
+            {trial.goal: trial.rejected for trial in done.trials if trial.rejected},
+            done.failures,
+            done.kept,
+            output,
+        )
+        write_tables(found)
+        write_page(found)
     return found
+
+
+@contextmanager
+def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
+    """Keeps other sweeps out of a folder, and files that no sweep wrote in it.
+
+    Raises:
+        OutputError: If another sweep is in it, it cannot be written, or it holds such files and
+            ``force`` is False.
+    """
+    names = (TRIALS, CSV_FILE, PAGE_FILE)
+    foreign = [name for name in names if (output / name).exists()]
+    if foreign and not (output / MARKER).exists() and not force:
+        raise OutputError(
+            f"The output folder {str(output)!r} holds {', '.join(foreign)}, which no sweep wrote. "
+            "Give another folder by --output, or --force."
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / MARKER).touch()
+    except OSError as error:
+        raise OutputError(
+            f"The output folder {str(output)!r} cannot be written: {error.strerror}."
+        ) from error
+    with alone_in(output):
+        yield
 
 
 class _Trials:
@@ -206,7 +239,7 @@ def _command(chosen: Point, trials: Sequence[Trial]) -> str:
     """Returns the command that exports an artifact again, alone."""
     trial = next(trial for trial in trials if str(trial.folder) == chosen.trial)
     quantize = NOT_QUANTIZED if chosen.variant == FLOAT32 else chosen.variant
-    words = ["exporter", "run", "--recipe", str(trial.file)]
+    words = ["exporter", "run", "--recipe", str(trial.file), "--report", "--no-force"]
     words += ["--rank", NO_RANK] if chosen.goal == UNCOMPRESSED else []
     words += ["--format", chosen.format, "--quantize", quantize]
     return shlex.join([*words, "--output", str(trial.folder.parent.with_name("chosen"))])

@@ -6,6 +6,7 @@ by the attributes and methods defined here.
 """
 
 import hashlib
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,8 +65,16 @@ class OperatorTime:
 
     @classmethod
     def by_kind(cls, durations: Mapping[str, Sequence[float]], calls: int) -> "list[OperatorTime]":
-        """Averages durations in seconds, by kind, of some calls; what takes longest comes first."""
-        times = [cls(k, round(len(d) / calls), sum(d) / calls) for k, d in durations.items()]
+        """Returns the medians over calls of durations in seconds, by kind, the longest first.
+
+        The durations are in the order of the calls. One that the system interrupted, for the size
+        of a whole call, would spoil a mean.
+        """
+        times = []
+        for kind, listed in durations.items():
+            count = max(1, round(len(listed) / calls))
+            sums = [sum(listed[start : start + count]) for start in range(0, len(listed), count)]
+            times.append(cls(kind, count, statistics.median(sums)))
         return sorted(times, key=lambda time: -time.seconds)
 
 

@@ -78,7 +78,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
     """
     checked_path(str(file))
     try:
-        manifest = read_json(file)
+        manifest = read_json(file, strict=True)
         version = manifest["schema_version"]
         parts = [manifest["files"], manifest["artifacts"]]
         readable = isinstance(version, int) and all(

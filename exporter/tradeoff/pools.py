@@ -2,19 +2,23 @@
 
 import logging
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from exporter.errors import ClusterError
+from exporter.errors import ClusterError, RecipeError
 from exporter.formats.extras import Extra
 from exporter.tradeoff.trial import Trial
 
 RAY = Extra("ray", ("ray",))
 
 _POLL = 0.05
+_PATIENCE = 10.0
+"""Seconds to wait for an answer."""
+
 _ROOT = str(Path(__file__).parents[2])
 
 
@@ -98,21 +102,24 @@ class RayCluster:
         """Connects to a cluster, ``auto`` being the one of this machine.
 
         Raises:
-            RecipeError: If the extra is not installed.
-            ClusterError: If there is no cluster at the address.
+            RecipeError: If the extra is not installed, or there is no cluster at the address.
         """
         RAY.require("--ray")
         import ray
+
+        told = (
+            "--ray must be auto or the address HOST:PORT of a Ray cluster that runs. Received: "
+            f"{address!r}"
+        )
+        if address != "auto":
+            _check_listens(address, told)
 
         self._ray: Any = ray
         self.capacity = capacity
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray's errors share no public base.
-            raise ClusterError(
-                f"--ray must be the address of a Ray cluster that runs, such as HOST:6379 or auto. "
-                f"Received: {address!r}: {error}"
-            ) from error
+            raise RecipeError(f"{told}: {error}") from error
         self._task = ray.remote(max_retries=-1, num_cpus=1)(_carry_out)
         self._running: dict[Any, Trial] = {}
 
@@ -145,6 +152,17 @@ class RayCluster:
         for task in self._running:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+
+def _check_listens(address: str, told: str) -> None:
+    """Raises a RecipeError if nothing listens at an address; Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise RecipeError(f"{told}.")
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise RecipeError(f"{told}, where nothing listens: {error}.") from error
 
 
 def _carry_out(trial: Trial, folder: str) -> str | None:

@@ -65,8 +65,11 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        """Whether its run is there, and whole."""
-        return (self.folder / MANIFEST).exists() and not self._manifest["partial"]
+        """Whether its run is there, and whole; a damaged one is carried out again."""
+        try:
+            return (self.folder / MANIFEST).exists() and not self._manifest["partial"]
+        except (InputError, KeyError):
+            return False
 
     @property
     def _manifest(self) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import pytest
 
 import exporter
 from exporter.commands.sweep import sweep
-from exporter.errors import ClusterError, RecipeError
+from exporter.errors import OutputError, RecipeError
 from exporter.formats.extras import Extra
+from exporter.output import alone_in
 from exporter.recipe import Recipe
 from exporter.tradeoff import pools
 from exporter.tradeoff.front import UNCOMPRESSED
@@ -58,13 +59,16 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
         assert point.path is None or Path(point.path).stat().st_size == point.size
 
     smallest = min(found.points, key=lambda point: point.size)
+    damaged = next((found.output / "trials").glob("rank-2-*/manifest.json"))
+    damaged.write_text("{}")
     again = sweep(recipe, ranks=[2, "0.9"], max_size=smallest.size)
-    assert again.kept == 2
+    assert again.kept == 1
     assert again.chosen.size == smallest.size
     _, *words = shlex.split(again.command)
     subprocess.run([sys.executable, "-P", "-m", "exporter", *words, "--quiet"], check=True)
     (made,) = (tmp_path / "sweep" / "chosen").glob("*.tflite")
     assert made.read_bytes() == Path(again.chosen.path).read_bytes()
+    assert made.with_name("report.html").exists()
     assert sweep(recipe, ranks=[2], max_size=1).chosen is None
 
 
@@ -76,13 +80,35 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
         ({"ranks": []}, "at least one rank"),
         ({"jobs": 0}, "jobs must be"),
         ({"search": 0}, "search must be"),
+        ({"ranks": [2], "search": 2}, "in place of ranks"),
+        ({"ranks": [2], "ray": "nowhere-at-all"}, "--ray must be auto or the address"),
+        ({"ranks": [2], "ray": "127.0.0.1:1"}, "where nothing listens"),
         ({"max_drop": 7}, "max_drop"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_first_trial(recipe, changes, told):
+    if "ray" in changes:
+        pytest.importorskip("ray")
     with pytest.raises(RecipeError, match=told):
         sweep(recipe, **changes)
-    assert not Path(recipe.export.output).exists()
+    assert not (Path(recipe.export.output) / "trials").exists()
+
+
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.html", "trials"])
+def test_files_that_no_sweep_wrote_stay(recipe, name):
+    file = Path(recipe.export.output) / name
+    file.parent.mkdir()
+    file.write_text("mine")
+    with pytest.raises(OutputError, match=f"holds {name}, which no sweep wrote"):
+        sweep(recipe, ranks=[2])
+    assert file.read_text() == "mine"
+
+
+def test_a_second_sweep_into_a_folder_is_refused(recipe):
+    folder = Path(recipe.export.output)
+    folder.mkdir()
+    with alone_in(folder), pytest.raises(OutputError, match="Another run is writing"):
+        sweep(recipe, ranks=[2])
 
 
 def test_a_goal_is_no_part_of_a_sweep(recipe):
@@ -184,9 +210,3 @@ def test_no_trial_is_lost_or_repeated_when_a_worker_of_a_cluster_dies(recipe, cl
         UNCOMPRESSED,
     }
     assert len(list(_trials(recipe).glob("*/manifest.json"))) == 3
-
-
-def test_an_address_without_a_cluster_is_an_error(recipe):
-    pytest.importorskip("ray")
-    with pytest.raises(ClusterError, match="must be the address of a Ray cluster"):
-        sweep(recipe, ranks=[2], ray="nowhere-at-all")
