@@ -146,7 +146,7 @@ def test_artifacts_predict_the_same_on_arm(run, arm64):
     spoil(run)
     done = call("verify-arm64", run)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count(": FAILED\n") == 6
+    assert done.stdout.count(": FAILED: ") == 6
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_artifacts_predict_the_same_in_webassembly(run):
     spoil(run)
     done = call("verify-web", run)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count(": FAILED\n") == 3
+    assert done.stdout.count(": FAILED: ") == 3
     assert "not the file that the run wrote" in done.stdout
 
 
@@ -180,7 +180,7 @@ def test_a_runtime_of_the_web_that_cannot_be_loaded_is_a_verdict(run, tmp_path):
     assert done.returncode == 1, done.stderr
     assert "onnxruntime-web failed in node" in done.stdout
     assert "Cannot find module" in done.stdout
-    assert done.stdout.count(": FAILED\n") == 3
+    assert done.stdout.count(": FAILED: ") == 3
 
 
 @pytest.mark.slow
