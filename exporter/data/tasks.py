@@ -7,12 +7,16 @@ from typing import Literal
 import numpy as np
 
 from exporter.data.lazy import Array, Samples, Step, chunks
-from exporter.data.metrics import Metric
+from exporter.data.metrics import Metric, are_probabilities
 from exporter.errors import DataError
 
 Form = Literal["index", "one_hot", "signed"]
 
 BYTE_MAX = 255
+
+TIE = 0.01
+"""Probability by which a class leads that the others do not: two and a half steps of 8 bits."""
+
 _FEW = 2
 
 
@@ -101,6 +105,21 @@ class Task:
     def agreement(self, predictions: Array, reference: Array) -> float:
         """Returns the part of samples or positions, 0 to 1, with the same class in both."""
         return float(np.mean(self.predicted(predictions) == self.predicted(reference)))
+
+    def ties(self, predictions: Array) -> Array:
+        """Tells for each sample or position whether its best class leads by less than ``TIE``."""
+        values = predictions.astype(np.float64)
+        if values.shape[-1] == 1:
+            if self.is_logit:
+                values = 1 / (1 + np.exp(-values.clip(-50, 50)))
+            middle = 0.5 if self.is_logit else self.threshold
+            lead: Array = 2 * np.abs(values[..., 0] - middle)
+            return lead < TIE
+        if not are_probabilities(predictions):
+            values = np.exp(values - values.max(axis=-1, keepdims=True))
+            values /= values.sum(axis=-1, keepdims=True)
+        second, best = np.moveaxis(np.partition(values, -2, axis=-1)[..., -2:], -1, 0)
+        return np.asarray(best - second < TIE)
 
 
 def read_labels(

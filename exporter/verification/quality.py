@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from exporter.data import Task
 from exporter.data.metrics import centred_snr_db, loss_of, lost_channels, snr_db
 from exporter.formats.variants import QualityRule
@@ -25,7 +27,8 @@ class OutputQuality:
         snr_db: Signal to noise ratio in decibels; infinite if equal. That of values is taken about
             the mean of each channel.
         lost_channels: Part of the channels, 0 to 1, that tell nothing any more; None with classes.
-        top1_agreement: Part of the samples with the same class; None without classes.
+        top1_agreement: Part of the samples with the same class; None without classes. The limit is
+            for those that the reference decides: see ``Task.ties``.
         drop: Loss of accuracy, 0 to 1; of another metric, relative. None without labels.
         passed: Whether each of these is within the limits.
         excess: The noise beside what rounding explains; None for backends other than the one that
@@ -78,8 +81,11 @@ def judge_quality(
         if probe is not execution.probes[0] or values is None or values.shape != expected.shape:
             continue
         task, agreement, drop, lost = tasks.get(output, Task()), None, None, None
+        decided = None
         if task.classes:
             ratio, agreement = snr_db(values, expected), task.agreement(values, expected)
+            kept = (task.predicted(values) == task.predicted(expected)) | task.ties(expected)
+            decided = float(np.mean(kept))
         else:
             ratio, lost = centred_snr_db(values, expected), lost_channels(values, expected)
         if output in probe.labels:
@@ -90,7 +96,7 @@ def judge_quality(
         passed = (
             ratio >= rule.snr_db
             and (excess is None or excess.passed)
-            and (agreement is None or _highest(agreement, len(values)) >= rule.agreement)
+            and (decided is None or _highest(decided, len(values)) >= rule.agreement)
             and (drop is None or drop - _chance(agreement, len(values)) <= rule.drop)
             and (lost is None or lost <= LOST_CHANNELS)
         )

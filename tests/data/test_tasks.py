@@ -146,3 +146,16 @@ def test_agreement_is_the_part_of_equal_classes():
     assert Task(3).agreement(SCORES, SCORES[::-1]) == 0.0
     assert Task(3).agreement(SCORES[:2], SCORES[[0, 2]]) == 0.5
     assert Task(2).agreement(COLUMN, COLUMN - 0.2) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "expected"),
+    [
+        (Task(3), [[0.335, 0.33, 0.335], [0.5, 0.3, 0.2]], [True, False]),
+        (Task(3), [[1.0, 1.01, -3.0], [5.0, 1.0, 1.0]], [True, False]),
+        (Task(2), [[0.504], [0.6]], [True, False]),
+        (Task(2, threshold=0.0), [[0.01], [1.0]], [True, False]),
+    ],
+)
+def test_a_tie_is_a_class_that_hardly_leads(task, values, expected):
+    assert task.ties(np.array(values, np.float32)).tolist() == expected
