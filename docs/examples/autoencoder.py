@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--output", default="autoencoder.keras")
     parser.add_argument("--data", default="windows.npz", help="file for the normalized windows")
     given = parser.parse_args()
+    keras.utils.set_random_seed(0)
     windows = np.load(given.windows).astype("float32")
     windows = (windows - windows.mean((0, 1))) / windows.std((0, 1))
     test = len(windows) // 5

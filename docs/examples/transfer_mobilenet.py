@@ -12,26 +12,25 @@ import keras
 
 def build(classes: int, side: int, weights: str | None) -> tuple[keras.Model, keras.Model]:
     """Returns the model, which takes pixels of 0 to 255, and its body."""
-    shape = (side, side, 3)
+    image = keras.Input((side, side, 3), name="image")
     body = keras.applications.MobileNetV2(
-        input_shape=shape, alpha=0.35, include_top=False, pooling="avg", weights=weights
+        image.shape[1:], alpha=0.35, include_top=False, pooling="avg", weights=weights
     )
-    image = keras.Input(shape, name="image")
-    features = body(keras.layers.Rescaling(1 / 127.5, offset=-1)(image))
+    pixels = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
+    # Batch normalizations that are trained already keep their statistics.
+    features = body(pixels, training=False if weights else None)
     features = keras.layers.Dropout(0.2)(features)
     scores = keras.layers.Dense(classes, activation="softmax", name="classes")(features)
     return keras.Model(image, scores, name="mobilenet"), body
 
 
 def train(model: keras.Model, images, epochs: int, rate: float) -> None:
-    """Trains what is trainable."""
     loss, metrics = "sparse_categorical_crossentropy", ["accuracy"]
     model.compile(keras.optimizers.Adam(rate), loss, metrics=metrics)
     model.fit(images, epochs=epochs, verbose=2)
 
 
 def main() -> None:
-    """Reads the arguments, trains, and saves the model."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("images", help="folder with one folder for each class")
     parser.add_argument("--weights", choices=["imagenet", "none"], default="imagenet")
@@ -39,10 +38,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--output", default="mobilenet.keras")
     given = parser.parse_args()
-    images = keras.utils.image_dataset_from_directory(
-        given.images, image_size=(given.side, given.side), seed=0
-    )
-    weights = None if given.weights == "none" else given.weights
+    keras.utils.set_random_seed(0)
+    size = (given.side, given.side)
+    images = keras.utils.image_dataset_from_directory(given.images, image_size=size, seed=0)
+    weights = given.weights if given.weights != "none" else None
     model, body = build(len(images.class_names), given.side, weights)
     if weights is None:
         for layer in body.layers:

@@ -46,8 +46,9 @@ def run_each():
     def run(commands, cwd, **environment):
         done = subprocess.run(
             [sys.executable, "-c", _RUN_EACH], input=json.dumps(commands), cwd=cwd,
-            env={**os.environ, **environment}, capture_output=True, text=True, check=True,
+            env={**os.environ, **environment}, capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
         # Each run ends with its exit code, between zeros, on both streams.
         outputs, errors = (text.split("\0")[:-1] for text in (done.stdout, done.stderr))
         return [
