@@ -124,6 +124,13 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         _unlock(lock)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file at once, so that a former one is lost only when the new one is whole."""
+    with scratch_folder(path.parent) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+        (folder / path.name).replace(path)
+
+
 def remove_abandoned(parent: Path) -> None:
     """Removes the folders of ``scratch_folder`` whose owner has died."""
     for folder in folders_named(parent, SCRATCH):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.commands.verify import kind_of
-from exporter.disk import scratch_folder
+from exporter.disk import replace_text
 from exporter.errors import InputError, OutputError, RecipeError
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, OperatorTime
@@ -87,7 +87,7 @@ def benchmark(
     notes = tuple(_notes(looks, timing))
     result = Benchmark(timed, again, skipped, failed, found, unprofiled, notes)
     if table is not None:
-        _write(table, csv_text(result))
+        replace_text(table, csv_text(result))
     return result
 
 
@@ -233,10 +233,3 @@ def _checked_csv(path: Path) -> Path:
                     f"{str(path)!r}, which is another file. Give another name, or move it."
                 )
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces a file at once, so that the former one is lost only when the new one is whole."""
-    with scratch_folder(path.parent) as folder:
-        (folder / path.name).write_text(text, encoding="utf-8")
-        (folder / path.name).replace(path)

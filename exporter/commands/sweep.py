@@ -12,6 +12,7 @@ from exporter.commands.prepare import check_rank, prepare
 from exporter.errors import OutputError, RecipeError
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
+from exporter.options.checks import Sweeping
 from exporter.options.groups import NOT_QUANTIZED, Goal
 from exporter.options.rank import NO_RANK, parse_rank
 from exporter.output import ARTIFACTS, alone_in
@@ -31,9 +32,6 @@ TRIALS = "trials"
 
 MARKER = ".sweep"
 """File that tells that the folder is that of a sweep."""
-
-LIMITS = ("max_size", "max_latency", "max_drop")
-"""Options that choose among the artifacts of a sweep; in a run they choose the ranks."""
 
 _Tell = Callable[[Sequence[Point]], None]
 """Takes the artifacts of a trial, none if it failed."""
@@ -73,10 +71,13 @@ def sweep(
         InputError: If the model, the data or the folder cannot be used.
         ClusterError: If the Ray cluster cannot be reached, or is lost.
     """
-    limits = {"max_size": max_size, "max_latency": max_latency, "max_drop": max_drop}
-    for option in Goal.options():
-        if (value := limits.get(option.name)) is not None:
-            limits[option.name] = option.value.check(option.name, value)
+    limits: dict[str, Any] = {
+        "max_size": max_size,
+        "max_latency": max_latency,
+        "max_drop": max_drop,
+    }
+    texts = None if ranks is None else tuple(map(str, ranks))
+    Sweeping(ranks=texts, search=search, jobs=jobs, ray=ray, **limits)
     if recipe.goal != Goal():
         raise RecipeError(
             f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "
@@ -86,9 +87,6 @@ def sweep(
         raise RecipeError("A search proposes budgets in place of ranks. Give one of both.")
     if ranks is not None and not ranks:
         raise RecipeError("A sweep needs at least one rank. Received: none.")
-    for name, count in (("jobs", jobs), ("search", search)):
-        if count is not None and count < 1:
-            raise RecipeError(f"{name} must be a whole number above 0. Received: {count}.")
     progress = progress or Silent()
     name = Path(recipe.source.model).stem if recipe.source.model else REFERENCE_NAME
     output = Path(checked_path(recipe.export.output or str(ARTIFACTS / f"{name}-sweep")))
@@ -98,7 +96,7 @@ def sweep(
     if search:
         asked, total = maker.proposed(search), search
     else:
-        goals = {str(rank): Goal(rank=parse_rank(str(rank))) for rank in ranks or DEFAULT_RANKS}
+        goals = {rank: Goal(rank=parse_rank(rank)) for rank in texts or DEFAULT_RANKS}
         for rank, goal in list(goals.items()):
             try:
                 check_rank(network, goal, recipe.cut)

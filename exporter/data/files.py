@@ -1,9 +1,11 @@
 """Reads ``.npz`` and ``.npy`` files; large arrays stay there."""
 
+import json
 import math
 import os
 import struct
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +15,7 @@ import numpy as np
 from exporter.data.lazy import Array, Index, LazyArray, Samples, numbered
 from exporter.data.split import ONLY_INPUT
 from exporter.errors import DataError, brief
-from exporter.inputs import check_archive
+from exporter.inputs import check_archive, parse_json
 
 LARGE_BYTES = 256 * 2**20
 """Arrays stay in files larger than this."""
@@ -102,6 +104,21 @@ def read_file(path: Path) -> dict[str, Samples]:
             f"{str(path)!r} cannot be read: {reason} Arrays must be saved by np.save or "
             "np.savez with a numeric dtype, not object."
         ) from error
+
+
+_DESCRIPTION = "description"
+
+
+def write_described(file: Path, arrays: Mapping[str, Array], described: Any) -> None:
+    """Writes arrays, and JSON values that describe them, to an ``.npz`` file."""
+    text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+    np.savez_compressed(file, **arrays, **{_DESCRIPTION: text})  # type: ignore[arg-type]
+
+
+def read_described(file: Path) -> tuple[dict[str, Array], Any]:
+    """Reads what ``write_described`` wrote; raises any exception on a damaged file."""
+    arrays = read_arrays(file)
+    return arrays, parse_json(arrays.pop(_DESCRIPTION).tobytes())
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from exporter.disk import replace_text
 from exporter.report.page import summary
 from exporter.report.page.drawing import environment
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
@@ -39,7 +40,7 @@ def write_page(sweep: Sweep) -> None:
         failures=sweep.failures,
         rejected=sweep.rejected,
     )
-    (sweep.output / PAGE_FILE).write_text(content, encoding="utf-8")
+    replace_text(sweep.output / PAGE_FILE, content)
 
 
 def _row(point: Point, sweep: Sweep) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from exporter.disk import replace_text
 from exporter.report.console import open_table
 from exporter.report.manifest import plain
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
@@ -36,8 +37,7 @@ def write_tables(sweep: Sweep) -> None:
         marks = (int(point in sweep.front), int(point == sweep.chosen))
         facts = (point.goal, point.format, point.variant, point.size, latency, point.loss)
         writer.writerow([*facts, *metric, *marks, point.path or ""])
-    sweep.output.mkdir(parents=True, exist_ok=True)
-    (sweep.output / CSV_FILE).write_text(text.getvalue(), encoding="utf-8")
+    replace_text(sweep.output / CSV_FILE, text.getvalue())
 
 
 def print_sweep(sweep: Sweep, console: Console) -> None:

@@ -3,21 +3,18 @@
 Whoever receives an artifact can hold it against this file with the runtime alone.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from exporter.data import Array, Task
-from exporter.data.files import read_arrays
+from exporter.data.files import read_described, write_described
 from exporter.errors import InputError
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
-from exporter.inputs import made_of, parse_json
+from exporter.inputs import made_of
 from exporter.isolation import ChildError
 from exporter.verification.parity import Execution, compare, execute
 from exporter.verification.probes import Probe, samples_within
@@ -32,8 +29,6 @@ MOST_BYTES = 4 * 2**20
 
 MOST_BATCH = 2**20
 """Largest batch that a stored probe may ask for."""
-
-_DESCRIPTION = "description"
 
 Run = Callable[[Artifact, Sequence[Probe], Path], dict[str, dict[str, dict[str, Array]]]]
 """Predicts probes with an artifact, and returns arrays by backend (the one that ships first), probe
@@ -115,8 +110,7 @@ class Reference:
             "tasks": {name: asdict(task) for name, task in self.tasks.items()},
             "recorded": {name: stored(outputs) for name, outputs in self.recorded.items()},
         }
-        text = np.frombuffer(json.dumps(described).encode(), np.uint8)
-        np.savez_compressed(file, **arrays, **{_DESCRIPTION: text})  # type: ignore[arg-type]
+        write_described(file, arrays, described)
 
     @classmethod
     def load(cls, file: Path) -> "Reference":
@@ -126,8 +120,7 @@ class Reference:
             InputError: If the file is none.
         """
         try:
-            arrays = read_arrays(file)
-            described = parse_json(arrays.pop(_DESCRIPTION).tobytes())
+            arrays, described = read_described(file)
             probes, predictions = [], {}
             for each in described["probes"]:
                 inputs, labels, outputs = (

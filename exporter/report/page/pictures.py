@@ -1,6 +1,5 @@
 """The arrays that a report draws, small enough to lie beside the manifest."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,14 +8,11 @@ from typing import Any
 import numpy as np
 
 from exporter.data import Array
-from exporter.data.files import read_arrays
+from exporter.data.files import read_described, write_described
 from exporter.errors import InputError
-from exporter.inputs import parse_json
 
 MOST_PIXELS = 128
 """Rows and columns of a matrix that are kept of it."""
-
-_DESCRIPTION = "description"
 
 Named = Mapping[str, Array]
 
@@ -52,10 +48,9 @@ class Pictures:
             arrays.append(value)
             return len(arrays) - 1
 
-        described = json.dumps(numbered(vars(self)))
-        text = np.frombuffer(described.encode(), np.uint8)
+        described = numbered(vars(self))
         stored = {str(number): array for number, array in enumerate(arrays)}
-        np.savez_compressed(file, **stored, **{_DESCRIPTION: text})  # type: ignore[arg-type]
+        write_described(file, stored, described)
 
     @classmethod
     def load(cls, file: Path) -> "Pictures":
@@ -65,8 +60,7 @@ class Pictures:
             InputError: If the file is none.
         """
         try:
-            arrays = read_arrays(file)
-            described = parse_json(arrays.pop(_DESCRIPTION).tobytes())
+            arrays, described = read_described(file)
             nested = {"weights", "confusion", "changes"}
             parts: dict[str, Any] = {
                 part.name: {
