@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 
 from exporter.commands.environment import free_memory
-from exporter.commands.prepare import Job, engine_for, prepare
+from exporter.commands.prepare import Job, prepare
 from exporter.commands.trials import Trials, skeleton
 from exporter.disk import scratch_folder
 from exporter.errors import ConversionError
 from exporter.lowrank.calibration import calibration_from
-from exporter.lowrank.candidates import factorizable
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
-from exporter.lowrank.ranks.automatic import FractionRank
-from exporter.lowrank.ranks.budgeted import BudgetPolicy
-from exporter.lowrank.ranks.costs import PARAMS, Costs
+from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan, WholeLayers
 from exporter.output import CACHE, artifact_name, check_output
@@ -28,6 +25,9 @@ from exporter.report.forecast import ArtifactForecast, Certainty, Forecast
 from exporter.report.results import Totals
 from exporter.training import reference
 
+PLANNED_SAMPLES = 128
+"""The most samples of calibration that a budget is divided by."""
+
 TIMED_SAMPLES = 1024
 """Samples of which a batch is timed."""
 
@@ -36,19 +36,17 @@ TRAINED = 4
 the baseline."""
 
 CALIBRATED = 8
-"""Likewise: moments, gradients, and later stages of the cascade."""
+"""Predictions that calibration by a sample takes the time of: moments, gradients, and later stages
+of the cascade."""
 
 VERIFIED = 8
-"""Likewise: probes in float64, and in several runtimes."""
+"""Predictions that verification by a sample takes the time of: in float64, and in each runtime."""
 
 ARTIFACT_SECONDS = 3.0
 """Time of an artifact beside its conversion: processes of runtimes, and latencies."""
 
 SEARCHES = {"max_drop": 8, "max_size": 3, "max_params": 3, "max_macs": 3}
 """Times that a goal has the model cut and compared."""
-
-_PARTS = 16
-"""Halvings by which the part is found that a budget comes to."""
 
 
 def dry_run(
@@ -58,13 +56,14 @@ def dry_run(
 
     All input is loaded and checked as a run does it. Models of the planned shapes with random
     weights are exported to a temporary folder, so that sizes are those of files. Where ranks depend
-    on what a run computes, a stand-in is exported: for a budget of parameters or MACs the same part
-    of each layer, otherwise the whole model, which is the most that may come out.
+    on what a run computes, a stand-in is exported: for a budget of parameters or MACs the ranks
+    that a few samples of calibration lead to, otherwise the whole model, which is the most that
+    may come out.
 
     Args:
         recipe: As of ``run``.
-        model: Likewise.
-        dataset: Likewise.
+        model: As of ``run``.
+        dataset: As of ``run``.
         progress: Is told what goes on; silent by default.
 
     Raises:
@@ -77,7 +76,9 @@ def dry_run(
     if job.trained_here:  # Converters would leave out its biases, which are zeros.
         rng, untrained = np.random.default_rng(0), job.network.model
         untrained.set_weights([w + 0.01 * rng.random(w.shape) for w in untrained.get_weights()])
-    engine = engine_for(recipe, job.network, None, progress)
+    samples = min(PLANNED_SAMPLES, recipe.source.calibration)
+    calibration = calibration_from(job.network, job.dataset, samples)
+    engine = Engine(job.network, calibration, recipe.cut, progress, seed=recipe.source.seed)
     plan, certainty, decided_by = _planned(engine, recipe)
     with scratch_folder() as folder:
         after = skeleton(engine, plan).network
@@ -133,28 +134,12 @@ def _planned(engine: Engine, recipe: Recipe) -> tuple[RankPlan, Certainty, str]:
     units = {"max_params": PARAMS, "max_macs": planner.macs}.get(goal.kind)
     if units is not None:
         limit = int(goal.limit(engine.original.params, engine.original.macs))
-        BudgetPolicy(units, limit).check(engine.candidates)
         told = f"{option}, divided by what each layer loses"
-        return _within(engine, units, limit), "about", told
+        return planner.within(units, limit), "about", told
     whole = engine.plan(WholeLayers())
     if policy is not None:
         return whole, "at most", f"{option}, by the spectrum of each layer"
     return whole, "at most", f"{option}, by measuring what comes out"
-
-
-def _within(engine: Engine, costs: Costs, limit: int) -> RankPlan:
-    """Returns a plan that leaves the same part of each kernel, the largest within a limit."""
-    if costs.whole(engine.candidates) <= limit:
-        return engine.plan(WholeLayers())
-    low, high = 0.0, 1.0
-    for _ in range(_PARTS):
-        part = (low + high) / 2
-        ranks = engine.plan(FractionRank(part)).ranks
-        kernels = factorizable(engine.candidates)
-        cost = sum(costs.of(c, ranks.get(c.name)) for c in kernels)
-        fits = cost + costs.fixed(engine.candidates) <= limit
-        low, high = (part, high) if fits else (low, part)
-    return engine.plan(FractionRank(low or high))
 
 
 def _passes(job: Job) -> int:

@@ -54,7 +54,7 @@ class Forecast:
         after: Figures at the ranks of the plan.
         artifacts: In order.
         seconds: Time of the run, by the order of magnitude.
-        memory: Peak of the process, in bytes, likewise; None if it cannot be told on this system.
+        memory: Estimated peak of the process, in bytes; None if it cannot be told on this system.
         free_memory: Bytes that are free now; None if that is unknown.
     """
 
