@@ -275,6 +275,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Returns:
         The options by name, those that were not given left out; ``verb``, and what is printed.
+
+    Raises:
+        RecipeError: If they are not what the verb takes.
+        SystemExit: After the help or the version.
     """
     if "--" in arguments:  # What follows are files, though they begin with a dash.
         end = arguments.index("--")
@@ -317,7 +321,7 @@ def _flags(verb: str) -> list[str]:
 
 def _positionals(arguments: Sequence[str]) -> list[str]:
     """Returns the arguments that are no option, nor the value of one, of any verb."""
-    parser = _Raising(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     groups = [*GROUPS.values(), *(verb.own for verb in VERBS.values() if verb.own)]
     options = {
         way: option for group in groups for option in group.options() for way in _ways(option)
@@ -333,7 +337,7 @@ def _positionals(arguments: Sequence[str]) -> list[str]:
     parser.add_argument("words", nargs="*")
     try:
         words: list[str] = parser.parse_known_intermixed_args(arguments)[0].words
-    except ValueError:  # The parser of the verb says it better.
+    except RecipeError:  # The parser of the verb says it better.
         return [word for word in arguments if word in VERBS]
     return words
 
@@ -346,9 +350,10 @@ def _ways(option: Option) -> list[str]:
     return [option.flag, f"--{name}" if option.default else f"--no-{name}"]
 
 
-class _Raising(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        end = "" if message.endswith((".", "?")) else "."
+        raise RecipeError(f"{message}{end} See: {self.prog} --help")
 
 
 def completion(shell: str) -> str:
@@ -384,7 +389,7 @@ def completion(shell: str) -> str:
 def _parser(name: str, *, named: bool, words: bool = True) -> argparse.ArgumentParser:
     verb = VERBS[name]
     others = "" if named else f" Other verbs: {', '.join(v for v in VERBS if v != RUN)}."
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"exporter {name}" if named else "exporter",
         usage=" ".join(["%(prog)s", *(w.upper() for w, _ in verb.positionals), "[option ...]"]),
         description=textwrap.fill(verb.description + others, 79),

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,11 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A terminal may lack a character.
             stream.reconfigure(errors="plain")
+    words = sys.argv[1:] if arguments is None else arguments
+    fail = partial(_fail, as_json="--json" in words)
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
+        options = parse(words)
         check_limits()
     except ExporterError as error:
-        return _fail(error)
+        return fail(error)
     _handle_signals()
     remove_abandoned(temporary())
     with _library_output(shown=options.verbose):
@@ -75,20 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shown = sys.stderr if options.verbose else io.StringIO()
             with redirect_stdout(shown), _temporary_files():
                 outcome = _VERBS[options.verb](given(options), _progress(options))
-            _print(outcome, options)
+            _write(partial(_print, outcome, options))
             return outcome.exit_code
         except ExporterError as error:
-            return _fail(disk_error(error) or error)
+            return fail(disk_error(error) or error)
         except OSError as error:
             full = disk_error(error)
             if full is None:
                 raise
-            return _fail(full)
+            return fail(full)
         except ModuleNotFoundError as error:
             module = (error.name or "").partition(".")[0]
             if module in {"", "exporter"}:  # A fault of this package.
                 raise
-            return _fail(
+            return fail(
                 InputError(
                     f"Python must find the module {module!r}, which is not installed. Run: "
                     f"{sys.executable} -m exporter doctor (it needs numpy and rich)."
@@ -160,9 +163,13 @@ def _expect_complaints() -> None:
     sys.unraisablehook = lambda _: None
 
 
-def _fail(error: ExporterError) -> int:
+def _fail(error: ExporterError, *, as_json: bool) -> int:
     line = " ".join(str(error).splitlines())  # Names of files may have several lines.
     print(f"exporter: error: {line}", file=sys.stderr)
+    if as_json:
+        values = json.dumps({"error": line, "exit_code": error.exit_code})
+        with suppress(OutputError):  # Standard error has told it.
+            _write(lambda: print(values))
     return error.exit_code
 
 
@@ -357,16 +364,25 @@ def _progress(options: argparse.Namespace) -> "Progress":
 
 
 def _print(outcome: Outcome, options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(outcome.values, indent=2))
+    elif not options.quiet:
+        from rich.console import Console
+
+        from exporter.report.console import WIDTH
+
+        width = None if sys.stdout.isatty() else WIDTH
+        outcome.show(Console(highlight=False, width=width))
+
+
+def _write(write: Callable[[], None]) -> None:
+    """Calls a function that prints, and writes all that it printed.
+
+    Raises:
+        OutputError: If standard output cannot be written.
+    """
     try:
-        if options.json:
-            print(json.dumps(outcome.values, indent=2))
-        elif not options.quiet:
-            from rich.console import Console
-
-            from exporter.report.console import WIDTH
-
-            width = None if sys.stdout.isatty() else WIDTH
-            outcome.show(Console(highlight=False, width=width))
+        write()
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # Rich turns the one into the other.
         # Whoever reads, such as head, has seen enough. Python would complain again when it exits.

@@ -65,10 +65,11 @@ def write_report(folder: str | Path, *, progress: Progress | None = None) -> Pat
         except Exception as error:
             if isinstance(error, OSError):
                 raise
+            lacking = isinstance(error, KeyError)
+            received = f"one without the field {error}." if lacking else brief(error)
             raise InputError(
                 f"{str(folder / MANIFEST)!r} must follow the schema of manifests, with the "
-                f"{PICTURES_FILE} of the same run. Received: {type(error).__name__}: "
-                f"{brief(error)} Run exporter again."
+                f"{PICTURES_FILE} of the same run. Received: {received} Run exporter again."
             ) from error
         write_manifest(with_files(manifest, staging), staging)
     return folder / PAGE_FILE

@@ -79,23 +79,28 @@ def read_manifest(file: Path) -> dict[str, Any]:
     checked_path(str(file))
     try:
         manifest = read_json(file, strict=True)
-        version = manifest["schema_version"]
-        parts = [manifest["files"], manifest["artifacts"]]
-        readable = isinstance(version, int) and all(
-            isinstance(part, list) and all(isinstance(entry, dict) for entry in part)
-            for part in parts
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{str(file)!r} is not the manifest of a run: {brief(error)} Give "
-            "the folder of a run, or the Keras model that the artifact was made from."
-        ) from error
-    if not readable or version > SCHEMA_VERSION:
+    except (OSError, ValueError) as error:
+        raise _no_manifest(file, f"no JSON: {brief(error)}") from error
+    parts = ("files", "artifacts")
+    listed = isinstance(manifest, dict) and [manifest.get(part) for part in parts]
+    if not listed or not all(
+        isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in listed
+    ):
+        raise _no_manifest(file, "JSON without the lists 'files' and 'artifacts'.")
+    version = manifest.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise InputError(
             f"A manifest must have a schema version of at most {SCHEMA_VERSION}. Received: "
-            f"{version!r} in {str(file)!r}."
+            f"{version!r:.50} in {str(file)!r}. Read it with the version of exporter that wrote it."
         )
     return manifest  # type: ignore[no-any-return]
+
+
+def _no_manifest(file: Path, received: str) -> InputError:
+    return InputError(
+        f"{str(file)!r} is not the manifest of a run. Received: {received} Give the folder of a "
+        "run, or the Keras model that the artifact was made from."
+    )
 
 
 def manifest_schema() -> dict[str, Any]:

@@ -352,7 +352,8 @@ class Report(CompressionReport):
         lost = [output for output in self.compression.outputs if output.is_large]
         if lost:
             names = ", ".join(output.output for output in lost)
-            tried = [] if self.finetuning else ["--finetune 10"]
+            trainable = self.samples.get("train") and not self.finetuning
+            tried = ["--finetune 10"] if trainable else []
             if self.recipe.goal.kind == "rank":
                 part = self.after.params / max(1, self.before.params)
                 tried.append(f"--max-params {part:.0%}, which layers share by what each loses,")

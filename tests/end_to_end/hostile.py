@@ -1019,7 +1019,7 @@ def judged(code: Any, text: str, trace: str, grown: int, *, quiet: bool) -> str:
         return TRACEBACK
     if code not in CODES:
         return UNCLEAR
-    lines = [line for line in text.splitlines() if not line.startswith("usage: ")]
+    lines = text.splitlines()
     if code in {2, 3}:
         # A clear error is one line, and a sentence.
         clear = len(lines) == 1 and lines[0].startswith("exporter") and ": error: " in lines[0]

@@ -246,8 +246,12 @@ def test_bad_input_is_a_clear_error_and_loses_nothing(outcomes, name, words):
     assert "Traceback" not in outcome.stderr
 
 
-def test_usage_error_exits_with_2(tmp_path):
-    assert run("--nonsense", cwd=tmp_path).returncode == 2
+def test_usage_error_exits_with_2_and_is_json_if_asked_for(tmp_path):
+    done = run("--nonsense", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert told["exit_code"] == 2
+    assert f"exporter: error: {told['error']}\n" == done.stderr
 
 
 def test_offline_data_set_names_the_file_to_place(outcomes, keras_home):

@@ -32,7 +32,6 @@ def test_no_case_is_a_traceback_a_hang_or_a_loss_of_memory(seeds):
     [
         (0, "", "", 0, hostile.GOOD),
         (2, "exporter: error: It is no file.\n", "", 0, hostile.GOOD),
-        (2, "usage: exporter\nexporter: error: unrecognized\n", "", 0, hostile.GOOD),
         (2, "exporter: error: It is\nno file.\n", "", 0, hostile.UNCLEAR),
         (2, "", "", 0, hostile.UNCLEAR),
         (-6, "", "", 0, hostile.UNCLEAR),

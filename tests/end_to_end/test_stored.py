@@ -41,7 +41,8 @@ def run(made, tmp_path):
 def verified(capfd, *arguments):
     code = main(["verify", *map(str, arguments), "--json"])
     printed = capfd.readouterr()
-    return code, (json.loads(printed.out) if printed.out else printed.err)
+    values = json.loads(printed.out)
+    return code, values.get("error", values)
 
 
 def test_a_run_passes_as_it_was_written(run, capfd):
@@ -103,7 +104,8 @@ def test_a_file_that_came_back_is_judged_by_what_it_predicts(run, capfd, tmp_pat
         (lambda run: (run / "reference.npz").unlink(), "is not the reference"),
         (lambda run: (run / "reference.npz").write_bytes(b"other"), "is not the reference"),
         (lambda run: (run / "manifest.json").write_text("{"), "is not the manifest of a run"),
-        (lambda run: (run / "manifest.json").write_text("[]"), "is not the manifest of a run"),
+        (lambda run: (run / "manifest.json").write_text("[]"), "without the lists 'files' and"),
+        (lambda run: rewrite(run, files=[1]), "without the lists 'files' and 'artifacts'"),
         (lambda run: (run / "manifest.json").unlink(), "is not the manifest of a run"),
         (lambda run: rewrite(run, schema_version=99), "schema version of at most"),
         (lambda run: rewrite(run, artifacts=[]), "tells of no artifact"),

@@ -81,11 +81,13 @@ def next_steps(manifest: Values) -> list[str]:
                 else f"Do not ship {artifact['file']['path']}: the tables below say where it "
                 "departs. More bits, a larger rank, or more calibration samples lose less."
             )
+    trainable = manifest["data"]["samples"].get("train") and not manifest["finetuning"]
+    trained = ", or --finetune 10" if trainable else ""
     if not manifest["compression"]["passed"]:
-        steps.append("Give a larger rank or budget, or --finetune 10: low rank cost too much.")
+        steps.append(f"Give a larger rank or budget{trained}: low rank cost too much.")
     budget = manifest["budget"]
     if budget and not budget["held"]:
-        steps.append(f"Give a larger --{budget['goal'].replace('_', '-')}, or fine-tune.")
+        steps.append(f"Give a larger --{budget['goal'].replace('_', '-')}{trained}.")
     lead = lead_of(manifest)
     if lead:
         others = (
