@@ -39,9 +39,20 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.errors import InputError as InputError
     from exporter.errors import ModelError as ModelError
     from exporter.errors import OutputError as OutputError
+    from exporter.errors import PluginError as PluginError
     from exporter.errors import RecipeError as RecipeError
     from exporter.formats.base import Artifact as Artifact
+    from exporter.formats.base import ExportOptions as ExportOptions
+    from exporter.formats.base import Format as Format
+    from exporter.formats.base import Runner as Runner
+    from exporter.formats.base import StoredTensor as StoredTensor
+    from exporter.formats.variants import Variant as Variant
+    from exporter.graph.layers import LayerKind as LayerKind
+    from exporter.graph.network import Network as Network
+    from exporter.graph.signature import TensorInfo as TensorInfo
     from exporter.lowrank.engine import Compressed as Compressed
+    from exporter.lowrank.factorizers.base import Factorizer as Factorizer
+    from exporter.lowrank.kernels import Kernel as Kernel
     from exporter.recipe import Recipe as Recipe
     from exporter.recipes import load_recipe as load_recipe
     from exporter.report.benchmark import Benchmark as Benchmark
@@ -87,10 +98,17 @@ _PUBLIC = {
         "InputError",
         "ModelError",
         "OutputError",
+        "PluginError",
         "RecipeError",
     ],
-    "formats.base": ["Artifact"],
+    "formats.base": ["Artifact", "ExportOptions", "Format", "Runner", "StoredTensor"],
+    "formats.variants": ["Variant"],
+    "graph.layers": ["LayerKind"],
+    "graph.network": ["Network"],
+    "graph.signature": ["TensorInfo"],
     "lowrank.engine": ["Compressed"],
+    "lowrank.factorizers.base": ["Factorizer"],
+    "lowrank.kernels": ["Kernel"],
     "recipe": ["Recipe"],
     "report.benchmark": ["Benchmark"],
     "report.comparison": ["Comparison"],

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
+from exporter import plugins
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
@@ -457,7 +458,9 @@ def _examples(verb: Verb) -> str:
 def _variants(verb: Verb) -> str:
     if not {"export", "formats"} & set(verb.uses):
         return ""
-    rows = (f"  {name:<12} {', '.join(quantizations(name))}" for name in FORMATS)
+    rows = [f"  {name:<12} {', '.join(quantizations(name))}" for name in FORMATS]
+    broken = dict.fromkeys(each.package for each in plugins.used() if each.fault)
+    rows += [f"  what {package} adds cannot be used: exporter doctor" for package in broken]
     return "\n".join(["formats, and the variants of each:", *rows]) + "\n"
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from exporter import plugins
 from exporter.arguments import completion, given, parse
 from exporter.datasets import NO_DATA
 from exporter.disk import disk_error, remove_abandoned, scratch_folder, temporary
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(words)
         check_limits()
+        if options.verb != "doctor":  # It tells of plugins that cannot be used.
+            plugins.check()
     except ExporterError as error:
         return fail(error)
     _handle_signals()

@@ -7,6 +7,7 @@
     │   ├── RecipeError                          an option is wrong
     │   ├── ModelError                           the model cannot be read or handled
     │   ├── DataError                            the data cannot be read or do not fit the model
+    │   ├── PluginError                          what another package adds cannot be used
     │   └── OutputError                          the output folder cannot be written
     │       └── DiskError                        a disk is full
     ├── ConversionError                  3       a converter failed on this model
@@ -53,6 +54,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """The data cannot be read, or do not fit the model."""
+
+
+class PluginError(InputError):
+    """What another installed package adds to this one cannot be used."""
 
 
 class OutputError(InputError):

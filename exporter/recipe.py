@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from exporter import plugins
 from exporter.errors import RecipeError, brief, did_you_mean
 from exporter.formats import FORMAT_NAMES, FORMATS, VARIANT_NAMES
 from exporter.formats.variants import Variant
@@ -62,6 +63,7 @@ class Recipe:
 
     Raises:
         RecipeError: If an option is unknown, out of its range, or contradicts another one.
+        PluginError: If a format that another package adds cannot be used.
     """
 
     source: Source
@@ -73,6 +75,7 @@ class Recipe:
     verification: Verification
 
     def __init__(self, **given: Any) -> None:
+        plugins.check(plugins.FORMATS)
         unknown = sorted(set(given) - set(GROUP_OF) - set(GROUPS))
         if unknown:
             raise RecipeError(

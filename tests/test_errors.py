@@ -17,7 +17,7 @@ ALL = [
 
 
 def test_every_error_has_one_base_and_an_exit_code():
-    assert len(ALL) == 9
+    assert len(ALL) == 10
     codes = {errors.ConversionError: 3, errors.ClusterError: 4}
     for error in ALL:
         assert issubclass(error, errors.ExporterError)

@@ -4,15 +4,17 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from exporter import plugins
 from exporter.commands.environment import find_machine, find_packages, find_places
 from exporter.datasets import NO_DATA
 from exporter.disk import scratch_folder
-from exporter.errors import InputError, RecipeError, brief
+from exporter.errors import InputError, PluginError, RecipeError, brief
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact, ExportOptions, Format, measure
 from exporter.formats.variants import FLOAT32
@@ -53,6 +55,7 @@ def doctor(*, progress: Progress | None = None) -> Diagnosis:
             advance(number, name)
             formats.append(_try_format(fmt, packages, scratch))
         advance(len(FORMATS), "done")
+    found = _try_plugins()
     return Diagnosis(
         __version__,
         find_machine(),
@@ -60,6 +63,7 @@ def doctor(*, progress: Progress | None = None) -> Diagnosis:
         packages,
         tuple(formats),
         tuple(map(_look_for_target, TARGETS)),
+        found,
         tuple(_advice(packages)),
         _installation(packages),
     )
@@ -96,6 +100,20 @@ def _try_artifact(fmt: Format, packages: Sequence[Package], folder: Path) -> Tri
         return Trial(fmt.name, "missing", f"It is converted, but not run here: no {module}.")
     reason = verdict.error or "it predicts something else than Keras."
     return Trial(fmt.name, "fails", f"It is converted, but does not run here: {reason}")
+
+
+def _try_plugins() -> tuple[Trial, ...]:
+    """Makes the tables that other packages add to, in a process of its own."""
+    if not plugins.are_installed():
+        return ()
+    try:
+        found = call_in_child(f"{__name__}:_find_plugins_here", {}, ("tensorflow",))
+    except ChildError as error:
+        return (Trial("entry points", "fails", f"They cannot be read: {error}"),)
+    return tuple(
+        Trial(package, "fails" if fault else "works", fault or f"{name}, in {group}")
+        for group, name, package, fault in found
+    )
 
 
 def _try_runtime(fmt: Format, packages: Sequence[Package], lacking: str) -> Trial:
@@ -147,6 +165,19 @@ def _convert_here(job: dict[str, Any]) -> None:
         dataset = fitted(NO_DATA, network, AUTO)
         verifier = Verifier(Compressed.of(network), dataset, folder=reference.parent)
         verifier.stored_reference(exact=True).save(reference)
+
+
+def _find_plugins_here(job: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Makes the tables that other packages add to in this process, for ``doctor``."""
+    del job
+    if all(map(find_spec, _CONVERTERS)):  # Without Keras there are no layers.
+        from exporter.graph.layers import kinds
+        from exporter.lowrank.factorizers import factorizers
+
+        for table in (kinds, factorizers):
+            with suppress(PluginError):  # It is in the list.
+                table()
+    return [(p.group, p.name, f"{p.package} {p.version}", p.fault) for p in plugins.used()]
 
 
 def _load_here(job: dict[str, Any]) -> None:

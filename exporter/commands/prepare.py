@@ -21,6 +21,7 @@ from exporter.graph.saving import weights_file
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Engine
+from exporter.lowrank.factorizers import factorizers
 from exporter.lowrank.ranks.named import policy_for
 from exporter.options.groups import Cut, Goal
 from exporter.options.scale import AUTO
@@ -117,6 +118,7 @@ def load(
     The loss is what the model was compiled with, unless it is given.
     """
     source, scale, notes = recipe.source, recipe.source.scale, []
+    factorizers()  # Those of other packages are checked when they are read.
     import_classes(source.imports)
     if source.model is not None:
         model = load_model(source.model)

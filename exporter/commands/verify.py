@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from exporter import plugins
 from exporter.commands.prepare import load
 from exporter.data import Dataset
 from exporter.data.tasks import shape_text
@@ -160,6 +161,14 @@ def _judged(
 
 def _stored(entry: dict[str, Any], folder: Path) -> Artifact:
     """Reads an artifact of a manifest; raises InputError if it tells of none in the folder."""
+    name = entry.get("format")
+    if isinstance(name, str) and name not in FORMATS:
+        plugins.check(plugins.FORMATS)
+        raise InputError(
+            f"An artifact is of one of the formats {', '.join(FORMATS)}. Received: {name!r} in "
+            f"{str(folder / MANIFEST)!r}. Install the package that adds this format, or a later "
+            "version of exporter."
+        )
     try:
         file, fmt = entry["file"], FORMATS[entry["format"]]
         path, size, sha256 = folder / file["path"], int(file["size"]), str(file["sha256"])
@@ -209,6 +218,7 @@ def kind_of(path: Path) -> tuple[Format, str]:
     """Tells format and variant of an artifact by its path; raises InputError if it is none."""
     fmt = next((fmt for fmt in FORMATS.values() if fmt.recognizes(path)), None)
     if fmt is None:
+        plugins.check(plugins.FORMATS)
         raise InputError(
             f"An artifact is a folder or file of the formats {', '.join(FORMATS)}. "
             f"Received: {str(path)!r}{'' if path.exists() else ', which does not exist'}."

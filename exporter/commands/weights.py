@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from exporter import plugins
 from exporter.commands.pictures import LayerPictures, picture_layers
 from exporter.commands.prepare import Job, engine_for
 from exporter.commands.search import factorize
@@ -221,7 +222,8 @@ def _checkpoints(job: Job, baseline: Network, plan: RankPlan) -> Path:
 
 
 def versions(formats: Sequence[str] = ()) -> dict[str, str]:
-    """Returns the versions of Python, of this package, and of the libraries that formats use."""
+    """Returns the versions of Python, this package, its plugins, and libraries of formats."""
     packages = [package for name in formats for package in FORMATS[name].extra.packages]
     libraries = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *packages)}
+    libraries |= {plugin.package: plugin.version for plugin in plugins.used()}
     return {"python": platform.python_version(), "exporter": __version__, **libraries}

@@ -3,9 +3,10 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from exporter.errors import RecipeError
 
@@ -19,8 +20,7 @@ def import_classes(names: Iterable[str]) -> None:
         RecipeError: If one does not exist, or raises.
     """
     for name in names:
-        module = _imported(name)
-        _register(module)
+        register(vars(_imported(name)))
 
 
 def _imported(name: str) -> ModuleType:
@@ -59,7 +59,8 @@ def _failed(name: str, error: BaseException) -> RecipeError:
     return RecipeError(f"{name!r} was imported, and raised {type(error).__name__}: {error}")
 
 
-def _register(module: ModuleType) -> None:
+def register(found: Mapping[str, Any]) -> None:
+    """Makes the classes of Keras objects known to Keras that are found by name."""
     import keras
 
     kinds = (
@@ -70,7 +71,7 @@ def _register(module: ModuleType) -> None:
         keras.initializers.Initializer,
     )
     known = keras.saving.get_custom_objects()
-    for name, value in vars(module).items():
+    for name, value in found.items():
         own = isinstance(value, type) and issubclass(value, kinds)
         if own and value.__module__.partition(".")[0] != "keras":
             known[name] = value

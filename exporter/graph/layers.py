@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from exporter import plugins
 from exporter.errors import ModelError
 from exporter.graph.calls import Call, first_call, obstacle
 from exporter.graph.hooks import replaced
@@ -110,19 +111,39 @@ KINDS = {name: kind for names, kind in _GROUPS.items() for name in names.split()
 
 
 def kind_of(layer: Layer, *, inherited: bool = False) -> LayerKind:
-    """Returns the row of a layer's class in ``KINDS``; an empty one if there is none.
+    """Returns the row of a layer's class; an empty one if there is none.
 
     A subclass may compute anything, but has the same methods: it counts only if ``inherited``.
     """
     classes = type(layer).__mro__ if inherited else (type(layer),)
-    return next((_by_class()[c] for c in classes if c in _by_class()), LayerKind())
+    return next((kinds()[c] for c in classes if c in kinds()), LayerKind())
 
 
 @functools.cache
-def _by_class() -> dict[type, LayerKind]:
+def kinds() -> dict[type, LayerKind]:
+    """Returns the rows of ``KINDS``, and those of other packages, by class.
+
+    Raises:
+        PluginError: If a row of another package cannot be used.
+    """
     import keras
 
-    return {getattr(keras.layers, name): kind for name, kind in KINDS.items()}
+    table = {getattr(keras.layers, name): kind for name, kind in KINDS.items()}
+
+    def add(found: Any) -> None:
+        if not isinstance(found, Mapping):
+            raise TypeError(f"it is no mapping of layer classes, but {type(found).__name__}")
+        for key, kind in found.items():
+            if not (isinstance(key, type) and issubclass(key, keras.Layer)):
+                raise TypeError(f"{key!r} is no class of layers")
+            if not isinstance(kind, LayerKind):
+                raise TypeError(f"{key.__name__} has no exporter.LayerKind, but {kind!r:.80}")
+            plugins.require_new(f"the class {key.__name__}", key if key in table else None)
+        table.update(found)
+
+    plugins.extend(plugins.LAYERS, add)
+    plugins.check(plugins.LAYERS)
+    return table
 
 
 def activation_of(layer: Layer) -> ActivationKind:

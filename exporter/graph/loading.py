@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from exporter.errors import ModelError, brief, root_cause
 from exporter.graph.backend import require_tensorflow
+from exporter.graph.imports import register
 from exporter.graph.keras2.layers import LAMBDA, loss_config, unknown_class
 from exporter.graph.keras2.model import model_from
 from exporter.graph.keras2.weights import read_archive, read_h5
+from exporter.graph.layers import kinds
 from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
 from exporter.graph.types import Model
@@ -46,7 +48,7 @@ class _Stored(NamedTuple):
 def load_model(path: str) -> Network:
     """Loads a ``.keras`` or ``.h5`` file in safe mode and checks that its graph can be rewritten.
 
-    Files of Keras 2 are translated.
+    Files of Keras 2 are translated. Keras knows the layers whose kind another package has added.
 
     Raises:
         ModelError: If the file is missing, damaged, of another kind, unsafe, or not such a model.
@@ -54,6 +56,7 @@ def load_model(path: str) -> Network:
     file = Path(path)
     _check_file(file)
     require_tensorflow()
+    register({layer.__name__: layer for layer in kinds()})
     stored = None
     try:
         stored = _read(file)

@@ -37,7 +37,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of trying a format or a target.
+    """What came of trying a format, a target or a plugin.
 
     Attributes:
         state: Whether it works, something is not installed that it needs, or it fails all the same.
@@ -80,6 +80,7 @@ class Diagnosis:
 
     Attributes:
         packages: Python and the packages that are used.
+        plugins: What other packages add.
         advice: What else to do, as sentences.
         install: The command that installs packages that are missing or do not fit; None if there
             are none.
@@ -91,13 +92,14 @@ class Diagnosis:
     packages: tuple[Package, ...]
     formats: tuple[Trial, ...]
     targets: tuple[Trial, ...]
+    plugins: tuple[Trial, ...]
     advice: tuple[str, ...]
     install: str | None
 
     @property
     def passed(self) -> bool:
         """Whether all that is installed fits and works."""
-        trials = (*self.formats, *self.targets)
+        trials = (*self.formats, *self.targets, *self.plugins)
         fit = all(package.fits for package in self.packages)
         return fit and all(trial.state != "fails" for trial in trials)
 
@@ -133,6 +135,8 @@ def print_diagnosis(diagnosis: Diagnosis, console: Console) -> None:
     console.print(table, width=width)
     _print_trials("Formats: converted, run, and compared with Keras", diagnosis.formats, console)
     _print_trials("Targets", diagnosis.targets, console)
+    if diagnosis.plugins:
+        _print_trials("Plugins, of other packages", diagnosis.plugins, console)
     for advice in diagnosis.advice:
         console.print(Text(advice, "yellow"), width=width)
     if diagnosis.install is not None:

@@ -29,6 +29,7 @@ DIAGNOSIS = Diagnosis(
     ),
     (Trial("tflite", "works", "in xnnpack"), Trial("onnx", "missing", LONG)),
     (Trial("here", "works", ""), Trial("arm64", "missing", LONG)),
+    (Trial("other 1.0", "works", "fast, in exporter.formats"),),
     ("Do something that takes many words to tell of, so that it needs a second line.",),
     "python -m pip install " + " ".join(f"'package-{number}>=1,<2'" for number in range(20)),
 )
@@ -56,7 +57,7 @@ def test_the_command_is_one_for_a_shell():
 
 def test_it_tells_what_is_known_and_what_is_not():
     text = printed(DIAGNOSIS, 80)
-    for fact in ("AVX2 yes, AMX unknown", "Free memory: unknown", "2.0 GB", "missing"):
+    for fact in ("AVX2 yes, AMX unknown", "Free memory: unknown", "2.0 GB", "missing", "fast, in"):
         assert fact in text
 
 

@@ -1,7 +1,9 @@
 """The table of factorizers, which replace a layer by thin factors: one row for each kind."""
 
+import functools
 from typing import Any
 
+from exporter import plugins
 from exporter.graph.layers import kind_of
 from exporter.lowrank.factorizers.attention import AttentionFactorizer
 from exporter.lowrank.factorizers.base import Convolution, Factorizer
@@ -17,7 +19,14 @@ from exporter.lowrank.factorizers.recurrent import RecurrentFactorizer
 from exporter.lowrank.factorizers.spatial import SpatialFactorizer
 from exporter.lowrank.factorizers.tucker import TuckerFactorizer
 
-__all__ = ["FACTORIZERS", "Convolution", "Factorizer", "factorizer_for", "reason_kept"]
+__all__ = [
+    "FACTORIZERS",
+    "Convolution",
+    "Factorizer",
+    "factorizer_for",
+    "factorizers",
+    "reason_kept",
+]
 
 FACTORIZERS: tuple[Factorizer, ...] = (
     DenseFactorizer("Dense"),
@@ -56,5 +65,26 @@ def reason_kept(layer: Any) -> str:
     return next(iter(obstacles), kind_of(layer).kept or "this kind is not factorized")
 
 
+@functools.cache
+def factorizers() -> tuple[Factorizer, ...]:
+    """Returns the rows of the table, and after them those of other packages.
+
+    Raises:
+        PluginError: If a row of another package cannot be used.
+    """
+    table = {(row.kind, row.convolution): row for row in FACTORIZERS}
+
+    def add(found: Any) -> None:
+        if not isinstance(found, Factorizer):
+            raise TypeError(f"it is no exporter.Factorizer, but {type(found).__name__}")
+        key = found.kind, found.convolution
+        plugins.require_new(f"the layer kind {found.kind!r}", table.get(key))
+        table[key] = found
+
+    plugins.extend(plugins.FACTORIZERS, add)
+    plugins.check(plugins.FACTORIZERS)
+    return tuple(table.values())
+
+
 def _rows(convolution: str) -> list[Factorizer]:
-    return [f for f in FACTORIZERS if f.convolution in {None, "channel", convolution}]
+    return [f for f in factorizers() if f.convolution in {None, "channel", convolution}]

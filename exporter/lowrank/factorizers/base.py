@@ -29,13 +29,13 @@ class Factorizer(ABC):
     """Factorizes the layers of one kind.
 
     Attributes:
-        kind: The Keras class name.
+        kind: The name of a class in ``keras.layers``, or a class.
         convolution: The scheme that it carries out; None if the kind has no others.
     """
 
     convolution: Convolution | None = None
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str | type) -> None:
         self.kind = kind
 
     def supports(self, layer: Any) -> bool:
@@ -46,7 +46,8 @@ class Factorizer(ABC):
         """Tells whether the layer is of this kind, exactly: a subclass may compute anything."""
         import keras
 
-        return type(layer) is getattr(keras.layers, self.kind, None)
+        kind = self.kind
+        return type(layer) is (getattr(keras.layers, kind, None) if isinstance(kind, str) else kind)
 
     def obstacle(self, layer: Any) -> str:
         """Says what keeps a layer of this kind from being factorized; empty if nothing does."""

@@ -96,6 +96,7 @@ def snippets(
 ) -> list[Snippet]:
     """Returns the snippets of an artifact of a manifest, rendered by a Jinja environment."""
     file, taken = artifact["file"], set[str]()
+    fmt = FORMATS.get(artifact["format"])  # Its package may not be installed any more.
     normalization = {
         name: made_of(Normalization, {**each, **{k: _numbers(each[k]) for k in ("mean", "std")}})
         for name, each in manifest["card"]["normalization"].items()
@@ -113,7 +114,7 @@ def snippets(
     }
     return [
         Snippet(language, environment.get_template(f"snippets/{name}.j2").render(known).strip())
-        for language, name in FORMATS[artifact["format"]].snippets.items()
+        for language, name in (fmt.snippets.items() if fmt else ())
     ]
 
 
