@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import PluginError, brief
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
+    from importlib.metadata import EntryPoint
 
 FORMATS = "exporter.formats"
 LAYERS = "exporter.layers"
@@ -49,8 +49,7 @@ def extend(group: str, add: Callable[[Any], None]) -> None:
         add: Is called with each object that an entry point names, and adds it to the table; raises
             a TypeError or ValueError if it cannot.
     """
-    for entry in _entries(group):
-        package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
+    for package, version, entry in _entries(group):
         try:
             add(entry.load())
             fault = ""
@@ -69,11 +68,13 @@ def are_installed() -> bool:
     return any(map(_entries, (FORMATS, LAYERS, FACTORIZERS)))
 
 
-def _entries(group: str) -> "EntryPoints":
+def _entries(group: str) -> "list[tuple[str, str, EntryPoint]]":
+    """Returns name and version of the packages with their entry points, always in one order."""
     # Imported here, for it takes longer than the modules of this package.
     from importlib.metadata import entry_points
 
-    return entry_points(group=group)
+    found = [(e.dist.name, e.dist.version, e) for e in entry_points(group=group) if e.dist]
+    return sorted(found, key=lambda each: (each[0], each[2].name))
 
 
 def used(*groups: str) -> list[Plugin]:

@@ -14,7 +14,7 @@ from exporter.formats import FORMATS
 from exporter.formats.cards import make_card
 from exporter.graph.fitting import fit_both
 from exporter.graph.imports import import_classes
-from exporter.graph.layers import refuse_channels_first
+from exporter.graph.layers import kinds, refuse_channels_first
 from exporter.graph.loading import load_model, loss_in_file, translation_note
 from exporter.graph.network import Network
 from exporter.graph.saving import weights_file
@@ -118,7 +118,8 @@ def load(
     The loss is what the model was compiled with, unless it is given.
     """
     source, scale, notes = recipe.source, recipe.source.scale, []
-    factorizers()  # Those of other packages are checked when they are read.
+    for table in (kinds, factorizers):
+        table()  # What other packages add is checked.
     import_classes(source.imports)
     if source.model is not None:
         model = load_model(source.model)

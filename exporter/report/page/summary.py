@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.formats import FORMATS
+
 Values = Mapping[str, Any]
 """A part of a manifest."""
 
@@ -93,10 +95,9 @@ def next_steps(manifest: Values) -> list[str]:
         others = (
             "" if lead["ratio"] is None else f", {lead['ratio']:.1f}× smaller than the baseline"
         )
-        steps.append(
-            f"Ship {lead['file']['path']} ({size(lead['file']['size'])}{others}); lines to load "
-            "it are under Files."
-        )
+        fmt = FORMATS.get(lead["format"])
+        load = "; lines to load it are under Files" if fmt and fmt.snippets else ""
+        steps.append(f"Ship {lead['file']['path']} ({size(lead['file']['size'])}{others}){load}.")
         steps.append(
             "Prove the run again where the files arrive, without TensorFlow: exporter verify DIR."
         )

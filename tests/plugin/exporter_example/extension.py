@@ -1,11 +1,10 @@
 """What exporter is to know of the layer."""
 
-from exporter_example.layers import ScaledDense
-
 from exporter import Factorizer, Kernel, LayerKind
 from exporter.graph.layers import output_shape
 from exporter.lowrank.factorizers.base import linear_dense, shifted
 from exporter.lowrank.kernels import count_positions, one_matrix, times
+from exporter_example.layers import ScaledDense
 
 KINDS = {ScaledDense: LayerKind(output_axes=(-1,), folds=True, is_product=True)}
 
