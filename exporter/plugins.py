@@ -73,7 +73,9 @@ def _entries(group: str) -> "list[tuple[str, str, EntryPoint]]":
     # Imported here, for it takes longer than the modules of this package.
     from importlib.metadata import entry_points
 
-    found = [(e.dist.name, e.dist.version, e) for e in entry_points(group=group) if e.dist]
+    found = [
+        (str(e.dist.name), str(e.dist.version), e) for e in entry_points(group=group) if e.dist
+    ]
     return sorted(found, key=lambda each: (each[0], each[2].name))
 
 

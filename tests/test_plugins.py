@@ -1,12 +1,17 @@
 """Packages that add to the tables, and what is told of those that cannot be used."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
+
+import exporter
+from exporter import plugins
+from exporter.graph.layers import kinds
+from exporter.lowrank.factorizers import factorizers
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,38 +144,32 @@ OWN = DenseFactorizer(Own)
 """
 
 
-def test_layer_kinds_and_factorizers_that_cannot_be_used_are_errors(environment, tmp_path):
-    # One process, for TensorFlow takes seconds to import.
+@pytest.fixture
+def unmade(monkeypatch):
+    """Has the tables of layers made anew, in the test and after it."""
+    monkeypatch.setattr(plugins, "_used", {})
+    for table in (kinds, factorizers):
+        table.cache_clear()
+    yield
+    for table in (kinds, factorizers):
+        table.cache_clear()
+
+
+@pytest.mark.usefixtures("unmade")
+def test_layer_kinds_and_factorizers_that_cannot_be_used_are_errors(
+    environment, tmp_path, monkeypatch
+):
     values = ("DENSE", "TEXT", "NUMBER", "LIST", "SECOND", "OWN", "FINE")
     entries = {value.lower(): value for value in values}
     environment("exporter.layers", "layers", LAYERS, **entries)
-    found = environment("exporter.factorizers", "factorizers", LAYERS, **entries)
-    code = """
-import json
-import exporter
-from exporter import plugins
-from layers_module import Own
-from keras import Input, Sequential
-model = Sequential([Input((3,)), Own(2)])
-model.save("own.keras")
-recipe = exporter.Recipe(model="own.keras", data="none")
-told = []
-for call in (lambda: exporter.compress(model), lambda: exporter.run(recipe)):
-    try:
-        call()
-    except exporter.PluginError as error:
-        told.append(str(error))
-print(json.dumps([told, {f"{p.group} {p.name}": p.fault for p in plugins.used()}]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        capture_output=True, text=True, check=True, env=found, cwd=tmp_path,
-    )  # fmt: skip
-    told, faults = json.loads(done.stdout)
-    assert [each.partition(" by its")[0] for each in told] == [
-        "Package factorizers 1.0 adds to exporter.factorizers",
-        "Package layers 1.0 adds to exporter.layers",
-    ]
+    environment("exporter.factorizers", "factorizers", LAYERS, **entries)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(exporter.PluginError, match=r"Package layers 1.0 adds to exporter\.layers"):
+        exporter.inspect(model)
+    with pytest.raises(exporter.PluginError, match=r"adds to exporter\.factorizers"):
+        factorizers()
+    faults = {f"{plugin.group} {plugin.name}": plugin.fault for plugin in plugins.used()}
     usable = {name for name, fault in faults.items() if not fault}
     assert usable == {"exporter.layers fine", "exporter.factorizers own"}
     for name, reason in {

@@ -48,7 +48,8 @@ class LayerKind:
         output_axes: Axes of the last kernel such that scaling the kernel along them scales the
             outputs; empty if the layer does more than multiply by kernels.
         folds: Whether the indices along these axes are the output channels, so that the kernel can
-            absorb a batch normalization.
+            absorb a batch normalization. The layer has ``activation``, ``bias`` and ``use_bias`` as
+            Dense has them.
         is_product: Whether the layer has one kernel, ending with the axes inputs x outputs, which
             multiplies the channels of the input, or windows of them.
         holds_factor: Whether the kernel may be a factor made by ``lowrank``.

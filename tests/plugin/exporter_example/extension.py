@@ -22,6 +22,7 @@ class ScaledDenseFactorizer(Factorizer):
             read=lambda array: layer.scale * one_matrix(array),
             outputs=lambda inputs: layer.scale * times(inputs, layer.kernel),
             positions=count_positions(output_shape(layer)[1:-1]),
+            has_bias=layer.use_bias,
         )
         return (kernel,)
 
@@ -29,7 +30,8 @@ class ScaledDenseFactorizer(Factorizer):
         return linear_dense(layer, name, matrices[0])
 
     def tail(self, layer, truncation, shape):
-        last, bias = truncation.matrices[-1][0], shifted(layer.bias, truncation)
+        last = truncation.matrices[-1][0]
+        bias = shifted(layer.bias, truncation) if layer.use_bias else None
         return linear_dense(layer, layer.name, last, bias, activation=layer.activation)
 
 
