@@ -89,6 +89,14 @@ class Compressed:
         """The compressed model: an ordinary Keras model, which saves, loads and trains."""
         return self.network.model
 
+    @property
+    def latent(self) -> frozenset[str]:
+        """Paths of the layers that compute what another factor of the same kernel takes."""
+        heads = {id(w) for each in self.factors.values() for w in each.weights[:-1]}
+        tails = {id(each.weights[-1]) for each in self.factors.values()}
+        own = {path: {*map(id, own_weights(x))} for path, x in self.network.layers.items()}
+        return frozenset(path for path, ids in own.items() if ids & heads and not ids & tails)
+
     def copy(self, replacements: Mapping[str, Replacement] | None = None) -> "Compressed":
         """Returns a copy with weights of its own, made under the current strategy.
 

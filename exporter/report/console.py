@@ -289,11 +289,9 @@ def _remedy(artifact: Artifact) -> str:
     fmt = FORMATS[artifact.format]
     if not fmt.variant(artifact.variant).calibrated:
         return "--granularity channel, more bits or a larger rank lose less."
-    finer = [v.name for v in fmt.variants if v.name in {INT16X8, DYNAMIC}]
-    return (
-        f"--granularity channel, more --calibration samples, or --quantize {' or '.join(finer)} "
-        "lose less."
-    )
+    finer = {v.name for v in fmt.variants} & {INT16X8, DYNAMIC} - {artifact.variant}
+    other = f", or --quantize {' or '.join(sorted(finer))}" if finer else " or a larger rank"
+    return f"--granularity channel, more --calibration samples{other} lose less."
 
 
 def _largest(losses: Mapping[str, float]) -> list[tuple[str, float]]:

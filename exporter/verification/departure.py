@@ -1,7 +1,8 @@
 """How an artifact and the Keras model agree layer by layer, and the layer where they depart.
 
 Converters fuse, split and rename, so a layer's output is looked for by its values among all tensors
-that the artifact computes. A layer agrees if it is found there, or if what is computed from it is.
+that the artifact computes. Where none is like it, it has been fused, and what is computed from it
+tells whether it agrees.
 """
 
 import math
@@ -21,9 +22,10 @@ from exporter.graph.hooks import called
 from exporter.graph.network import Network
 from exporter.isolation import call_in_child
 from exporter.lowrank.calibration import activation_elements
+from exporter.lowrank.engine import Compressed
 from exporter.verification.parity import load_arrays, save_arrays
 from exporter.verification.probes import Probe, samples_within
-from exporter.verification.rounding import RoundedAnew
+from exporter.verification.rounding import round_anew, rounding_step
 
 SAMPLES = 64
 MOST_ELEMENTS = 2**26
@@ -33,7 +35,14 @@ FLOAT_SNR_DB = 60.0
 """The least SNR of a layer of an artifact in float that agrees."""
 
 EXCESS_DB = 6.0
-"""By what the noise of a layer in integers may exceed that of rounding kernels anew."""
+"""By what the noise of a layer in integers may exceed that of rounding anew."""
+
+DRAWS = 3
+"""Number of times that an artifact is rounded anew."""
+
+FOUND_DB, ALIKE_DB = 10.0, 0.1
+"""A tensor is the output of a layer if it is at least so much like it, in SNR, and no other layer's
+is nearer to it by more than that."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,25 @@ class LayerAgreement:
         layer: Path of the layer.
         sources: Paths of the layers that it is computed from.
         snr_db: Signal to noise ratio of that tensor.
-        least_db: The least that is taken for the layer's output.
+        least_db: The least that agrees.
+        is_found: Whether that tensor is the layer's output, with whatever noise.
     """
 
     layer: str
     sources: tuple[str, ...]
     snr_db: float
     least_db: float
+    is_found: bool = False
 
     @property
     def agrees(self) -> bool:
-        """Whether the tensor is the layer's output."""
+        """Whether the tensor is as near to the layer's output as rounding leaves it."""
         return self.snr_db >= self.least_db
+
+    @property
+    def departs(self) -> bool:
+        """Whether the layer's output was found, and is further from it than rounding explains."""
+        return self.is_found and not self.agrees
 
 
 @dataclass(frozen=True)
@@ -76,13 +92,16 @@ class Departure:
 
 
 def compare_layers(
-    artifact: Artifact, network: Network, probe: Probe, folder: Path
+    artifact: Artifact, compressed: Compressed, probe: Probe, folder: Path
 ) -> tuple[LayerAgreement, ...]:
     """Compares the activations of an artifact with those of the Keras model, in order of calls.
+
+    What factors give each other is never found: quantization may choose it anew.
 
     Raises:
         ChildError: If the runtime cannot run the artifact, or does not show activations.
     """
+    network = compressed.network
     affordable = MOST_ELEMENTS // max(1, activation_elements(network))
     count = samples_within(probe, max(1, min(SAMPLES, affordable)))
     inputs = {name: array[:count] for name, array in probe.inputs.items()}
@@ -98,25 +117,42 @@ def compare_layers(
             f"{__name__}:_observe_here",
             job,
             FORMATS[artifact.format].imports,
-            work=2 * count * network.macs,
+            work=(1 + DRAWS) * count * network.macs,
             data=2 * artifact.size + 4 * 4 * count * activation_elements(network),
         )
         tensors, drawn = (load_arrays(Path(name, file)) for file in (_TENSORS, _DRAWN))
+    outputs, latent = _layer_outputs(network, inputs), compressed.latent
+    alike = [_alike(output, tensors, drawn) for _, output, _ in outputs]
+    nearest: dict[str, float] = {}
+    for tensor, (snr, _) in (pair for found in alike for pair in found.items()):
+        nearest[tensor] = max(nearest.get(tensor, FOUND_DB), snr - ALIKE_DB)
     return tuple(
-        LayerAgreement(path, sources, *_most_alike(output, tensors, drawn))
-        for path, output, sources in _layer_outputs(network, inputs)
+        _agreement(path, sources, found, {} if path in latent else nearest)
+        for (path, _, sources), found in zip(outputs, alike, strict=True)
     )
 
 
+def _agreement(
+    path: str,
+    sources: tuple[str, ...],
+    alike: Mapping[str, tuple[float, float]],
+    nearest: Mapping[str, float],
+) -> LayerAgreement:
+    """Judges a layer by the tensors that are its output, if there are any, otherwise by all."""
+    own = [pair for tensor, pair in alike.items() if pair[0] >= nearest.get(tensor, np.inf)]
+    best = max(own or alike.values(), key=lambda p: p[0] - p[1], default=(-np.inf, FLOAT_SNR_DB))
+    return LayerAgreement(path, sources, *best, is_found=bool(own))
+
+
 def find_departure(layers: Sequence[LayerAgreement]) -> Departure | None:
-    """Returns the first layer that neither agrees nor has a layer computed from it that does."""
+    """Returns the first layer that departs, or that no layer that agrees is computed from."""
     explained = {each.layer for each in layers if each.agrees}
     for each in reversed(layers):
         if each.layer in explained:
             explained.update(each.sources)
     last = None
     for each in layers:
-        if each.layer not in explained:
+        if each.layer not in explained or each.departs:
             known = [path for path in each.sources if path in explained]
             return Departure(each.layer, each.snr_db, each.least_db, known[0] if known else last)
         last = each.layer
@@ -155,14 +191,19 @@ def _observe_here(job: dict[str, Any]) -> None:
         if array.dtype.kind == "f"
     }
     noise = {}
-    if fmt.variant(job["variant"]).rule is not None:
-        path = folder / f"rounded-{source.name}"
-        fmt.rewrite_kernels(source, path, RoundedAnew(np.random.default_rng(0)))
-        moved = fmt.activations(path, inputs)
-        noise = {name: np.mean(np.square(moved[name] - array)) for name, array in own.items()}
+    variant = fmt.variant(job["variant"])
+    if variant.rule is not None:
+        rng, path = np.random.default_rng(0), folder / f"rounded-{source.name}"
+        noise = {name: rounding_step(array) ** 2 / 12 for name, array in own.items()}
+        for _ in range(DRAWS):
+            moved = round_anew(source, path, inputs, fmt=fmt, variant=variant, rng=rng)
+            drawn = fmt.activations(path, moved)
+            for name, array in own.items():
+                noise[name] += float(np.mean(np.square(drawn[name] - array))) / DRAWS
     # Names of tensors may have slashes, which archives take for folders.
     save_arrays(folder / _TENSORS, {str(i): array for i, array in enumerate(own.values())})
-    save_arrays(folder / _DRAWN, {str(i): array for i, array in enumerate(noise.values())})
+    powers = {str(i): np.asarray(power) for i, power in enumerate(noise.values())}
+    save_arrays(folder / _DRAWN, powers)
 
 
 def _layer_outputs(
@@ -185,22 +226,22 @@ def _layer_outputs(
     return found
 
 
-def _most_alike(
+def _alike(
     output: Array, tensors: Mapping[str, Array], drawn: Mapping[str, Array]
-) -> tuple[float, float]:
-    """Returns the SNR of the tensor that is most like an output, and the least that agrees.
+) -> dict[str, tuple[float, float]]:
+    """Returns, for each tensor that may be an output, its SNR and the least that agrees.
 
     Channels of quantized artifacts may have scales of their own, which later layers undo.
     """
-    best = (-np.inf, FLOAT_SNR_DB)
+    found: dict[str, tuple[float, float]] = {}
     for name, tensor in tensors.items():
         least, power = FLOAT_SNR_DB, float(np.mean(np.square(tensor, dtype=np.float64)))
         if drawn.get(name):
             least = min(least, decibels(power / float(drawn[name])) - EXCESS_DB)
         for values in _in_layout(tensor, output.shape):
-            alike = _unscaled(values, output) if drawn else values
-            best = max(best, (snr_db(alike, output), least), key=lambda pair: pair[0] - pair[1])
-    return best
+            snr = snr_db(_unscaled(values, output) if drawn else values, output)
+            found[name] = max(found.get(name, (-np.inf, least)), (snr, least))
+    return found
 
 
 def _in_layout(tensor: Array, shape: tuple[int, ...]) -> Iterator[Array]:

@@ -17,7 +17,8 @@ import numpy as np
 from exporter.data import Array, Dataset, in_memory
 from exporter.data.metrics import decibels
 from exporter.formats import FORMATS
-from exporter.formats.base import Artifact
+from exporter.formats.base import Artifact, Format
+from exporter.formats.variants import Variant
 from exporter.graph.network import Network
 from exporter.isolation import call_in_child
 from exporter.quantization.scheme import IntegerScheme, levels
@@ -33,6 +34,9 @@ MOST_MACS = 20_000_000_000
 
 NEGLIGIBLE = 1e-8
 """Noise that rounding of floats may add, as a part of the power of the signal."""
+
+_MOST_STEPPED = 2**16
+"""The most elements that a step is looked for in."""
 
 _MOVED = 1 / 24
 """Part of the elements that move one step up, and down: the variance of rounding is 1/12."""
@@ -157,7 +161,7 @@ _INPUTS, _OUTPUTS, _DRAWN = "inputs.npz", "outputs.npz", "drawn.npz"
 def _draw_here(job: dict[str, Any]) -> None:
     """Runs in the child of ``find_excesses``: writes outputs, and the noise of each draw."""
     fmt, folder, source = FORMATS[job["format"]], Path(job["folder"]), Path(job["path"])
-    scheme, shipped = fmt.variant(job["variant"]).scheme, fmt.backends[0]
+    variant, shipped = fmt.variant(job["variant"]), fmt.backends[0]
     inputs, rng = load_arrays(folder / _INPUTS), np.random.default_rng(job["seed"])
 
     def outputs_of(path: Path, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -166,15 +170,29 @@ def _draw_here(job: dict[str, Any]) -> None:
     own = outputs_of(source, inputs)
     noise: dict[str, list[Array]] = {output: [] for output in own}
     for number in range(DRAWS):
-        path, change = folder / f"{number}-{source.name}", RoundedAnew(rng)
-        fmt.rewrite_kernels(source, path, change)
-        moved = inputs
-        if change.kernels:  # Otherwise all kernels were left in float, and compute in it.
-            moved = {name: _moved(array, scheme, rng) for name, array in inputs.items()}
+        path = folder / f"{number}-{source.name}"
+        moved = round_anew(source, path, inputs, fmt=fmt, variant=variant, rng=rng)
         for output, values in outputs_of(path, moved).items():
             noise[output].append(_noise_by_channel(values, own[output]))
     save_arrays(folder / _OUTPUTS, own)
     save_arrays(folder / _DRAWN, {name: np.stack(parts) for name, parts in noise.items()})
+
+
+def round_anew(
+    source: Path,
+    target: Path,
+    inputs: dict[str, Array],
+    *,
+    fmt: Format,
+    variant: Variant,
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """Writes a copy of an artifact that rounding could have made as well; returns such inputs."""
+    change = _Change(rng)
+    fmt.rewrite_kernels(source, target, change)
+    if not change.kernels:  # All of them were left in float, and compute in it.
+        return inputs
+    return {name: _moved(array, variant.scheme, rng) for name, array in inputs.items()}
 
 
 def _excess(
@@ -191,7 +209,7 @@ def _excess(
     if limits is None:
         # A step of the outputs hides what rounding moves by less, and is noise as well: of a third
         # of its square, for the greatest integer of a probability is a whole step below 1.
-        drawn += _step(values) ** 2 / 3 * values.size / noise.size
+        drawn += rounding_step(values) ** 2 / 3 * values.size / noise.size
         spread = 10 * np.log10(drawn.sum(axis=1)).std(ddof=1)
         channel_spread = 10 * np.log10(drawn).std(axis=0, ddof=1).mean()
         limits = (
@@ -208,13 +226,13 @@ def _excess(
     )
 
 
-def _step(values: Array) -> float:
+def rounding_step(values: Array) -> float:
     """Returns the least difference of two values; where they are integers times a step, the step.
 
     Among real numbers it is next to nothing. Two values alone do not tell it: then it is what 255
     steps reach the larger one by.
     """
-    levels = np.unique(values)
+    levels = np.unique(values.flat[:_MOST_STEPPED])
     if len(levels) > 2:
         return float(np.diff(levels).min())
     return float(np.abs(levels).max()) / 255
@@ -227,7 +245,7 @@ def _noise_by_channel(values: Array, expected: Array) -> Array:
     return np.reshape(channels, -1)
 
 
-class RoundedAnew:
+class _Change:
     """Moves the elements of kernels by rounding errors, and counts the kernels."""
 
     def __init__(self, rng: np.random.Generator) -> None:

@@ -73,6 +73,10 @@ class ConversionVerdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the artifact ran, predicts the same, and stores the planned factors."""
+        """Whether the artifact ran, predicts the same, and stores the planned factors.
+
+        The noise of no layer of a quantized one may exceed what rounding explains.
+        """
         proofs = [self.parity or self.quality, *([] if self.stored else [self.structure])]
-        return self.error is None and all(proof is not None and proof.passed for proof in proofs)
+        proven = all(proof is not None and proof.passed for proof in proofs)
+        return self.error is None and proven and not any(each.departs for each in self.layers)

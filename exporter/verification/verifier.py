@@ -133,7 +133,7 @@ class Verifier:
 
     def _layers(self, artifact: Artifact, probe: Probe) -> tuple[LayerAgreement, ...]:
         try:
-            return compare_layers(artifact, self._compressed.network, probe, self._folder)
+            return compare_layers(artifact, self._compressed, probe, self._folder)
         except ChildError:  # Not all runtimes show what their operators compute.
             return ()
 

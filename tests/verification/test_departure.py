@@ -76,6 +76,33 @@ def test_the_layer_with_a_fault_is_named(name, variant, branched, verifier, tmp_
     assert departure.snr_db < departure.least_db
 
 
+@pytest.mark.parametrize("name", ["tflite", "onnx"])
+def test_a_fault_that_later_layers_hide_is_seen_where_it_is(name, tmp_path):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    given = keras.Input((16,))
+    hidden = keras.layers.Dense(12, activation="relu", bias_initializer="ones", name="hidden")
+    model = keras.Model(given, keras.layers.Dense(5, name="scores")(hidden(given)))
+    kernel, bias = model.get_layer("scores").get_weights()
+    kernel[0] *= 0.01  # Next to nothing depends on the first unit.
+    model.get_layer("scores").set_weights([kernel, bias])
+    rng, compressed = np.random.default_rng(0), Compressed.of(model)
+    arrays = {f"x_{p}": rng.normal(size=(96, 16)).astype("float32") for p in ("train", "test")}
+    data = fitted(load_dataset(arrays), compressed.network, "none")
+    verifier = Verifier(compressed, data, folder=tmp_path)
+    honest = exported(compressed, verifier, name, "int8", tmp_path)
+    assert verifier.verify(honest).passed
+
+    broken = compressed.copy()
+    bias = broken.network.layers["hidden"].bias
+    bias.assign(bias.numpy() * [-1, *11 * [1]])
+    verdict = verifier.verify(exported(broken, verifier, name, "int8", tmp_path))
+    assert verdict.quality.passed
+    assert not verdict.passed
+    assert verdict.departure.layer == "hidden"
+
+
 def test_the_last_layer_may_be_to_blame(branched, verifier, tmp_path):
     artifact = exported(branched, verifier, "onnx", "float32", tmp_path, layer="scores")
     assert verifier.verify(artifact).departure.layer == "scores"
@@ -92,7 +119,7 @@ def test_all_layers_of_an_honest_artifact_agree(name, variant, branched, verifie
     folder = tmp_path / "scratch"
     folder.mkdir()
     probe = verifier._rounding_probe
-    layers = compare_layers(artifact, branched.network, probe, folder)
+    layers = compare_layers(artifact, branched, probe, folder)
     assert [each.layer for each in layers if each.layer in {"stem", "left", "sum"}]
     assert find_departure(layers) is None
     assert set(verdict.losses) <= set(branched.network.layers)
