@@ -253,8 +253,8 @@ def _in_layout(tensor: Array, shape: tuple[int, ...]) -> Iterator[Array]:
 
 
 def _unscaled(values: Array, output: Array) -> Array:
-    """Divides channels, along the last axis, by the positive scales that suit an output best."""
+    """Multiplies channels, along the last axis, by what fits an output best, by least squares."""
     axes = tuple(range(output.ndim - 1))
-    power = np.sum(np.square(output), axis=axes)
+    power = np.sum(np.square(values), axis=axes)
     scales = np.sum(values * output, axis=axes) / np.where(power > 0, power, 1)
-    return np.asarray(values / np.where(scales > 0, scales, 1))
+    return np.asarray(values * np.maximum(scales, 0))

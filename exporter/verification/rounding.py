@@ -67,7 +67,7 @@ class Excess:
 
 
 ALLOWED_DB, ALLOWED_DEVIATIONS = 2.0, 3.0
-CHANNEL_ALLOWED_DB, CHANNEL_ALLOWED_DEVIATIONS = 3.0, 5.0
+CHANNEL_ALLOWED_DB, CHANNEL_ALLOWED_DEVIATIONS = 6.0, 5.0
 """What noise may exceed the mean of the draws by: decibels, and standard deviations of a draw."""
 
 
