@@ -242,8 +242,8 @@ def _verify(choices: dict[str, Any], progress: "Progress") -> Outcome:
     artifact, against = choices.pop("artifact"), choices.pop("against", None)
     recipe = Recipe(**choices)
     from exporter.commands.verify import verify_recipe, verify_stored
-    from exporter.report.console import print_verdicts
     from exporter.report.manifest import verdict_dict
+    from exporter.report.verdicts import print_verdicts
 
     if recipe.source.model is None:
         idle = sorted(set(choices) - {"data"})
@@ -372,7 +372,7 @@ def _print(outcome: Outcome, options: argparse.Namespace) -> None:
     elif not options.quiet:
         from rich.console import Console
 
-        from exporter.report.console import WIDTH
+        from exporter.report.tables import WIDTH
 
         width = None if sys.stdout.isatty() else WIDTH
         outcome.show(Console(highlight=False, width=width))

@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.formats.base import OperatorTime
-from exporter.report.console import open_table
 from exporter.report.diagnosis import WIDTH
 from exporter.report.manifest import plain
+from exporter.report.tables import open_table
 from exporter.targets.turns import Turn
 
 COLUMNS = (

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from exporter.report.console import open_table
 from exporter.report.diagnosis import WIDTH
 from exporter.report.manifest import plain
+from exporter.report.tables import open_table
 
 ROUNDING = 1e-9
 """Loss that may come from the arithmetic: 0.96 - 0.95 is more than 0.01."""

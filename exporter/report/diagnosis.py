@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from exporter.report.console import open_table
+from exporter.report.tables import open_table
 
 WIDTH = 80
 """Columns, on a wider terminal too: reports of faults are pasted elsewhere."""

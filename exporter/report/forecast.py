@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.report.console import layer_table, open_table
+from exporter.report.console import layer_table
 from exporter.report.results import LayerReport, Totals
+from exporter.report.tables import open_table
 
 Certainty = Literal["planned", "about", "at most"]
 

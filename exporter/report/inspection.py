@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exporter.report.console import open_table
 from exporter.report.results import ENERGIES, SPECTRUM_POINTS, Inspection
+from exporter.report.tables import open_table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from exporter.disk import replace_text
-from exporter.report.console import open_table
 from exporter.report.manifest import plain
+from exporter.report.tables import open_table
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
 from exporter.tradeoff.page import PAGE_FILE
 

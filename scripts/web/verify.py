@@ -26,7 +26,8 @@ from exporter.formats.base import Artifact, to_real, to_stored
 from exporter.formats.batches import batched
 from exporter.graph.signature import Tensors
 from exporter.isolation import LEAST_SECONDS, ChildError
-from exporter.report.console import WIDTH, print_verdicts
+from exporter.report.tables import WIDTH
+from exporter.report.verdicts import print_verdicts
 from exporter.verification.contents import read_contents
 from exporter.verification.probes import Probe, predict
 

@@ -5,7 +5,8 @@ import re
 import pytest
 from rich.console import Console
 
-from exporter.report.console import WIDTH, print_report
+from exporter.report.console import print_report
+from exporter.report.tables import WIDTH
 
 
 def printed(report, width=WIDTH):

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 import exporter
-from exporter.report.console import WIDTH
 from exporter.report.inspection import print_inspection
+from exporter.report.tables import WIDTH
 
 
 def inspected(model, width=WIDTH):
