@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.report.results import Report as Report
     from exporter.tradeoff.front import Point as Point
     from exporter.tradeoff.front import Sweep as Sweep
+    from exporter.training.callback import RankAware as RankAware
     from exporter.training.finetune import FineTuned as FineTuned
     from exporter.verification.verdict import ConversionVerdict as ConversionVerdict
 
@@ -117,6 +118,7 @@ _PUBLIC = {
     "report.forecast": ["Forecast"],
     "report.results": ["ArtifactReport", "Inspection", "Report"],
     "tradeoff.front": ["Point", "Sweep"],
+    "training.callback": ["RankAware"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],
 }

@@ -51,6 +51,7 @@ PUBLIC = {
     "OutputError",
     "PluginError",
     "Point",
+    "RankAware",
     "Recipe",
     "RecipeError",
     "Report",
