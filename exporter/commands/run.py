@@ -31,7 +31,7 @@ from exporter.output import (
     artifact_name,
     staged_output,
 )
-from exporter.progress import Progress, Silent
+from exporter.progress import LOGGER, Logged, Progress
 from exporter.recipe import Recipe
 from exporter.recipes import recipe_text
 from exporter.report.manifest import manifest_of, write_manifest
@@ -69,7 +69,7 @@ def run(
         dataset: What ``load_dataset`` returned or takes, in place of ``recipe.source.data``.
         loss: What fine-tuning minimizes, as for ``keras.Model.compile``; by default what the model
             was compiled with, or what suits its outputs.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
 
     Returns:
         The report, which is in ``manifest.json`` as well. A verdict that failed is in it, and a
@@ -82,7 +82,7 @@ def run(
             ``partial`` and the folder holds what was ready.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
+    progress = progress or Logged()
     strategy = strategy_for(recipe.tuning.distribute)
     if not is_chief(strategy):
         raise RecipeError("Only the first worker of a cluster writes; the others call run_worker.")
@@ -122,6 +122,8 @@ def run(
         write_manifest(manifest_of(report, staging), staging)
     if not report.partial:
         weights.discard_checkpoints()
+    for warning in report.warnings:
+        LOGGER.warning("%s", warning)
     return report
 
 
@@ -142,7 +144,7 @@ def run_worker(
     """
     strategy = strategy_for(recipe.tuning.distribute)
     job = prepare(recipe, model, dataset, loss, writes=False)
-    compute_weights(job, strategy, progress or Silent())
+    compute_weights(job, strategy, progress or Logged())
 
 
 class _Exports:

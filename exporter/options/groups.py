@@ -31,6 +31,7 @@ from exporter.options.values import (
     text,
     whole,
 )
+from exporter.screen import fits_screen
 
 FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
@@ -86,6 +87,7 @@ def _option(default: Any, value: Value, told: str, *, flag_name: str | None = No
     return dataclasses.field(default=default, metadata={"option": (value, told, flag_name)})
 
 
+@fits_screen
 class Group:
     """Options that are read together; checked when they are made.
 

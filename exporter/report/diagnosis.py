@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from exporter.report.console import open_table
+from exporter.screen import fits_screen
 
 WIDTH = 80
 """Columns, on a wider terminal too: reports of faults are pasted elsewhere."""
@@ -74,6 +75,7 @@ class Place:
     free: int
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Diagnosis:
     """What works on this machine.

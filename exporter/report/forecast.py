@@ -11,6 +11,7 @@ from rich.text import Text
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.report.console import layer_table, open_table
 from exporter.report.results import LayerReport, Totals
+from exporter.screen import fits_screen
 
 Certainty = Literal["planned", "about", "at most"]
 
@@ -39,6 +40,7 @@ class ArtifactForecast:
     error: str | None = None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Forecast:
     """What a run would do; nothing of it is done.

@@ -13,6 +13,7 @@ from exporter.options.groups import HERE
 from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import GranularityTrial
 from exporter.recipe import Recipe
+from exporter.screen import fits_screen
 from exporter.targets.base import Cost
 from exporter.targets.latency import Latency
 from exporter.training.adaptive import Adaptation
@@ -98,6 +99,7 @@ class TargetCost:
     alternative: Cost | None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class ArtifactReport:
     """One artifact.
@@ -271,6 +273,7 @@ class PolicyPreview:
     error: str | None = None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Inspection:
     """The findings of an inspection; spectra are of outputs if ``data_aware``, else of weights."""
@@ -283,6 +286,7 @@ class Inspection:
     policies: tuple[PolicyPreview, ...]
 
 
+@fits_screen
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
     """The findings of a compression.
@@ -309,6 +313,7 @@ class CompressionReport:
         return sum(layer.plan.rank is not None for layer in self.layers)
 
 
+@fits_screen
 @dataclass(frozen=True, kw_only=True)
 class Report(CompressionReport):
     """The findings of a run.
