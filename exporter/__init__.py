@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
     from exporter.commands.sweep import sweep as sweep
+    from exporter.commands.tracking import log_mlflow as log_mlflow
     from exporter.commands.verify import verify as verify
     from exporter.commands.verify import verify_stored as verify_stored
     from exporter.data import Dataset as Dataset
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.errors import OutputError as OutputError
     from exporter.errors import PluginError as PluginError
     from exporter.errors import RecipeError as RecipeError
+    from exporter.errors import TrackingError as TrackingError
     from exporter.formats.base import Artifact as Artifact
     from exporter.formats.base import ExportOptions as ExportOptions
     from exporter.formats.base import Format as Format
@@ -89,6 +91,7 @@ _PUBLIC = {
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
     "commands.sweep": ["sweep"],
+    "commands.tracking": ["log_mlflow"],
     "commands.verify": ["verify", "verify_stored"],
     "data": ["Dataset", "load_dataset"],
     "errors": [
@@ -101,6 +104,7 @@ _PUBLIC = {
         "OutputError",
         "PluginError",
         "RecipeError",
+        "TrackingError",
     ],
     "formats.base": ["Artifact", "ExportOptions", "Format", "Runner", "StoredTensor"],
     "formats.variants": ["Variant"],

@@ -13,11 +13,12 @@ from exporter.commands.budgets import accuracy_drop
 from exporter.commands.kept import discard
 from exporter.commands.pictures import picture_run
 from exporter.commands.prepare import Job, prepare
+from exporter.commands.tracking import log_mlflow
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Array
 from exporter.data.metrics import loss_of
 from exporter.disk import disk_error, scratch_folder
-from exporter.errors import ConversionError, RecipeError, Terminated, brief
+from exporter.errors import ConversionError, RecipeError, Terminated, TrackingError, brief
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
 from exporter.isolation import ChildError
@@ -122,8 +123,22 @@ def run(
         write_manifest(manifest_of(report, staging), staging)
     if not report.partial:
         weights.discard_checkpoints()
+    if recipe.export.mlflow:
+        report = _logged(report, recipe.export.mlflow, progress)
     for warning in report.warnings:
         LOGGER.warning("%s", warning)
+    return report
+
+
+def _logged(report: Report, experiment: str, progress: Progress) -> Report:
+    """Logs a run that has been published; if that fails, the report tells why."""
+    try:
+        with progress.track("Logging to MLflow", 1):
+            log_mlflow(report.output, experiment)
+    except TrackingError as error:
+        return replace(report, tracking_error=str(error))
+    except (KeyboardInterrupt, Terminated):
+        return replace(report, tracking_error="Interrupted while it was logged to MLflow.")
     return report
 
 

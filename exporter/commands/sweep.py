@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import check_rank, prepare
+from exporter.commands.tracking import log_sweep
 from exporter.errors import OutputError, RecipeError
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
@@ -70,6 +71,7 @@ def sweep(
         RecipeError: If the recipe has a goal, a rank or a limit is none, or an extra is missing.
         InputError: If the model, the data or the folder cannot be used.
         ClusterError: If the Ray cluster cannot be reached, or is lost.
+        TrackingError: If MLflow does not take the sweep; the same call logs it, without a trial.
     """
     limits: dict[str, Any] = {
         "max_size": max_size,
@@ -123,6 +125,8 @@ def sweep(
         )
         write_tables(found)
         write_page(found)
+    if recipe.export.mlflow:
+        log_sweep(found, recipe.export.mlflow)
     return found
 
 

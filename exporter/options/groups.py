@@ -425,6 +425,12 @@ class Export(Group):
         "draw the report, which shows real test samples: report.html, report.md, report.npz and "
         "report_figures/",
     )
+    mlflow: str | None = _option(
+        None,
+        text("the name of an experiment as text", metavar="EXPERIMENT"),
+        "logs the run to this experiment of MLflow, whose MLFLOW_TRACKING_URI says where; needs "
+        "the extra 'mlflow'",
+    )
     batch: int | None = _option(
         None,
         whole(1, unit="samples"),
