@@ -166,8 +166,8 @@ def _write(
         client.set_terminated(run)
     except Exception as error:  # Whatever the store raises: HTTP, databases, disks.
         raise TrackingError(
-            f"MLflow did not take {str(folder)!r}: {brief(error, 160)} All files are there. Once MLflow "
-            f"can be reached, exporter.log_mlflow(FOLDER, {experiment!r}) logs a run, and the same "
+            f"MLflow did not take {str(folder)!r}: {brief(error, 160)} All files are there. "
+            f"Once MLflow can be reached, exporter.log_mlflow(FOLDER, {experiment!r}) logs a run, and the same "
             "sweep, whose trials are not repeated, logs a sweep."
         ) from error
     return run
