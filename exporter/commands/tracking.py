@@ -167,7 +167,7 @@ def _write(
     except Exception as error:  # Whatever the store raises: HTTP, databases, disks.
         raise TrackingError(
             f"MLflow did not take {str(folder)!r}: {brief(error, 160)} All files are there. "
-            f"Once MLflow can be reached, exporter.log_mlflow(FOLDER, {experiment!r}) logs a run, and the same "
-            "sweep, whose trials are not repeated, logs a sweep."
+            f"Once MLflow can be reached, exporter.log_mlflow(FOLDER, {experiment!r}) logs "
+            "a run, and the same sweep, whose trials are not repeated, logs a sweep."
         ) from error
     return run
