@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
     from exporter.commands.sweep import sweep as sweep
+    from exporter.commands.tracking import log_mlflow as log_mlflow
     from exporter.commands.verify import verify as verify
     from exporter.commands.verify import verify_stored as verify_stored
     from exporter.data import Dataset as Dataset
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.errors import OutputError as OutputError
     from exporter.errors import PluginError as PluginError
     from exporter.errors import RecipeError as RecipeError
+    from exporter.errors import TrackingError as TrackingError
     from exporter.formats.base import Artifact as Artifact
     from exporter.formats.base import ExportOptions as ExportOptions
     from exporter.formats.base import Format as Format
@@ -64,6 +66,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.report.results import Report as Report
     from exporter.tradeoff.front import Point as Point
     from exporter.tradeoff.front import Sweep as Sweep
+    from exporter.training.callback import RankAware as RankAware
     from exporter.training.finetune import FineTuned as FineTuned
     from exporter.verification.verdict import ConversionVerdict as ConversionVerdict
 
@@ -88,6 +91,7 @@ _PUBLIC = {
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
     "commands.sweep": ["sweep"],
+    "commands.tracking": ["log_mlflow"],
     "commands.verify": ["verify", "verify_stored"],
     "data": ["Dataset", "load_dataset"],
     "errors": [
@@ -100,6 +104,7 @@ _PUBLIC = {
         "OutputError",
         "PluginError",
         "RecipeError",
+        "TrackingError",
     ],
     "formats.base": ["Artifact", "ExportOptions", "Format", "Runner", "StoredTensor"],
     "formats.variants": ["Variant"],
@@ -117,6 +122,7 @@ _PUBLIC = {
     "report.forecast": ["Forecast"],
     "report.results": ["ArtifactReport", "Inspection", "Report"],
     "tradeoff.front": ["Point", "Sweep"],
+    "training.callback": ["RankAware"],
     "training.finetune": ["FineTuned"],
     "verification.verifier": ["ConversionVerdict"],
 }

@@ -25,6 +25,7 @@ exit codes:
   2    wrong usage or bad input; nothing was written
   3    a conversion failed
   4    a worker of a cluster was lost; --resume goes on
+  5    all passed, but MLflow did not take the run; the files are there
   130  interrupted; nothing was written
 """
 
@@ -42,6 +43,7 @@ exit codes:
   1    a trial failed, or no artifact is within the limits
   2    wrong usage or bad input
   4    a Ray cluster was lost; the same command goes on
+  5    MLflow did not take the sweep; the same command logs it
   130  interrupted; finished trials are kept
 """
 

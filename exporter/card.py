@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from exporter.errors import InputError
+from exporter.screen import fits_screen
 
 Numbers = float | tuple[float, ...]
 """One number for all channels, or one for each of them."""
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Normalization:
     """The map of raw values to an input: ``(raw - mean) / std``, in the unit of the raw values.
@@ -52,6 +54,7 @@ class Normalization:
         return max(len(self.means), len(self.stds))
 
 
+@fits_screen
 @dataclass(frozen=True)
 class ModelCard:
     """The description of a model that artifacts hold where their format has a place for it.

@@ -11,7 +11,8 @@
     │   └── OutputError                          the output folder cannot be written
     │       └── DiskError                        a disk is full
     ├── ConversionError                  3       a converter failed on this model
-    └── ClusterError                     4       a worker was lost; the run can be resumed
+    ├── ClusterError                     4       a worker was lost; the run can be resumed
+    └── TrackingError                    5       MLflow did not take a run, which is there
 
 Errors of third-party libraries are wrapped in one of these, with ``from``. A verdict that
 fails is a result and no error: it is found in the report, and the command line exits with 1.
@@ -78,6 +79,12 @@ class ClusterError(ExporterError):
     """A worker of a cluster was lost; the run can be resumed from its checkpoint."""
 
     exit_code = 4
+
+
+class TrackingError(ExporterError):
+    """MLflow did not take a run, whose files are there."""
+
+    exit_code = 5
 
 
 class Terminated(BaseException):

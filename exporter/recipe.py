@@ -25,6 +25,7 @@ from exporter.options.groups import (
     Verification,
 )
 from exporter.options.rank import NO_RANK
+from exporter.screen import fits_screen
 
 GROUPS: dict[str, type[Group]] = {
     "source": Source,
@@ -42,6 +43,7 @@ GROUP_OF = {option.name: name for name, group in GROUPS.items() for option in gr
 QUANTIZATIONS = (NOT_QUANTIZED, *(name for name in VARIANT_NAMES if name != FLOAT32))
 
 
+@fits_screen
 @dataclass(frozen=True, init=False)
 class Recipe:
     """All that a run is asked to do; the same after a trip through JSON.

@@ -17,8 +17,8 @@ ALL = [
 
 
 def test_every_error_has_one_base_and_an_exit_code():
-    assert len(ALL) == 10
-    codes = {errors.ConversionError: 3, errors.ClusterError: 4}
+    assert len(ALL) == 11
+    codes = {errors.ConversionError: 3, errors.ClusterError: 4, errors.TrackingError: 5}
     for error in ALL:
         assert issubclass(error, errors.ExporterError)
         assert error.exit_code == codes.get(error, 2)

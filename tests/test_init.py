@@ -19,6 +19,7 @@ HEAVY = {
     "numpy",
     "rich",
     "matplotlib",
+    "mlflow",
     "jinja2",
 }
 
@@ -51,6 +52,7 @@ PUBLIC = {
     "OutputError",
     "PluginError",
     "Point",
+    "RankAware",
     "Recipe",
     "RecipeError",
     "Report",
@@ -58,6 +60,7 @@ PUBLIC = {
     "StoredTensor",
     "Sweep",
     "TensorInfo",
+    "TrackingError",
     "Variant",
     "benchmark",
     "compare",
@@ -69,6 +72,7 @@ PUBLIC = {
     "inspect",
     "load_dataset",
     "load_recipe",
+    "log_mlflow",
     "restore",
     "run",
     "run_worker",

@@ -17,7 +17,7 @@ from exporter.options.checks import Timing
 from exporter.options.groups import Source
 from exporter.options.size import Size
 from exporter.output import UNCOMPRESSED
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.report.benchmark import COLUMNS, Benchmark, Timed, csv_text
 from exporter.targets.turns import Case, Look, Turn, look_at, measure_turn, profile
 
@@ -59,7 +59,7 @@ def benchmark(
         size: Sizes of the axes, beside the batch, that artifacts leave free.
         operators: Whether to profile each artifact by kind of operator.
         csv: A file to write the table to.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
 
     Raises:
         InputError: If a path is no artifact, cannot be read, or has free axes without a size; or if
@@ -78,7 +78,7 @@ def benchmark(
         for count in (timing.threads if fmt.threaded else (1,))
         for samples in _batches(looks[name], timing)
     ]
-    controls, failed = _take_turns(running, progress or Silent())
+    controls, failed = _take_turns(running, progress or Logged())
     timed, again = (
         tuple(_timed(each, looks[each.file]) for each in part if each.file not in failed)
         for part in (running, controls)

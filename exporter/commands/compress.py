@@ -12,7 +12,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.options.rank import Rank
 from exporter.output import staged_output
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.report.results import CompressionReport
 from exporter.training.distribution import strategy_for
@@ -31,7 +31,7 @@ def compress_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Comp
         InputError: If the recipe, the model, the data or the output folder cannot be used; nothing
             that was in the folder is changed.
     """
-    start, progress = time.perf_counter(), progress or Silent()
+    start, progress = time.perf_counter(), progress or Logged()
     job = prepare(recipe, None, None, None, exports=False, progress=progress)
     with staged_output(
         job.output, job.entries, force=recipe.export.force, progress=progress
@@ -64,7 +64,7 @@ def compress(
         data: What ``load_dataset`` returned or takes. Its training part calibrates: the factors
             are then those that change the layers' outputs, and the loss, the least. Labels are not
             used.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
         choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
             ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``, ``calibration``,
             ``seed``; with ``target``, ``max_size``, ``max_latency`` or ``max_instructions`` also

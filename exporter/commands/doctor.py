@@ -20,7 +20,7 @@ from exporter.formats.base import Artifact, ExportOptions, Format, measure
 from exporter.formats.variants import FLOAT32
 from exporter.isolation import ChildError, call_in_child
 from exporter.output import REFERENCE_FILE
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.report.diagnosis import Diagnosis, Package, Trial
 from exporter.targets import TARGETS
 from exporter.verification.reference import Reference
@@ -40,7 +40,7 @@ def doctor(*, progress: Progress | None = None) -> Diagnosis:
     TensorFlow, the runtimes are loaded alone.
 
     Args:
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
 
     Raises:
         DiskError: If a disk is full.
@@ -48,7 +48,7 @@ def doctor(*, progress: Progress | None = None) -> Diagnosis:
     packages = find_packages({fmt.extra.name for fmt in FORMATS.values()})
     formats = []
     with (
-        (progress or Silent()).track("Trying formats", len(FORMATS)) as advance,
+        (progress or Logged()).track("Trying formats", len(FORMATS)) as advance,
         scratch_folder() as scratch,
     ):
         for number, (name, fmt) in enumerate(FORMATS.items()):

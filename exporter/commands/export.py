@@ -18,7 +18,7 @@ from exporter.graph.fitting import fit_both, fitted
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed
 from exporter.output import ARTIFACTS, artifact_name, check_output, staged_output
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 
 USES = (
@@ -76,7 +76,7 @@ def export(
         compressed = Compressed.of(network)
     card = card or ModelCard()
     check_card(card, compressed.network.inputs, compressed.network.outputs)
-    return _export(recipe, compressed, dataset, card, target=Path(directory), progress=Silent())
+    return _export(recipe, compressed, dataset, card, target=Path(directory), progress=Logged())
 
 
 def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[Artifact, ...]:
@@ -91,7 +91,7 @@ def export_recipe(recipe: Recipe, *, progress: Progress | None = None) -> tuple[
     target = Path(
         recipe.export.output or ARTIFACTS / Path(recipe.source.model or network.name).stem
     )
-    compressed, progress = Compressed.of(network), progress or Silent()
+    compressed, progress = Compressed.of(network), progress or Logged()
     return _export(recipe, compressed, dataset, card, target=target, progress=progress)
 
 

@@ -9,7 +9,7 @@ from exporter.graph.network import Network
 from exporter.lowrank.candidates import CostKind
 from exporter.lowrank.engine import Compressed
 from exporter.options.groups import Tuning
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.training.finetune import FineTuned, FineTuner, check_training
 
@@ -49,7 +49,7 @@ def finetune(
             what suits its outputs.
         checkpoints: Folder of checkpoints, from which training goes on if it was cut off; None
             writes none.
-        progress: Is told of steps and epochs; silent by default.
+        progress: Is told of steps and epochs; by default it is logged.
         unit: What training with ``train="adaptive"`` keeps as it is.
         choices: Options by name: ``train``, ``export_from``, ``batch_size``, ``learning_rate``,
             ``distill``, ``temperature``, ``decay``, ``patience``, ``scale``, ``calibration``,
@@ -73,7 +73,7 @@ def finetune(
         recipe.tuning,
         unit=unit,
         strategy=tf.distribute.get_strategy(),
-        progress=progress or Silent(),
+        progress=progress or Logged(),
         loss=loss,
         checkpoints=None if checkpoints is None else Path(checkpoints),
     )

@@ -19,7 +19,7 @@ from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan, WholeLayers
 from exporter.output import CACHE, artifact_name, check_output
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.report.forecast import ArtifactForecast, Certainty, Forecast
 from exporter.report.results import Totals
@@ -64,12 +64,12 @@ def dry_run(
         recipe: As of ``run``.
         model: As of ``run``.
         dataset: As of ``run``.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
 
     Raises:
         InputError: As ``run`` does.
     """
-    start, progress = time.perf_counter(), progress or Silent()
+    start, progress = time.perf_counter(), progress or Logged()
     job = prepare(recipe, model, dataset, None, progress=progress)
     for note in job.dataset.notes:
         progress.note(note)

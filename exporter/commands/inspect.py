@@ -16,7 +16,7 @@ from exporter.lowrank.ranks.automatic import EnergyRank, FractionRank, StableRan
 from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.policy import FixedRank, RankPolicy
 from exporter.output import CACHE
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.report.results import (
     ENERGIES,
@@ -43,7 +43,7 @@ def inspect(
         model: A built Keras model.
         data: What ``load_dataset`` returned or takes: spectra are then those of the layers'
             outputs.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
         choices: Fields of ``Recipe`` that say how kernels are cut: ``method``, ``calibration``,
             ``convolution``, ``fold``, ``scale``, ``size``, ``seed``.
 
@@ -133,7 +133,7 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
     Raises:
         InputError: If the model or the data cannot be used.
     """
-    progress = progress or Silent()
+    progress = progress or Logged()
     network, dataset, _ = load(recipe, None, None)
     for note in dataset.notes:
         progress.note(note)

@@ -8,6 +8,7 @@ from typing import Any
 from exporter.card import ModelCard, Normalization
 from exporter.commands.artifact import check_batch, quantization_samples
 from exporter.commands.budgets import check_budget
+from exporter.commands.tracking import MLFLOW
 from exporter.data import Dataset, load_dataset
 from exporter.errors import DataError, ModelError, RecipeError
 from exporter.formats import FORMATS
@@ -80,6 +81,8 @@ def prepare(
     """
     for format_name in recipe.export.formats if writes and exports else ():
         FORMATS[format_name].require_extra()
+    if recipe.export.mlflow:
+        MLFLOW.require("--mlflow")
     if model is not None and recipe.source.model is not None:
         raise RecipeError("Give a model either by recipe.source.model, or as an object, not both.")
     trained_here = model is None and recipe.source.model is None

@@ -13,11 +13,12 @@ from exporter.commands.budgets import accuracy_drop
 from exporter.commands.kept import discard
 from exporter.commands.pictures import picture_run
 from exporter.commands.prepare import Job, prepare
+from exporter.commands.tracking import log_mlflow
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Array
 from exporter.data.metrics import loss_of
 from exporter.disk import disk_error, scratch_folder
-from exporter.errors import ConversionError, RecipeError, Terminated, brief
+from exporter.errors import ConversionError, RecipeError, Terminated, TrackingError, brief
 from exporter.formats import FORMATS
 from exporter.formats.base import Format, describe
 from exporter.isolation import ChildError
@@ -31,7 +32,7 @@ from exporter.output import (
     artifact_name,
     staged_output,
 )
-from exporter.progress import Progress, Silent
+from exporter.progress import LOGGER, Logged, Progress
 from exporter.recipe import Recipe
 from exporter.recipes import recipe_text
 from exporter.report.manifest import manifest_of, write_manifest
@@ -69,7 +70,7 @@ def run(
         dataset: What ``load_dataset`` returned or takes, in place of ``recipe.source.data``.
         loss: What fine-tuning minimizes, as for ``keras.Model.compile``; by default what the model
             was compiled with, or what suits its outputs.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
 
     Returns:
         The report, which is in ``manifest.json`` as well. A verdict that failed is in it, and a
@@ -82,7 +83,7 @@ def run(
             ``partial`` and the folder holds what was ready.
     """
     start = time.perf_counter()
-    progress = progress or Silent()
+    progress = progress or Logged()
     strategy = strategy_for(recipe.tuning.distribute)
     if not is_chief(strategy):
         raise RecipeError("Only the first worker of a cluster writes; the others call run_worker.")
@@ -122,6 +123,22 @@ def run(
         write_manifest(manifest_of(report, staging), staging)
     if not report.partial:
         weights.discard_checkpoints()
+    if recipe.export.mlflow:
+        report = _logged(report, recipe.export.mlflow, progress)
+    for warning in report.warnings:
+        LOGGER.warning("%s", warning)
+    return report
+
+
+def _logged(report: Report, experiment: str, progress: Progress) -> Report:
+    """Logs a run that has been published; if that fails, the report tells why."""
+    try:
+        with progress.track("Logging to MLflow", 1):
+            log_mlflow(report.output, experiment)
+    except TrackingError as error:
+        return replace(report, tracking_error=str(error))
+    except (KeyboardInterrupt, Terminated):
+        return replace(report, tracking_error="Interrupted while it was logged to MLflow.")
     return report
 
 
@@ -142,7 +159,7 @@ def run_worker(
     """
     strategy = strategy_for(recipe.tuning.distribute)
     job = prepare(recipe, model, dataset, loss, writes=False)
-    compute_weights(job, strategy, progress or Silent())
+    compute_weights(job, strategy, progress or Logged())
 
 
 class _Exports:

@@ -17,7 +17,7 @@ from exporter.lowrank.ranks.costs import PARAMS, CheaperCosts, Costs
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import WholeLayers
 from exporter.options.groups import HERE
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.targets import TARGETS, Target
 from exporter.targets.base import Cost
@@ -48,7 +48,7 @@ def factorize(
     if policy is not None:
         return engine.factorize(engine.plan(policy))
     with scratch_folder() as folder:
-        return _Search(engine, recipe, dataset, progress or Silent(), folder).run()
+        return _Search(engine, recipe, dataset, progress or Logged(), folder).run()
 
 
 class _Search:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import check_rank, prepare
+from exporter.commands.tracking import log_sweep
 from exporter.errors import OutputError, RecipeError
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
@@ -16,7 +17,7 @@ from exporter.options.checks import Sweeping
 from exporter.options.groups import NOT_QUANTIZED, Goal
 from exporter.options.rank import NO_RANK, parse_rank
 from exporter.output import ARTIFACTS, alone_in
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, choose, pareto_front
 from exporter.tradeoff.page import PAGE_FILE, write_page
@@ -64,12 +65,13 @@ def sweep(
         max_size: Most bytes of the artifact that is chosen.
         max_latency: Most seconds of a call of it.
         max_drop: Most accuracy, 0 to 1, that it may lose; see ``Point.loss``.
-        progress: Is told of each trial; silent by default.
+        progress: Is told of each trial; by default it is logged.
 
     Raises:
         RecipeError: If the recipe has a goal, a rank or a limit is none, or an extra is missing.
         InputError: If the model, the data or the folder cannot be used.
         ClusterError: If the Ray cluster cannot be reached, or is lost.
+        TrackingError: If MLflow does not take the sweep; the same call logs it, without a trial.
     """
     limits: dict[str, Any] = {
         "max_size": max_size,
@@ -87,7 +89,7 @@ def sweep(
         raise RecipeError("A search proposes budgets in place of ranks. Give one of both.")
     if ranks is not None and not ranks:
         raise RecipeError("A sweep needs at least one rank. Received: none.")
-    progress = progress or Silent()
+    progress = progress or Logged()
     name = Path(recipe.source.model).stem if recipe.source.model else REFERENCE_NAME
     output = Path(checked_path(recipe.export.output or str(ARTIFACTS / f"{name}-sweep")))
     maker = _Trials(recipe, output / TRIALS)
@@ -123,6 +125,8 @@ def sweep(
         )
         write_tables(found)
         write_page(found)
+    if recipe.export.mlflow:
+        log_sweep(found, recipe.export.mlflow)
     return found
 
 

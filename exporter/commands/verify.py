@@ -22,7 +22,7 @@ from exporter.isolation import ChildError
 from exporter.lowrank.engine import Compressed
 from exporter.options.scale import AUTO, Scale
 from exporter.output import MANIFEST, REFERENCE_FILE, finish_publication
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.report.manifest import read_manifest
 from exporter.report.results import ArtifactReport
@@ -77,7 +77,7 @@ def verify_recipe(
     network, dataset, _ = load(recipe, None, None)
     described = _described(Path(artifact))
     FORMATS[described.format].require_extra()
-    with (progress or Silent()).track("Verifying", 1):
+    with (progress or Logged()).track("Verifying", 1):
         described, verdict = _verify(described, Compressed.of(network), dataset, recipe)
     return ArtifactReport(
         described.format, described.variant, described, verdict, accepted=verdict.passed
@@ -98,7 +98,7 @@ def verify_stored(
         path: The folder of the run, whose files must be the ones that it wrote; with a manifest, an
             artifact that may have come back from somewhere.
         manifest: The ``manifest.json`` of the run that made the artifact, beside its reference.
-        progress: Is told what goes on; silent by default.
+        progress: Is told what goes on; by default it is logged.
         formats: Whose artifacts are verified.
         run: Executes an artifact, in another runtime than that of its format, for one.
 
@@ -131,7 +131,7 @@ def verify_stored(
         )
     reports = []
     with (
-        (progress or Silent()).track("Verifying", len(artifacts)) as advance,
+        (progress or Logged()).track("Verifying", len(artifacts)) as advance,
         scratch_folder() as scratch,
     ):
         for number, artifact in enumerate(artifacts):

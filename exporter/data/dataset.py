@@ -12,6 +12,7 @@ from exporter.card import Normalization
 from exporter.data.pipelines import PipelineSource
 from exporter.data.split import Split
 from exporter.data.tasks import Task
+from exporter.screen import fits_screen
 
 READ_AHEAD = 2
 """Number of batches that are read while another one is trained on."""
@@ -53,6 +54,7 @@ class ArraySource:
         return read_ahead(reads) if self.split.is_lazy else (read() for read in reads)
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Dataset:
     """Checked arrays in parts.

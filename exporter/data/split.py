@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from exporter.data.lazy import Index, LazyArray, Samples, in_memory
+from exporter.screen import fits_screen
 
 ONLY_INPUT = "x"
 """Name of the input of a model that has only one."""
@@ -23,6 +24,7 @@ VALIDATION_PART = 0.1
 SPLIT_SEED = 0
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Split:
     """A part of a data set.

@@ -21,6 +21,7 @@ from exporter.graph.network import Network
 from exporter.graph.signature import Interface, TensorInfo, Tensors
 from exporter.inputs import checked_path
 from exporter.quantization.granularity import Granularity
+from exporter.screen import fits_screen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,6 +79,7 @@ class OperatorTime:
         return sorted(times, key=lambda time: -time.seconds)
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Artifact:
     """A file, or folder, that an export wrote.

@@ -22,7 +22,8 @@ from exporter.lowrank.linalg.truncation import Truncation
 from exporter.lowrank.ranks.policy import LayerPlan, RankPlan, RankPolicy
 from exporter.lowrank.statistics import Cascade, gather
 from exporter.options.groups import Cut
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
+from exporter.screen import fits_screen
 
 MAX_STAGES = 8
 """Most passes over the data in a cascade; deep models have several layers in each."""
@@ -59,6 +60,7 @@ class Factors:
         return self.matrices == ((rows, inner), (inner, columns))
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Compressed:
     """A model in which thin factors replace some kernels.
@@ -155,7 +157,7 @@ class Engine:
             ModelError: If a layer cannot be copied from its configuration.
         """
         self.cut, self.seed = cut or Cut(), seed
-        self._progress = progress or Silent()
+        self._progress = progress or Logged()
         self.original = self.network = network
         self.folded: dict[str, str] = {}
         if self.cut.fold:

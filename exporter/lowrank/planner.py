@@ -17,7 +17,7 @@ from exporter.lowrank.ranks.budgeted import (
 from exporter.lowrank.ranks.costs import PARAMS, Costs, MacCosts
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.lowrank.sensitivity import divergence, measure_sensitivities
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 
 
 class Planner:
@@ -29,7 +29,7 @@ class Planner:
 
     def __init__(self, engine: Engine, progress: Progress | None = None) -> None:
         self.engine = engine
-        self._progress = progress or Silent()
+        self._progress = progress or Logged()
         kernels = sum(c.macs() or 0 for c in engine.candidates)
         self.macs: Costs = MacCosts(max(0, engine.network.macs - kernels))
 

@@ -15,7 +15,7 @@ from exporter.lowrank.calibration import Calibration
 from exporter.lowrank.candidates import Candidate
 from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.ranks.budgeted import Sensitivity
-from exporter.progress import Progress, Silent
+from exporter.progress import Logged, Progress
 
 MAX_MACS = 10**12
 """Multiply-accumulates that all measurements together may take."""
@@ -52,7 +52,7 @@ def measure_sensitivities(
     calibration = engine.calibration.head(samples)
     reference = _predict(engine.network, calibration)
     sensitivities = {}
-    with (progress or Silent()).track("Measuring sensitivities", len(chosen)) as advance:
+    with (progress or Logged()).track("Measuring sensitivities", len(chosen)) as advance:
         for number, candidate in enumerate(chosen):
             sensitivities[candidate.name] = _measure(engine, candidate, calibration, reference)
             advance(number + 1, candidate.name)

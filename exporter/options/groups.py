@@ -31,6 +31,7 @@ from exporter.options.values import (
     text,
     whole,
 )
+from exporter.screen import fits_screen
 
 FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
@@ -86,6 +87,7 @@ def _option(default: Any, value: Value, told: str, *, flag_name: str | None = No
     return dataclasses.field(default=default, metadata={"option": (value, told, flag_name)})
 
 
+@fits_screen
 class Group:
     """Options that are read together; checked when they are made.
 
@@ -422,6 +424,12 @@ class Export(Group):
         flag(True),
         "draw the report, which shows real test samples: report.html, report.md, report.npz and "
         "report_figures/",
+    )
+    mlflow: str | None = _option(
+        None,
+        text("the name of an experiment as text", metavar="EXPERIMENT"),
+        "logs the run to this experiment of MLflow, whose MLFLOW_TRACKING_URI says where; needs "
+        "the extra 'mlflow'",
     )
     batch: int | None = _option(
         None,

@@ -18,6 +18,7 @@ from exporter.formats.base import OperatorTime
 from exporter.report.diagnosis import WIDTH
 from exporter.report.manifest import plain
 from exporter.report.tables import open_table
+from exporter.screen import fits_screen
 from exporter.targets.turns import Turn
 
 COLUMNS = (
@@ -121,6 +122,7 @@ class Difference:
         )
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Benchmark:
     """The findings of a benchmark.

@@ -10,6 +10,7 @@ from rich.text import Text
 from exporter.report.diagnosis import WIDTH
 from exporter.report.manifest import plain
 from exporter.report.tables import open_table
+from exporter.screen import fits_screen
 
 ROUNDING = 1e-9
 """Loss that may come from the arithmetic: 0.96 - 0.95 is more than 0.01."""
@@ -75,6 +76,7 @@ class Pair:
         return (*self.faults, *(each.reason for each in self.figures if not each.passed))
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Comparison:
     """How a new run stands to an old one.

@@ -9,7 +9,9 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from exporter.report.console import open_table
 from exporter.report.tables import open_table
+from exporter.screen import fits_screen
 
 WIDTH = 80
 """Columns, on a wider terminal too: reports of faults are pasted elsewhere."""
@@ -74,6 +76,7 @@ class Place:
     free: int
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Diagnosis:
     """What works on this machine.

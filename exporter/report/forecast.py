@@ -12,6 +12,7 @@ from exporter.lowrank.ranks.policy import RankPlan
 from exporter.report.console import layer_table
 from exporter.report.results import LayerReport, Totals
 from exporter.report.tables import open_table
+from exporter.screen import fits_screen
 
 Certainty = Literal["planned", "about", "at most"]
 
@@ -40,6 +41,7 @@ class ArtifactForecast:
     error: str | None = None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Forecast:
     """What a run would do; nothing of it is done.

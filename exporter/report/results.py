@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.card import ModelCard
 from exporter.data.metrics import is_better, loss_of
+from exporter.errors import TrackingError
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
 from exporter.lowrank.ranks.policy import LayerPlan
@@ -13,6 +14,7 @@ from exporter.options.groups import HERE
 from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import GranularityTrial
 from exporter.recipe import Recipe
+from exporter.screen import fits_screen
 from exporter.targets.base import Cost
 from exporter.targets.latency import Latency
 from exporter.training.adaptive import Adaptation
@@ -98,6 +100,7 @@ class TargetCost:
     alternative: Cost | None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class ArtifactReport:
     """One artifact.
@@ -271,6 +274,7 @@ class PolicyPreview:
     error: str | None = None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Inspection:
     """The findings of an inspection; spectra are of outputs if ``data_aware``, else of weights."""
@@ -283,6 +287,7 @@ class Inspection:
     policies: tuple[PolicyPreview, ...]
 
 
+@fits_screen
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
     """The findings of a compression.
@@ -309,6 +314,7 @@ class CompressionReport:
         return sum(layer.plan.rank is not None for layer in self.layers)
 
 
+@fits_screen
 @dataclass(frozen=True, kw_only=True)
 class Report(CompressionReport):
     """The findings of a run.
@@ -317,6 +323,8 @@ class Report(CompressionReport):
         data_notes: Choices made in reading the data.
         samples: Number of samples in each part of the data.
         drawing_error: Why the report could not be drawn; None if it was, or was not asked for.
+        tracking_error: Why MLflow did not take the run; None if it did, or was not asked to. It is
+            no part of the manifest, which was written before.
         partial: Whether the run was interrupted, and ``artifacts`` are those that were ready.
         budget: The limit of the recipe; None if the ranks were given.
         artifacts: One entry for each format and variant.
@@ -328,6 +336,7 @@ class Report(CompressionReport):
     data_notes: tuple[str, ...]
     samples: Mapping[str, int]
     drawing_error: str | None = None
+    tracking_error: str | None = None
     partial: bool = False
     budget: Budget | None
     compression: CompressionVerdict
@@ -344,6 +353,8 @@ class Report(CompressionReport):
                 f"Interrupted: {len(self.artifacts)} of {count} artifacts are there; run again "
                 "with --force for the others."
             )
+        if self.tracking_error:
+            found.append(self.tracking_error)
         if self.drawing_error:
             found.append(
                 f"The report could not be drawn: {self.drawing_error} Try again: exporter report "
@@ -400,11 +411,13 @@ class Report(CompressionReport):
 
     @property
     def exit_code(self) -> int:
-        """0: all passed; 1: a verdict failed; 3: a conversion failed; 130: interrupted."""
+        """0: passed; 1: a verdict failed; 3: a conversion; 5: MLflow; 130: interrupted."""
         if self.partial:
             return 130
         if any(artifact.error is not None for artifact in self.artifacts):
             return 3
         held = self.budget is None or self.budget.held
         accepted = all(artifact.accepted for artifact in self.artifacts)
-        return 0 if held and self.compression.passed and accepted else 1
+        if not (held and self.compression.passed and accepted):
+            return 1
+        return TrackingError.exit_code if self.tracking_error else 0

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from exporter.data.metrics import Metric
 from exporter.report.results import LATENCY_NOISE
+from exporter.screen import fits_screen
 
 UNCOMPRESSED = "rank none"
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Point:
     """An artifact of a sweep.
@@ -55,6 +57,7 @@ class Point:
         return no_worse and better
 
 
+@fits_screen
 @dataclass(frozen=True)
 class Sweep:
     """What a sweep found.

@@ -51,7 +51,7 @@ class Trial:
             inputs: Digest of the model and the data; see ``digest_of_inputs``.
             parent: Folder of all trials.
         """
-        export = replace(recipe.export, output=None, force=False, report=False)
+        export = replace(recipe.export, output=None, force=False, report=False, mlflow=None)
         content = [Recipe(**{**vars(recipe), "export": export}).to_dict(), inputs, __version__]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         name = re.sub(r"[^A-Za-z0-9.]+", "-", goal)[:40]

@@ -16,6 +16,7 @@ from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
+from exporter.screen import fits_screen
 from exporter.training.adaptive import Adaptation, Trials, tried_out
 from exporter.training.augmentation import check_augmentation
 from exporter.training.data import TrainingData, training_part
@@ -31,6 +32,7 @@ NORMALIZED_BATCHES = 8
 """Training batches that mean and variance of a normalisation are first taken from."""
 
 
+@fits_screen
 @dataclass(frozen=True)
 class FineTuned:
     """Result of fine-tuning.

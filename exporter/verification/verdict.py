@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from exporter.data.metrics import Metric
+from exporter.screen import fits_screen
 from exporter.verification.departure import (
     Departure,
     LayerAgreement,
@@ -31,6 +32,7 @@ class Standing:
     metric: Metric | None
 
 
+@fits_screen
 @dataclass(frozen=True)
 class ConversionVerdict:
     """Tells whether an artifact is the compressed Keras model.

@@ -91,6 +91,7 @@ def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, af
     report = SimpleNamespace(
         partial=False,
         drawing_error=None,
+        tracking_error=None,
         compression=CompressionVerdict((output,), True),
         layers=(),
         artifacts=[
@@ -118,6 +119,7 @@ def test_layers_that_cost_more_factorized_are_warned_of():
     report = SimpleNamespace(
         partial=False,
         drawing_error=None,
+        tracking_error=None,
         compression=CompressionVerdict((), True),
         layers=layers,
         artifacts=(),

@@ -36,6 +36,8 @@ def starting_basis(matrix: NDArray[Any], rank: int) -> NDArray[np.float32]:
 def iterate(matrix: Any, basis: Any, rank: int) -> Truncated:
     """Makes one subspace iteration on TensorFlow tensors, eagerly or in a graph.
 
+    All of them may be stacks of matrices, along axes before the two of the matrix.
+
     As long as the matrix moves by little between two calls, the error stays within 1.001 of the
     optimum.
 
@@ -50,8 +52,8 @@ def iterate(matrix: Any, basis: Any, rank: int) -> Truncated:
     projected = tf.matmul(left, matrix, transpose_a=True)
     # The k x k Gram matrix stands in for the SVD of k x n, which is slow, and may fail to converge.
     _, vectors = tf.linalg.eigh(tf.matmul(projected, projected, transpose_b=True))
-    leading = vectors[:, -rank:]
+    leading = vectors[..., -rank:]
     # Rows that are orthogonal to one another: they need no second QR, only their lengths.
     rows = tf.matmul(vectors, projected, transpose_a=True)
-    space = tf.transpose(tf.math.l2_normalize(rows, axis=1))
-    return Truncated(left @ leading, rows[-rank:], space)
+    space = tf.linalg.matrix_transpose(tf.math.l2_normalize(rows, axis=-1))
+    return Truncated(left @ leading, rows[..., -rank:, :], space)
