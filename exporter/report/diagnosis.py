@@ -9,7 +9,6 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from exporter.report.console import open_table
 from exporter.report.tables import open_table
 from exporter.screen import fits_screen
 
