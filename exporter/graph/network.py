@@ -18,7 +18,7 @@ from exporter.graph.rewrite import Replacement, rewrite
 from exporter.graph.runner import KerasRunner
 from exporter.graph.signature import Signature, TensorInfo
 from exporter.graph.subclassed import as_functional
-from exporter.graph.types import Layer, Model
+from exporter.graph.types import Layer, Model, Variable
 from exporter.graph.walk import first_operations, is_graph, links, own_weights, parts, walk
 
 if TYPE_CHECKING:
@@ -131,6 +131,12 @@ class Network:
     def params(self) -> int:
         """The number of parameters."""
         return int(self.model.count_params())
+
+    @property
+    def random_states(self) -> list[Variable]:
+        """States, two integers each, of what layers such as ``Dropout`` draw at random."""
+        suffix = "seed_generator_state"
+        return [each for each in self.model.variables if each.path.endswith(suffix)]
 
     @cached_property
     def scales_input(self) -> bool:

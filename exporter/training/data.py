@@ -69,6 +69,7 @@ class TrainingData:
 
     Attributes:
         fixed_batch: The batch size that the model demands; None if it takes any.
+        seed: Of the order of the samples, and of what layers draw.
         steps_per_epoch: None where a pipeline does not know its length.
     """
 
@@ -90,7 +91,7 @@ class TrainingData:
             DataError: If there is nothing to train on.
         """
         source, train = training_part(dataset)
-        self.objective, self.fixed_batch, self._seed = objective, baseline.fixed_batch, seed
+        self.objective, self.fixed_batch, self.seed = objective, baseline.fixed_batch, seed
         self.batch_size, self._augment = self.fixed_batch or batch_size, augment
         self._dtypes = {info.name: info.dtype for info in baseline.inputs}
         needed = objective.needs_teacher(frozenset(train.labels))
@@ -114,7 +115,7 @@ class TrainingData:
 
         Those that are not ``taught`` need no outputs of the baseline for outputs with labels.
         """
-        size, seed = self.batch_size, self._seed
+        size, seed = self.batch_size, self.seed
         batches = self._source.batches(size, seed=seed, epoch=epoch, start=start)
         for number, batch in enumerate(batches, start):
             if self.fixed_batch and len(batch) != self.fixed_batch:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from exporter.inputs import made_of
@@ -104,6 +105,7 @@ class Loop:
             self._optimizer.build(phase.trained)
         self._runner = phase.student.runner()
         self._prepare = tf.function(phase.prepare, autograph=False)
+        self._random_states = phase.student.random_states
         self._objective = data.objective
         self._trace_step()
         self._at = _Position()
@@ -171,6 +173,10 @@ class Loop:
     def _take_step(self, batch: Batch) -> float:
         import tensorflow as tf
 
+        # Models bring states of their own, which differ from process to process.
+        for number, state in enumerate(self._random_states):
+            drawn = np.random.SeedSequence((self._data.seed, number, self._at.total_steps))
+            state.assign(drawn.generate_state(2))
         distill = self._distill(self._at.epoch)
         scalars = [tf.constant(value, tf.float32) for value in (1 / batch.samples, distill)]
         return float(self._step(shared_out(self._strategy, batch, batch.samples), *scalars))

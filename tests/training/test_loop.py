@@ -166,6 +166,15 @@ def test_without_validation_data_the_last_epoch_counts(tuner, classifier, blobs,
     assert any("No validation data" in note for note in listener.notes)
 
 
+def test_what_layers_draw_depends_on_the_seed_alone(tuner, classifier):
+    trained = []
+    for state in ([1, 0], [2, 5]):  # As of a model that another process has loaded.
+        classifier.layers[1].seed_generator.state.assign(state)
+        made, compressed = tuner(classifier, finetune=1)
+        trained.append(weights_of(made.run(compressed).compressed.model))
+    assert_same(*trained)
+
+
 def test_data_without_a_training_part_are_refused(tuner, classifier, blobs):
     with pytest.raises(DataError, match="Fine-tuning needs a training part"):
         tuner(classifier, data={"x_test": blobs["x"], "y_test": blobs["y"]})
