@@ -264,7 +264,7 @@ class _Exports:
         self._verifier.stored_reference(exact=exact).save(file)
 
     def draw(self, report: Report, progress: Progress) -> Report:
-        """Draws the report; if that fails, the run goes on, and is returned with the reason."""
+        """Draws the report; if that fails, or is interrupted, the run is published without it."""
         try:
             with progress.track("Drawing the report", 1):
                 pictures = picture_run(
@@ -272,13 +272,17 @@ class _Exports:
                 )
                 pictures.save(self._staging / PICTURES_FILE)
                 draw_report(manifest_of(report, self._staging), pictures, self._staging)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, Terminated) as error:
             if disk_error(error):
                 raise
             for name in REPORT_FILES:
                 if name != PICTURES_FILE:
                     discard(self._staging / name)
-            return replace(report, drawing_error=f"{type(error).__name__}: {brief(error)}")
+            interrupted = not isinstance(error, Exception)
+            why = (
+                "it was interrupted." if interrupted else f"{type(error).__name__}: {brief(error)}"
+            )
+            return replace(report, drawing_error=why)
         return report
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:

@@ -18,6 +18,13 @@ from exporter.tradeoff.table import CSV_FILE
 
 MLFLOW = Extra("mlflow", ("mlflow-skinny", "alembic"))
 
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # As of onnxruntime.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 7 of them take minutes, without a word.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # Seconds.
+}
+"""MLflow's own variables, where the user has not set them."""
+
 _BATCH = 1000
 """Most metrics that MLflow takes at a time."""
 
@@ -142,7 +149,8 @@ def _write(
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
 ) -> str:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # As of onnxruntime.
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param

@@ -12,6 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from exporter import datasets
 from exporter.data.checks import check_values, checked_digest
 from exporter.data.dataset import Dataset
@@ -21,7 +23,7 @@ from exporter.data.lazy import Samples
 from exporter.data.pipelines import PARTS, PIPELINE, is_pipeline, read_head, source_after
 from exporter.data.split import ENDS, LABELS, ONLY_INPUT, PART_NAMES, Split, divide
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
-from exporter.errors import DataError, did_you_mean
+from exporter.errors import DataError, brief, did_you_mean
 
 HELD_SAMPLES = 10_000
 """Most samples of a lazy validation or test part, and of the head of a pipeline."""
@@ -54,7 +56,7 @@ def load_dataset(source: Any) -> Dataset:
     if isinstance(source, Mapping):
         if any(map(is_pipeline, source.values())):
             return _from_pipelines(source)
-        return _from_arrays("arrays", {name: left_on_disk(a) for name, a in source.items()})
+        return _from_arrays("arrays", {name: _as_array(name, a) for name, a in source.items()})
     if not isinstance(source, (str, PathLike)):
         raise DataError(
             "Data must be a name, a path, arrays by name such as {'x': x, 'y': y}, or a "
@@ -66,6 +68,19 @@ def load_dataset(source: Any) -> Dataset:
     if source != DIGITS and Path(source).is_dir():
         return _from_parts(source, *read_folder(Path(source)))
     return _from_arrays(source, _read(source))
+
+
+def _as_array(name: str, values: Any) -> Samples:
+    """Returns what arrays of other libraries, or lists, hold."""
+    if not isinstance(getattr(values, "dtype", None), np.dtype):
+        try:
+            values = np.asarray(values)
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"Array {name!r} must be an array, or lists of one shape. Received: "
+                f"{type(values).__name__}: {brief(error)}"
+            ) from error
+    return left_on_disk(values)
 
 
 def _read(source: str) -> dict[str, Samples]:

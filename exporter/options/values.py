@@ -75,7 +75,7 @@ def whole(
     wanted = f"a {f'number of {unit}' if unit else 'whole number'} >= {least}"
     schema = {"type": "integer", "minimum": least}
     if most is not None:
-        wanted, schema = f"within {least} and {most}", {**schema, "maximum": most}
+        wanted, schema = f"a whole number within {least} and {most}", {**schema, "maximum": most}
 
     def takes(value: Any) -> bool:
         if not isinstance(value, int) or isinstance(value, bool):

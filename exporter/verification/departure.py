@@ -122,7 +122,11 @@ def compare_layers(
         )
         tensors, drawn = (load_arrays(Path(name, file)) for file in (_TENSORS, _DRAWN))
     outputs, latent = _layer_outputs(network, inputs), compressed.latent
-    alike = [_alike(output, tensors, drawn) for _, output, _ in outputs]
+    variant, most = FORMATS[artifact.format].variant(artifact.variant), FLOAT_SNR_DB
+    if variant.rule is not None and variant.scheme is None:
+        # In half precision each operator rounds what it computes; the draws round kernels alone.
+        most = min(most, variant.rule.snr_db)
+    alike = [_alike(output, tensors, drawn, most) for _, output, _ in outputs]
     nearest: dict[str, float] = {}
     for tensor, (snr, _) in (pair for found in alike for pair in found.items()):
         nearest[tensor] = max(nearest.get(tensor, FOUND_DB), snr - ALIKE_DB)
@@ -227,15 +231,17 @@ def _layer_outputs(
 
 
 def _alike(
-    output: Array, tensors: Mapping[str, Array], drawn: Mapping[str, Array]
+    output: Array, tensors: Mapping[str, Array], drawn: Mapping[str, Array], most: float
 ) -> dict[str, tuple[float, float]]:
     """Returns, for each tensor that may be an output, its SNR and the least that agrees.
+
+    That is at most ``most``.
 
     Channels of quantized artifacts may have scales of their own, which later layers undo.
     """
     found: dict[str, tuple[float, float]] = {}
     for name, tensor in tensors.items():
-        least, power = FLOAT_SNR_DB, float(np.mean(np.square(tensor, dtype=np.float64)))
+        least, power = most, float(np.mean(np.square(tensor, dtype=np.float64)))
         if drawn.get(name):
             least = min(least, decibels(power / float(drawn[name])) - EXCESS_DB)
         for values in _in_layout(tensor, output.shape):

@@ -76,6 +76,8 @@ def bars(
     names: Sequence[str], groups: Mapping[str, Sequence[float | None]], label: str, *, log: bool
 ) -> "Figure":
     """Draws horizontal bars, those of each name beside one another, and their values."""
+    from matplotlib.ticker import LogFormatter
+
     height = 0.8 + _BAR * len(names) * (len(groups) + 0.6)
     figure, [panel] = _axes(height)
     thick = 1 / (len(groups) + 0.6)
@@ -93,6 +95,8 @@ def bars(
     if log:
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(_plain)
+        # By default, it writes formulas.
+        panel.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     if len(groups) > 1:
         figure.legend(loc="outside upper left", ncols=len(groups), fontsize=8, columnspacing=1)
     return figure
