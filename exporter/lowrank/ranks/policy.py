@@ -123,8 +123,8 @@ class FixedRank(RankPolicy):
         if largest and self.rank > largest:
             raise RecipeError(
                 f"Rank must be at most {largest}, the smaller side of the largest layer. "
-                f"Received: {self.rank}. Give a smaller one, or the rank 'none', which leaves every "
-                f"layer whole. Layers: {listing(candidates)}."
+                f"Received: {self.rank}. Give a smaller one, or the rank 'none', which leaves all "
+                f"layers whole. Layers: {listing(candidates)}."
             )
 
     def choose(self, candidates: Sequence[Candidate], curves: Curves) -> dict[str, Choice]:
