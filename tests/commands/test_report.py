@@ -9,6 +9,7 @@ import exporter
 from exporter.cli import main
 from exporter.commands import run
 from exporter.commands.verify import verify_stored
+from exporter.errors import Terminated
 from exporter.formats.base import measure
 
 
@@ -94,15 +95,25 @@ def test_what_cannot_be_drawn_changes_nothing(spoil, error, told, folder):
     assert contents(folder) == before
 
 
-def test_a_report_that_fails_costs_no_artifact(model, arrays, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ZeroDivisionError("no figure"), "ZeroDivisionError: no figure"),
+        (KeyboardInterrupt(), "it was interrupted"),
+        (Terminated(), "it was interrupted"),
+    ],
+)
+def test_a_report_that_fails_costs_no_artifact(
+    error, told, tmp_path, monkeypatch, *, model, arrays
+):
     def fail(*_):
-        raise ZeroDivisionError("no figure")
+        raise error
 
     monkeypatch.setattr(run, "draw_report", fail)
     recipe = exporter.Recipe(rank={"deep": 4}, output=str(tmp_path / "run"), report=True)
     report = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
     assert report.passed
-    assert "ZeroDivisionError: no figure" in report.warnings[0]
+    assert told in report.warnings[0]
     assert (tmp_path / "run" / "model.tflite").exists()
     monkeypatch.undo()
     assert exporter.write_report(tmp_path / "run").exists()

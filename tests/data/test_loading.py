@@ -286,3 +286,12 @@ class TestKerasDatasets:
 def test_a_data_set_is_returned_as_it_is():
     dataset = load_dataset({"x": np.ones((9, 2))})
     assert load_dataset(dataset) is dataset
+
+
+def test_lists_are_arrays_and_ragged_ones_are_refused():
+    data = load_dataset({"x": [[1.0, 2.0]] * 20, "y": [0, 1] * 10})
+    assert sum(map(len, data.parts.values())) == 20
+    with pytest.raises(DataError, match="Array 'x' must be an array, or lists of one shape"):
+        load_dataset({"x": [[1.0], [1.0, 2.0]]})
+    with pytest.raises(DataError, match="must be numeric"):
+        load_dataset({"x": [None]})
