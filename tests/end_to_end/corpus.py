@@ -125,6 +125,7 @@ def run(name: str, output: Path) -> exporter.Report:
         formats=("saved_model", "tflite", "onnx"),
         quantize=("none", "int8"),
         granularity="channel",  # To measure both takes twice as long.
+        report=False,
         output=str(output),
     )
     return exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays(model)))
