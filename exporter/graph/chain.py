@@ -47,6 +47,8 @@ def _class() -> Any:
             given = configuration(original)
             # What an owner may ask its layer for, though never its weights.
             self._options = {name: getattr(original, name, given[name]) for name in given}
+            if hasattr(original, "states"):  # Stateful layers are refused, so they are None.
+                self._options["states"] = None
             self.supports_masking = self.built = True
 
         def __getattr__(self, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import cache, partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -96,8 +96,7 @@ class Copier:
         for name, value in vars(original).items():
             if name in _FRESH:
                 held[name] = _FRESH[name]()
-            # TensorFlow's own records, which are made anew below.
-            elif name not in _LEFT_OUT and not name.startswith("_self_"):
+            elif name not in _LEFT_OUT | _records():
                 held[name] = self(value)
         if "stored_ids" in held:
             held["stored_ids"] = {n: set(map(id, kept)) for n, (_, kept) in held["config"].items()}
@@ -188,6 +187,16 @@ class Copier:
         elif dtype and isinstance(thing, tf.Tensor) and thing.dtype.is_floating:
             copy = tf.cast(thing, dtype)
         return copy
+
+
+@cache
+def _records() -> set[str]:
+    """Names what TensorFlow notes in each layer; a user's attribute may begin alike."""
+    import keras
+
+    layer = keras.Layer()
+    layer.part = keras.Layer()  # Most notes are of what a layer holds.
+    return {name for name in vars(layer) if name.startswith("_self_")}
 
 
 def _is_float(dtype: Any) -> bool:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.data import Dataset, Scaling, Split, fit_to_model, load_dataset, scaled
+from exporter.data import Dataset, Scaling, Split, fit_to_model, in_memory, load_dataset, scaled
 from exporter.data.fitting import holds_bytes
 from exporter.datasets import NO_DATA
-from exporter.errors import DataError, did_you_mean
+from exporter.errors import DataError, brief, did_you_mean
 from exporter.graph.evidence import IDENTITY, Evidence
 from exporter.graph.network import Network
 from exporter.graph.sizes import resized
@@ -85,7 +85,21 @@ def fit_both(
     if part and any(None in info.shape[1:] for info in network.inputs):
         sizes = {name: array.shape[1:] for name, array in part.inputs.items()}
         network = Network(network.model, sizes)
+        _check_sizes(network, part)
     return network, dataset
+
+
+def _check_sizes(network: Network, part: Split) -> None:
+    """Raises a DataError if a network with free axes cannot compute samples of the data's sizes."""
+    inputs = in_memory(part.take(slice(network.fixed_batch or 1)).inputs)
+    try:
+        network.runner(eager=True)(inputs)
+    except Exception as error:  # The code of custom layers may raise anything.
+        sizes = ", ".join(f"{name!r} {array.shape[1:]}" for name, array in inputs.items())
+        raise DataError(
+            f"Model {network.name!r} leaves sizes free, and cannot compute a sample of the data. "
+            f"Received: {sizes}; {brief(error)} Give samples of a size that it can take."
+        ) from error
 
 
 def _check_indices(dataset: Dataset, network: Network) -> None:

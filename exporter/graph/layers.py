@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from exporter import plugins
@@ -104,7 +105,6 @@ _GROUPS = {
     "Bidirectional TimeDistributed": LayerKind(entered=True),
     "SpectralNormalization": LayerKind(kept="its kernel is scaled anew at every step of training"),
     "GroupQueryAttention": LayerKind(kept="takes the size of its output from that of the query"),
-    "ReversibleEmbedding": LayerKind(kept="its matrix is used in both directions"),
 }
 
 KINDS = {name: kind for names, kind in _GROUPS.items() for name in names.split()}
@@ -114,10 +114,24 @@ KINDS = {name: kind for names, kind in _GROUPS.items() for name in names.split()
 def kind_of(layer: Layer, *, inherited: bool = False) -> LayerKind:
     """Returns the row of a layer's class; an empty one if there is none.
 
-    A subclass may compute anything, but has the same methods: it counts only if ``inherited``.
+    A subclass that adds something may compute anything, but has the same methods: it counts only
+    if ``inherited``.
     """
-    classes = type(layer).__mro__ if inherited else (type(layer),)
+    classes = type(layer).__mro__ if inherited else classes_of(layer)
     return next((kinds()[c] for c in classes if c in kinds()), LayerKind())
+
+
+def classes_of(layer: Layer) -> list[type]:
+    """Returns the class of a layer, and those of which it is a mere other name."""
+    classes = type(layer).__mro__
+    named = takewhile(_adds_nothing, classes)
+    return list(classes[: 1 + len(list(named))])
+
+
+@functools.cache
+def _adds_nothing(kind: type) -> bool:
+    own = {name for name in vars(kind) if not name.startswith("_api_export_")}  # Notes of Keras.
+    return own <= {"__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
 
 
 @functools.cache
@@ -202,6 +216,12 @@ def called_with(layer: Layer) -> dict[str, Any]:
     """Returns the arguments of the layer's first call, by name."""
     call = _call(layer)
     return inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
+
+
+def is_called_once(layer: Layer) -> bool:
+    """Tells whether a layer is called once in its graph, or inside another layer."""
+    call = first_call(layer)
+    return call is not None and max(len(layer._inbound_nodes), call.times) == 1
 
 
 def output_shape(layer: Layer) -> tuple[int | None, ...]:

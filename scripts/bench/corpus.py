@@ -3,10 +3,14 @@
 The corpus, which the tests use as well, is tests/end_to_end/corpus.py. All weights are random, and
 so are the inputs; rank 0.5.
 
-    scripts/benchmark corpus [NAME]...
+    scripts/benchmark corpus [--hub] [NAME]...
+
+``--hub`` carries out runs on backbones of keras_hub instead, where that is installed, which the
+exporter itself does not need: in its environment, ``pip install keras-hub``.
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from pathlib import Path
@@ -25,8 +29,18 @@ SHORT = 100
 def main() -> int:
     """Runs the benchmark and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", default=list(corpus.CORPUS))
-    names = parser.parse_args().names
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--hub", action="store_true", help="take the backbones of keras_hub")
+    options = parser.parse_args()
+    if options.hub and importlib.util.find_spec("keras_hub") is None:
+        print("keras_hub is not installed: pip install keras-hub", file=sys.stderr)
+        return 0
+    own = list(corpus.CORPUS)
+    if options.hub:
+        from scripts.bench.lib import hub  # noqa: F401, adds its own
+
+        own = [name for name in corpus.CORPUS if name not in own]
+    names = options.names or own
     exporter.targets.latency.ROUND_SECONDS = 0.001  # Latencies are not shown.
     print(f"| architecture | can be factorized | {' | '.join(ARTIFACTS)} |")
     print(f"|---|---:|{'---|' * len(ARTIFACTS)}")

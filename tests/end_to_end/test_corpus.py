@@ -13,12 +13,12 @@ _SPEC = importlib.util.spec_from_file_location("corpus", Path(__file__).with_nam
 corpus = sys.modules["corpus"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(corpus)
 SMALL = [name for name, each in corpus.CORPUS.items() if not each.large]
-# All take twenty minutes on two cores: `scripts/benchmark corpus` runs them. CI has twenty in all.
-TESTED = SMALL[::8]
+# Each takes some seven seconds of one core; `scripts/benchmark corpus` runs all.
+TESTED = [name for number, name in enumerate(SMALL) if number % 3]
 
 
 def test_the_corpus_is_large_and_limits_name_artifacts():
-    assert len(corpus.CORPUS) >= 60
+    assert len(TESTED) >= 60
     artifacts = {"saved_model", "tflite", "tflite int8", "onnx", "onnx int8"}
     assert all(set(each.limits) <= artifacts for each in corpus.CORPUS.values())
 

@@ -109,8 +109,8 @@ def wrappers():
     inputs = keras.Input((4, 12), name="sequence")
     x = layers.TimeDistributed(layers.Dense(24, activation="relu"))(inputs)
     x = layers.Bidirectional(layers.LSTM(12, return_sequences=True, unroll=True))(x)
-    x = layers.Bidirectional(layers.GRU(8, unroll=True), merge_mode="sum")(x)
-    return keras.Model(inputs, layers.Dense(5)(x), name="wrappers")
+    both = layers.Bidirectional(layers.GRU(8, unroll=True, return_state=True), merge_mode="sum")
+    return keras.Model(inputs, layers.Dense(5)(layers.Concatenate()(both(x))), name="wrappers")
 
 
 def mlp():

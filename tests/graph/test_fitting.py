@@ -4,8 +4,9 @@ import pytest
 
 from exporter.data import load_dataset
 from exporter.errors import DataError
-from exporter.graph.fitting import fitted
+from exporter.graph.fitting import fit_both, fitted
 from exporter.graph.network import Network
+from exporter.options.groups import Source
 
 
 @pytest.mark.parametrize("kind", ["Rescaling", "Normalization"])
@@ -34,3 +35,18 @@ def test_indices_without_a_row_are_refused_before_any_work(wrong):
 def test_what_load_dataset_takes_is_loaded():
     network = Network(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
     assert fitted({"x": np.ones((20, 4))}, network).name == "arrays"
+
+
+def test_samples_longer_than_a_model_with_free_lengths_can_take_are_refused_before_any_work():
+    class Positions(keras.layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(8, shape[-1]), name="table")
+
+        def call(self, inputs):
+            return inputs + self.table[: keras.ops.shape(inputs)[1]]
+
+    inputs = keras.Input((None, 4), name="sequence")
+    network = Network(keras.Model(inputs, Positions(name="places")(inputs)))
+    fit_both(network, {"x": np.ones((20, 8, 4), "float32")}, Source())
+    with pytest.raises(DataError, match=r"cannot compute a sample.*\(9, 4\)"):
+        fit_both(network, {"x": np.ones((20, 9, 4), "float32")}, Source())

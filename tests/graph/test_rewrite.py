@@ -293,3 +293,21 @@ class TestCopiesWithoutTraces:
         padding = Replacement((layers.ZeroPadding1D(1, name="kept"),), {})
         assert rewrite(model, {"kept": padding}).outputs[0].shape == (None, 4, 3)
         assert computed == ["kept", "y"]  # The new layer, and what its shape changes.
+
+
+def test_attributes_that_begin_like_the_records_of_tensorflow_are_copied():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self._self_attention = keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self._self_attention(inputs)
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Block()(inputs))
+    values = np.ones((2, 4), "float32")
+    copy = rewrite(model, {})
+    np.testing.assert_array_equal(copy(values), model(values))
+    kept = copy.layers[-1]._self_attention
+    assert kept is not model.layers[-1]._self_attention

@@ -14,7 +14,10 @@ from exporter.lowrank.factorizers.convolution import (
 )
 from exporter.lowrank.factorizers.dense import DenseFactorizer
 from exporter.lowrank.factorizers.einsum import EinsumDenseFactorizer
-from exporter.lowrank.factorizers.embedding import EmbeddingFactorizer
+from exporter.lowrank.factorizers.embedding import (
+    EmbeddingFactorizer,
+    ReversibleEmbeddingFactorizer,
+)
 from exporter.lowrank.factorizers.recurrent import RecurrentFactorizer
 from exporter.lowrank.factorizers.spatial import SpatialFactorizer
 from exporter.lowrank.factorizers.tucker import TuckerFactorizer
@@ -43,6 +46,7 @@ FACTORIZERS: tuple[Factorizer, ...] = (
     EinsumDenseFactorizer("EinsumDense"),
     AttentionFactorizer("MultiHeadAttention"),
     EmbeddingFactorizer("Embedding"),
+    ReversibleEmbeddingFactorizer("ReversibleEmbedding"),
     RecurrentFactorizer("LSTM"),
     RecurrentFactorizer("GRU"),
 )

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from exporter.graph.layers import input_shape, unsupported_feature
+from exporter.graph.layers import classes_of, input_shape, unsupported_feature
 from exporter.graph.rewrite import Replacement
 from exporter.lowrank.kernels import Kernel
 from exporter.lowrank.linalg.moments import Floats
@@ -46,8 +46,8 @@ class Factorizer(ABC):
         """Tells whether the layer is of this kind, exactly: a subclass may compute anything."""
         import keras
 
-        kind = self.kind
-        return type(layer) is (getattr(keras.layers, kind, None) if isinstance(kind, str) else kind)
+        kind = getattr(keras.layers, self.kind, None) if isinstance(self.kind, str) else self.kind
+        return kind in classes_of(layer)
 
     def obstacle(self, layer: Any) -> str:
         """Says what keeps a layer of this kind from being factorized; empty if nothing does."""

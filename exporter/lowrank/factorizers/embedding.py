@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from exporter.graph.layers import output_shape, rebuild
+from exporter.graph.layers import called_with, is_called_once, output_shape, rebuild
 from exporter.lowrank.factorizers.base import Factorizer, Shape, linear_dense
 from exporter.lowrank.kernels import Kernel, count_positions, one_matrix
 from exporter.lowrank.linalg.moments import Floats
@@ -65,3 +65,14 @@ class EmbeddingFactorizer(Factorizer):
             kernel_regularizer=layer.embeddings_regularizer,
             activity_regularizer=layer.activity_regularizer,
         )
+
+
+class ReversibleEmbeddingFactorizer(EmbeddingFactorizer):
+    """Factorizes an embedding that could project back to its indices, where it does not."""
+
+    def obstacle(self, layer: Any) -> str:
+        """See the base class."""
+        once = layer.tie_weights and is_called_once(layer)
+        if not once or called_with(layer).get("reverse", False):
+            return "its matrix is used in both directions"
+        return super().obstacle(layer)

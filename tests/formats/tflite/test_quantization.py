@@ -478,6 +478,29 @@ def test_the_steps_of_recurrent_layers_are_written_out(kind, batch, make, sample
         assert snr_db(actual["y"], Network(model).runner(eager=True)(inputs)["y"]) > 20
 
 
+def test_indices_are_not_rounded(make):
+    keras.utils.set_random_seed(0)
+    layers, ids = keras.layers, keras.Input((1,), dtype="int32", name="ids")
+    scores = layers.Dense(4, name="scores")(layers.CategoryEncoding(24, "one_hot")(ids))
+    model, given = keras.Model(ids, scores), {"ids": np.arange(24, dtype="int32")[:, None]}
+    path = make(model, "int8", calibration=[given])
+    expected = Network(model).runner(eager=True)(given)["scores"]
+    for actual in predictions(path, given):
+        assert snr_db(actual["scores"], expected) > 30
+
+
+def test_small_states_keep_more_than_the_steps_of_a_tanh(make):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 8), name="x")
+    model = keras.Model(inputs, keras.layers.Dense(3, name="y")(keras.layers.LSTM(8)(inputs)))
+    given = {"x": 0.02 * np.random.default_rng(0).normal(size=(64, 6, 8)).astype("float32")}
+    path = make(model, "int8", calibration=[given])
+    expected = Network(model).runner(eager=True)(given)["y"]
+    for actual in predictions(path, given):
+        assert snr_db(actual["y"], expected) > 25
+    assert {k.type for k in kernels(path.read_bytes())} == {schema.TensorType.INT8}
+
+
 def test_nothing_is_printed(lstm, make, capsys):
     """The quantizer draws progress bars for large graphs."""
     make(lstm(unroll=True), "int8")

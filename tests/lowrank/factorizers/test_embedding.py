@@ -2,7 +2,7 @@ import keras
 import numpy as np
 
 from exporter.graph.rewrite import rewrite
-from exporter.lowrank.factorizers import factorizer_for
+from exporter.lowrank.factorizers import factorizer_for, reason_kept
 
 
 def embedding(**arguments):
@@ -47,3 +47,32 @@ def test_the_regularizer_is_kept_and_the_constraint_is_not():
     for part in others:
         assert isinstance(part.kernel_regularizer, keras.regularizers.L2)
         assert not part.use_bias
+
+
+class Renamed(keras.layers.ReversibleEmbedding):
+    """Adds nothing, as those of keras_hub do."""
+
+
+def reversible(**arguments):
+    keras.utils.set_random_seed(0)
+    layer = Renamed(12, 8, name="layer", **arguments)
+    tokens = keras.Input((6,), dtype="int32")
+    return tokens, layer, layer(tokens)
+
+
+def test_a_reversible_embedding_is_cut_where_nothing_is_projected_back():
+    tokens, layer, places = reversible(mask_zero=True)
+    model = keras.Model(tokens, keras.layers.LSTM(3)(places))
+    _, replacement = cut(layer, 8)
+    given = np.array([[1, 5, 2, 0, 0, 0]])
+    copy = rewrite(model, {"layer": replacement})
+    np.testing.assert_allclose(copy(given), model(given), atol=1e-6)
+
+
+def test_tied_or_separate_matrices_of_both_directions_are_kept():
+    layer = reversible(tie_weights=False)[1]
+    assert reason_kept(layer) == "its matrix is used in both directions"
+    _, layer, places = reversible()
+    assert factorizer_for(layer) is not None
+    layer(places, reverse=True)
+    assert factorizer_for(layer) is None
