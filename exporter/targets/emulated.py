@@ -43,7 +43,9 @@ class Arm64(Target):
     def check(self) -> None:
         """Refuses a machine without QEMU, or without the folder that ``scripts/arm64`` makes."""
         lacking = [
-            tool for tool in ("qemu-aarch64", "unshare", "setarch") if not shutil.which(tool)
+            tool
+            for tool in ("qemu-aarch64", "unshare", "setarch", "setpriv")
+            if not shutil.which(tool)
         ]
         folder = folder_of_arm64()
         if not (folder / "cache.so").exists():
@@ -94,6 +96,7 @@ class Arm64(Target):
             mount = 'mount --bind "$0" /proc/cpuinfo && exec "$@"'
             emulator = ["qemu-aarch64", "-cpu", self._processor, "-seed", "1", "-L", str(root)]
             command = [
+                *("setpriv", "--pdeathsig", "KILL"),  # An emulation ends with this process.
                 # Addresses, and so the counts of hashing, are the same at each run.
                 *("setarch", "-R", *private, "sh", "-c", mount),
                 str(folder / f"cpuinfo.{self._processor}"),

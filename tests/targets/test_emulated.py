@@ -1,5 +1,12 @@
 """Instructions on ARM64, counted in QEMU; skipped where ``scripts/arm64`` was not run."""
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -55,6 +62,34 @@ def test_a_file_that_is_no_model_fails(arm64, tmp_path):
     subject.path.write_bytes(b"no model")
     with pytest.raises(ChildError, match="emulation ended"):
         TARGETS["arm64"].measure(TFLITE, [subject], {})
+
+
+def test_an_emulation_ends_with_the_process_that_started_it(arm64, tmp_path):
+    subject = exported(tmp_path, "large", keras.layers.Dense(2048), shape=(2048,))
+    code = (
+        "import sys; from pathlib import Path; from exporter.targets import TARGETS;"
+        "TARGETS['arm64']._emulate([Path(sys.argv[1])] * 50, 'cache.so')"
+    )
+    with subprocess.Popen([sys.executable, "-P", "-c", code, str(subject.path)]) as parent:
+        assert within(60, lambda: emulations(subject.path))
+        parent.kill()
+    assert within(5, lambda: not emulations(subject.path))
+
+
+def emulations(path):
+    """Returns the commands of emulators that run a file."""
+    commands = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # It has ended meanwhile.
+            commands.append(process.read_bytes())
+    return [c for c in commands if c.startswith(b"qemu-") and os.fsencode(path) in c]
+
+
+def within(seconds, happens):
+    end = time.monotonic() + seconds
+    while not happens() and time.monotonic() < end:
+        time.sleep(0.05)
+    return happens()
 
 
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
