@@ -39,4 +39,5 @@ def test_artifacts_are_accepted_or_the_known_limit_is_told(name, tmp_path, monke
             assert known and known in reason, f"{artifact}: {reason}"
         elif known is not None:
             # Signal to noise ratios differ by a little between kernels for different CPUs.
-            assert known == corpus.QUALITY, f"{artifact} meets its limit no more; strike it"
+            measured = {corpus.QUALITY, corpus.DEPARTS}
+            assert known in measured, f"{artifact} meets its limit no more; strike it"

@@ -51,7 +51,7 @@ _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 _FLOAT32_BYTES = 4
 _KERNEL_STEPS = 127
 _SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_IN_CELLS = ("ADD", "LOGISTIC", "MUL", "RELU", "SPLIT", "SUB", "TANH")
+_IN_CELLS = ("ADD", "LOGISTIC", "MUL", "RELU", "SPLIT", "STRIDED_SLICE", "SUB", "TANH")
 _FINER = 128
 """Most steps of an output within one of the sums it is computed from; XNNPACK takes up to 256."""
 
