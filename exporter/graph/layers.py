@@ -61,6 +61,8 @@ class LayerKind:
         scales_input: Whether it rescales data, as the first layer of a model.
         finalized: Whether it computes with values that ``finalize_state`` derives from its weights.
         entered: Whether the layers inside it are looked at, and replaced, each on its own.
+        composed: Whether runtimes compute it by several operators, of which more than one may give
+            nearly what the layer does.
         kept: Why it is not factorized; empty where a factorizer tells.
     """
 
@@ -74,6 +76,7 @@ class LayerKind:
     scales_input: bool = False
     finalized: bool = False
     entered: bool = False
+    composed: bool = False
     kept: str = ""
 
 
@@ -101,7 +104,7 @@ _GROUPS = {
     "Rescaling": LayerKind(scales_input=True),
     "Normalization": replace(_NO_MATRIX, scales_input=True, finalized=True),
     "BatchNormalization LayerNormalization RMSNormalization GroupNormalization PReLU "
-    "AdditiveAttention Attention": _NO_MATRIX,
+    "AdditiveAttention Attention": replace(_NO_MATRIX, composed=True),
     "Bidirectional TimeDistributed": LayerKind(entered=True),
     "SpectralNormalization": LayerKind(kept="its kernel is scaled anew at every step of training"),
     "GroupQueryAttention": LayerKind(kept="takes the size of its output from that of the query"),

@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from exporter.data.metrics import decibels, snr_db
 from exporter.formats import FORMATS
 from exporter.formats.base import Artifact
 from exporter.graph.hooks import called
+from exporter.graph.layers import kind_of
 from exporter.graph.network import Network
 from exporter.isolation import call_in_child
 from exporter.lowrank.calibration import activation_elements
@@ -39,6 +41,9 @@ EXCESS_DB = 6.0
 
 DRAWS = 3
 """Number of times that an artifact is rounded anew."""
+
+MOST_AXES = 5
+"""Tensors of more axes are not looked for in other orders of them."""
 
 FOUND_DB, ALIKE_DB = 10.0, 0.1
 """A tensor is the output of a layer if it is at least so much like it, in SNR, and no other layer's
@@ -96,7 +101,8 @@ def compare_layers(
 ) -> tuple[LayerAgreement, ...]:
     """Compares the activations of an artifact with those of the Keras model, in order of calls.
 
-    What factors give each other is never found: quantization may choose it anew.
+    What factors give each other is never found, for quantization may choose it anew; nor are
+    normalizations, of which other operators than the last give nearly the same.
 
     Raises:
         ChildError: If the runtime cannot run the artifact, or does not show activations.
@@ -121,7 +127,9 @@ def compare_layers(
             data=2 * artifact.size + 4 * 4 * count * activation_elements(network),
         )
         tensors, drawn = (load_arrays(Path(name, file)) for file in (_TENSORS, _DRAWN))
-    outputs, latent = _layer_outputs(network, inputs), compressed.latent
+    outputs = _layer_outputs(network, inputs)
+    composed = {path for path, layer in network.layers.items() if kind_of(layer).composed}
+    hidden = compressed.latent | composed
     variant, most = FORMATS[artifact.format].variant(artifact.variant), FLOAT_SNR_DB
     if variant.rule is not None and variant.scheme is None:
         # In half precision each operator rounds what it computes; the draws round kernels alone.
@@ -131,7 +139,7 @@ def compare_layers(
     for tensor, (snr, _) in (pair for found in alike for pair in found.items()):
         nearest[tensor] = max(nearest.get(tensor, FOUND_DB), snr - ALIKE_DB)
     return tuple(
-        _agreement(path, sources, found, {} if path in latent else nearest)
+        _agreement(path, sources, found, {} if path in hidden else nearest)
         for (path, _, sources), found in zip(outputs, alike, strict=True)
     )
 
@@ -251,16 +259,26 @@ def _alike(
 
 
 def _in_layout(tensor: Array, shape: tuple[int, ...]) -> Iterator[Array]:
-    """Yields a tensor as one of some shape, in the order of axes that runtimes may have."""
-    if tensor.size == math.prod(shape):
-        yield tensor.reshape(shape)
-    if len(shape) > 2 and tensor.shape == (shape[0], shape[-1], *shape[1:-1]):
-        yield np.moveaxis(tensor, 1, -1)
+    """Yields a tensor as one of some shape, with the axes in any order that gives it.
+
+    Runtimes put channels, or steps of a sequence, first.
+    """
+    if tensor.size != math.prod(shape):
+        return
+    yield tensor.reshape(shape)
+    squeezed, wanted = tensor.squeeze(), tuple(size for size in shape if size != 1)
+    orders = permutations(range(squeezed.ndim)) if squeezed.ndim <= MOST_AXES else ()
+    for order in orders:
+        if order != tuple(range(squeezed.ndim)):
+            turned = squeezed.transpose(order)
+            if turned.shape == wanted:
+                yield turned.reshape(shape)
 
 
 def _unscaled(values: Array, output: Array) -> Array:
     """Multiplies channels, along the last axis, by what fits an output best, by least squares."""
     axes = tuple(range(output.ndim - 1))
+    values = values.astype(np.float64)
     power = np.sum(np.square(values), axis=axes)
     scales = np.sum(values * output, axis=axes) / np.where(power > 0, power, 1)
     return np.asarray(values * np.maximum(scales, 0))

@@ -212,10 +212,10 @@ def _excess(
         drawn += rounding_step(values) ** 2 / 3 * values.size / noise.size
         spread = 10 * np.log10(drawn.sum(axis=1)).std(ddof=1)
         channel_spread = 10 * np.log10(drawn).std(axis=0, ddof=1).mean()
-        limits = (
-            ALLOWED_DB + ALLOWED_DEVIATIONS * float(spread),
-            CHANNEL_ALLOWED_DB + CHANNEL_ALLOWED_DEVIATIONS * float(channel_spread),
-        )
+        channel_limit = CHANNEL_ALLOWED_DB + CHANNEL_ALLOWED_DEVIATIONS * float(channel_spread)
+        total_limit = ALLOWED_DB + ALLOWED_DEVIATIONS * float(spread)
+        # A single channel is no average of many.
+        limits = (channel_limit if noise.size == 1 else total_limit, channel_limit)
     rounding = drawn.mean(axis=0)
     return Excess(
         expected_snr_db=decibels(signal / rounding.sum()),

@@ -768,7 +768,7 @@ def float_tokens():
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(x))
 
 
-@architecture("Tags for each word: bidirectional GRU, TimeDistributed", {"onnx int8": DEPARTS})
+@architecture("Tags for each word: bidirectional GRU, TimeDistributed")
 def tagger():
     inputs, x = _text()
     x = layers.Bidirectional(layers.GRU(12, return_sequences=True))(x)
@@ -913,7 +913,7 @@ def vit():
     return keras.Model(inputs, layers.Dense(5)(x))
 
 
-@architecture("MLP-Mixer: Dense over patches and over channels", {"onnx int8": DEPARTS})
+@architecture("MLP-Mixer: Dense over patches and over channels")
 def mlp_mixer():
     inputs = _image(8)
     x = layers.Reshape((16, 16))(layers.Conv2D(16, 2, 2)(inputs))
