@@ -141,7 +141,7 @@ def test_what_failed_before_is_not_held_against_the_new_run(write):
 @pytest.mark.parametrize(
     ("artifacts", "told"),
     [
-        (3, "must have a schema version"),
+        (3, "without the lists 'files' and 'artifacts'"),
         ([], "tells of no artifacts"),
         ([{"format": 1}], "tells of an artifact that cannot be read"),
         ([{**OLD[0], "file": 3}], "tells of an artifact that cannot be read"),

@@ -70,6 +70,7 @@ class TestFixedRank:
         assert FixedRank(36).select(mlp).ranks == {}
         message = (
             "Rank must be at most 36, the smaller side of the largest layer. Received: 37. "
+            "Give a smaller one, or the rank 'none', which leaves all layers whole. "
             "Layers: hidden_1 (36 x 40), hidden_2 (40 x 32), probabilities (32 x 10)."
         )
         with pytest.raises(RecipeError, match=re.escape(message)):
