@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from exporter.commands.environment import free_memory
-from exporter.commands.prepare import Job, prepare
+from exporter.commands.prepare import Job, engine_for, prepare
 from exporter.commands.trials import Trials, skeleton
 from exporter.disk import scratch_folder
 from exporter.errors import ConversionError
@@ -76,9 +76,7 @@ def dry_run(
     if job.trained_here:  # Converters would leave out its biases, which are zeros.
         rng, untrained = np.random.default_rng(0), job.network.model
         untrained.set_weights([w + 0.01 * rng.random(w.shape) for w in untrained.get_weights()])
-    samples = min(PLANNED_SAMPLES, recipe.source.calibration)
-    calibration = calibration_from(job.network, job.dataset, samples)
-    engine = Engine(job.network, calibration, recipe.cut, progress, seed=recipe.source.seed)
+    engine = engine_for(recipe, job.network, job.dataset, progress, most=PLANNED_SAMPLES)
     plan, certainty, decided_by = _planned(engine, recipe)
     with scratch_folder() as folder:
         after = skeleton(engine, plan).network

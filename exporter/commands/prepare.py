@@ -186,13 +186,16 @@ def engine_for(
     dataset: Dataset | None,
     progress: Progress | None,
     cut: Cut | None = None,
+    *,
+    most: int | None = None,
 ) -> Engine:
     """Returns the engine that factorizes a network, calibrated by data fitted to it.
 
-    ``cut`` stands in for the recipe's own.
+    ``cut`` stands in for the recipe's own; ``most`` limits the samples of calibration.
     """
     source = recipe.source
-    calibration = calibration_from(network, dataset, source.calibration) if dataset else None
+    samples = source.calibration if most is None else min(most, source.calibration)
+    calibration = calibration_from(network, dataset, samples) if dataset else None
     return Engine(network, calibration, cut or recipe.cut, progress, seed=source.seed)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from exporter.errors import InputError, OutputError, brief
+from exporter.errors import InputError, OutputError
 from exporter.formats.base import measure
 from exporter.inputs import checked_path
 from exporter.output import (
@@ -15,7 +15,7 @@ from exporter.output import (
     staged_output,
 )
 from exporter.progress import Progress
-from exporter.report.manifest import read_manifest, with_files, write_manifest
+from exporter.report.manifest import read_manifest, what_lacks, with_files, write_manifest
 from exporter.report.page.drawing import draw_report
 from exporter.report.page.pictures import Pictures
 
@@ -65,11 +65,10 @@ def write_report(folder: str | Path, *, progress: Progress | None = None) -> Pat
         except Exception as error:
             if isinstance(error, OSError):
                 raise
-            lacking = isinstance(error, KeyError)
-            received = f"one without the field {error}." if lacking else brief(error)
             raise InputError(
                 f"{str(folder / MANIFEST)!r} must follow the schema of manifests, with the "
-                f"{PICTURES_FILE} of the same run. Received: {received} Run exporter again."
+                f"{PICTURES_FILE} of the same run. Received: {what_lacks(error)} "
+                "Run exporter again."
             ) from error
         write_manifest(with_files(manifest, staging), staging)
     return folder / PAGE_FILE

@@ -272,18 +272,17 @@ class _Exports:
                 )
                 pictures.save(self._staging / PICTURES_FILE)
                 draw_report(manifest_of(report, self._staging), pictures, self._staging)
-        except (Exception, KeyboardInterrupt, Terminated) as error:
+                return report
+        except (KeyboardInterrupt, Terminated):
+            why = "it was interrupted."
+        except Exception as error:
             if disk_error(error):
                 raise
-            for name in REPORT_FILES:
-                if name != PICTURES_FILE:
-                    discard(self._staging / name)
-            interrupted = not isinstance(error, Exception)
-            why = (
-                "it was interrupted." if interrupted else f"{type(error).__name__}: {brief(error)}"
-            )
-            return replace(report, drawing_error=why)
-        return report
+            why = f"{type(error).__name__}: {brief(error)}"
+        for name in REPORT_FILES:
+            if name != PICTURES_FILE:
+                discard(self._staging / name)
+        return replace(report, drawing_error=why)
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:
         """Returns what labelled outputs of an artifact lost against the baseline."""

@@ -11,7 +11,7 @@ from exporter.errors import InputError, TrackingError, brief
 from exporter.formats.extras import Extra
 from exporter.inputs import checked_path
 from exporter.output import MANIFEST, finish_publication
-from exporter.report.manifest import read_manifest
+from exporter.report.manifest import read_manifest, what_lacks
 from exporter.tradeoff.front import Sweep
 from exporter.tradeoff.page import PAGE_FILE
 from exporter.tradeoff.table import CSV_FILE
@@ -89,8 +89,8 @@ def _log(folder: Path, experiment: str, tags: Mapping[str, str] | None = None) -
         verdict = {"passed": str(manifest["passed"]), "exit_code": str(manifest["exit_code"])}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{str(folder / MANIFEST)!r} is not the manifest of a run: {type(error).__name__}: "
-            f"{error}. Run exporter again."
+            f"{str(folder / MANIFEST)!r} is not the manifest of a run. Received: "
+            f"{what_lacks(error)} Run exporter again."
         ) from error
     if missing := [str(file) for file in files if not file.exists()]:
         raise InputError(f"The run lacks its files {', '.join(missing)}. Run exporter again.")

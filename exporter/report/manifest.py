@@ -103,6 +103,11 @@ def _no_manifest(file: Path, received: str) -> InputError:
     )
 
 
+def what_lacks(error: Exception) -> str:
+    """Says what a damaged manifest lacks, by the error that reading it raised."""
+    return f"one without the field {error}." if isinstance(error, KeyError) else brief(error)
+
+
 def manifest_schema() -> dict[str, Any]:
     """Returns the JSON schema of the manifest: the file in this folder, with that of a recipe."""
     text = (Path(__file__).parent / "manifest.schema.json").read_text(encoding="utf-8")

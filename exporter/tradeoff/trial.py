@@ -16,7 +16,7 @@ from exporter.formats.base import measure
 from exporter.inputs import made_of
 from exporter.output import MANIFEST
 from exporter.recipe import Recipe
-from exporter.report.manifest import read_manifest
+from exporter.report.manifest import read_manifest, what_lacks
 from exporter.tradeoff.front import UNCOMPRESSED, Point
 from exporter.version import __version__
 
@@ -117,7 +117,7 @@ class Trial:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{str(self.folder / MANIFEST)!r} is not the manifest of a trial: "
-                f"{type(error).__name__}: {error}. Remove the folder, and sweep again."
+                f"{what_lacks(error)} Remove the folder, and sweep again."
             ) from error
 
     @property

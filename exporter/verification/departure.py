@@ -269,10 +269,9 @@ def _in_layout(tensor: Array, shape: tuple[int, ...]) -> Iterator[Array]:
     squeezed, wanted = tensor.squeeze(), tuple(size for size in shape if size != 1)
     orders = permutations(range(squeezed.ndim)) if squeezed.ndim <= MOST_AXES else ()
     for order in orders:
-        if order != tuple(range(squeezed.ndim)):
-            turned = squeezed.transpose(order)
-            if turned.shape == wanted:
-                yield turned.reshape(shape)
+        same = order == tuple(range(squeezed.ndim))
+        if not same and tuple(squeezed.shape[axis] for axis in order) == wanted:
+            yield squeezed.transpose(order).reshape(shape)
 
 
 def _unscaled(values: Array, output: Array) -> Array:
