@@ -131,7 +131,7 @@ def _planned(engine: Engine, recipe: Recipe) -> tuple[RankPlan, Certainty, str]:
     planner = Planner(engine)
     units = {"max_params": PARAMS, "max_macs": planner.macs}.get(goal.kind)
     if units is not None:
-        limit = int(goal.limit(engine.original.params, engine.original.macs))
+        limit = int(goal.limit(engine.baseline.params, engine.baseline.macs))
         told = f"{option}, divided by what each layer loses"
         return planner.within(units, limit), "about", told
     whole = engine.plan(WholeLayers())

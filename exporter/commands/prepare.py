@@ -44,6 +44,7 @@ from exporter.output import (
     check_output,
 )
 from exporter.progress import Progress
+from exporter.pruning.pruner import Pruner
 from exporter.recipe import Recipe
 from exporter.training.finetune import check_training
 from exporter.training.reference import REFERENCE_NAME, reference_for
@@ -90,7 +91,9 @@ def prepare(
         name = Path(recipe.source.model).stem
     else:
         name = REFERENCE_NAME if trained_here else model.name
-    output = Path(recipe.export.output or ARTIFACTS / f"{name}-{recipe.goal.label}")
+    channels = recipe.cut.channels
+    removed = f"-channels-{channels}" if channels is not None else ""
+    output = Path(recipe.export.output or ARTIFACTS / f"{name}-{recipe.goal.label}{removed}")
     entries = _weight_files(recipe, trained_here)
     if exports:
         names = [artifact_name(FORMATS[name], variant) for name, variant in recipe.artifacts]
@@ -191,12 +194,27 @@ def engine_for(
 ) -> Engine:
     """Returns the engine that factorizes a network, calibrated by data fitted to it.
 
+    Channels that the cut removes are gone by then.
+
     ``cut`` stands in for the recipe's own; ``most`` limits the samples of calibration.
     """
     source = recipe.source
     samples = source.calibration if most is None else min(most, source.calibration)
     calibration = calibration_from(network, dataset, samples) if dataset else None
-    return Engine(network, calibration, cut or recipe.cut, progress, seed=source.seed)
+    cut, seed = cut or recipe.cut, source.seed
+    if cut.channels is None:
+        return Engine(network, calibration, cut, progress, seed=seed)
+    pruner = Pruner(network, calibration, progress, seed=seed)
+    pruned = pruner.prune(cut.channels, "macs" if recipe.goal.counts_macs else "params")
+    return Engine(
+        pruned.network,
+        calibration,
+        cut,
+        progress,
+        seed=seed,
+        baseline=network,
+        channels=pruned.channels,
+    )
 
 
 def _weight_files(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:

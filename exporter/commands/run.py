@@ -304,7 +304,7 @@ class _Exports:
         """Adds times, beside the baseline in float32, and what a user would ship otherwise."""
         standings: dict[str, Standing] = {}
         other = plain
-        if self._weights.compressed.factors:
+        if not self._weights.compressed.is_whole:
             try:
                 standings = self._alternatives.standings(fmt, report.variant, self._verifier)
                 other = self._alternatives.write(fmt, report.variant)

@@ -94,9 +94,9 @@ class _Search:
 
     def _within(self, units: Costs) -> Compressed:
         """Factorizes within a limit of parameters, MACs or bytes."""
-        goal, original = self._goal, self._engine.original
+        goal, baseline = self._goal, self._engine.baseline
         if goal.max_size is None:
-            limit = int(goal.limit(original.params, original.macs))
+            limit = int(goal.limit(baseline.params, baseline.macs))
             return self._planner.best_within(units, limit)
         size, budget = goal.max_size, self._params_for_size(units, goal.max_size)
         return self._planner.best_within(
@@ -182,7 +182,7 @@ class _Search:
         """
         planner, limit = self._planner, float(self._goal.max_drop or 0)
         held = labelled(self._dataset, self._recipe)
-        baseline = held.accuracy(self._engine.network)
+        baseline = held.accuracy(self._engine.baseline)
         found: dict[int, Compressed] = {}
         least, most = planner.smallest(costs), planner.whole(costs)
         with self._progress.track("Searching for the accuracy", SEARCH_ROUNDS) as advance:

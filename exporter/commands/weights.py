@@ -104,6 +104,7 @@ class Weights:
             "training": self.training,
             "finetuning": tuned
             and FineTuningReport(tuned.histories, tuned.at_full_rank, tuned.adaptation),
+            "channels": compressed.channels,
             "layers": tuple(self._layer_reports()),
             "before": Totals(self.baseline.params, self.baseline.macs),
             "after": Totals(compressed.network.params, compressed.network.macs),
@@ -165,7 +166,7 @@ def _finetuned(
         engine,
         job.dataset,
         recipe.tuning,
-        unit="macs" if recipe.goal.kind in {"max_macs", "max_latency"} else "params",
+        unit="macs" if recipe.goal.counts_macs else "params",
         strategy=strategy,
         progress=progress,
         loss=job.loss,
@@ -181,7 +182,7 @@ def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, 
     if engine.calibration is None and recipe.cut.method != "svd":
         progress.note("No training data to calibrate by: kernels are cut by their weights alone")
     compressed = factorize(engine, recipe, dataset, progress)
-    if not compressed.factors and recipe.goal.rank != NO_RANK:
+    if compressed.is_whole and recipe.goal.rank != NO_RANK:
         progress.note("No layer is factorized at this rank; the table of layers says why")
     return engine, compressed
 

@@ -30,6 +30,19 @@ class ActivationKind:
     probabilities: Literal["categorical", "bernoulli"] | None = None
 
 
+ChannelRole = Literal[
+    "product", "transposed", "depthwise", "scaled", "apart", "reshaped", "merged", "joined"
+]
+"""What a layer does with the channels of its input, the elements along the last axis:
+
+- ``product``, ``transposed``: multiplies them by a kernel ... x inputs x outputs, or the reverse;
+- ``depthwise``: makes ``depth_multiplier`` channels of each;
+- ``scaled``: has weights with one element for each; ``apart``: has none, and mixes none;
+- ``reshaped``: keeps the order of all elements;
+- ``merged``, ``joined``: takes several tensors, element by element or one after the other.
+"""
+
+
 ACTIVATIONS = {
     "linear": ActivationKind(homogeneous=True, fused=True),
     "relu": ActivationKind(homogeneous=True, fused=True),
@@ -63,6 +76,7 @@ class LayerKind:
         entered: Whether the layers inside it are looked at, and replaced, each on its own.
         composed: Whether runtimes compute it by several operators, of which more than one may give
             nearly what the layer does.
+        channels: What it does with channels; None if it mixes them, or nothing is known.
         kept: Why it is not factorized; empty where a factorizer tells.
     """
 
@@ -77,34 +91,59 @@ class LayerKind:
     finalized: bool = False
     entered: bool = False
     composed: bool = False
+    channels: ChannelRole | None = None
     kept: str = ""
 
 
 _PRODUCT = LayerKind(
-    output_axes=(-1,), folds=True, is_product=True, holds_factor=True, in_four_bits=True
+    output_axes=(-1,),
+    folds=True,
+    is_product=True,
+    holds_factor=True,
+    in_four_bits=True,
+    channels="product",
 )
 _NO_MATRIX = LayerKind(kept="has no matrix, only one factor a channel")
+_NORMALIZING = replace(_NO_MATRIX, composed=True)
+_PASSING = LayerKind(passes=lambda layer: True, channels="apart")
 
 _GROUPS = {
     "Dense Conv1D Conv2D": _PRODUCT,
     "Conv3D": replace(_PRODUCT, in_four_bits=False),
-    "EinsumDense": replace(_PRODUCT, folds=False, is_product=False),
-    "Conv1DTranspose Conv2DTranspose Conv3DTranspose": LayerKind(output_axes=(-2,), folds=True),
+    "EinsumDense": replace(_PRODUCT, folds=False, is_product=False, channels=None),
+    "Conv1DTranspose Conv2DTranspose Conv3DTranspose": LayerKind(
+        output_axes=(-2,), folds=True, channels="transposed"
+    ),
     "SeparableConv1D SeparableConv2D": LayerKind(output_axes=(-1,), folds=True, in_four_bits=True),
     "DepthwiseConv1D DepthwiseConv2D": LayerKind(
-        output_axes=(-2, -1), folds=True, kept="each output takes one channel: nothing to factorize"
+        output_axes=(-2, -1),
+        folds=True,
+        channels="depthwise",
+        kept="each output takes one channel: nothing to factorize",
     ),
-    "Activation": LayerKind(passes=lambda layer: activation_of(layer).homogeneous),
-    "ReLU": LayerKind(passes=lambda layer: layer.max_value is None and not layer.threshold),
-    "LeakyReLU Flatten Dropout MaxPooling1D MaxPooling2D MaxPooling3D ZeroPadding1D ZeroPadding2D "
-    "ZeroPadding3D SpatialDropout1D SpatialDropout2D SpatialDropout3D": LayerKind(
-        passes=lambda layer: True
+    "Activation": LayerKind(
+        passes=lambda layer: activation_of(layer).homogeneous, channels="apart"
     ),
+    "ReLU": LayerKind(
+        passes=lambda layer: layer.max_value is None and not layer.threshold, channels="apart"
+    ),
+    "Flatten": replace(_PASSING, channels="reshaped"),
+    "LeakyReLU Dropout MaxPooling1D MaxPooling2D MaxPooling3D ZeroPadding1D ZeroPadding2D "
+    "ZeroPadding3D SpatialDropout1D SpatialDropout2D SpatialDropout3D": _PASSING,
+    "ELU Identity GaussianNoise GaussianDropout AveragePooling1D AveragePooling2D AveragePooling3D "
+    "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
+    "GlobalMaxPooling2D GlobalMaxPooling3D UpSampling1D UpSampling2D UpSampling3D Cropping1D "
+    "Cropping2D Cropping3D": LayerKind(channels="apart"),
+    "Reshape": LayerKind(channels="reshaped"),
+    "Add Subtract Multiply Average Maximum Minimum": LayerKind(channels="merged"),
+    "Concatenate": LayerKind(channels="joined"),
     "Softmax": LayerKind(activation=ACTIVATIONS["softmax"]),
     "Rescaling": LayerKind(scales_input=True),
     "Normalization": replace(_NO_MATRIX, scales_input=True, finalized=True),
-    "BatchNormalization LayerNormalization RMSNormalization GroupNormalization PReLU "
-    "AdditiveAttention Attention": replace(_NO_MATRIX, composed=True),
+    "BatchNormalization PReLU": replace(_NORMALIZING, channels="scaled"),
+    "LayerNormalization RMSNormalization GroupNormalization AdditiveAttention Attention": (
+        _NORMALIZING
+    ),
     "Bidirectional TimeDistributed": LayerKind(entered=True),
     "SpectralNormalization": LayerKind(kept="its kernel is scaled anew at every step of training"),
     "GroupQueryAttention": LayerKind(kept="takes the size of its output from that of the query"),
@@ -172,6 +211,24 @@ def activation_of(layer: Layer) -> ActivationKind:
     return own or ACTIVATIONS.get(name, ActivationKind())
 
 
+def is_elementwise(activation: Callable[[Any], Any] | None) -> bool:
+    """Tells whether an activation computes each element by itself, seen by trying it."""
+    import keras
+    import numpy as np
+
+    if activation is None:
+        return True
+    values = np.linspace(-3.0, 3.0, 8, dtype=np.float32)[np.newaxis] ** 3
+    try:
+        whole, *parts = (
+            keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(part)))
+            for part in (values, values[:, :5], values[:, 5:])
+        )
+        return bool(np.allclose(whole, np.concatenate(parts, axis=1), rtol=1e-5, atol=1e-6))
+    except Exception:  # A function of the user's, made for other shapes, may raise anything.
+        return False
+
+
 def is_channels_last(layer: Layer) -> bool:
     """Tells whether the last axis of a layer's inputs and outputs is that of the channels."""
     return getattr(layer, "data_format", "channels_last") == "channels_last"
@@ -235,6 +292,11 @@ def output_shape(layer: Layer) -> tuple[int | None, ...]:
 def input_shape(layer: Layer) -> tuple[int | None, ...]:
     """Returns the shape of the first input of the layer's first call."""
     return tuple(_call(layer).inputs[0].shape)
+
+
+def input_shapes(layer: Layer) -> list[tuple[int | None, ...]]:
+    """Returns the shapes of all inputs of the layer's first call."""
+    return [tuple(tensor.shape) for tensor in _call(layer).inputs]
 
 
 def output_tensors(layer: Layer) -> list[Tensor]:

@@ -135,7 +135,7 @@ class _ModelCopier:
                 nodes.setdefault(id(node.operation), []).append(node)
         for made in [] if self._dtype else nodes.values():
             copy = self._copy_called(made[0].operation)
-            if not isinstance(copy, Replacement):
+            if not isinstance(copy, Replacement) and _is_as_large(copy, made[0].operation):
                 compute = partial(_compute_outputs, iter(made), copy.compute_output_spec)
                 yield copy, "compute_output_spec", compute
 
@@ -160,6 +160,13 @@ class _ModelCopier:
             sparse=tensor.sparse,
             name=name,
         )
+
+
+def _is_as_large(copy: Layer, original: Layer) -> bool:
+    """Tells whether a copy gives what the original does; layers inside it may give less."""
+    if not is_graph(copy):
+        return True
+    return [x.shape for x in copy.outputs] == [x.shape for x in original.outputs]
 
 
 def _compute_outputs(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.graph.calls import of_one_sample
+from exporter.graph.channels import ChannelPlan
 from exporter.graph.fold import fold_batch_norms
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
@@ -70,12 +71,14 @@ class Compressed:
         plan: The plan of every layer with weights.
         factors: The factors of each factorized kernel, by its name in the plan.
         cut: How the kernels were factorized.
+        channels: Which channels were removed before, by group; empty if none was to be.
     """
 
     network: Network
     plan: RankPlan
     factors: Mapping[str, Factors]
     cut: Cut = field(default_factory=Cut)
+    channels: tuple[ChannelPlan, ...] = ()
 
     @classmethod
     def of(cls, model: "Compressed | Network | Model") -> "Compressed":
@@ -90,6 +93,11 @@ class Compressed:
     def model(self) -> Model:
         """The compressed model: an ordinary Keras model, which saves, loads and trains."""
         return self.network.model
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was factorized or removed."""
+        return not self.factors and all(each.after == each.before for each in self.channels)
 
     @property
     def latent(self) -> frozenset[str]:
@@ -126,7 +134,8 @@ class Engine:
     """Plans and factorizes one model.
 
     Attributes:
-        original: The model as it was given.
+        baseline: The model that the compressed one is held against, and taught by.
+        original: The same without the channels that were removed.
         network: The model that is factorized: the original, or its folded copy.
         folded: The path of the layer that each batch normalisation was folded into, by the path of
             the normalisation in the original.
@@ -142,6 +151,8 @@ class Engine:
         progress: Progress | None = None,
         *,
         seed: int = 0,
+        baseline: Network | None = None,
+        channels: tuple[ChannelPlan, ...] = (),
     ) -> None:
         """Folds batch normalisations; nothing else is computed before it is needed.
 
@@ -152,6 +163,8 @@ class Engine:
             cut: How kernels are factorized.
             progress: Is told of passes over the data and of each kernel.
             seed: Seed of the labels that ``"kfac"`` samples.
+            baseline: The model that channels were removed from; None if the network has them all.
+            channels: What was removed.
 
         Raises:
             ModelError: If a layer cannot be copied from its configuration.
@@ -159,6 +172,7 @@ class Engine:
         self.cut, self.seed = cut or Cut(), seed
         self._progress = progress or Logged()
         self.original = self.network = network
+        self.baseline, self._channels = baseline or network, channels
         self.folded: dict[str, str] = {}
         if self.cut.fold:
             self.network, self.folded = fold_batch_norms(network)
@@ -246,7 +260,8 @@ class Engine:
                     relative_error=truncations[name].relative_error,
                     data_aware=self.calibration is not None and kernel.data_aware,
                 )
-        return Compressed(self.network.rewrite(replacements), plan, factors, self.cut)
+        network = self.network.rewrite(replacements)
+        return Compressed(network, plan, factors, self.cut, self._channels)
 
     def _candidates(self, network: Network) -> list[Candidate]:
         return candidates(network, merge=self.cut.merge, convolution=self.cut.convolution)

@@ -186,7 +186,7 @@ def _observed(kernels: Kernels, tape: Any = None) -> Iterator[Callable[[], Obser
     import tensorflow as tf
 
     layers = {id(kernel.layer): kernel.layer for kernel in kernels.values()}
-    places = [(kernel.layer, kernel.gradient_at) for kernel in kernels.values()]
+    places = [(k.layer, k.gradient_at) for k in kernels.values() if k.gradient_at]
     with called(layers.values()) as calls, watched(places, tape) as seen:
 
         def result() -> Observed:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError
+from exporter.options.channels import FREE, ChannelPart
 from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.options.rank import AUTO_RANK, DEFAULT_RANK, RANK_NAMES, Rank
 from exporter.options.scale import AUTO, Scale
@@ -19,6 +20,7 @@ from exporter.options.size import Size
 from exporter.options.values import (
     Value,
     amount,
+    channels,
     choice,
     flag,
     names,
@@ -257,6 +259,11 @@ class Goal(Group):
         return value if whole is None or value >= 1 else int(value * whole)
 
     @property
+    def counts_macs(self) -> bool:
+        """Whether multiply-accumulates tell what is wanted better than parameters do."""
+        return self.target is not None or self.kind in {"max_macs", "max_latency"}
+
+    @property
     def label(self) -> str:
         """The goal in the name of a folder, such as ``rank20`` or ``max-drop-0.01``."""
         if self.kind != "rank":
@@ -268,10 +275,17 @@ class Goal(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut(Group):
-    """How kernels are factorized, whatever the ranks."""
+    """Which channels are removed, and how kernels are factorized, whatever the ranks."""
 
-    title = "how kernels are factorized"
+    title = "what is cut, and how"
 
+    channels: ChannelPart | None = _option(
+        None,
+        channels(),
+        "first removes units and filters until this part of the parameters is left (of the "
+        "multiply-accumulates, where time or a target counts), e.g. 0.5; those that the loss "
+        f"misses least go first; {FREE} removes those that cost nothing (default: all stay)",
+    )
     method: str | None = _option(
         None,
         choice("svd", "whitened", "kfac"),

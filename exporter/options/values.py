@@ -10,6 +10,7 @@ from typing import Any
 from exporter.errors import RecipeError, did_you_mean
 from exporter.inputs import checked_path
 from exporter.options.by_input import schema_by_input
+from exporter.options.channels import FREE, checked_channels, parse_channels
 from exporter.options.quantities import parse_amount
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
@@ -218,6 +219,13 @@ def rank() -> Value:
     ]
     parser = {"type": parse_rank, "metavar": "RANK"}
     return Value("a rank", lambda v: True, {"anyOf": schemas}, parser, checked_rank)
+
+
+def channels() -> Value:
+    """Returns the value of the option that takes channels; see ``exporter.options.channels``."""
+    schemas = [number(0, 1, inside=True).schema, choice(FREE).schema]
+    parser = {"type": parse_channels, "metavar": "PART"}
+    return Value("a part", lambda v: True, {"anyOf": schemas}, parser, checked_channels)
 
 
 def scale() -> Value:

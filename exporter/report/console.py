@@ -9,6 +9,7 @@ from rich.text import Text
 
 from exporter.data.metrics import Metric
 from exporter.formats.base import Artifact
+from exporter.graph.channels import ChannelPlan
 from exporter.options.rank import NO_RANK
 from exporter.output import COMPRESSED_FILE, PAGE_FILE
 from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
@@ -79,8 +80,8 @@ def print_artifacts(artifacts: Sequence[Artifact], console: Console) -> None:
 def _print_cut(report: CompressionReport, console: Console, *, whole: bool = False) -> None:
     training, before, after = report.training, report.before, report.after
     if whole:
-        print_lines(console, "Every layer stays whole, as rank none asks")
-    elif not report.factorized:
+        print_lines(console, "No layer is factorized, as rank none asks")
+    elif not report.factorized and not report.removed:
         note = "NOTHING WAS COMPRESSED: no layer is factorized; the table of layers says why"
         console.print(Text(note, "bold red"), soft_wrap=True)
     if training is not None:
@@ -92,6 +93,8 @@ def _print_cut(report: CompressionReport, console: Console, *, whole: bool = Fal
                 f"{training.epochs})"
             )
         )
+    if report.channels:
+        console.print(_channel_table(report.channels))
     console.print(layer_table(report.layers))
     console.print(
         Text(
@@ -100,6 +103,17 @@ def _print_cut(report: CompressionReport, console: Console, *, whole: bool = Fal
             f"MACs ({before.macs / max(1, after.macs):.1f}×)"
         )
     )
+
+
+def _channel_table(channels: Iterable[ChannelPlan]) -> Table:
+    """Lists groups of channels, and how many of them stay."""
+    table = open_table("Channels", ["made by"], ["channels", "loss, of that of all"])
+    for group in channels:
+        count = f"{group.before:,}"
+        if group.after != group.before:
+            count += f" -> {group.after:,}"
+        table.add_row(Text(", ".join(group.layers)), count, f"{group.error:.2%}")
+    return table
 
 
 def layer_table(layers: Iterable[LayerReport]) -> Table:

@@ -143,6 +143,7 @@ def compression_dict(report: CompressionReport) -> dict[str, Any]:
         "training": plain(report.training),
         "finetuning": tuning
         and {**plain(tuning), "adaptation": _judged(tuning.adaptation, "taken")},
+        "channels": plain(report.channels),
         "layers": [
             {
                 **plain(layer.plan),

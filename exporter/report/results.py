@@ -9,6 +9,7 @@ from exporter.data.metrics import is_better, loss_of
 from exporter.errors import TrackingError
 from exporter.formats.base import Artifact
 from exporter.formats.variants import FLOAT32
+from exporter.graph.channels import ChannelPlan
 from exporter.lowrank.ranks.policy import LayerPlan
 from exporter.options.groups import HERE
 from exporter.quantization.gauge import GaugeReport
@@ -297,6 +298,8 @@ class CompressionReport:
         training: How the reference MLP was trained; None if a model was given.
         finetuning: How the compressed model was fine-tuned; None if it was not.
         layers: The layers with weights; their errors are those before fine-tuning.
+        channels: The channels that belong together, and how many of them stay; empty unless the
+            recipe removes channels.
     """
 
     model_name: str
@@ -307,6 +310,12 @@ class CompressionReport:
     before: Totals
     after: Totals
     seconds: float
+    channels: tuple[ChannelPlan, ...] = ()
+
+    @property
+    def removed(self) -> int:
+        """How many channels were removed, over all groups."""
+        return sum(group.before - group.after for group in self.channels)
 
     @property
     def factorized(self) -> int:

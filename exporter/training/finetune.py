@@ -174,7 +174,7 @@ class FineTuner:
     def _training_data(self, dataset: Dataset, objective: Objective, batch: int) -> TrainingData:
         engine, augment = self._engine, self._tuning.augment
         return TrainingData(
-            dataset, engine.network, objective, batch, seed=engine.seed, augment=augment
+            dataset, engine.baseline, objective, batch, seed=engine.seed, augment=augment
         )
 
     def _short_training(self, trials: int) -> Callable[[Compressed], float]:

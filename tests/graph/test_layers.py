@@ -10,6 +10,7 @@ from exporter.errors import ModelError
 from exporter.graph.layers import (
     ACTIVATIONS,
     KINDS,
+    LayerKind,
     activation_of,
     finalize,
     kind_of,
@@ -22,6 +23,9 @@ OPTIONS = {
     "EinsumDense": {"equation": "abc,cd->abd", "output_shape": (None, 6), "bias_axes": "d"},
     "Activation": {"activation": "relu"},
     "Dropout": {"rate": 0.5},
+    **{f"AveragePooling{n}D": {"pool_size": 2} for n in (1, 2, 3)},
+    "GaussianDropout": {"rate": 0.5},
+    "GaussianNoise": {"stddev": 0.5},
     "Rescaling": {"scale": 2.0},
     "GroupNormalization": {"groups": 2},
     **{f"SpatialDropout{n}D": {"rate": 0.5} for n in (1, 2, 3)},
@@ -72,7 +76,7 @@ def test_every_name_is_a_class_of_keras_and_what_its_subclasses_add_is_of_no_kin
         assert kind_of(kind(**options)) is KINDS[name]
         assert kind_of(type(name, (kind,), {})(**options)) is KINDS[name]
         other = type(name, (kind,), {"call": kind.call})(**options)
-        assert kind_of(other) == kind_of(layers.Identity())
+        assert kind_of(other) == LayerKind()
         assert kind_of(other, inherited=True) is KINDS[name]
 
 
@@ -87,6 +91,21 @@ def test_outputs_are_scaled_along_the_axes_of_outputs_of_the_last_kernel(name):
     scales = np.random.default_rng(2).uniform(0.5, 2.0, expected.shape[-1])
     kernel.assign(kernel.numpy() * scales.reshape(sizes))
     np.testing.assert_allclose(call(layer, inputs), expected * scales, rtol=1e-4, atol=1e-5)
+
+
+APART = [name for name, kind in KINDS.items() if kind.channels in ("apart", "scaled")]
+
+
+@pytest.mark.parametrize("name", APART)
+def test_kinds_that_keep_channels_apart_compute_each_from_its_own_input_alone(name):
+    layer, inputs = made(name)
+    expected = call(layer, inputs)
+    moved = inputs.copy()
+    moved[..., 1] += 1.0
+    same = [channel for channel in range(CHANNELS) if channel != 1]
+    outputs = call(layer, moved)
+    np.testing.assert_allclose(outputs[..., same], expected[..., same], rtol=1e-6, atol=1e-6)
+    assert not np.array_equal(outputs[..., 1], expected[..., 1])
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -1,0 +1,32 @@
+"""How many channels a run is asked to leave: read, and checked."""
+
+from exporter.errors import RecipeError, did_you_mean
+from exporter.options.quantities import parse_part
+
+ChannelPart = float | str
+"""A part of the network's parameters or multiply-accumulates, or ``FREE``."""
+
+FREE = "free"
+"""Removes those channels that cost nothing."""
+
+_WANTED = f"must be a part of more than 0 and less than 1, such as 0.5 or 50%, or {FREE!r}."
+
+
+def parse_channels(text: str) -> ChannelPart:
+    """Reads ``0.5``, ``50%`` or ``free``; raises RecipeError if the text is none of these."""
+    if text.strip() == FREE:
+        return FREE
+    try:
+        return checked_channels(parse_part(text))
+    except RecipeError as error:
+        suggestion = did_you_mean(text, (FREE,))
+        raise RecipeError(f"channels {_WANTED} Received: {text!r}.{suggestion}") from error
+
+
+def checked_channels(value: object) -> ChannelPart:
+    """Returns a part, or ``FREE``; raises RecipeError if the value is neither."""
+    if value == FREE or (isinstance(value, float) and 0 < value < 1):
+        return value
+    if isinstance(value, str):
+        return parse_channels(value)
+    raise RecipeError(f"channels {_WANTED} Received: {value!r}.")

@@ -1,0 +1,1 @@
+"""Removes output channels of layers, and what depends on them."""

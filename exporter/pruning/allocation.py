@@ -1,0 +1,106 @@
+"""Divides a budget among groups of channels, by what each loses and what it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.graph.channels import ChannelGraph, Floats, Group, Lane
+from exporter.graph.layers import kind_of
+from exporter.graph.network import Network
+from exporter.lowrank.candidates import CostKind
+
+
+class Costs:
+    """Parameters or multiply-accumulates of a network, by how many channels of each group stay.
+
+    A kernel takes the product of its inputs and its outputs; a bias, and weights with one element a
+    channel, take the outputs alone.
+    """
+
+    def __init__(
+        self, network: Network, graph: ChannelGraph, groups: Sequence[Group], unit: CostKind
+    ) -> None:
+        """Counts the network as it is."""
+        self.whole = network.params if unit == "params" else network.macs
+        self._sizes = np.array([len(group.ids) for group in groups])
+        owner = {int(i): number for number, group in enumerate(groups) for i in group.ids}
+        rows: list[tuple[float, Floats, Floats]] = []
+
+        def parts(lane: Lane) -> Floats:
+            """The part of a lane that each group has; the last one is held."""
+            owners = [owner.get(int(channel), len(groups)) for channel in lane.ids]
+            return np.bincount(owners, minlength=len(groups) + 1) / len(owners)
+
+        held = np.eye(len(groups) + 1)[-1]
+        for path, layer in graph.followed.items():
+            inputs, output = graph.lanes(path)
+            role, made = kind_of(layer).channels, parts(output)
+            taken = parts(inputs[0]) if role in ("product", "transposed") else held
+            kernel = next((w for w in layer.weights if len(w.shape) > 1), None)
+            if unit == "macs":
+                if kernel is not None and role != "scaled":
+                    size = float(np.prod(kernel.shape)) * graph.applications(path)
+                    rows.append((size, taken, made))
+                continue
+            for weight in layer.weights:
+                size = float(np.prod(weight.shape))
+                rows.append((size, taken if weight is kernel else held, made))
+        self._weights = np.array([size for size, _, _ in rows])
+        self._taken, self._made = (np.array([row[k] for row in rows]) for k in (1, 2))
+        self._rest = self.whole - float(self._weights.sum())
+
+    def of(self, counts: Floats) -> float:
+        """Returns the cost with so many channels of each group."""
+        shares = np.append(counts / self._sizes, 1.0)
+        return float(self._rest + self._weights @ ((self._taken @ shares) * (self._made @ shares)))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the loss grows by if so many channels of a group stay.
+
+    Attributes:
+        counts: The numbers of channels that may stay, falling.
+        errors: The growth at each of them.
+    """
+
+    counts: Sequence[int]
+    errors: Sequence[float]
+
+
+def levels(size: int) -> list[int]:
+    """Returns how many channels of a group may stay: kernels compute channels by eights."""
+    step = 8 if size >= 32 else 4 if size >= 8 else 1
+    return [size, *range((size - 1) // step * step, 0, -step)]
+
+
+def allocate(costs: Costs, curves: Sequence[Curve], budget: float) -> list[int] | None:
+    """Takes, again and again, the step that costs least for what it saves.
+
+    What a step saves depends on the channels that others have by then, so the steps are not known
+    beforehand.
+
+    Returns:
+        The number of channels of each group that stay; None if the budget cannot be kept.
+    """
+    at = [0] * len(curves)
+
+    def counts(number: int | None = None) -> Floats:
+        moved = (place + (k == number) for k, place in enumerate(at))
+        return np.array([c.counts[place] for c, place in zip(curves, moved, strict=True)], float)
+
+    cost = costs.of(counts())
+    while cost > budget:
+        best: tuple[float, int, float] | None = None
+        for number, curve in enumerate(curves):
+            if at[number] + 1 < len(curve.counts):
+                after = costs.of(counts(number))
+                grown = curve.errors[at[number] + 1] - curve.errors[at[number]]
+                price = grown / max(cost - after, 1e-9)
+                best = min(best or (np.inf, 0, 0.0), (price, number, after))
+        if best is None:
+            return None
+        _, number, cost = best
+        at[number] += 1
+    return [curve.counts[place] for curve, place in zip(curves, at, strict=True)]

@@ -1,0 +1,63 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from exporter.graph.calls import of_one_sample
+from exporter.graph.channels import ChannelGraph, remove_channels
+from exporter.graph.network import Network
+from exporter.pruning.allocation import Costs, Curve, allocate, levels
+
+
+def mixed():
+    """A network with every kind of layer that costs something, one of them called twice."""
+    given = keras.Input((9, 9, 2))
+    x = layers.Conv2D(6, 3, strides=2, use_bias=False)(given)
+    x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x)
+    x = layers.PReLU(shared_axes=[1, 2])(layers.BatchNormalization()(x))
+    x = layers.Concatenate()([layers.Conv2D(8, 1)(x), layers.Conv2D(5, 3, padding="same")(x)])
+    x = layers.Conv2DTranspose(6, 3, strides=2)(x)
+    square = layers.Conv2D(6, 3, padding="same", activation="relu")
+    x = layers.Add()([square(square(x)), x])
+    x = layers.Dense(7, activation="relu")(layers.Flatten()(x))
+    return keras.Model(given, layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize("unit", ["params", "macs"])
+def test_costs_are_those_of_the_network_without_the_channels(unit):
+    network = Network(mixed())
+    graph = ChannelGraph(network)
+    with of_one_sample(network.calls):
+        costs = Costs(network, graph, graph.groups, unit)
+    assert costs.of(np.array([len(group.ids) for group in graph.groups], float)) == (
+        pytest.approx(getattr(network, unit))
+    )
+    counts = [max(1, len(group.ids) // 2) for group in graph.groups]
+    removed = [int(c) for g, k in zip(graph.groups, counts, strict=True) for c in g.ids[k:]]
+    slim = remove_channels(graph, network, removed)
+    assert costs.of(np.array(counts, float)) == pytest.approx(getattr(slim, unit))
+
+
+def test_levels_are_multiples_of_what_kernels_compute_at_once():
+    assert levels(64) == [64, 56, 48, 40, 32, 24, 16, 8]
+    assert levels(45)[:3] == [45, 40, 32]
+    assert levels(12) == [12, 8, 4]
+    assert levels(3) == [3, 2, 1]
+    assert levels(1) == [1]
+
+
+def test_the_cheapest_loss_is_taken_first_until_the_budget_is_kept():
+    given = keras.Input((16,))
+    x = layers.Dense(16, name="dear")(given)
+    x = layers.Dense(16, name="cheap")(x)
+    network = Network(keras.Model(given, layers.Dense(16)(x)))
+    graph = ChannelGraph(network)
+    with of_one_sample(network.calls):
+        costs = Costs(network, graph, graph.groups, "macs")
+    errors = {"dear": [0, 5, 11, 20], "cheap": [0, 1, 2, 9]}
+    curves = [Curve(levels(16), errors[group.producers[0]]) for group in graph.groups]
+    kept = allocate(costs, curves, 512)
+    names = [group.producers[0] for group in graph.groups]
+    assert dict(zip(names, kept, strict=True)) == {"dear": 16, "cheap": 8}
+    assert allocate(costs, curves, network.macs) == [16, 16]
+    assert allocate(costs, curves, 100) is None
