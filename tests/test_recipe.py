@@ -153,7 +153,7 @@ def test_quantities_may_be_text_and_are_kept_as_numbers(name, text, number):
 def test_a_public_function_refuses_what_it_does_not_use():
     assert Recipe.for_verb("compress", ["cut", "seed"], {"seed": 3, "fold": False}).source.seed == 3
     with pytest.raises(
-        RecipeError, match=r"compress does not use finetune\. It uses: seed, method"
+        RecipeError, match=r"compress does not use finetune\. It uses: seed, channels"
     ):
         Recipe.for_verb("compress", ["cut", "seed"], {"finetune": 10})
 

@@ -35,6 +35,12 @@ MOST_MACS = 20_000_000_000
 NEGLIGIBLE = 1e-8
 """Noise that rounding of floats may add, as a part of the power of the signal."""
 
+CONSTANT_PART = 0.1
+"""Part of the variance of rounding activations of full scale that no draw may show.
+
+Activations that hardly vary are rounded alike for all samples, and in all draws.
+"""
+
 _MOST_STEPPED = 2**16
 """The most elements that a step is looked for in."""
 
@@ -143,9 +149,9 @@ def find_excesses(
             data=(1 + DRAWS) * artifact.size + sum(a.nbytes for a in probe.inputs.values()),
         )
         own, drawn = load_arrays(Path(name, _OUTPUTS)), load_arrays(Path(name, _DRAWN))
-    expected = _head(reference, count)
+    expected, floor = _head(reference, count), _negligible(fmt.variant(artifact.variant).scheme)
     return {
-        output: _excess(own[output], array, drawn[output])
+        output: _excess(own[output], array, drawn[output], floor=floor)
         for output, array in expected.items()
         if output in own and own[output].shape == array.shape
     }
@@ -195,17 +201,31 @@ def round_anew(
     return {name: _moved(array, variant.scheme, rng) for name, array in inputs.items()}
 
 
+def _negligible(scheme: IntegerScheme | None) -> float:
+    """Returns the noise, as a part of the power of the signal, that is not judged."""
+    if scheme is None:
+        return NEGLIGIBLE
+    step = 1 / levels(scheme.activation_bits)
+    return max(NEGLIGIBLE, CONSTANT_PART * step**2 / 12)
+
+
 def _excess(
-    values: Array, expected: Array, drawn: Array, limits: tuple[float, float] | None = None
+    values: Array,
+    expected: Array,
+    drawn: Array,
+    limits: tuple[float, float] | None = None,
+    *,
+    floor: float = NEGLIGIBLE,
 ) -> Excess:
     """Compares the noise of an output with that of the draws, of draws x channels.
 
-    Limits for all elements and for a channel are those by chance, unless they are given.
+    Limits for all elements and for a channel are those by chance, unless they are given. Noise
+    below ``floor``, a part of the power of the signal, is left aside.
     """
     signal = float(np.sum(np.square(expected, dtype=np.float64))) or 1.0
     noise = _noise_by_channel(values, expected)
-    floor = NEGLIGIBLE * signal / noise.size
-    noise, drawn = noise + floor, drawn + floor
+    unjudged = floor * signal / noise.size
+    noise, drawn = noise + unjudged, drawn + unjudged
     if limits is None:
         # A step of the outputs hides what rounding moves by less, and is noise as well: of a third
         # of its square, for the greatest integer of a probability is a whole step below 1.

@@ -315,7 +315,11 @@ def _wake_word(folder):
     with np.load(folder / "mlperf_tiny" / "str_ww_calibration_samples.npz") as loaded:
         x = loaded["specs"].astype(np.float32)
     model = load_model(folder / "mlperf_tiny" / "str_ww_ref_model.h5")
-    return model, {"x_train": x, "x_test": x}
+    # One of 45 samples would be more than a point, so 1,000 mixtures of two are tested on.
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(len(x), size=(2, 1000))
+    part = rng.random((1000, *[1] * (x.ndim - 1)), dtype=np.float32)
+    return model, {"x_train": x, "x_test": part * x[first] + (1 - part) * x[second]}
 
 
 STRANGERS = {"fashion": _fashion, "wake word": _wake_word}
