@@ -10,6 +10,7 @@ from exporter.errors import RecipeError, brief, did_you_mean
 from exporter.formats import FORMAT_NAMES, FORMATS, VARIANT_NAMES
 from exporter.formats.variants import Variant
 from exporter.inputs import parse_json
+from exporter.options.channels import AUTO_CHANNELS
 from exporter.options.groups import (
     ALL,
     FLOAT32,
@@ -106,6 +107,12 @@ class Recipe:
             raise RecipeError(
                 f"target {target!r} measures {', '.join(measured)}. Received: formats "
                 f"{', '.join(formats)} and quantize {', '.join(chosen)}."
+            )
+        if self.cut.channels == AUTO_CHANNELS and not self.goal.is_budget:
+            raise RecipeError(
+                f"channels {AUTO_CHANNELS!r} divides a budget: give max_size, max_drop or another "
+                f"limit. Received: {self.goal.kind} {getattr(self.goal, self.goal.kind)!r}. Or "
+                "give channels as a part such as 0.5."
             )
         if self.tuning.train == "adaptive" and self.goal.rank in (NO_RANK, "full"):
             raise RecipeError(

@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from exporter.commands.budgets import check_budget
-from exporter.commands.prepare import check_rank, engine_for, prepare
-from exporter.commands.search import factorize
+from exporter.commands.division import compressed_by
+from exporter.commands.prepare import check_rank, prepare
 from exporter.commands.weights import compute_weights
 from exporter.graph.fitting import fit_both
 from exporter.graph.network import Network
@@ -85,4 +85,5 @@ def compress(
     check_rank(network, recipe.goal, recipe.cut)
     network, data = fit_both(network, data, recipe.source)
     check_budget(recipe, data)
-    return factorize(engine_for(recipe, network, data, progress), recipe, data, progress)
+    _, compressed = compressed_by(recipe, network, data, progress)
+    return compressed

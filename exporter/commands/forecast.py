@@ -18,6 +18,7 @@ from exporter.lowrank.planner import Planner
 from exporter.lowrank.ranks.costs import PARAMS
 from exporter.lowrank.ranks.named import policy_for
 from exporter.lowrank.ranks.policy import RankPlan, WholeLayers
+from exporter.options.channels import AUTO_CHANNELS
 from exporter.output import CACHE, artifact_name, check_output
 from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
@@ -47,6 +48,9 @@ ARTIFACT_SECONDS = 3.0
 
 SEARCHES = {"max_drop": 8, "max_size": 3, "max_params": 3, "max_macs": 3}
 """Times that a goal has the model cut and compared."""
+
+DIVISIONS = 5
+"""Divisions of a budget between channels and ranks that are tried before the best is found."""
 
 
 def dry_run(
@@ -78,6 +82,9 @@ def dry_run(
         untrained.set_weights([w + 0.01 * rng.random(w.shape) for w in untrained.get_weights()])
     engine = engine_for(recipe, job.network, job.dataset, progress, most=PLANNED_SAMPLES)
     plan, certainty, decided_by = _planned(engine, recipe)
+    if recipe.cut.channels is not None:
+        certainty = "about" if certainty == "planned" else certainty
+        decided_by += f"; channels {recipe.cut.channels}"
     with scratch_folder() as folder:
         after = skeleton(engine, plan).network
         exports = list(Trials(engine, recipe, job.dataset, folder).exports(plan))
@@ -146,9 +153,10 @@ def _passes(job: Job) -> int:
     train = len(dataset.train) if dataset.train else 0
     test = len(dataset.test) if dataset.test else 0
     calibrated = min(train, recipe.source.calibration) if recipe.cut.method != "svd" else 0
-    phases = 1 + (recipe.tuning.train in {"projected+factored", "adaptive"})
+    divided = recipe.cut.channels == AUTO_CHANNELS
+    phases = 1 + (recipe.tuning.train in {"projected+factored", "adaptive"}) + divided
     return (
-        CALIBRATED * calibrated * SEARCHES.get(recipe.goal.kind, 1)
+        CALIBRATED * calibrated * SEARCHES.get(recipe.goal.kind, 1) * (1 + DIVISIONS * divided)
         + TRAINED * train * recipe.tuning.finetune * phases
         + TRAINED * train * reference.EPOCHS * _trains_baseline(job)
         + VERIFIED * test * (1 + len(recipe.artifacts))

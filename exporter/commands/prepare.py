@@ -24,6 +24,7 @@ from exporter.lowrank.candidates import candidates
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.factorizers import factorizers
 from exporter.lowrank.ranks.named import policy_for
+from exporter.options.channels import AUTO_CHANNELS
 from exporter.options.groups import Cut, Goal
 from exporter.options.scale import AUTO
 from exporter.output import (
@@ -191,20 +192,22 @@ def engine_for(
     cut: Cut | None = None,
     *,
     most: int | None = None,
+    pruner: Pruner | None = None,
 ) -> Engine:
     """Returns the engine that factorizes a network, calibrated by data fitted to it.
 
-    Channels that the cut removes are gone by then.
+    Channels that the cut removes are gone by then; ``"auto"`` removes none here.
 
-    ``cut`` stands in for the recipe's own; ``most`` limits the samples of calibration.
+    ``cut`` stands in for the recipe's own; ``most`` limits the samples of calibration;
+    ``pruner`` has weighed the channels of the network before.
     """
     source = recipe.source
     samples = source.calibration if most is None else min(most, source.calibration)
     calibration = calibration_from(network, dataset, samples) if dataset else None
     cut, seed = cut or recipe.cut, source.seed
-    if cut.channels is None:
+    if cut.channels in (None, AUTO_CHANNELS):
         return Engine(network, calibration, cut, progress, seed=seed)
-    pruner = Pruner(network, calibration, progress, seed=seed)
+    pruner = pruner or Pruner(network, calibration, progress, seed=seed)
     pruned = pruner.prune(cut.channels, "macs" if recipe.goal.counts_macs else "params")
     return Engine(
         pruned.network,
@@ -215,6 +218,14 @@ def engine_for(
         baseline=network,
         channels=pruned.channels,
     )
+
+
+def pruner_for(
+    recipe: Recipe, network: Network, dataset: Dataset, progress: Progress | None
+) -> Pruner:
+    """Returns what weighs the channels of a network, calibrated by data fitted to it."""
+    calibration = calibration_from(network, dataset, recipe.source.calibration)
+    return Pruner(network, calibration, progress, seed=recipe.source.seed)
 
 
 def _weight_files(recipe: Recipe, trained_here: bool) -> tuple[str, ...]:

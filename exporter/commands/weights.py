@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter import plugins
+from exporter.commands.division import PARTS, compressed_by
 from exporter.commands.pictures import LayerPictures, picture_layers
-from exporter.commands.prepare import Job, engine_for
-from exporter.commands.search import factorize
+from exporter.commands.prepare import Job
 from exporter.commands.trials import Trials
 from exporter.disk import scratch_folder
 from exporter.formats import FORMATS
@@ -32,7 +32,7 @@ from exporter.output import (
     TRUNCATED_FILE,
     UPDATED_FILE,
 )
-from exporter.progress import Progress
+from exporter.progress import Progress, Silent
 from exporter.report.curves import draw_curves
 from exporter.report.results import FineTuningReport, LayerReport, Totals
 from exporter.targets import TARGETS
@@ -144,7 +144,7 @@ def compute_weights(
             job.network.model, job.dataset, seed=recipe.source.seed, cache=CACHE, progress=progress
         )
         baseline = Network(model)
-    engine, compressed = _compress(job, baseline, progress)
+    engine, compressed = _compress(job, baseline, strategy, progress)
     weights = Weights(baseline, training, recipe.cut, compressed)
     if recipe.tuning.finetune:
         weights = _finetuned(job, engine, weights, strategy, progress)
@@ -158,30 +158,40 @@ def compute_weights(
 def _finetuned(
     job: Job, engine: Engine, cut: Weights, strategy: Any, progress: Progress
 ) -> Weights:
-    recipe, baseline, compressed = job.recipe, cut.baseline, cut.compressed
-    checkpoints = _checkpoints(job, baseline, compressed.plan)
-    if not recipe.tuning.resume and is_chief(strategy):
+    checkpoints = _checkpoints(job, cut.baseline, cut.compressed.plan)
+    if not job.recipe.tuning.resume and is_chief(strategy):
         shutil.rmtree(checkpoints, ignore_errors=True)
-    tuner = FineTuner(
+    tuned = _tuner(job, engine, strategy, progress, checkpoints).run(cut.compressed)
+    return replace(cut, compressed=tuned.compressed, tuned=tuned, checkpoints=checkpoints)
+
+
+def _tuner(
+    job: Job, engine: Engine, strategy: Any, progress: Progress, checkpoints: Path | None = None
+) -> FineTuner:
+    return FineTuner(
         engine,
         job.dataset,
-        recipe.tuning,
-        unit="macs" if recipe.goal.counts_macs else "params",
+        job.recipe.tuning,
+        unit="macs" if job.recipe.goal.counts_macs else "params",
         strategy=strategy,
         progress=progress,
         loss=job.loss,
         checkpoints=checkpoints,
     )
-    tuned = tuner.run(compressed)
-    return replace(cut, compressed=tuned.compressed, tuned=tuned, checkpoints=checkpoints)
 
 
-def _compress(job: Job, baseline: Network, progress: Progress) -> tuple[Engine, Compressed]:
+def _compress(
+    job: Job, baseline: Network, strategy: Any, progress: Progress
+) -> tuple[Engine, Compressed]:
     recipe, dataset = job.recipe, job.dataset
-    engine = engine_for(recipe, baseline, dataset, progress)
+
+    def loss_after(engine: Engine, compressed: Compressed) -> float:
+        return _tuner(job, engine, strategy, Silent()).loss_after_some(compressed, len(PARTS))
+
+    loss = loss_after if recipe.tuning.finetune and dataset.validation is not None else None
+    engine, compressed = compressed_by(recipe, baseline, dataset, progress, loss)
     if engine.calibration is None and recipe.cut.method != "svd":
         progress.note("No training data to calibrate by: kernels are cut by their weights alone")
-    compressed = factorize(engine, recipe, dataset, progress)
     if compressed.is_whole and recipe.goal.rank != NO_RANK:
         progress.note("No layer is factorized at this rank; the table of layers says why")
     return engine, compressed

@@ -6,7 +6,6 @@ from functools import cached_property
 import numpy as np
 
 from exporter.errors import RecipeError
-from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.budgeted import (
     BudgetedPolicy,
@@ -71,7 +70,7 @@ class Planner:
         if plan.ranks == best.plan.ranks or not fits(plan):
             return best
         other = self.engine.factorize(plan)
-        return other if self._loss(other.network) < self._loss(best.network) else best
+        return min(best, other, key=self.loss)
 
     def policy(
         self, costs: Costs, limit: int, kind: type[BudgetedPolicy] = BudgetPolicy
@@ -83,11 +82,12 @@ class Planner:
     def _sensitivities(self) -> dict[str, Sensitivity]:
         return measure_sensitivities(self.engine, self._progress)
 
-    def _loss(self, network: Network) -> float:
+    def loss(self, compressed: Compressed) -> float:
+        """Returns the mean divergence from the baseline on the calibration data; 0 without any."""
         calibration = self.engine.calibration
         if calibration is None:
             return 0.0
-        original, copy = self.engine.network.runner(), network.runner()
+        original, copy = self.engine.baseline.runner(), compressed.network.runner()
         losses = [
             divergence(original(batch), copy(batch), calibration.logits)
             for batch in calibration.batches()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError
-from exporter.options.channels import FREE, ChannelPart
+from exporter.options.channels import AUTO_CHANNELS, FREE, ChannelPart
 from exporter.options.quantities import parse_bytes, parse_count, parse_part, parse_seconds
 from exporter.options.rank import AUTO_RANK, DEFAULT_RANK, RANK_NAMES, Rank
 from exporter.options.scale import AUTO, Scale
@@ -259,6 +259,11 @@ class Goal(Group):
         return value if whole is None or value >= 1 else int(value * whole)
 
     @property
+    def is_budget(self) -> bool:
+        """Whether ranks are what a limit leaves to them."""
+        return self.kind.startswith("max_")
+
+    @property
     def counts_macs(self) -> bool:
         """Whether multiply-accumulates tell what is wanted better than parameters do."""
         return self.target is not None or self.kind in {"max_macs", "max_latency"}
@@ -284,7 +289,8 @@ class Cut(Group):
         channels(),
         "first removes units and filters until this part of the parameters is left (of the "
         "multiply-accumulates, where time or a target counts), e.g. 0.5; those that the loss "
-        f"misses least go first; {FREE} removes those that cost nothing (default: all stay)",
+        f"misses least go first; {FREE} removes those that cost nothing; {AUTO_CHANNELS} divides a "
+        "budget between channels and ranks, by trying (default: all stay)",
     )
     method: str | None = _option(
         None,

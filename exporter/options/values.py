@@ -10,7 +10,7 @@ from typing import Any
 from exporter.errors import RecipeError, did_you_mean
 from exporter.inputs import checked_path
 from exporter.options.by_input import schema_by_input
-from exporter.options.channels import FREE, checked_channels, parse_channels
+from exporter.options.channels import CHANNEL_NAMES, checked_channels, parse_channels
 from exporter.options.quantities import parse_amount
 from exporter.options.rank import RANK_NAMES, checked_rank, parse_rank
 from exporter.options.scale import SCALE_NAMES, checked_scale, parse_scale
@@ -223,7 +223,7 @@ def rank() -> Value:
 
 def channels() -> Value:
     """Returns the value of the option that takes channels; see ``exporter.options.channels``."""
-    schemas = [number(0, 1, inside=True).schema, choice(FREE).schema]
+    schemas = [number(0, 1, inside=True).schema, choice(*CHANNEL_NAMES).schema]
     parser = {"type": parse_channels, "metavar": "PART"}
     return Value("a part", lambda v: True, {"anyOf": schemas}, parser, checked_channels)
 

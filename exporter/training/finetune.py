@@ -113,6 +113,13 @@ class FineTuner:
             history = self._factored(projected.compressed)
             return replace(projected, histories=(*projected.histories, history))
 
+    def loss_after_some(self, compressed: Compressed, trainings: int) -> float:
+        """Returns the validation loss of a model after a short training, which does not change it.
+
+        So many of these trainings take as long as the whole one.
+        """
+        return self._short_training(trainings)(compressed)
+
     def _factored(self, compressed: Compressed, tuning: Tuning | None = None) -> History:
         """Trains the weights of a compressed model in place."""
         normalized = self._normalized(compressed)

@@ -32,4 +32,4 @@ def test_what_is_chosen_is_no_worse_than_simpler_cuts(kind, planner):
     limit = planner.whole() // 6
     simpler = planner.engine.factorize(planner.engine.plan(planner.policy(PARAMS, limit, kind)))
     best = planner.best_within(PARAMS, limit)
-    assert planner._loss(best.network) <= planner._loss(simpler.network)
+    assert planner.loss(best) <= planner.loss(simpler)
