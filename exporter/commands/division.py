@@ -6,7 +6,7 @@ network that channels leave, ranks are chosen within the budget, and what comes 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from exporter.commands.budgets import accuracy_drop
@@ -14,6 +14,7 @@ from exporter.commands.prepare import engine_for, pruner_for
 from exporter.commands.search import factorize
 from exporter.data import Dataset
 from exporter.errors import DataError, RecipeError
+from exporter.formats import FORMATS
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.planner import Planner
@@ -21,8 +22,14 @@ from exporter.options.channels import AUTO_CHANNELS, ChannelPart
 from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 
-PARTS: tuple[ChannelPart | None, ...] = (None, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03)
-"""Parts of the network that channels leave, from the largest; None removes none."""
+DIVISIONS = 6
+"""The most divisions that are tried."""
+
+LEAST_PART = 0.03
+"""Part of the network that channels leave at the least, where the budget does not tell."""
+
+SAMPLES = 2000
+"""Samples that each division is calibrated by; the best one is calibrated by all."""
 
 WORSE = 2
 """So many divisions in a row that are worse than the best one end the search."""
@@ -62,40 +69,51 @@ def compressed_by(
             "Give data, or channels as a part such as 0.5."
         )
     progress = progress or Logged()
-    best: tuple[float, Engine, Compressed] | None = None
+    best: tuple[float, ChannelPart | None] | None = None
     worse, failure = 0, RecipeError("No division of the budget was tried.")
-    with progress.track("Dividing the budget", len(PARTS)) as advance:
-        for number, found in enumerate(_divisions(recipe, network, dataset, progress)):
-            if isinstance(found, RecipeError):
-                failure = found
+    pruner = pruner_for(recipe, network, dataset, progress)
+
+    def made(part: ChannelPart | None, samples: int) -> tuple[Engine, Compressed]:
+        cut = replace(recipe.cut, channels=part)
+        engine = engine_for(recipe, network, dataset, progress, cut, most=samples, pruner=pruner)
+        return engine, factorize(engine, recipe, dataset, progress)
+
+    parts = _parts(recipe, network)
+    with progress.track("Dividing the budget", len(parts)) as advance:
+        for number, part in enumerate(parts):
+            try:
+                figure = _figure(recipe, dataset, made(part, SAMPLES), loss)
+            except RecipeError as error:  # This division cannot keep the budget.
+                failure = error
                 continue
-            figure = _figure(recipe, dataset, found, loss)
-            part = found[0].cut.channels
-            advance(number + 1, f"channels {'all' if part is None else part}: {figure:.4g}")
+            advance(number + 1, f"channels {'all' if part is None else f'{part:.0%}'}")
             if best is None or figure < best[0]:
-                best, worse = (figure, *found), 0
+                best, worse = (figure, part), 0
             else:
                 worse += 1
             if worse == WORSE:
                 break
-        advance(len(PARTS), "done")
+        advance(len(parts), "done")
     if best is None:
         raise failure
-    return best[1:]
+    return made(best[1], recipe.source.calibration)
 
 
-def _divisions(
-    recipe: Recipe, network: Network, dataset: Dataset, progress: Progress
-) -> Iterator[tuple[Engine, Compressed] | RecipeError]:
-    """Yields what comes out of each division, or why it cannot keep the budget."""
-    pruner = pruner_for(recipe, network, dataset, progress)
-    for part in PARTS:
-        cut = replace(recipe.cut, channels=part)
-        try:
-            engine = engine_for(recipe, network, dataset, progress, cut, pruner=pruner)
-            yield engine, factorize(engine, recipe, dataset, progress)
-        except RecipeError as error:
-            yield error
+def _parts(recipe: Recipe, network: Network) -> list[float | None]:
+    """Lists parts of the network that channels may leave, from the largest; None removes none.
+
+    They lie evenly, on a logarithmic scale, between the whole network and the budget, at which
+    channels alone keep it.
+    """
+    goal, least = recipe.goal, LEAST_PART
+    if goal.kind in ("max_params", "max_macs"):
+        whole = network.macs if goal.kind == "max_macs" else network.params
+        least = goal.limit(network.params, network.macs) / whole
+    elif goal.max_size is not None:
+        bits = max(FORMATS[name].variant(v).weight_bits for name, v in recipe.artifacts)
+        least = goal.max_size * 8 / bits / network.params
+    least = min(max(least, 1e-4), 0.9)
+    return [None, *(least ** (k / (DIVISIONS - 1)) for k in range(1, DIVISIONS))]
 
 
 def _figure(

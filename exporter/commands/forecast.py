@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.commands.division import DIVISIONS
 from exporter.commands.environment import free_memory
 from exporter.commands.prepare import Job, engine_for, prepare
 from exporter.commands.trials import Trials, skeleton
@@ -48,9 +49,6 @@ ARTIFACT_SECONDS = 3.0
 
 SEARCHES = {"max_drop": 8, "max_size": 3, "max_params": 3, "max_macs": 3}
 """Times that a goal has the model cut and compared."""
-
-DIVISIONS = 5
-"""Divisions of a budget between channels and ranks that are tried before the best is found."""
 
 
 def dry_run(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import plugins
-from exporter.commands.division import PARTS, compressed_by
+from exporter.commands.division import DIVISIONS, compressed_by
 from exporter.commands.pictures import LayerPictures, picture_layers
 from exporter.commands.prepare import Job
 from exporter.commands.trials import Trials
@@ -186,7 +186,7 @@ def _compress(
     recipe, dataset = job.recipe, job.dataset
 
     def loss_after(engine: Engine, compressed: Compressed) -> float:
-        return _tuner(job, engine, strategy, Silent()).loss_after_some(compressed, len(PARTS))
+        return _tuner(job, engine, strategy, Silent()).loss_after_some(compressed, DIVISIONS)
 
     loss = loss_after if recipe.tuning.finetune and dataset.validation is not None else None
     engine, compressed = compressed_by(recipe, baseline, dataset, progress, loss)
