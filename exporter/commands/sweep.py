@@ -3,23 +3,26 @@
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import check_rank, prepare
 from exporter.commands.tracking import log_sweep
-from exporter.errors import OutputError, RecipeError
+from exporter.errors import OutputError, RecipeError, did_you_mean
 from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
-from exporter.options.checks import Sweeping
-from exporter.options.groups import NOT_QUANTIZED, Goal
+from exporter.options.channels import AUTO_CHANNELS, ChannelPart
+from exporter.options.checks import BITS, CHANNELS, CHOICES, RANK, Sweeping
+from exporter.options.groups import NOT_QUANTIZED, Cut, Goal, Quantization
 from exporter.options.rank import NO_RANK, parse_rank
 from exporter.output import ARTIFACTS, alone_in
 from exporter.progress import Logged, Progress
-from exporter.recipe import Recipe
-from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, choose, pareto_front
+from exporter.recipe import Recipe, quantizations
+from exporter.tradeoff.bisection import Bisection
+from exporter.tradeoff.front import FIGURES, UNCOMPRESSED, Point, Sweep, pareto_front
+from exporter.tradeoff.front import choose as choose_point
 from exporter.tradeoff.page import PAGE_FILE, write_page
 from exporter.tradeoff.pools import Pool, Processes, RayCluster
 from exporter.tradeoff.search import Search
@@ -30,6 +33,9 @@ from exporter.training.reference import REFERENCE_NAME
 DEFAULT_RANKS = ("4", "8", "16", "20", "32", "64")
 
 TRIALS = "trials"
+
+MOST_TRIALS = 8
+"""The most trials that close in on the best artifact."""
 
 MARKER = ".sweep"
 """File that tells that the folder is that of a sweep."""
@@ -43,6 +49,8 @@ def sweep(
     *,
     ranks: Sequence[str | int | float] | None = None,
     search: int | None = None,
+    best: str | None = None,
+    choose: Sequence[str] = CHOICES,
     jobs: int = 1,
     ray: str | None = None,
     max_size: int | None = None,
@@ -50,7 +58,7 @@ def sweep(
     max_drop: float | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
-    """Carries a recipe out at many ranks, and finds the artifacts that are worth choosing.
+    """Carries a recipe out at many ranks or budgets, and finds the artifacts worth choosing.
 
     Each trial is a run of its own in ``OUTPUT/trials``, in a folder named after all that its result
     depends on. Trials that are there already are not repeated, also after an interruption.
@@ -60,6 +68,9 @@ def sweep(
         ranks: As on the command line, or numbers; by default those of ``DEFAULT_RANKS`` that fit.
         search: If given, as many trials within budgets of parameters that Optuna proposes, instead
             of ``ranks``; each has one artifact.
+        best: If given, trials within budgets that close in on the artifact that is best in this,
+            one of ``FIGURES``, instead of ``ranks``.
+        choose: What such trials may choose: ``"rank"``, ``"channels"`` and ``"bits"``.
         jobs: How many trials run at a time. More than one disturb each other's latencies.
         ray: Address of a Ray cluster to run the trials on, whose machines share the folders.
         max_size: Most bytes of the artifact that is chosen.
@@ -79,14 +90,22 @@ def sweep(
         "max_drop": max_drop,
     }
     texts = None if ranks is None else tuple(map(str, ranks))
-    Sweeping(ranks=texts, search=search, jobs=jobs, ray=ray, **limits)
+    Sweeping(
+        ranks=texts, search=search, best=best, choose=tuple(choose), jobs=jobs, ray=ray, **limits
+    )
     if recipe.goal != Goal():
         raise RecipeError(
             f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "
             "instead."
         )
-    if ranks is not None and search is not None:
-        raise RecipeError("A search proposes budgets in place of ranks. Give one of both.")
+    asked_by = {"ranks": ranks, "search": search, "best": best}
+    if len(given := [name for name, value in asked_by.items() if value is not None]) > 1:
+        raise RecipeError(
+            "Trials are at given ranks, or within budgets that a search proposes, or within those "
+            f"that lead to the best artifact. Give one of them. Received: {', '.join(given)}."
+        )
+    if best is not None:
+        recipe = _checked_best(recipe, best, choose, limits)
     if ranks is not None and not ranks:
         raise RecipeError("A sweep needs at least one rank. Received: none.")
     progress = progress or Logged()
@@ -95,7 +114,13 @@ def sweep(
     maker = _Trials(recipe, output / TRIALS)
     # What is wrong with the model, the data or a rank is told before the first trial.
     network = prepare(maker.at(Goal(rank=1)), None, None, None, writes=False).network
-    if search:
+    if best == "accuracy":
+        within = Goal(max_size=max_size) if max_size else Goal(max_latency=max_latency)
+        asked, total = maker.of_each_artifact(within, choose), len(recipe.artifacts)
+    elif best is not None:
+        closing = Bisection(FIGURES[best], float(max_drop or 0))
+        asked, total = maker.closing_in(closing, best, choose), MOST_TRIALS
+    elif search:
         asked, total = maker.proposed(search), search
     else:
         goals = {rank: Goal(rank=parse_rank(rank)) for rank in texts or DEFAULT_RANKS}
@@ -112,7 +137,7 @@ def sweep(
         with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
             done = _carry_out(asked, total, pool, progress)
         points = _points(done.trials)
-        chosen = choose(points, **limits)
+        chosen = choose_point(points, **limits, best=best)
         found = Sweep(
             tuple(points),
             tuple(pareto_front(points)),
@@ -156,6 +181,40 @@ def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
         yield
 
 
+def _checked_best(
+    recipe: Recipe, best: str, choose: Sequence[str], limits: Mapping[str, Any]
+) -> Recipe:
+    """Checks what the best artifact is looked for by; returns the recipe with all its variants.
+
+    Raises:
+        RecipeError: If a limit is missing, or nothing is left to choose.
+    """
+    unknown = sorted(set(choose) - set(CHOICES))
+    if unknown or not set(choose) & {RANK, CHANNELS}:
+        raise RecipeError(
+            f"choose must name {RANK}, {CHANNELS} or both, and may name {BITS}. Received: "
+            f"{', '.join(choose)}.{did_you_mean(unknown, CHOICES)}"
+        )
+    needed = ("max_size", "max_latency") if best == "accuracy" else ("max_drop",)
+    if all(limits[name] is None for name in needed):
+        raise RecipeError(
+            f"The best {best} is one within a limit: give {' or '.join(needed)}. Received: none."
+        )
+    if recipe.cut.channels is not None:
+        raise RecipeError(
+            f"best chooses channels itself. Received: channels {recipe.cut.channels!r}. Leave them "
+            f"out, or leave {CHANNELS} out of choose and give ranks."
+        )
+    if BITS in choose and recipe.quantization.quantize == (NOT_QUANTIZED,):
+        return Recipe(**{**vars(recipe), "quantization": _all_bits(recipe)})
+    return recipe
+
+
+def _all_bits(recipe: Recipe) -> Quantization:
+    variants = {name for fmt in recipe.export.formats for name in quantizations(fmt)}
+    return replace(recipe.quantization, quantize=tuple(sorted(variants)))
+
+
 class _Trials:
     """Makes the trials of a sweep."""
 
@@ -164,7 +223,7 @@ class _Trials:
         self._inputs = digest_of_inputs(recipe)
 
     def at(self, goal: Goal, **choices: Any) -> Recipe:
-        return Recipe(**{**vars(self._recipe), "goal": goal}, **choices)
+        return Recipe(**{**vars(self._recipe), "goal": goal, **choices})
 
     def _trial(self, goal: str, recipe: Recipe) -> Trial:
         return Trial.of(recipe, goal, self._inputs, self._folder)
@@ -173,6 +232,37 @@ class _Trials:
         """Yields a trial for each rank."""
         for rank, goal in goals.items():
             yield self._trial(f"rank {rank}", self.at(goal)), lambda points: None
+
+    def of_each_artifact(self, goal: Goal, choose: Sequence[str]) -> Iterator[tuple[Trial, _Tell]]:
+        """Yields a trial for each artifact, within a limit that it keeps as it is exported."""
+        for format_name, variant in self._recipe.artifacts:
+            quantize = NOT_QUANTIZED if variant == FLOAT32 else variant
+            cut = self._cut(AUTO_CHANNELS if CHANNELS in choose else None)
+            recipe = self.at(goal, formats=(format_name,), quantize=(quantize,), cut=cut)
+            label = f"{goal.kind} {getattr(goal, goal.kind)}, {format_name} {variant}"
+            yield self._trial(label, recipe), lambda points: None
+
+    def closing_in(
+        self, closing: Bisection, best: str, choose: Sequence[str]
+    ) -> Iterator[tuple[Trial, _Tell]]:
+        """Yields trials within budgets that follow from what came of those before."""
+        for _ in range(MOST_TRIALS):
+            part = closing.ask()
+            if part is None:
+                return
+            target = "arm64" if best == "instructions" else None
+            unit = "max_params" if best == "size" else "max_macs"
+            limit: dict[str, Any] = {unit: part}
+            channels: ChannelPart | None = AUTO_CHANNELS if CHANNELS in choose else None
+            goal = Goal(**limit, target=target)
+            if RANK not in choose:
+                counted = "macs" if target is None and best != "size" else target
+                goal, channels = Goal(rank=NO_RANK, target=counted), part
+            recipe = self.at(goal, cut=self._cut(channels))
+            yield self._trial(f"{unit} {part:.1%}", recipe), partial(closing.tell, part)
+
+    def _cut(self, channels: ChannelPart | None) -> Cut:
+        return replace(self._recipe.cut, channels=channels)
 
     def proposed(self, count: int) -> Iterator[tuple[Trial, _Tell]]:
         """Yields trials that are proposed by the results of those before."""

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from exporter.options.groups import Group, _option
 from exporter.options.quantities import parse_bytes, parse_part, parse_seconds
-from exporter.options.values import flag, names, number, text, whole, wholes
+from exporter.options.values import choice, flag, names, number, text, whole, wholes
+
+RANK, CHANNELS, BITS = CHOICES = ("rank", "channels", "bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,19 @@ class Sweeping(Group):
         text("an address as text", metavar="ADDRESS"),
         "runs the trials on a Ray cluster, whose machines share the folders, e.g. HOST:6379, or "
         "auto; needs the extra 'ray'",
+    )
+    best: str | None = _option(
+        None,
+        choice("size", "latency", "macs", "instructions", "accuracy"),
+        "instead of ranks, trials within budgets that close in on the artifact that is best in "
+        "this: accuracy within max_size or max_latency, the others within max_drop; instructions "
+        "are those of an ARM64 processor, see scripts/arm64",
+    )
+    choose: tuple[str, ...] = _option(
+        CHOICES,
+        names("KIND"),
+        "what best may choose: ranks, channels, and bits among the variants of quantize, or all "
+        "variants if it names none",
     )
     max_size: int | None = _option(
         None, whole(1, read=parse_bytes), "most bytes of the artifact that is chosen, e.g. 250KB"

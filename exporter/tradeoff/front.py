@@ -30,6 +30,8 @@ class Point:
             growth of an error; without labels, the part of samples that changed their class, or of
             the amplitude that is noise. Negative if it gained.
         metric: Of its first labelled output; None without labels.
+        macs: Multiply-accumulates of a sample.
+        instructions: Of a call on the target; None if they were not counted.
     """
 
     goal: str
@@ -41,6 +43,8 @@ class Point:
     latency: float | None
     loss: float
     metric: Metric | None
+    macs: int
+    instructions: float | None = None
 
     def beats(self, other: "Point") -> bool:
         """Tells whether it is worse in nothing and better in something.
@@ -83,6 +87,30 @@ class Sweep:
     kept: int
     output: Path
 
+    @property
+    def neighbours(self) -> dict[str, Point]:
+        """The next smaller, and the next better artifact beside the chosen one, as far as known."""
+        own = self.chosen
+        if own is None:
+            return {}
+        smaller = [point for point in self.front if point.size < own.size]
+        better = [point for point in self.front if point.loss < own.loss]
+        found = {
+            "Smaller": max(smaller, key=lambda point: point.size, default=None),
+            "Better": min(better, key=lambda point: point.size, default=None),
+        }
+        return {told: point for told, point in found.items() if point is not None}
+
+
+FIGURES: Mapping[str, Callable[[Point], float | None]] = {
+    "size": lambda point: point.size,
+    "latency": lambda point: point.latency,
+    "macs": lambda point: point.macs,
+    "instructions": lambda point: point.instructions,
+    "accuracy": lambda point: point.loss,
+}
+"""What a point may be the best in; the least figure is the best one."""
+
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
     """Returns the points that no other beats, from the smallest to the largest."""
@@ -120,11 +148,12 @@ def choose(
     max_size: float | None = None,
     max_latency: float | None = None,
     max_drop: float | None = None,
+    best: str | None = None,
 ) -> Point | None:
     """Returns the best point within limits, each of bytes, seconds or loss; None if none is.
 
-    With a limit of the loss it is the smallest, otherwise the one that loses least; without limits,
-    the knee of the front.
+    ``best`` is one of ``FIGURES``. Without it, with a limit of the loss, it is the smallest,
+    otherwise the one that loses least; without limits, the knee of the front.
     """
     limits: list[tuple[float | None, Callable[[Point], float | None]]] = [
         (max_size, lambda point: point.size),
@@ -135,6 +164,10 @@ def choose(
     for limit, figure in limits:
         if limit is not None:
             kept = [p for p in kept if (value := figure(p)) is not None and value <= limit]
+    if best is not None:
+        wanted = FIGURES[best]
+        known = [(value, p.loss, p.size, p) for p in kept if (value := wanted(p)) is not None]
+        return min(known, key=lambda each: each[:3], default=(None,))[-1]
     if all(limit is None for limit, _ in limits):
         return knee(pareto_front(kept))
     if max_drop is not None:

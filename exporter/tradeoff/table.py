@@ -63,7 +63,9 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     if sweep.chosen is None:
         lines.append("Nothing is within the limits: raise one, or add ranks (--ranks)")
     else:
-        lines += [f"Chosen       {_told(sweep.chosen)}", f"Next: {sweep.command}"]
+        lines.append(f"Chosen       {_told(sweep.chosen)}")
+        lines += [f"{told:13}{_offer(point)}" for told, point in sweep.neighbours.items()]
+        lines.append(f"Next: {sweep.command}")
     lines.append(f"Wrote        {sweep.output / CSV_FILE}, {sweep.output / PAGE_FILE}")
     for line in lines:
         console.print(Text(line), soft_wrap=True)
@@ -74,6 +76,10 @@ def _result(point: Point) -> str:
         return ""
     value = point.metric.value
     return f"{value:.2%}" if point.metric.name == "accuracy" else f"{point.metric.name} {value:.4g}"
+
+
+def _offer(point: Point) -> str:
+    return f"{point.goal}, {point.format} {point.variant}: {point.size:,} bytes, {point.loss:+.2%}"
 
 
 def _told(point: Point) -> str:

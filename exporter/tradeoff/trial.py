@@ -128,19 +128,42 @@ class Trial:
 
     def _points(self) -> Iterator[Point]:
         outputs = {each["output"]: each for each in self._manifest["compression"]["outputs"]}
+        before, after = (self._manifest["totals"][when]["macs"] for when in ("before", "after"))
         for found in self._manifest["artifacts"]:
             file, conversion, other = found["file"], found["conversion"], found["alternative"]
             kind = (found["format"], found["variant"], str(self.folder))
+            cost = found["target_cost"]
             if found["accepted"]:
-                latency = found["latency"] and found["latency"]["compressed"]["p50"]
-                path = str(self.folder / file["path"])
-                scores = _scores(conversion["standings"], outputs)
-                yield Point(self.goal, *kind, path, file["size"], latency, *scores)
-            if other and self.goal != UNCOMPRESSED:
-                scores = _scores(other["standings"], outputs)
+                loss, metric = _scores(conversion["standings"], outputs)
                 yield Point(
-                    UNCOMPRESSED, *kind, None, other["size"], other["latency"]["p50"], *scores
+                    self.goal,
+                    *kind,
+                    path=str(self.folder / file["path"]),
+                    size=file["size"],
+                    latency=found["latency"] and found["latency"]["compressed"]["p50"],
+                    loss=loss,
+                    metric=metric,
+                    macs=after,
+                    instructions=_value(cost, "artifact"),
                 )
+            if other and self.goal != UNCOMPRESSED:
+                loss, metric = _scores(other["standings"], outputs)
+                yield Point(
+                    UNCOMPRESSED,
+                    *kind,
+                    path=None,
+                    size=other["size"],
+                    latency=other["latency"]["p50"],
+                    loss=loss,
+                    metric=metric,
+                    macs=before,
+                    instructions=_value(cost, "alternative"),
+                )
+
+
+def _value(cost: Mapping[str, Any] | None, whose: str) -> float | None:
+    found = cost and cost[whose]
+    return found["value"] if found else None
 
 
 def _scores(

@@ -72,6 +72,34 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
     assert sweep(recipe, ranks=[2], max_size=1).chosen is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("choose", [("rank",), ("channels",), ("rank", "channels", "bits")])
+def test_trials_close_in_on_the_smallest_artifact(recipe, choose, monkeypatch):
+    monkeypatch.setattr(exporter.commands.sweep, "MOST_TRIALS", 3)
+    plain = Recipe(**{**vars(recipe), "quantize": ("none",)})
+    found = sweep(plain, best="size", choose=choose, max_drop=0.3)
+    kept = [point for point in found.points if point.loss <= 0.3]
+    assert all("cannot be reached" in why for why in found.failures.values())
+    assert found.chosen.size == min(point.size for point in kept)
+    assert found.chosen.goal != UNCOMPRESSED
+    variants = {point.variant for point in found.points}
+    assert ("int8" in variants) == ("bits" in choose)
+    trial = Path(found.chosen.trial)
+    channels = json.loads((trial / "manifest.json").read_text())["channels"]
+    assert bool(channels) or "channels" not in choose or len(choose) == 3
+    assert not channels or "channels" in choose
+
+
+@pytest.mark.slow
+def test_the_best_accuracy_within_a_size_keeps_it(recipe):
+    whole = sweep(recipe, ranks=["0.9"])
+    limit = max(point.size for point in whole.points if point.variant == "int8")
+    found = sweep(recipe, best="accuracy", max_size=limit)
+    kept = [point for point in found.points if point.size <= limit]
+    assert found.chosen.size <= limit
+    assert found.chosen.loss == min(point.loss for point in kept)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -80,7 +108,13 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
         ({"ranks": []}, "at least one rank"),
         ({"jobs": 0}, "jobs must be"),
         ({"search": 0}, "search must be"),
-        ({"ranks": [2], "search": 2}, "in place of ranks"),
+        ({"ranks": [2], "search": 2}, "Give one of them. Received: ranks, search"),
+        ({"best": "size", "search": 2}, "Give one of them. Received: search, best"),
+        ({"best": "beauty", "max_drop": 0.1}, "best must be one of"),
+        ({"best": "size"}, "The best size is one within a limit: give max_drop"),
+        ({"best": "accuracy", "max_drop": 0.1}, "give max_size or max_latency"),
+        ({"best": "size", "max_drop": 0.1, "choose": ["bits"]}, "must name rank, channels"),
+        ({"best": "size", "max_drop": 0.1, "choose": ["rnak"]}, "Did you mean 'rank'"),
         ({"ranks": [2], "ray": "nowhere-at-all"}, "--ray must be auto or the address"),
         ({"ranks": [2], "ray": "127.0.0.1:1"}, "where nothing listens"),
         ({"max_drop": 7}, "max_drop"),

@@ -30,6 +30,7 @@ def found(tmp_path):
             latency,
             loss,
             Metric("accuracy", 0.9 - loss, 100),
+            1000,
         )
         for goal, path, size, latency, loss in [
             ("rank 4", f"{EVIL}.tflite", 1000, 1e-5, 0.2),
