@@ -16,6 +16,7 @@ from exporter.lowrank.engine import Engine, build_replacements
 from exporter.lowrank.linalg.truncation import Truncation
 from exporter.options.groups import Cut
 from exporter.output import COMPRESSED_FILE, PLAN_FILE
+from exporter.pruning.pruner import of_widths
 
 
 def restore(model: Model | Callable[[], Model], folder: str | Path) -> Model:
@@ -48,10 +49,12 @@ def restore(model: Model | Callable[[], Model], folder: str | Path) -> Model:
             f"has {COMPRESSED_FILE}, call keras.models.load_model."
         ) from error
     network = Network.of(model if isinstance(model, keras.Model) else model())
-    engine = Engine(network, cut=cut)
+    widths = [(group["before"], group["after"]) for group in saved.get("channels", [])]
     # In order, because Keras gives other names to the layers of the next model.
-    found = candidates(network, merge=cut.merge, convolution=cut.convolution)
     try:
+        network = of_widths(network, widths)
+        engine = Engine(network, cut=cut)
+        found = candidates(network, merge=cut.merge, convolution=cut.convolution)
         if [candidate.kind for candidate in found] != [kind for kind, _ in layers]:
             raise ValueError(
                 f"it has {len(found)} kernels, or others than the plan's {len(layers)}."

@@ -86,7 +86,13 @@ class Weights:
                 for each in self.compressed.plan.layers
             ]
             shapes = [list(weight.shape) for weight in model.weights]
-            plan = {"cut": asdict(self.cut), "layers": layers, "shapes": shapes}
+            channels = [asdict(group) for group in self.compressed.channels]
+            plan = {
+                "cut": asdict(self.cut),
+                "channels": channels,
+                "layers": layers,
+                "shapes": shapes,
+            }
             (staging / PLAN_FILE).write_text(json.dumps(plan, indent=2))
         if tuned is not None:
             draw_curves(tuned.histories, staging / CURVES_FILE)

@@ -1,6 +1,7 @@
 """Removes the channels of a network that its loss misses least."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from math import prod
@@ -106,21 +107,17 @@ class Pruner:
     @cached_property
     def _eliminations(self) -> list[Elimination]:
         groups, found = self._graph.groups, []
+        known = self._taken
         with self._progress.track("Ordering channels", len(groups)) as advance:
             for number, group in enumerate(groups):
                 takers = [
-                    self._with_columns(consumer, group)
+                    _with_columns(known[consumer.path], consumer, group)
                     for consumer in self._graph.consumers
                     if np.isin(group.ids, consumer.lane.ids).any()
                 ]
                 found.append(eliminate(len(group.ids), takers))
                 advance(number + 1, group.producers[0])
         return found
-
-    def _with_columns(self, consumer: Consumer, group: Group) -> Taken:
-        taken, ids = self._taken[consumer.path], consumer.lane.ids
-        columns = tuple(np.flatnonzero(ids == channel) for channel in group.ids)
-        return Taken(taken.mean, taken.scatter, taken.importance, columns)
 
     def prune(self, part: ChannelPart, unit: CostKind = "params") -> Pruned:
         """Removes channels until a part of the network's cost is left.
@@ -196,6 +193,34 @@ class Pruner:
                 for group, each, count in pairs
             ),
         )
+
+
+def _with_columns(taken: Taken, consumer: Consumer, group: Group) -> Taken:
+    columns = tuple(np.flatnonzero(consumer.lane.ids == channel) for channel in group.ids)
+    return replace(taken, columns=columns)
+
+
+def of_widths(network: Network, widths: Sequence[tuple[int, int]]) -> Network:
+    """Removes any channels, so that each group has its width; for weights that are loaded then.
+
+    Args:
+        network: The network.
+        widths: The number of channels before and after, by group, in order; none removes none.
+
+    Raises:
+        ValueError: If the network has other groups.
+    """
+    if not widths:
+        return network
+    graph = ChannelGraph(network)
+    if [len(group.ids) for group in graph.groups] != [before for before, _ in widths]:
+        raise ValueError("its layers make other channels.")
+    removed = [
+        int(channel)
+        for group, (_, after) in zip(graph.groups, widths, strict=True)
+        for channel in group.ids[after:]
+    ]
+    return remove_channels(graph, network, removed)
 
 
 def _part(error: float, whole: float) -> float:

@@ -21,9 +21,11 @@ class Block(layers.Layer):
         return self.convolve(self.attention(normed, normed))
 
 
-def build(classes=4):
+def build(classes=4, hidden=0):
     inputs = keras.Input((6, 8))
     x = layers.Flatten()(Block()(inputs))
+    if hidden:
+        x = layers.Dense(hidden, activation="relu")(x)
     return keras.Model(inputs, layers.Dense(classes, activation=lambda x: x * 2)(x))
 
 
@@ -34,7 +36,7 @@ def batch():
 
 def written(model, folder, cut):
     """Compresses a model and saves it as a run does."""
-    options = {"fold": cut.fold, "merge": cut.merge}
+    options = {"fold": cut.fold, "merge": cut.merge, "channels": cut.channels}
     compressed = exporter.compress(model, 0.5, **options)
     Weights(Network(model), None, cut, compressed).save(folder)
     return compressed
@@ -53,6 +55,18 @@ def test_the_compressed_model_comes_back_and_trains(given, cut, batch, tmp_path,
     restored.compile("adam", "mse")
     losses = restored.fit(batch, np.ones((16, 4)), epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
+
+
+def test_a_model_without_some_of_its_channels_comes_back(batch, tmp_path, randomize):
+    model = build(hidden=32)
+    randomize(model, 0)
+    compressed = written(model, tmp_path, Cut(channels=0.6))
+    (group,) = compressed.channels
+    assert group.after < group.before == 32
+    restored = exporter.restore(lambda: build(hidden=32), tmp_path)
+    np.testing.assert_allclose(restored(batch), compressed.model(batch), rtol=1e-5, atol=1e-6)
+    with pytest.raises(exporter.ModelError, match="its layers make other channels"):
+        exporter.restore(build(hidden=24), tmp_path)
 
 
 def test_a_folder_without_a_plan(build, tmp_path):
