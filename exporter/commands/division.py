@@ -70,7 +70,7 @@ def compressed_by(
         )
     progress = progress or Logged()
     best: tuple[float, ChannelPart | None] | None = None
-    worse, failure = 0, RecipeError("No division of the budget was tried.")
+    worse, failures = 0, list[RecipeError]()
     pruner = pruner_for(recipe, network, dataset, progress)
 
     def made(part: ChannelPart | None, samples: int) -> tuple[Engine, Compressed]:
@@ -84,7 +84,7 @@ def compressed_by(
             try:
                 figure = _figure(recipe, dataset, made(part, SAMPLES), loss)
             except RecipeError as error:  # This division cannot keep the budget.
-                failure = error
+                failures.append(error)
                 continue
             advance(number + 1, f"channels {'all' if part is None else f'{part:.0%}'}")
             if best is None or figure < best[0]:
@@ -95,7 +95,7 @@ def compressed_by(
                 break
         advance(len(parts), "done")
     if best is None:
-        raise failure
+        raise failures[0]  # Of ranks alone.
     return made(best[1], recipe.source.calibration)
 
 

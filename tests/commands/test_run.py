@@ -250,6 +250,33 @@ def test_rank_none_leaves_the_network_whole_and_does_not_calibrate_a_cut(model, 
     assert "Calibrating" not in stages.seen
 
 
+def test_a_run_without_some_channels_tells_of_them_and_proves_its_artifacts(
+    model, arrays, tmp_path
+):
+    recipe = exporter.Recipe(
+        rank="none",
+        channels=0.5,
+        finetune=1,
+        report=True,
+        formats=("tflite", "onnx"),
+        quantize=("none", "int8"),
+        output=str(tmp_path / "run"),
+    )
+    report = exporter.run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+    assert report.passed
+    assert report.after.params <= 0.5 * report.before.params
+    assert report.removed == 96 - sum(group.after for group in report.channels) > 0
+    assert [group.layers for group in report.channels] == [("hidden",), ("deep",)]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert [group["after"] for group in manifest["channels"]] == [
+        group.after for group in report.channels
+    ]
+    assert all(item["alternative"] for item in manifest["artifacts"]), "beside the whole network"
+    for name in ("report.html", "report.md"):
+        assert "Units and filters" in (tmp_path / "run" / name).read_text() or name != "report.html"
+        assert "Channels" in (tmp_path / "run" / name).read_text()
+
+
 def test_model_is_given_once(model):
     with pytest.raises(exporter.RecipeError, match="not both"):
         exporter.run(exporter.Recipe(model="x.keras"), model=model)
