@@ -1,9 +1,11 @@
 """``finetune``: trains the factors of a compressed model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exporter.commands.prepare import engine_for
+from exporter.errors import RecipeError
 from exporter.graph.fitting import fitted
 from exporter.graph.network import Network
 from exporter.lowrank.candidates import CostKind
@@ -57,18 +59,25 @@ def finetune(
 
     Raises:
         DataError: If the data do not fit the model, or have no training part.
-        RecipeError: If a choice or the loss is none.
+        RecipeError: If a choice or the loss is none, or channels were removed and the training cuts
+            the baseline anew.
         ClusterError: If a worker was lost.
     """
     import tensorflow as tf
 
     recipe = Recipe.for_verb("finetune", USES, {"finetune": epochs, **choices})
+    cut = replace(compressed.cut, channels=None)
+    if compressed.channels and recipe.tuning.train != "factored":
+        raise RecipeError(
+            f"train {recipe.tuning.train!r} cuts the baseline anew, which has channels that were "
+            "removed here: let run do both, or train 'factored'."
+        )
     network = Network.of(baseline)
     loss = loss if loss is not None else network.compiled_loss
     dataset = fitted(data, network, recipe.source.scale, loss)
     check_training(recipe.tuning, dataset, network)
     tuner = FineTuner(
-        engine_for(recipe, network, dataset, progress, compressed.cut),
+        engine_for(recipe, network, dataset, progress, cut),
         dataset,
         recipe.tuning,
         unit=unit,

@@ -12,7 +12,14 @@ from exporter.formats.base import Artifact
 from exporter.graph.channels import ChannelPlan
 from exporter.options.rank import NO_RANK
 from exporter.output import COMPRESSED_FILE, PAGE_FILE
-from exporter.report.results import ArtifactReport, Budget, CompressionReport, LayerReport, Report
+from exporter.report.results import (
+    ArtifactReport,
+    Budget,
+    CompressionReport,
+    LayerReport,
+    Report,
+    means_of,
+)
 from exporter.report.tables import open_table, optional, print_lines
 from exporter.report.verdicts import (
     conversion_lines,
@@ -266,7 +273,8 @@ def _compression_verdict(report: Report, item: ArtifactReport) -> Text:
 
 
 def _findings(report: Report) -> Iterator[str]:
-    cut = "by low rank" if report.factorized else "as it is"
+    means = means_of(report.factorized, report.removed)
+    cut = f"by {means}" if means else "as it is"
     for output in report.compression.outputs:
         yield _compression_line(output, report.compression.max_loss)
     for item in report.artifacts:

@@ -12,6 +12,7 @@ from exporter.formats.variants import FLOAT32
 from exporter.graph.channels import ChannelPlan
 from exporter.lowrank.ranks.policy import LayerPlan
 from exporter.options.groups import HERE
+from exporter.options.rank import NO_RANK
 from exporter.quantization.gauge import GaugeReport
 from exporter.quantization.granularity import GranularityTrial
 from exporter.recipe import Recipe
@@ -288,6 +289,12 @@ class Inspection:
     policies: tuple[PolicyPreview, ...]
 
 
+def means_of(factorized: int, removed: int) -> str:
+    """Names what a network was compressed by; empty if by nothing."""
+    named = {"fewer channels": removed, "low rank": factorized}
+    return " and ".join(name for name, count in named.items() if count)
+
+
 @fits_screen
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
@@ -374,13 +381,16 @@ class Report(CompressionReport):
             names = ", ".join(output.output for output in lost)
             trainable = self.samples.get("train") and not self.finetuning
             tried = ["--finetune 10"] if trainable else []
-            if self.recipe.goal.kind == "rank":
+            if self.recipe.goal.kind == "rank" and self.recipe.goal.rank != NO_RANK:
                 part = self.after.params / max(1, self.before.params)
                 tried.append(f"--max-params {part:.0%}, which layers share by what each loses,")
             kind = self.recipe.goal.kind.replace("_", "-")
-            tried += [f"a higher --{kind}"] if kind != "max-drop" else []
+            whole = self.recipe.goal.rank == NO_RANK
+            tried += [f"a higher --{kind}"] if kind != "max-drop" and not whole else []
+            tried += ["more --channels"] if self.removed else []
             advice = " or ".join([*tried, "--max-drop 1%"])
-            found.append(f"Low rank costs {names} much of what the baseline knows; try {advice}.")
+            means = means_of(self.factorized, self.removed) or "compression"
+            found.append(f"By {means}, {names} lost much of what the baseline knows; try {advice}.")
         dominated = ", ".join(item.label for item in self.artifacts if item.is_dominated)
         if dominated:
             found.append(

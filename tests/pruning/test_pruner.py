@@ -120,6 +120,8 @@ def test_what_was_removed_stays_known_in_a_copy(trained_mlp, digits):
     compressed = exporter.compress(trained_mlp, "none", channels=0.5, data=digits)
     assert compressed.copy().channels == compressed.channels
     assert not compressed.is_whole
+    with pytest.raises(RecipeError, match="which has channels that were removed"):
+        exporter.finetune(compressed, trained_mlp, data=digits, epochs=1, train="projected")
     tuned = exporter.finetune(compressed, trained_mlp, data=digits, epochs=1)
     assert tuned.compressed.network.params == compressed.network.params
     assert accuracy(tuned.compressed.model, digits.test) > accuracy(trained_mlp, digits.test) - 0.03

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.formats import FORMATS
+from exporter.report.results import means_of
 
 Values = Mapping[str, Any]
 """A part of a manifest."""
@@ -59,12 +60,16 @@ def _counted(number: int) -> str:
 
 
 def _costs(manifest: Values) -> Iterator[str]:
-    for output in manifest["compression"]["outputs"] if manifest["factorized"] else ():
+    groups = manifest.get("channels", ())
+    means = means_of(
+        manifest["factorized"], sum(group["before"] - group["after"] for group in groups)
+    )
+    for output in manifest["compression"]["outputs"] if means else ():
         before, after = output["baseline"], output["compressed"]
         if before and after and None not in (before["value"], after["value"]):
             change = f"{metric(before)} to {metric(after)}"
             samples = f"on {output['samples']:,} test samples"
-            yield f"; low rank moved the {before['name']} from {change} {samples}"
+            yield f"; {means} moved the {before['name']} from {change} {samples}"
         elif output["top1_agreement"] is not None:
             yield f"; {output['top1_agreement']:.2%} of its classes are the baseline's"
 
@@ -86,7 +91,7 @@ def next_steps(manifest: Values) -> list[str]:
     trainable = manifest["data"]["samples"].get("train") and not manifest["finetuning"]
     trained = ", or --finetune 10" if trainable else ""
     if not manifest["compression"]["passed"]:
-        steps.append(f"Give a larger rank or budget{trained}: low rank cost too much.")
+        steps.append(f"Give a larger rank or budget{trained}: the compression cost too much.")
     budget = manifest["budget"]
     if budget and not budget["held"]:
         steps.append(f"Give a larger --{budget['goal'].replace('_', '-')}{trained}.")
