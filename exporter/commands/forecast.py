@@ -84,7 +84,8 @@ def dry_run(
         certainty = "about" if certainty == "planned" else certainty
         decided_by += f"; channels {recipe.cut.channels}"
     with scratch_folder() as folder:
-        after = skeleton(engine, plan).network
+        bones = skeleton(engine, plan)
+        after = bones.network
         exports = list(Trials(engine, recipe, job.dataset, folder).exports(plan))
         artifacts, exporting = [], time.perf_counter()
         with progress.track("Exporting models of these shapes", len(exports)) as advance:
@@ -117,6 +118,7 @@ def dry_run(
         seconds=time.perf_counter() - start + export_seconds + predicting,
         memory=_memory(job, engine),
         free_memory=free_memory(),
+        channels=bones.channels,
     )
 
 

@@ -101,7 +101,7 @@ def _print_cut(report: CompressionReport, console: Console, *, whole: bool = Fal
             )
         )
     if report.channels:
-        console.print(_channel_table(report.channels))
+        console.print(channel_table(report.channels))
     console.print(layer_table(report.layers))
     console.print(
         Text(
@@ -112,7 +112,7 @@ def _print_cut(report: CompressionReport, console: Console, *, whole: bool = Fal
     )
 
 
-def _channel_table(channels: Iterable[ChannelPlan]) -> Table:
+def channel_table(channels: Iterable[ChannelPlan]) -> Table:
     """Lists groups of channels, and how many of them stay."""
     table = open_table("Channels", ["made by"], ["channels", "loss, of that of all"])
     for group in channels:

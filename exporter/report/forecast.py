@@ -8,8 +8,9 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
+from exporter.graph.channels import ChannelPlan
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.report.console import layer_table
+from exporter.report.console import channel_table, layer_table
 from exporter.report.results import LayerReport, Totals
 from exporter.report.tables import open_table
 from exporter.screen import fits_screen
@@ -59,6 +60,7 @@ class Forecast:
         seconds: Time of the run, by the order of magnitude.
         memory: Estimated peak of the process, in bytes; None if it cannot be told on this system.
         free_memory: Bytes that are free now; None if that is unknown.
+        channels: The channels that a few samples have removed, by group.
     """
 
     model_name: str
@@ -73,6 +75,7 @@ class Forecast:
     seconds: float
     memory: int | None
     free_memory: int | None
+    channels: tuple[ChannelPlan, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -82,6 +85,8 @@ class Forecast:
 
 def print_forecast(forecast: Forecast, console: Console) -> None:
     """Prints what a run would do."""
+    if forecast.channels:
+        console.print(channel_table(forecast.channels))
     if forecast.certainty == "planned":
         console.print(layer_table(map(LayerReport, forecast.plan.layers)))
     table = open_table("Artifacts", ["artifact", "variant"], [_SIZES[forecast.certainty]])

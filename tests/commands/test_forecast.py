@@ -51,6 +51,16 @@ def test_a_budget_is_told_with_a_stand_in_of_as_many_parameters(dry, model):
     assert "max_params 0.5, divided by what each layer loses" in shown(forecast)
 
 
+def test_channels_that_would_go_are_told_with_the_figures_without_them(dry, model):
+    forecast = dry(channels=0.5, rank="none")
+    assert forecast.certainty == "about"
+    assert 0.3 * model.count_params() < forecast.after.params <= 0.5 * model.count_params()
+    text = shown(forecast)
+    assert "rank none; channels 0.5" in text
+    for group in forecast.channels:
+        assert group.after == group.before or f"{group.before} -> {group.after}" in text
+
+
 @pytest.mark.parametrize("choices", [{"energy": 0.9}, {"max_drop": "5%"}, {"max_size": "9KB"}])
 def test_what_only_a_run_can_know_is_told_as_the_most_that_may_come_out(dry, choices):
     forecast = dry(**choices)
