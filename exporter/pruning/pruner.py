@@ -19,6 +19,7 @@ from exporter.graph.channels import (
     remove_channels,
 )
 from exporter.graph.network import Network
+from exporter.graph.separable import split_separable
 from exporter.lowrank.calibration import Calibration, thinned
 from exporter.lowrank.candidates import CostKind
 from exporter.lowrank.kernels import Kernel
@@ -65,11 +66,14 @@ class Pruner:
             progress: Is told of passes over the data.
             seed: Seed of the labels that the Fisher information is sampled by.
         """
-        self._network, self._progress, self._seed = network, progress or Logged(), seed
-        self._graph = ChannelGraph(network)
+        self._given, self._network = network, split_separable(network)
+        self._progress, self._seed = progress or Logged(), seed
+        self._graph = ChannelGraph(self._network)
         self._kernels = {c.path: _output_kernel(c) for c in self._graph.consumers}
         self._inputs = {c.path: _input_kernel(c) for c in self._graph.consumers}
-        self._calibration = calibration and thinned(calibration, network, self._inputs.values())
+        self._calibration = calibration and thinned(
+            calibration, self._network, self._inputs.values()
+        )
 
     @cached_property
     def _moments(self) -> dict[str, Moments]:
@@ -129,7 +133,7 @@ class Pruner:
         Raises:
             RecipeError: If the network has no channels that can be removed, or too few.
         """
-        groups, network = self._graph.groups, self._network
+        groups, network = self._graph.groups, self._given
         if not groups:
             if part == FREE:
                 return Pruned(network, ())
@@ -178,9 +182,9 @@ class Pruner:
             stays = np.flatnonzero([int(channel) not in removed for channel in consumer.lane.ids])
             if len(stays) < len(consumer.lane.ids):
                 refits[consumer.path] = self._taken[consumer.path].refit(stays)
-        network = self._network
+        network = self._given
         if removed:
-            network = remove_channels(self._graph, network, removed, refits)
+            network = remove_channels(self._graph, self._network, removed, refits)
         return Pruned(
             network,
             tuple(
@@ -212,6 +216,7 @@ def of_widths(network: Network, widths: Sequence[tuple[int, int]]) -> Network:
     """
     if not widths:
         return network
+    network = split_separable(network)
     graph = ChannelGraph(network)
     if [len(group.ids) for group in graph.groups] != [before for before, _ in widths]:
         raise ValueError("its layers make other channels.")
