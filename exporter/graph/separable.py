@@ -28,7 +28,7 @@ def split_separable(network: Network) -> Network:
         for path, layer in network.layers.items()
         if is_channels_last(layer) and not unsupported_feature(layer)
         for kind in [next((k for k in classes_of(layer) if k in kinds), None)]
-        if kind is not None and layer.padding != "causal"  # No depthwise convolution pads so.
+        if kind is not None
     }
     return network.rewrite(replacements) if replacements else network
 

@@ -33,6 +33,5 @@ def test_two_layers_compute_what_a_separable_convolution_does(kind, randomize):
 
 
 def test_a_network_without_any_is_not_copied():
-    for layer in (layers.Dense(2), layers.SeparableConv1D(2, 3, padding="causal")):
-        network = Network(keras.Sequential([keras.Input((9, 3)), layer]))
-        assert split_separable(network) is network
+    network = Network(keras.Sequential([keras.Input((4,)), layers.Dense(2)]))
+    assert split_separable(network) is network
