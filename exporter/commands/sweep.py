@@ -15,11 +15,11 @@ from exporter.formats.variants import FLOAT32
 from exporter.inputs import checked_path
 from exporter.options.channels import AUTO_CHANNELS, ChannelPart
 from exporter.options.checks import BITS, CHANNELS, CHOICES, RANK, Sweeping
-from exporter.options.groups import NOT_QUANTIZED, Cut, Goal, Quantization
+from exporter.options.groups import ALL, NOT_QUANTIZED, Cut, Goal
 from exporter.options.rank import NO_RANK, parse_rank
 from exporter.output import ARTIFACTS, alone_in
 from exporter.progress import Logged, Progress
-from exporter.recipe import Recipe, quantizations
+from exporter.recipe import Recipe
 from exporter.tradeoff.bisection import Bisection
 from exporter.tradeoff.front import FIGURES, UNCOMPRESSED, Point, Sweep, pareto_front
 from exporter.tradeoff.front import choose as choose_point
@@ -200,19 +200,15 @@ def _checked_best(
         raise RecipeError(
             f"The best {best} is one within a limit: give {' or '.join(needed)}. Received: none."
         )
-    if recipe.cut.channels is not None:
+    if CHANNELS in choose and recipe.cut.channels is not None:
         raise RecipeError(
             f"best chooses channels itself. Received: channels {recipe.cut.channels!r}. Leave them "
-            f"out, or leave {CHANNELS} out of choose and give ranks."
+            f"out, or {CHANNELS} out of choose."
         )
     if BITS in choose and recipe.quantization.quantize == (NOT_QUANTIZED,):
-        return Recipe(**{**vars(recipe), "quantization": _all_bits(recipe)})
+        quantization = replace(recipe.quantization, quantize=(ALL,))
+        return Recipe(**{**vars(recipe), "quantization": quantization})
     return recipe
-
-
-def _all_bits(recipe: Recipe) -> Quantization:
-    variants = {name for fmt in recipe.export.formats for name in quantizations(fmt)}
-    return replace(recipe.quantization, quantize=tuple(sorted(variants)))
 
 
 class _Trials:
@@ -259,10 +255,11 @@ class _Trials:
                 counted = "macs" if target is None and best != "size" else target
                 goal, channels = Goal(rank=NO_RANK, target=counted), part
             recipe = self.at(goal, cut=self._cut(channels))
-            yield self._trial(f"{unit} {part:.1%}", recipe), partial(closing.tell, part)
+            yield self._trial(f"{unit} {part:.2%}", recipe), partial(closing.tell, part)
 
     def _cut(self, channels: ChannelPart | None) -> Cut:
-        return replace(self._recipe.cut, channels=channels)
+        cut = self._recipe.cut
+        return cut if channels is None else replace(cut, channels=channels)
 
     def proposed(self, count: int) -> Iterator[tuple[Trial, _Tell]]:
         """Yields trials that are proposed by the results of those before."""
