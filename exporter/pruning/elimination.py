@@ -10,6 +10,7 @@ divided by one of ``A^-1``: the formula of the optimal brain surgeon (Hassibi an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +29,9 @@ AT_ONCE = 64
 """One channel of so many is removed before costs are computed anew."""
 
 
+Columns = Sequence[Indices]
+
+
 @dataclass(frozen=True)
 class Taken:
     """What a consumer knows of the channels that it takes.
@@ -36,18 +40,16 @@ class Taken:
         mean: Mean of the channels, about which moments are taken; zero if no bias can correct it.
         scatter: Second moments of the channels, with a ridge.
         importance: Cost of an error of the channels, channels x channels.
-        columns: Where each channel of the group is among them.
     """
 
     mean: Floats
     scatter: Floats
     importance: Floats
-    columns: tuple[Indices, ...] = ()
 
-    @property
-    def energy(self) -> float:
-        """What it costs to remove all channels."""
-        return float(np.vdot(self.scatter, self.importance))
+    @cached_property
+    def inverse(self) -> Floats:
+        """The inverse of the second moments."""
+        return np.asarray(np.linalg.inv(self.scatter))
 
     def refit(self, kept: Indices) -> Refit:
         """Returns how the channels are best given by those that are kept."""
@@ -75,14 +77,15 @@ class Elimination:
     errors: Floats
 
 
-def eliminate(count: int, takers: Sequence[Taken]) -> Elimination:
+def eliminate(count: int, takers: Sequence[tuple[Taken, Columns]]) -> Elimination:
     """Removes one channel after the other, always those that cost least.
 
     Args:
         count: The number of channels in the group.
-        takers: The consumers of these channels, which may take others as well.
+        takers: The consumers of these channels, which may take others as well, and where each
+            channel of the group is among those that they take.
     """
-    states = [_State(taken) for taken in takers]
+    states = [_State(*taker) for taker in takers]
     left, order, errors = np.arange(count), [], [0.0]
     while len(left):
         costs = sum(state.costs(left) for state in states)
@@ -97,21 +100,26 @@ def eliminate(count: int, takers: Sequence[Taken]) -> Elimination:
 
 
 class _State:
-    """The inverse moments and the importance of the channels that a consumer still has."""
+    """The inverse moments and the importance of the channels of a group that a consumer still has.
 
-    def __init__(self, taken: Taken) -> None:
-        self._inverse = np.linalg.inv(taken.scatter)
-        self._importance = taken.importance.copy()
-        self._stay = np.arange(len(taken.scatter))
+    Those of its other channels, which stay, are not needed: both blocks are updated by themselves.
+    """
+
+    def __init__(self, taken: Taken, columns: Columns) -> None:
+        chosen = np.concatenate(columns)
+        self._inverse = taken.inverse[np.ix_(chosen, chosen)]
+        self._importance = taken.importance[np.ix_(chosen, chosen)]
+        ends = np.cumsum([len(each) for each in columns])
+        self._columns = np.split(np.arange(len(chosen)), ends[:-1])
+        self._single = all(len(each) == 1 for each in columns)
+        self._stay = np.arange(len(chosen))
         self._places = self._stay.copy()
-        self._columns = taken.columns
-        self._single = all(len(columns) == 1 for columns in taken.columns)
 
     def costs(self, channels: Indices) -> Floats:
         """Returns what each channel costs by itself."""
         places = self._places
         if self._single:
-            at = places[np.concatenate([self._columns[channel] for channel in channels])]
+            at = places[channels]
             return np.asarray(np.diag(self._importance)[at] / np.diag(self._inverse)[at])
         blocks = (np.ix_(at, at) for at in (places[self._columns[c]] for c in channels))
         return np.array(
@@ -120,10 +128,7 @@ class _State:
 
     def remove(self, channels: Indices) -> float:
         """Removes channels together; returns what they cost."""
-        columns = np.concatenate([self._columns[channel] for channel in channels])
-        if not len(columns):
-            return 0.0
-        at = self._places[columns]
+        at = self._places[np.concatenate([self._columns[channel] for channel in channels])]
         stay = np.delete(np.arange(len(self._inverse)), at)
         inverse, importance = self._inverse, self._importance
         block = inverse[np.ix_(at, at)]

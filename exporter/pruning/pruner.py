@@ -1,7 +1,7 @@
 """Removes the channels of a network that its loss misses least."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from math import prod
@@ -15,6 +15,7 @@ from exporter.graph.channels import (
     ChannelPlan,
     Consumer,
     Group,
+    Indices,
     output_positions,
     remove_channels,
 )
@@ -115,7 +116,7 @@ class Pruner:
         with self._progress.track("Ordering channels", len(groups)) as advance:
             for number, group in enumerate(groups):
                 takers = [
-                    _with_columns(known[consumer.path], consumer, group)
+                    (known[consumer.path], _columns(consumer, group))
                     for consumer in self._graph.consumers
                     if np.isin(group.ids, consumer.lane.ids).any()
                 ]
@@ -199,9 +200,9 @@ class Pruner:
         )
 
 
-def _with_columns(taken: Taken, consumer: Consumer, group: Group) -> Taken:
-    columns = tuple(np.flatnonzero(consumer.lane.ids == channel) for channel in group.ids)
-    return replace(taken, columns=columns)
+def _columns(consumer: Consumer, group: Group) -> list[Indices]:
+    """Returns where each channel of a group is among those that a consumer takes."""
+    return [np.flatnonzero(consumer.lane.ids == channel) for channel in group.ids]
 
 
 def of_widths(network: Network, widths: Sequence[tuple[int, int]]) -> Network:

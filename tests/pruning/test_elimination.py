@@ -12,14 +12,14 @@ def taken_by(rng, size, group, *, samples=200, repeated=1):
     kernel = rng.normal(size=(3, size, 4))
     importance = np.einsum("pcn,pdn->cd", kernel, kernel)
     places = rng.permutation(size)[: group * repeated].reshape(group, repeated)
-    return Taken(
-        values.mean(axis=0), ridged(np.cov(values.T, bias=True)), importance, tuple(places)
-    )
+    scatter = ridged(np.cov(values.T, bias=True))
+    return Taken(values.mean(axis=0), scatter, importance), tuple(places)
 
 
-def best_error(taken, removed):
+def best_error(taker, removed):
     """The least squared error, weighed, of all channels given by those that stay."""
-    columns = [int(c) for channel in removed for c in taken.columns[channel]]
+    taken, places = taker
+    columns = [int(c) for channel in removed for c in places[channel]]
     stay = np.setdiff1d(np.arange(len(taken.scatter)), columns)
     a = taken.scatter
     given_by = a[:, stay] @ np.linalg.inv(a[np.ix_(stay, stay)])
@@ -59,13 +59,8 @@ def test_units_that_never_fire_and_copies_of_others_cost_nothing():
     values[:, 5] = 3 * values[:, 1] + 1
     kernel = rng.normal(size=(1, 8, 4))
     scatter = ridged(np.cov(values.T, bias=True))
-    taken = Taken(
-        values.mean(axis=0),
-        scatter,
-        np.einsum("pcn,pdn->cd", kernel, kernel),
-        tuple(np.arange(8)[:, None]),
-    )
-    result = eliminate(8, [taken])
+    taken = Taken(values.mean(axis=0), scatter, np.einsum("pcn,pdn->cd", kernel, kernel))
+    result = eliminate(8, [(taken, np.arange(8)[:, None])])
     assert set(result.order[:2]) in ({1, 2}, {2, 5})
     assert result.errors[2] < 1e-3 * result.errors[-1] < result.errors[3]
     stay = np.sort(result.order[2:])
