@@ -244,7 +244,8 @@ class ChannelGraph:
         if role is None or not is_channels_last(layer) or unsupported_feature(layer):
             return None
         former = self._visits.get(id(layer))
-        if former is not None:
+        # Layers that only compute may be given tensors of any width.
+        if former is not None and (layer.weights or hasattr(layer, "target_shape")):
             return self._again(former, given)
         ways: dict[ChannelRole, Callable[..., Lane | None]] = {
             "product": self._made,
@@ -258,11 +259,14 @@ class ChannelGraph:
         }
         lane = ways[role](layer, given, output)
         if lane is not None:
-            self._visits[id(layer)] = _Visit(layer, given, lane)
+            self._visits.setdefault(id(layer), _Visit(layer, given, lane))
         return lane
 
     def _again(self, former: _Visit, given: list[Lane]) -> Lane | None:
         """Makes the channels of a later call of the same layer those of the first one."""
+        if [lane.size for lane in given] != [lane.size for lane in former.inputs]:
+            self._hold([*former.inputs, former.output])
+            return None
         self._join_all(given, former.inputs)
         former.times += 1
         return former.output
@@ -303,10 +307,11 @@ class ChannelGraph:
 
     def _merged(self, given: list[Lane], output: Tensor) -> Lane | None:
         """Makes one of the channels of tensors that are combined element by element."""
-        if any(lane.size != output.shape[-1] for lane in given):
+        wide = [lane for lane in given if lane.size == output.shape[-1]]
+        if any(lane.size not in (1, output.shape[-1]) for lane in given):
             return None
-        self._join_all([given[0]] * len(given), given)
-        return given[0]
+        self._join_all(wide[:1] * len(wide), wide)
+        return wide[0]
 
     def _joined(self, layer: Layer, given: list[Lane], output: Tensor) -> Lane | None:
         """Puts the channels of several tensors one after the other."""

@@ -94,7 +94,18 @@ def operations():
     return keras.Model(given, layers.Dense(3)(x))
 
 
+def reused():
+    """One activation for tensors of several widths, and a mask of one channel."""
+    given, relu = keras.Input((8, 8, 3)), layers.ReLU()
+    x = relu(layers.Conv2D(8, 3, padding="same", name="wide")(given))
+    mask = layers.Conv2D(1, 1, activation="sigmoid", name="mask")(x)
+    x = layers.Multiply()([x, mask])
+    x = relu(layers.Conv2D(6, 3, name="narrow")(x))
+    return keras.Model(given, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+
+
 NETWORKS = {
+    "reused": (reused, [("wide",), ("narrow",)]),
     "dense": (dense, [("first",), ("second",)]),
     "residual": (residual, [("inner",), ("squeeze",), ("stem", "outer", "excite")]),
     "mobile": (mobile, [("stem",), ("pointwise",)]),
