@@ -50,7 +50,7 @@ def sweep(
     ranks: Sequence[str | int | float] | None = None,
     search: int | None = None,
     best: str | None = None,
-    choose: Sequence[str] = CHOICES,
+    choose: Sequence[str] | None = None,
     jobs: int = 1,
     ray: str | None = None,
     max_size: int | None = None,
@@ -69,8 +69,10 @@ def sweep(
         search: If given, as many trials within budgets of parameters that Optuna proposes, instead
             of ``ranks``; each has one artifact.
         best: If given, trials within budgets that close in on the artifact that is best in this,
-            one of ``FIGURES``, instead of ``ranks``.
-        choose: What such trials may choose: ``"rank"``, ``"channels"`` and ``"bits"``.
+            instead of ``ranks``: ``"size"``, ``"latency"``, ``"macs"``, ``"instructions"`` or
+            ``"accuracy"``.
+        choose: Which of ``"rank"``, ``"channels"`` and ``"bits"`` such trials may choose; by
+            default all of them.
         jobs: How many trials run at a time. More than one disturb each other's latencies.
         ray: Address of a Ray cluster to run the trials on, whose machines share the folders.
         max_size: Most bytes of the artifact that is chosen.
@@ -89,10 +91,11 @@ def sweep(
         "max_latency": max_latency,
         "max_drop": max_drop,
     }
+    if choose is not None and best is None:
+        raise RecipeError("choose belongs to best. Received: choose alone. Give best as well.")
+    choose = CHOICES if choose is None else (choose,) if isinstance(choose, str) else tuple(choose)
     texts = None if ranks is None else tuple(map(str, ranks))
-    Sweeping(
-        ranks=texts, search=search, best=best, choose=tuple(choose), jobs=jobs, ray=ray, **limits
-    )
+    Sweeping(ranks=texts, search=search, best=best, choose=choose, jobs=jobs, ray=ray, **limits)
     if recipe.goal != Goal():
         raise RecipeError(
             f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "

@@ -45,11 +45,11 @@ class Sweeping(Group):
         "this: accuracy within max_size or max_latency, the others within max_drop; instructions "
         "are those of an ARM64 processor, see scripts/arm64",
     )
-    choose: tuple[str, ...] = _option(
-        CHOICES,
+    choose: tuple[str, ...] | None = _option(
+        None,
         names("KIND"),
-        "what best may choose: ranks, channels, and bits among the variants of quantize, or all "
-        "variants if it names none",
+        "what best may choose: rank, channels, and bits among the variants of quantize, or all "
+        "variants if it names none (default: all three)",
     )
     max_size: int | None = _option(
         None, whole(1, read=parse_bytes), "most bytes of the artifact that is chosen, e.g. 250KB"

@@ -1,6 +1,6 @@
 """Divides a budget among groups of channels, by what each loses and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,28 +79,35 @@ def allocate(costs: Costs, curves: Sequence[Curve], budget: float) -> list[int] 
     """Takes, again and again, the step that costs least for what it saves.
 
     What a step saves depends on the channels that others have by then, so the steps are not known
-    beforehand.
+    beforehand. The last one may save more than it has to: then those that fit are taken back.
 
     Returns:
         The number of channels of each group that stay; None if the budget cannot be kept.
     """
     at = [0] * len(curves)
 
-    def counts(number: int | None = None) -> Floats:
-        moved = (place + (k == number) for k, place in enumerate(at))
-        return np.array([c.counts[place] for c, place in zip(curves, moved, strict=True)], float)
-
-    cost = costs.of(counts())
-    while cost > budget:
-        best: tuple[float, int, float] | None = None
+    def steps(direction: int) -> Iterator[tuple[float, int, float]]:
+        """Yields the ratio of loss and cost of each step, its group, and the cost after it."""
         for number, curve in enumerate(curves):
-            if at[number] + 1 < len(curve.counts):
-                after = costs.of(counts(number))
-                grown = curve.errors[at[number] + 1] - curve.errors[at[number]]
-                price = grown / max(cost - after, 1e-9)
-                best = min(best or (np.inf, 0, 0.0), (price, number, after))
+            place = at[number] + direction
+            if 0 <= place < len(curve.counts):
+                moved = (p + direction * (k == number) for k, p in enumerate(at))
+                after = costs.of(_counts(curves, moved))
+                change = abs(curve.errors[place] - curve.errors[at[number]])
+                yield change / max(1e-9, abs(after - cost)), number, after
+
+    cost = costs.of(_counts(curves, at))
+    while cost > budget:
+        best = min(steps(1), default=None)
         if best is None:
             return None
         _, number, cost = best
         at[number] += 1
+    while fitting := [step for step in steps(-1) if step[2] <= budget]:
+        _, number, cost = max(fitting)
+        at[number] -= 1
     return [curve.counts[place] for curve, place in zip(curves, at, strict=True)]
+
+
+def _counts(curves: Sequence[Curve], places: Iterable[int]) -> Floats:
+    return np.array([c.counts[place] for c, place in zip(curves, places, strict=True)], float)

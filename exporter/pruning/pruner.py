@@ -142,24 +142,18 @@ class Pruner:
                 f"channels {part!r}: model {network.name!r} has none that can be removed. Those of "
                 "its outputs, and of layers that mix them, such as attention, have to stay."
             )
-        eliminations = self._eliminations
+        if part != FREE:
+            return self._without(self._within(float(part), unit))
+        limits = ((e.errors, FREE_ERROR * e.errors[-1]) for e in self._eliminations)
+        free = [int(np.searchsorted(errors, limit, "right")) - 1 for errors, limit in limits]
+        # One channel stays, though none may ever fire.
+        return self._without([max(1, len(g.ids) - n) for g, n in zip(groups, free, strict=True)])
+
+    def _within(self, part: float, unit: CostKind) -> list[int]:
         curves = [
             Curve(counts, [float(e.errors[len(e.order) - kept]) for kept in counts])
-            for e, counts in ((e, levels(len(e.order))) for e in eliminations)
+            for e, counts in ((e, levels(len(e.order))) for e in self._eliminations)
         ]
-        if part == FREE:
-            kept = [
-                min(k for k, error in zip(c.counts, c.errors, strict=True) if error <= limit)
-                for c, limit in (
-                    (c, FREE_ERROR * e.errors[-1])
-                    for c, e in zip(curves, eliminations, strict=True)
-                )
-            ]
-        else:
-            kept = self._within(curves, float(part), unit)
-        return self._without(kept)
-
-    def _within(self, curves: list[Curve], part: float, unit: CostKind) -> list[int]:
         with of_one_sample(self._network.calls):
             costs = Costs(self._network, self._graph, self._graph.groups, unit)
         kept = allocate(costs, curves, part * costs.whole)

@@ -61,3 +61,25 @@ def test_the_cheapest_loss_is_taken_first_until_the_budget_is_kept():
     assert dict(zip(names, kept, strict=True)) == {"dear": 16, "cheap": 8}
     assert allocate(costs, curves, network.macs) == [16, 16]
     assert allocate(costs, curves, 100) is None
+
+
+def test_what_was_taken_too_much_is_given_back():
+    given = keras.Input((4,))
+    x = layers.Dense(8, name="small")(given)
+    x = layers.Dense(64, name="large")(x)
+    network = Network(keras.Model(given, layers.Dense(2)(x)))
+    graph = ChannelGraph(network)
+    with of_one_sample(network.calls):
+        costs = Costs(network, graph, graph.groups, "macs")
+    # The small group seems to cost nothing, but a step of the large one alone is enough.
+    errors = {"small": [0, 1], "large": [0, 200, 300, 400, 500, 600, 700, 800]}
+    curves = [Curve(levels(len(g.ids)), errors[g.producers[0]]) for g in graph.groups]
+    kept = allocate(costs, curves, 300)
+    used = costs.of(np.array(kept, float))
+    assert used <= 300
+    for number, curve in enumerate(curves):
+        place = curve.counts.index(kept[number])
+        if place:
+            more = list(kept)
+            more[number] = curve.counts[place - 1]
+            assert costs.of(np.array(more, float)) > 300

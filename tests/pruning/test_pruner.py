@@ -75,16 +75,22 @@ def with_dead_units(count=24):
     return model
 
 
-def test_units_that_never_fire_go_for_nothing(pruner_of):
-    model = with_dead_units()
+@pytest.mark.parametrize("dead", [3, 24, 39])
+def test_units_that_never_fire_go_for_nothing_however_many(dead):
+    model = with_dead_units(dead)
     x = np.random.default_rng(1).normal(size=(2000, 12)).astype("float32")
     compressed = exporter.compress(
         model, "none", data={"x_train": x}, channels="free", scale="none"
     )
     (group,) = compressed.channels
-    assert (group.layers, group.before, group.after) == (("hidden",), 40, 16)
+    assert (group.layers, group.before, group.after) == (("hidden",), 40, 40 - dead)
     np.testing.assert_allclose(compressed.model(x), model(x), rtol=1e-4, atol=1e-4)
-    assert [w.shape for w in compressed.model.weights] == [(12, 16), (16,), (16, 3), (3,)]
+    assert [w.shape for w in compressed.model.weights] == [
+        (12, 40 - dead),
+        (40 - dead,),
+        (40 - dead, 3),
+        (3,),
+    ]
 
 
 def test_free_leaves_a_network_as_it_is_that_has_no_such_channels():
