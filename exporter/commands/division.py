@@ -25,6 +25,9 @@ from exporter.recipe import Recipe
 DIVISIONS = 6
 """The most divisions that are tried."""
 
+BEYOND = 4
+"""Divisions beyond the one at which the parameters alone would fill a file."""
+
 LEAST_PART = 0.03
 """Part of the network that channels leave at the least, where the budget does not tell."""
 
@@ -95,7 +98,11 @@ def compressed_by(
                 break
         advance(len(parts), "done")
     if best is None:
-        raise failures[0]  # Of ranks alone.
+        raise RecipeError(
+            f"No division of the budget between channels and ranks keeps {recipe.goal.kind} "
+            f"{getattr(recipe.goal, recipe.goal.kind)}. With channels alone: {failures[-1]} With "
+            f"ranks alone: {failures[0]}"
+        )
     return made(best[1], recipe.source.calibration)
 
 
@@ -103,17 +110,17 @@ def _parts(recipe: Recipe, network: Network) -> list[float | None]:
     """Lists parts of the network that channels may leave, from the largest; None removes none.
 
     They lie evenly, on a logarithmic scale, between the whole network and the budget, at which
-    channels alone keep it.
+    channels alone keep it. What a file takes beside its parameters may ask for fewer.
     """
-    goal, least = recipe.goal, LEAST_PART
+    goal, least, count = recipe.goal, LEAST_PART, DIVISIONS
     if goal.kind in ("max_params", "max_macs"):
         whole = network.macs if goal.kind == "max_macs" else network.params
         least = goal.limit(network.params, network.macs) / whole
     elif goal.max_size is not None:
         bits = max(FORMATS[name].variant(v).weight_bits for name, v in recipe.artifacts)
-        least = goal.max_size * 8 / bits / network.params
+        least, count = goal.max_size * 8 / bits / network.params, DIVISIONS + BEYOND
     least = min(max(least, 1e-4), 0.9)
-    return [None, *(least ** (k / (DIVISIONS - 1)) for k in range(1, DIVISIONS))]
+    return [None, *(least ** (k / (DIVISIONS - 1)) for k in range(1, count))]
 
 
 def _figure(

@@ -20,7 +20,7 @@ from exporter.options.rank import NO_RANK, parse_rank
 from exporter.output import ARTIFACTS, alone_in
 from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
-from exporter.tradeoff.bisection import Bisection
+from exporter.tradeoff.bisection import FIRST, Bisection
 from exporter.tradeoff.front import FIGURES, UNCOMPRESSED, Point, Sweep, pareto_front
 from exporter.tradeoff.front import choose as choose_point
 from exporter.tradeoff.page import PAGE_FILE, write_page
@@ -36,6 +36,9 @@ TRIALS = "trials"
 
 MOST_TRIALS = 8
 """The most trials that close in on the best artifact."""
+
+MORE_TRIALS = 3
+"""The same, with ranks or channels alone, after both together."""
 
 MARKER = ".sweep"
 """File that tells that the folder is that of a sweep."""
@@ -91,9 +94,7 @@ def sweep(
         "max_latency": max_latency,
         "max_drop": max_drop,
     }
-    if choose is not None and best is None:
-        raise RecipeError("choose belongs to best. Received: choose alone. Give best as well.")
-    choose = CHOICES if choose is None else (choose,) if isinstance(choose, str) else tuple(choose)
+    choose = _checked_choose(choose, best)
     texts = None if ranks is None else tuple(map(str, ranks))
     Sweeping(ranks=texts, search=search, best=best, choose=choose, jobs=jobs, ray=ray, **limits)
     if recipe.goal != Goal():
@@ -119,10 +120,12 @@ def sweep(
     network = prepare(maker.at(Goal(rank=1)), None, None, None, writes=False).network
     if best == "accuracy":
         within = Goal(max_size=max_size) if max_size else Goal(max_latency=max_latency)
-        asked, total = maker.of_each_artifact(within, choose), len(recipe.artifacts)
+        kinds = _kinds(choose, [RANK])
+        asked, total = maker.of_each_artifact(within, kinds), len(kinds) * len(recipe.artifacts)
     elif best is not None:
-        closing = Bisection(FIGURES[best], float(max_drop or 0))
-        asked, total = maker.closing_in(closing, best, choose), MOST_TRIALS
+        kinds = _kinds(choose, [RANK, CHANNELS])
+        total = MOST_TRIALS + (len(kinds) - 1) * MORE_TRIALS
+        asked = maker.closing_in(best, float(max_drop or 0), kinds)
     elif search:
         asked, total = maker.proposed(search), search
     else:
@@ -150,6 +153,7 @@ def sweep(
             done.failures,
             done.kept,
             output,
+            best,
         )
         write_tables(found)
         write_page(found)
@@ -184,6 +188,15 @@ def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
         yield
 
 
+def _checked_choose(choose: Sequence[str] | None, best: str | None) -> tuple[str, ...]:
+    """Returns what trials may choose; raises RecipeError if none is to be the best."""
+    if choose is not None and best is None:
+        raise RecipeError("choose belongs to best. Received: choose alone. Give best as well.")
+    if choose is None:
+        return CHOICES
+    return (choose,) if isinstance(choose, str) else tuple(choose)
+
+
 def _checked_best(
     recipe: Recipe, best: str, choose: Sequence[str], limits: Mapping[str, Any]
 ) -> Recipe:
@@ -214,6 +227,16 @@ def _checked_best(
     return recipe
 
 
+def _kinds(choose: Sequence[str], alone: Sequence[str]) -> list[set[str]]:
+    """Lists what trials choose by: ranks and channels together, if both may be, and each alone."""
+    both = set(choose) & {RANK, CHANNELS}
+    return [both, *({kind} for kind in alone if len(both) > 1)]
+
+
+def _told(kind: set[str]) -> str:
+    return " and ".join(each for each in (CHANNELS, RANK) if each in kind)
+
+
 class _Trials:
     """Makes the trials of a sweep."""
 
@@ -232,33 +255,46 @@ class _Trials:
         for rank, goal in goals.items():
             yield self._trial(f"rank {rank}", self.at(goal)), lambda points: None
 
-    def of_each_artifact(self, goal: Goal, choose: Sequence[str]) -> Iterator[tuple[Trial, _Tell]]:
-        """Yields a trial for each artifact, within a limit that it keeps as it is exported."""
+    def of_each_artifact(
+        self, goal: Goal, kinds: Sequence[set[str]]
+    ) -> Iterator[tuple[Trial, _Tell]]:
+        """Yields trials for each artifact, within a limit that it keeps as it is exported."""
         for format_name, variant in self._recipe.artifacts:
             quantize = NOT_QUANTIZED if variant == FLOAT32 else variant
-            cut = self._cut(AUTO_CHANNELS if CHANNELS in choose else None)
-            recipe = self.at(goal, formats=(format_name,), quantize=(quantize,), cut=cut)
-            label = f"{goal.kind} {getattr(goal, goal.kind)}, {format_name} {variant}"
-            yield self._trial(label, recipe), lambda points: None
+            for kind in kinds:
+                cut = self._cut(AUTO_CHANNELS if CHANNELS in kind else None)
+                recipe = self.at(goal, formats=(format_name,), quantize=(quantize,), cut=cut)
+                limit = f"{goal.kind} {getattr(goal, goal.kind)}"
+                label = f"{limit} by {_told(kind)}, {format_name} {variant}"
+                yield self._trial(label, recipe), lambda points: None
 
     def closing_in(
-        self, closing: Bisection, best: str, choose: Sequence[str]
+        self, best: str, max_drop: float, kinds: Sequence[set[str]]
     ) -> Iterator[tuple[Trial, _Tell]]:
-        """Yields trials within budgets that follow from what came of those before."""
-        for _ in range(MOST_TRIALS):
-            part = closing.ask()
-            if part is None:
-                return
-            target = "arm64" if best == "instructions" else None
-            unit = "max_params" if best == "size" else "max_macs"
-            limit: dict[str, Any] = {unit: part}
-            channels: ChannelPart | None = AUTO_CHANNELS if CHANNELS in choose else None
-            goal = Goal(**limit, target=target)
-            if RANK not in choose:
-                counted = "macs" if target is None and best != "size" else target
-                goal, channels = Goal(rank=NO_RANK, target=counted), part
-            recipe = self.at(goal, cut=self._cut(channels))
-            yield self._trial(f"{unit} {part:.2%}", recipe), partial(closing.tell, part)
+        """Yields trials within budgets that follow from what came of those before.
+
+        The first kind is closed in on. The others begin at the best budget of that, and so are no
+        worse than it was.
+        """
+        target = "arm64" if best == "instructions" else None
+        unit, first = "max_params" if best == "size" else "max_macs", FIRST
+        for number, kind in enumerate(kinds):
+            closing = Bisection(FIGURES[best], max_drop, first)
+            for _ in range(MORE_TRIALS if number else MOST_TRIALS):
+                part = closing.ask()
+                if part is None:
+                    break
+                limit: dict[str, Any] = {unit: part}
+                channels: ChannelPart | None = AUTO_CHANNELS if CHANNELS in kind else None
+                goal = Goal(**limit, target=target)
+                if RANK not in kind:
+                    counted = "macs" if target is None and best != "size" else target
+                    goal, channels = Goal(rank=NO_RANK, target=counted), part
+                trial = self._trial(
+                    f"{unit} {part:.2%} by {_told(kind)}", self.at(goal, cut=self._cut(channels))
+                )
+                yield trial, partial(closing.tell, part)
+            first = closing.best_part if number == 0 else first
 
     def _cut(self, channels: ChannelPart | None) -> Cut:
         cut = self._recipe.cut

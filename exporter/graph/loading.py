@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -200,16 +201,31 @@ def _read(file: Path) -> _Stored:
         return _Stored(version, _mapping(attributes["model_config"]), _loss(trained))
 
 
+_ROOT = str(Path(__file__).parents[2])
+
+_READ = (
+    "import sys, h5py; from exporter.isolation import die_with; die_with(int(sys.argv[1])); "
+    "f = h5py.File(sys.argv[2]); [f.attrs[name] for name in f.attrs]"
+)
+
+
 def _check_attributes(file: Path) -> None:
     """Reads attributes in a process of its own, for in a damaged file HDF5 may do so for ever.
 
     Raises:
         ValueError: If that does not end, or the process dies of it.
     """
-    code = "import sys, h5py; f = h5py.File(sys.argv[1]); [f.attrs[name] for name in f.attrs]"
-    command = [sys.executable, "-P", "-c", code, str(file)]
+    command = [sys.executable, "-P", "-c", _READ, str(os.getpid()), str(file.resolve())]
+    path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path}
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=READ_SECONDS, check=False)
+        ended = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=READ_SECONDS,
+            check=False,
+            env=environment,
+        )
     except subprocess.TimeoutExpired as error:
         raise ValueError(
             f"HDF5 does not end to read its attributes in {READ_SECONDS} s."

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from exporter.errors import ModelError
 from exporter.graph.hooks import called, replaced, watched
 from exporter.graph.network import Network
 from exporter.graph.outputs import Family, as_logits
@@ -31,6 +32,7 @@ MAX_OUTPUTS = 8192
 """Kernels with more outputs are truncated by their weights alone: moments take n x n numbers."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # What is not finite raises an error of its own.
 def gather(
     network: Network,
     kernels: Kernels,
@@ -90,6 +92,7 @@ def gather(
     for number, batch in enumerate(calibration.batches()):
         rows, gradients = concrete(signature.tensors(batch), tf.constant(number))
         outputs = {name: value.numpy() for name, value in rows.items()}
+        _check_finite(network, wanted, outputs)
         for name, y in outputs.items():
             sums[name][_is_held_out(number)].add(y, y)
         for name, g in ((name, value.numpy()) for name, value in gradients.items()):
@@ -107,6 +110,9 @@ def gather(
             fisher = Fisher(square.about_zero * (square.count / len(calibration)))
         parts = _parts(folds, wanted[name].has_bias)
         found[name] = _joined([Moments(mean, scatter, fisher) for mean, scatter in parts])
+        matrices = [scatter for _, scatter in parts] + ([fisher.matrix] if fisher else [])
+        if not all(np.isfinite(matrix).all() for matrix in matrices):
+            raise _not_finite(network, wanted[name], "whose squares are too large")
     return found
 
 
@@ -205,6 +211,21 @@ def _observed(kernels: Kernels, tape: Any = None) -> Iterator[Callable[[], Obser
         yield result
 
 
+def _check_finite(network: Network, kernels: Kernels, outputs: Mapping[str, Any]) -> None:
+    """Raises a ModelError that names the first layer, in the order of calls, that is not finite."""
+    for name, rows in outputs.items():
+        if not np.isfinite(rows).all():
+            raise _not_finite(network, kernels[name], "that are NaN or infinite")
+
+
+def _not_finite(network: Network, kernel: Kernel, told: str) -> ModelError:
+    return ModelError(
+        f"Model {network.name!r} computes values on the training data {told}, first in layer "
+        f"{kernel.layer.name!r}. Its weights, or the scale of its inputs, are not those that it "
+        "was trained with."
+    )
+
+
 def _folds() -> Folds:
     return Accumulator(), Accumulator()
 
@@ -234,6 +255,7 @@ def _sampled_loss(outputs: Any, family: Family, seed: Any) -> Any:
     """Returns the negative log-likelihood of labels sampled from the outputs themselves."""
     import tensorflow as tf
 
+    outputs = tf.where(tf.math.is_finite(outputs), outputs, 0)  # Others are told afterwards.
     if family == "gaussian":
         return tf.reduce_sum(outputs * tf.random.stateless_normal(tf.shape(outputs), seed))
     logits = as_logits(outputs, family)

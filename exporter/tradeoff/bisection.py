@@ -22,14 +22,14 @@ class Bisection:
     least cost there, as long as that would be the best so far.
     """
 
-    def __init__(self, figure: Figure, max_drop: float) -> None:
-        """Begins with the whole network; ``figure`` is what is to be least."""
-        self._figure, self._max_drop = figure, max_drop
+    def __init__(self, figure: Figure, max_drop: float, first: float = FIRST) -> None:
+        """Begins at a part of the network; ``figure`` is what is to be least."""
+        self._figure, self._max_drop, self._first = figure, max_drop, first
         self._tried: dict[float, Sequence[Point]] = {}
 
     def ask(self) -> float | None:
         """Returns the part of the next trial; None if no trial would gain much."""
-        proposed = FIRST if not self._tried else self._next()
+        proposed = self._first if not self._tried else self._next()
         if proposed is not None:
             self._tried[proposed] = ()  # Until it is told, nothing counts as kept there.
         return proposed
@@ -37,6 +37,14 @@ class Bisection:
     def tell(self, part: float, points: Sequence[Point]) -> None:
         """Takes the artifacts of a trial; none if it failed."""
         self._tried[part] = points
+
+    @property
+    def best_part(self) -> float:
+        """The part of the best artifact so far; the first one if none is within the loss."""
+        found = [
+            (cost, part) for each in self._costs_within().values() for part, cost in each.items()
+        ]
+        return min(found, default=(0.0, self._first))[1]
 
     def _next(self) -> float | None:
         cost = self._costs_within()

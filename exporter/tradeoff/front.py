@@ -76,6 +76,7 @@ class Sweep:
         failures: By goal, why a trial failed.
         kept: How many trials had been finished before.
         output: Folder of the trials and the tables.
+        best: What the chosen one is the best in, if that was asked for.
     """
 
     points: tuple[Point, ...]
@@ -86,6 +87,7 @@ class Sweep:
     failures: Mapping[str, str]
     kept: int
     output: Path
+    best: str | None = None
 
     @property
     def neighbours(self) -> dict[str, Point]:

@@ -55,13 +55,15 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     for goal, names in sweep.rejected.items():
         lines.append(f"Rejected     {goal}: {', '.join(names)}")
     for goal, reason in sweep.failures.items():
-        lines.append(f"FAILED       {goal}: {reason}")
+        # A search for the best tries budgets that ranks and channels cannot keep.
+        lines.append(f"{'No artifact' if sweep.best else 'FAILED':13}{goal}: {reason}")
     if sweep.kept:
         lines.append(f"Trials       {sweep.kept} had been finished before")
     beaten = len(sweep.points) - len(sweep.front)
     lines.append(f"Artifacts    {len(sweep.points)}, {beaten} of them beaten by others")
     if sweep.chosen is None:
-        lines.append("Nothing is within the limits: raise one, or add ranks (--ranks)")
+        added = "" if sweep.best else ", or add ranks (--ranks)"
+        lines.append(f"Nothing is within the limits: raise one{added}")
     else:
         lines.append(f"Chosen       {_told(sweep.chosen)}")
         lines += [f"{told:13}{_offer(point)}" for told, point in sweep.neighbours.items()]

@@ -58,7 +58,9 @@ def test_a_division_needs_data(trained_mlp):
 
 
 def test_a_budget_that_no_division_keeps_is_told(trained_mlp, digits):
-    with pytest.raises(RecipeError, match="smallest reachable"):
+    with pytest.raises(
+        RecipeError, match=r"No division .* keeps max_params 10.*smallest reachable"
+    ):
         exporter.compress(trained_mlp, max_params=10, channels="auto", data=digits)
 
 
@@ -73,4 +75,6 @@ def test_dividing_tries_ranks_alone_and_channels_alone():
     assert parts[0] is None
     assert len(parts) == DIVISIONS
     np.testing.assert_allclose(parts[-1], 0.1)
-    np.testing.assert_allclose(_parts(Recipe(max_size=500, quantize=("int8",)), Small())[-1], 0.5)
+    parts = _parts(Recipe(max_size=500, quantize=("int8",)), Small())
+    assert any(np.isclose(part, 0.5) for part in parts[1:])
+    assert parts[-1] < 0.5

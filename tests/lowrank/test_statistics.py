@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+import exporter
 from exporter.data import Task
+from exporter.errors import ModelError
 from exporter.graph import steps
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
@@ -363,3 +365,19 @@ def test_layers_are_left_as_they_were(make, function, fails):
         assert after.keys() == before[name].keys()
         for key in ("call", "activation"):
             assert after.get(key) is before[name].get(key)
+
+
+@pytest.mark.parametrize("choices", [{"max_params": 0.5}, {"channels": 0.5, "rank": "none"}])
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1e38, "NaN or infinite"), (1e25, "whose squares are too large")]
+)
+def test_values_that_are_not_finite_are_told_with_their_layer(factor, told, choices):
+    given = keras.Input((6,))
+    x = keras.layers.Dense(16, name="first")(given)
+    model = keras.Model(given, keras.layers.Dense(3, name="last")(x), name="huge")
+    first, last = model.layers[1:]
+    first.kernel.assign(factor * first.kernel)
+    last.kernel.assign(last.kernel / factor)
+    x = 100 * np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    with pytest.raises(ModelError, match=rf"'huge' computes values .* {told}, first in layer"):
+        exporter.compress(model, data={"x_train": x}, scale="none", **choices)
