@@ -66,8 +66,8 @@ def compress(
             used.
         progress: Is told what goes on; by default it is logged.
         choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
-            ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``, ``calibration``,
-            ``seed``; with ``target``, ``max_size``, ``max_latency`` or ``max_instructions`` also
+            ``channels``, ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``,
+            ``calibration``, ``seed``; with ``target``, ``max_size``, ``max_latency`` or ``max_instructions`` also
             those of the artifacts, such as ``formats`` and ``quantize``. Others are refused.
 
     Returns:

@@ -131,8 +131,13 @@ def inspect_recipe(recipe: Recipe, *, progress: Progress | None = None) -> Inspe
     """Inspects the model of a recipe, without exporting; its ranks do not matter.
 
     Raises:
-        InputError: If the model or the data cannot be used.
+        InputError: If the model or the data cannot be used, or channels are to be removed.
     """
+    if recipe.cut.channels is not None:
+        raise RecipeError(
+            "inspect shows the network with all its channels. Received: channels "
+            f"{recipe.cut.channels!r}. What is left without some is told by run with --dry-run."
+        )
     progress = progress or Logged()
     network, dataset, _ = load(recipe, None, None)
     for note in dataset.notes:
