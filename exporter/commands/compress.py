@@ -65,10 +65,11 @@ def compress(
             are then those that change the layers' outputs, and the loss, the least. Labels are not
             used.
         progress: Is told what goes on; by default it is logged.
-        choices: Options by name: ``energy`` or a budget in place of a rank, ``method``,
-            ``channels``, ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``,
-            ``calibration``, ``seed``; with ``target``, ``max_size``, ``max_latency`` or ``max_instructions`` also
-            those of the artifacts, such as ``formats`` and ``quantize``. Others are refused.
+        choices: Options by name: ``energy`` or a budget in place of a rank, ``channels``,
+            ``method``, ``cascade``, ``convolution``, ``fold``, ``merge``, ``scale``, ``size``,
+            ``calibration``, ``seed``; with ``target``, ``max_size``, ``max_latency`` or
+            ``max_instructions`` also those of the artifacts, such as ``formats`` and
+            ``quantize``. Others are refused.
 
     Returns:
         The compressed model with its plan.
