@@ -40,10 +40,9 @@ class Bisection:
 
     @property
     def best_part(self) -> float:
-        """The part of the best artifact so far; the first one if none is within the loss."""
-        found = [
-            (cost, part) for each in self._costs_within().values() for part, cost in each.items()
-        ]
+        """The part of the best compressed artifact so far; the first one if none is good enough."""
+        known = (each.items() for each in self._costs_within().values())
+        found = [(cost, part) for items in known for part, cost in items if part < 1]
         return min(found, default=(0.0, self._first))[1]
 
     def _next(self) -> float | None:
