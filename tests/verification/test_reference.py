@@ -123,6 +123,22 @@ def test_outputs_of_quantized_artifacts_are_recorded(network, reference, tmp_pat
     assert not output.excess.passed
 
 
+def test_half_precision_is_held_to_its_rule_for_processors_compute_it_differently(
+    network, reference, tmp_path
+):
+    fmt, path = FORMATS["onnx"], tmp_path / "model.onnx"
+    fmt.export(network, path, ExportOptions("float16"))
+    artifact, folder = describe(fmt, "float16", path, network), tmp_path / "scratch"
+    folder.mkdir()
+    # As if the processor of the run had rounded nothing.
+    recorded = {"onnx float16": reference.predictions["test"]}
+    verdict = replace(reference, recorded=recorded).verify(artifact, folder)
+    assert verdict.passed
+    fmt.rewrite_kernels(path, tmp_path / "other.onnx", lambda _, array: 1.05 * array)
+    other = replace(artifact, path=tmp_path / "other.onnx")
+    assert not replace(reference, recorded=recorded).verify(other, folder).passed
+
+
 @pytest.mark.parametrize(
     ("part", "value"),
     [
