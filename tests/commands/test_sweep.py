@@ -73,9 +73,10 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choose", [("rank",), ("channels",), ("rank", "channels", "bits")])
+@pytest.mark.parametrize("choose", [("channels",), ("rank", "channels", "bits")])
 def test_trials_close_in_on_the_smallest_artifact(recipe, choose, monkeypatch):
     monkeypatch.setattr(exporter.commands.sweep, "MOST_TRIALS", 3)
+    monkeypatch.setattr(exporter.commands.sweep, "MORE_TRIALS", 1)
     plain = Recipe(**{**vars(recipe), "quantize": ("none",)})
     found = sweep(plain, best="size", choose=choose, max_drop=0.3)
     kept = [point for point in found.points if point.loss <= 0.3]
