@@ -242,10 +242,7 @@ def _mortal() -> list[str]:
 
 def _run(folder: Path, imports: tuple[str, ...], seconds: float) -> int | None:
     """Runs the job in a folder and returns its exit code; None if the time was over."""
-    root = str(Path(__file__).parent.parent)
-    # An empty element would stand for the current folder.
-    path = filter(None, [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    environment = environment_of_children()
     server = _idle.pop(imports, None)
     if server and (server.ended or server.environment != environment):
         server.end()
@@ -308,6 +305,14 @@ def _serve() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.write(replies, f"{code}\n".encode())
     return None
+
+
+def environment_of_children() -> dict[str, str]:
+    """Returns an environment in which another Python finds this package, wherever it was found."""
+    root = str(Path(__file__).parent.parent)
+    # An empty element would stand for the current folder.
+    path = filter(None, [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def die_with(parent: int) -> None:

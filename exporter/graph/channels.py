@@ -79,11 +79,10 @@ class Consumer:
     @property
     def is_padded(self) -> bool:
         """Whether zeros stand in for inputs beyond the border, so that no constant can be moved."""
+        if kind_of(self.layer).channels == "transposed":
+            return True  # At its border, fewer inputs are summed up.
         padding = getattr(self.layer, "padding", "valid")
-        # At the border of a transposed convolution, fewer inputs are summed up.
-        return (padding != "valid" and max(self.layer.kernel_size) > 1) or kind_of(
-            self.layer
-        ).channels == "transposed"
+        return padding != "valid" and max(self.layer.kernel_size) > 1
 
 
 @dataclass(frozen=True)
@@ -158,9 +157,9 @@ class ChannelGraph:
 
     def __init__(self, network: Network) -> None:
         """Follows the channels from the inputs to the outputs, which hold theirs."""
-        self._network, self._union = network, _Union()
+        self._union = _Union()
         self._paths = {id(layer): path for path, layer in network.layers.items()}
-        self._visits: dict[int, _Visit] = {}
+        self._visits: dict[str, _Visit] = {}
         self._nested: dict[int, list[Lane]] = {}
         model = network.model
         self._hold(self._trace(model, [self._held(tensor) for tensor in model.inputs]))
@@ -171,15 +170,14 @@ class ChannelGraph:
         self.groups = tuple(self._groups())
 
     def _consumers(self) -> Iterator[Consumer]:
-        for path, visit in self._by_path().items():
-            role = kind_of(visit.layer).channels
-            if role in ("product", "transposed") and visit.inputs[0].ids.any():
+        for path, visit in self._visits.items():
+            if kind_of(visit.layer).makes_channels and visit.inputs[0].ids.any():
                 yield Consumer(path, visit.layer, visit.inputs[0])
 
     def _groups(self) -> Iterator[Group]:
         makers: dict[int, list[str]] = {}
-        for path, visit in self._by_path().items():
-            if kind_of(visit.layer).channels in ("product", "transposed"):
+        for path, visit in self._visits.items():
+            if kind_of(visit.layer).makes_channels:
                 for channel in set(visit.output.ids[visit.output.ids > 0].tolist()):
                     makers.setdefault(channel, []).append(path)
         taken = {int(channel) for c in self.consumers for channel in c.lane.ids}
@@ -190,23 +188,20 @@ class ChannelGraph:
         for producers, channels in together.items():
             yield Group(np.array(sorted(channels)), producers)
 
-    def _by_path(self) -> dict[str, _Visit]:
-        return {self._paths[key]: visit for key, visit in self._visits.items()}
-
     def lanes(self, path: str) -> tuple[tuple[Lane, ...], Lane]:
         """Returns the channels of the inputs and the output of a layer that was followed."""
-        visit = self._visits[id(self._network.layers[path])]
+        visit = self._visits[path]
         return tuple(visit.inputs), visit.output
 
     def applications(self, path: str) -> int:
         """Counts how often the kernel of a layer is applied to one sample."""
-        visit = self._visits[id(self._network.layers[path])]
+        visit = self._visits[path]
         return visit.times * output_positions(visit.layer)
 
     @property
     def followed(self) -> dict[str, Layer]:
         """The layers whose channels are known, by path."""
-        return {path: visit.layer for path, visit in self._by_path().items()}
+        return {path: visit.layer for path, visit in self._visits.items()}
 
     def _trace(self, model: Any, inputs: Sequence[Lane]) -> list[Lane]:
         graph, nodes = calls(model)
@@ -243,7 +238,7 @@ class ChannelGraph:
         role, output = kind_of(layer).channels, node.outputs[0]
         if role is None or not is_channels_last(layer) or unsupported_feature(layer):
             return None
-        former = self._visits.get(id(layer))
+        former = self._visits.get(self._paths[id(layer)])
         # Layers that only compute may be given tensors of any width.
         if former is not None and (layer.weights or hasattr(layer, "target_shape")):
             return self._again(former, given)
@@ -259,7 +254,7 @@ class ChannelGraph:
         }
         lane = ways[role](layer, given, output)
         if lane is not None:
-            self._visits.setdefault(id(layer), _Visit(layer, given, lane))
+            self._visits.setdefault(self._paths[id(layer)], _Visit(layer, given, lane))
         return lane
 
     def _again(self, former: _Visit, given: list[Lane]) -> Lane | None:
@@ -384,7 +379,7 @@ def _slimmed(
     made = _staying(_spread(output), gone)
     role, weights = kind_of(layer).channels, layer.get_weights()
     changes: dict[str, Any] = {}
-    if role in ("product", "transposed"):
+    if kind_of(layer).makes_channels:
         if refit is None:
             stays = _staying(inputs[0].ids, gone)
             size = len(inputs[0].ids)

@@ -94,6 +94,11 @@ class LayerKind:
     channels: ChannelRole | None = None
     kept: str = ""
 
+    @property
+    def makes_channels(self) -> bool:
+        """Whether it makes channels of its own, of those that its kernel multiplies."""
+        return self.channels in ("product", "transposed")
+
 
 _PRODUCT = LayerKind(
     output_axes=(-1,),

@@ -24,6 +24,7 @@ from exporter.graph.names import make_names_usable
 from exporter.graph.network import Network
 from exporter.graph.types import Model
 from exporter.inputs import check_archive, check_hdf5, check_unpacked, parse_json
+from exporter.isolation import environment_of_children
 
 READ_SECONDS = 20
 """Time that the attributes of an HDF5 file may take to be read."""
@@ -201,8 +202,6 @@ def _read(file: Path) -> _Stored:
         return _Stored(version, _mapping(attributes["model_config"]), _loss(trained))
 
 
-_ROOT = str(Path(__file__).parents[2])
-
 _READ = (
     "import sys, h5py; from exporter.isolation import die_with; die_with(int(sys.argv[1])); "
     "f = h5py.File(sys.argv[2]); [f.attrs[name] for name in f.attrs]"
@@ -216,15 +215,13 @@ def _check_attributes(file: Path) -> None:
         ValueError: If that does not end, or the process dies of it.
     """
     command = [sys.executable, "-P", "-c", _READ, str(os.getpid()), str(file.resolve())]
-    path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
     try:
         ended = subprocess.run(
             command,
             capture_output=True,
             timeout=READ_SECONDS,
             check=False,
-            env=environment,
+            env=environment_of_children(),
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(

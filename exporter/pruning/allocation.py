@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from exporter.graph.channels import ChannelGraph, Floats, Group, Lane
+from exporter.graph.calls import of_one_sample
+from exporter.graph.channels import ChannelGraph, Floats, Lane
 from exporter.graph.layers import kind_of
 from exporter.graph.network import Network
+from exporter.graph.types import Layer
 from exporter.lowrank.candidates import CostKind
 
 
@@ -18,14 +20,12 @@ class Costs:
     channel, take the outputs alone.
     """
 
-    def __init__(
-        self, network: Network, graph: ChannelGraph, groups: Sequence[Group], unit: CostKind
-    ) -> None:
+    def __init__(self, network: Network, graph: ChannelGraph, unit: CostKind) -> None:
         """Counts the network as it is."""
         self.whole = network.params if unit == "params" else network.macs
+        groups = graph.groups
         self._sizes = np.array([len(group.ids) for group in groups])
         owner = {int(i): number for number, group in enumerate(groups) for i in group.ids}
-        rows: list[tuple[float, Floats, Floats]] = []
 
         def parts(lane: Lane) -> Floats:
             """The part of a lane that each group has; the last one is held."""
@@ -33,19 +33,14 @@ class Costs:
             return np.bincount(owners, minlength=len(groups) + 1) / len(owners)
 
         held = np.eye(len(groups) + 1)[-1]
-        for path, layer in graph.followed.items():
-            inputs, output = graph.lanes(path)
-            role, made = kind_of(layer).channels, parts(output)
-            taken = parts(inputs[0]) if role in ("product", "transposed") else held
-            kernel = next((w for w in layer.weights if len(w.shape) > 1), None)
-            if unit == "macs":
-                if kernel is not None and role != "scaled":
-                    size = float(np.prod(kernel.shape)) * graph.applications(path)
-                    rows.append((size, taken, made))
-                continue
-            for weight in layer.weights:
-                size = float(np.prod(weight.shape))
-                rows.append((size, taken if weight is kernel else held, made))
+        rows: list[tuple[float, Floats, Floats]] = []
+        with of_one_sample(network.calls):
+            for path, layer in graph.followed.items():
+                (first, *_), output = graph.lanes(path)
+                times = 1 if unit == "params" else graph.applications(path)
+                for size, is_kernel in _weights(layer, unit):
+                    multiplies = is_kernel and kind_of(layer).makes_channels
+                    rows.append((times * size, parts(first) if multiplies else held, parts(output)))
         self._weights = np.array([size for size, _, _ in rows])
         self._taken, self._made = (np.array([row[k] for row in rows]) for k in (1, 2))
         self._rest = self.whole - float(self._weights.sum())
@@ -54,6 +49,15 @@ class Costs:
         """Returns the cost with so many channels of each group."""
         shares = np.append(counts / self._sizes, 1.0)
         return float(self._rest + self._weights @ ((self._taken @ shares) * (self._made @ shares)))
+
+
+def _weights(layer: Layer, unit: CostKind) -> Iterator[tuple[float, bool]]:
+    """Yields the sizes of the weights that count, and whether each one is a kernel."""
+    multiplies = kind_of(layer).channels != "scaled"
+    for weight in layer.weights:
+        is_kernel = multiplies and len(weight.shape) > 1
+        if is_kernel or unit == "params":
+            yield float(np.prod(weight.shape)), is_kernel
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from math import prod
 import numpy as np
 
 from exporter.errors import RecipeError
-from exporter.graph.calls import of_one_sample
 from exporter.graph.channels import (
     ChannelGraph,
     ChannelPlan,
@@ -19,6 +18,7 @@ from exporter.graph.channels import (
     output_positions,
     remove_channels,
 )
+from exporter.graph.layers import output_shape
 from exporter.graph.network import Network
 from exporter.graph.separable import split_separable
 from exporter.lowrank.calibration import Calibration, thinned
@@ -70,7 +70,7 @@ class Pruner:
         self._given, self._network = network, split_separable(network)
         self._progress, self._seed = progress or Logged(), seed
         self._graph = ChannelGraph(self._network)
-        self._kernels = {c.path: _output_kernel(c) for c in self._graph.consumers}
+        self._outputs = {c.path: _output_kernel(c) for c in self._graph.consumers}
         self._inputs = {c.path: _input_kernel(c) for c in self._graph.consumers}
         self._calibration = calibration and thinned(
             calibration, self._network, self._inputs.values()
@@ -78,16 +78,15 @@ class Pruner:
 
     @cached_property
     def _moments(self) -> dict[str, Moments]:
-        if self._calibration is None or not self._kernels:
+        if self._calibration is None or not self._outputs:
             return {}
-        kernels = {("output", path): kernel for path, kernel in self._kernels.items()}
-        kernels |= {("input", path): kernel for path, kernel in self._inputs.items()}
-        named = {"/".join(key): kernel for key, kernel in kernels.items()}
+        kernels = {f"output/{path}": kernel for path, kernel in self._outputs.items()}
+        kernels |= {f"input/{path}": kernel for path, kernel in self._inputs.items()}
         with self._progress.track("Weighing channels", self._calibration.batch_count) as advance:
             done = count(1)
             return gather(
                 self._network,
-                named,
+                kernels,
                 self._calibration,
                 seed=self._seed,
                 advance=lambda: advance(next(done), ""),
@@ -154,8 +153,7 @@ class Pruner:
             Curve(counts, [float(e.errors[len(e.order) - kept]) for kept in counts])
             for e, counts in ((e, levels(len(e.order))) for e in self._eliminations)
         ]
-        with of_one_sample(self._network.calls):
-            costs = Costs(self._network, self._graph, self._graph.groups, unit)
+        costs = Costs(self._network, self._graph, unit)
         kept = allocate(costs, curves, part * costs.whole)
         if kept is None:
             least = costs.of(np.array([curve.counts[-1] for curve in curves], float)) / costs.whole
@@ -230,7 +228,7 @@ def _part(error: float, whole: float) -> float:
 def _output_kernel(consumer: Consumer) -> Kernel:
     """Observes the outputs of a consumer, and the gradient of the loss there."""
     layer, kernel = consumer.layer, consumer.layer.kernel
-    outputs = layer.units if hasattr(layer, "units") else layer.filters
+    outputs = int(output_shape(layer)[-1] or 0)
     return Kernel(
         m=prod(kernel.shape) // outputs,
         n=outputs,

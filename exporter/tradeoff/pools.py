@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from exporter.errors import ClusterError, RecipeError
 from exporter.formats.extras import Extra
+from exporter.isolation import environment_of_children
 from exporter.tradeoff.trial import Trial
 
 RAY = Extra("ray", ("ray",))
@@ -18,8 +19,6 @@ RAY = Extra("ray", ("ray",))
 _POLL = 0.05
 _PATIENCE = 10.0
 """Seconds to wait for an answer."""
-
-_ROOT = str(Path(__file__).parents[2])
 
 
 class Pool(Protocol):
@@ -80,14 +79,13 @@ class Processes:
 
 def _process(trial: Trial) -> subprocess.Popen[bytes]:
     command = trial.command()
-    path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
     with trial.words.open("wb") as words:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=words,
             stderr=words,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment_of_children(),
         )
 
 

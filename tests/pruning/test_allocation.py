@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 from keras import layers
 
-from exporter.graph.calls import of_one_sample
 from exporter.graph.channels import ChannelGraph, remove_channels
 from exporter.graph.network import Network
 from exporter.pruning.allocation import Costs, Curve, allocate, levels
@@ -27,8 +26,7 @@ def mixed():
 def test_costs_are_those_of_the_network_without_the_channels(unit):
     network = Network(mixed())
     graph = ChannelGraph(network)
-    with of_one_sample(network.calls):
-        costs = Costs(network, graph, graph.groups, unit)
+    costs = Costs(network, graph, unit)
     assert costs.of(np.array([len(group.ids) for group in graph.groups], float)) == (
         pytest.approx(getattr(network, unit))
     )
@@ -46,34 +44,34 @@ def test_levels_are_multiples_of_what_kernels_compute_at_once():
     assert levels(1) == [1]
 
 
-def test_the_cheapest_loss_is_taken_first_until_the_budget_is_kept():
-    given = keras.Input((16,))
-    x = layers.Dense(16, name="dear")(given)
-    x = layers.Dense(16, name="cheap")(x)
-    network = Network(keras.Model(given, layers.Dense(16)(x)))
+def two_groups(inputs, outputs, errors):
+    """Two dense layers before a last one: names, costs in multiply-accumulates, and curves.
+
+    ``errors`` has the curve of each of the two layers, by its name.
+    """
+    x = given = keras.Input((inputs,))
+    for name, (units, _) in errors.items():
+        x = layers.Dense(units, name=name)(x)
+    network = Network(keras.Model(given, layers.Dense(outputs)(x)))
     graph = ChannelGraph(network)
-    with of_one_sample(network.calls):
-        costs = Costs(network, graph, graph.groups, "macs")
-    errors = {"dear": [0, 5, 11, 20], "cheap": [0, 1, 2, 9]}
-    curves = [Curve(levels(16), errors[group.producers[0]]) for group in graph.groups]
-    kept = allocate(costs, curves, 512)
     names = [group.producers[0] for group in graph.groups]
+    curves = [Curve(levels(errors[name][0]), errors[name][1]) for name in names]
+    return names, Costs(network, graph, "macs"), curves
+
+
+def test_the_cheapest_loss_is_taken_first_until_the_budget_is_kept():
+    errors = {"dear": (16, [0, 5, 11, 20]), "cheap": (16, [0, 1, 2, 9])}
+    names, costs, curves = two_groups(16, 16, errors)
+    kept = allocate(costs, curves, 512)
     assert dict(zip(names, kept, strict=True)) == {"dear": 16, "cheap": 8}
-    assert allocate(costs, curves, network.macs) == [16, 16]
+    assert allocate(costs, curves, costs.whole) == [16, 16]
     assert allocate(costs, curves, 100) is None
 
 
 def test_what_was_taken_too_much_is_given_back():
-    given = keras.Input((4,))
-    x = layers.Dense(8, name="small")(given)
-    x = layers.Dense(64, name="large")(x)
-    network = Network(keras.Model(given, layers.Dense(2)(x)))
-    graph = ChannelGraph(network)
-    with of_one_sample(network.calls):
-        costs = Costs(network, graph, graph.groups, "macs")
     # The small group seems to cost nothing, but a step of the large one alone is enough.
-    errors = {"small": [0, 1], "large": [0, 200, 300, 400, 500, 600, 700, 800]}
-    curves = [Curve(levels(len(g.ids)), errors[g.producers[0]]) for g in graph.groups]
+    large = [0, 200, 300, 400, 500, 600, 700, 800]
+    _, costs, curves = two_groups(4, 2, {"small": (8, [0, 1]), "large": (64, large)})
     kept = allocate(costs, curves, 300)
     used = costs.of(np.array(kept, float))
     assert used <= 300
