@@ -7,6 +7,15 @@ from exporter.quantization.granularity import Granularity
 
 
 @dataclass(frozen=True)
+class KernelFormat:
+    """The integers of a kernel: granularity of scales, bits, and symmetry about zero."""
+
+    granularity: Granularity
+    bits: int = 8
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
 class IntegerScheme:
     """The numbers of a model that become integers, and their bits.
 
@@ -20,7 +29,7 @@ class IntegerScheme:
         dynamic_range: Whether a ``"row"`` (for convolutions: a sample) or the ``"batch"`` shares a
             dynamic range.
         granularity: The granularity of the scales of kernels.
-        convolutions: The granularity of kernels of convolutions, if it is fixed.
+        convolutions: The integers of kernels of convolutions, whatever ``granularity`` is.
         smallest_kernel: Elements below which a kernel and its inputs stay in float.
         float_sums: Whether the outputs of dense layers stay in float unless another operator takes
             them as integers.
@@ -32,18 +41,9 @@ class IntegerScheme:
     symmetric: tuple[Granularity, ...] = ("tensor", "channel")
     dynamic_range: Literal["row", "batch"] = "row"
     granularity: Granularity = "tensor"
-    convolutions: Granularity | None = None
+    convolutions: KernelFormat | None = None
     smallest_kernel: int = 0
     float_sums: bool = False
-
-
-@dataclass(frozen=True)
-class KernelFormat:
-    """The integers of a kernel: granularity of scales, bits, and symmetry about zero."""
-
-    granularity: Granularity
-    bits: int = 8
-    symmetric: bool = True
 
 
 def levels(bits: int) -> int:

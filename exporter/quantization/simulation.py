@@ -7,6 +7,7 @@ of LiteRT's 16-bit activations, which costs one bit at most, is not simulated.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -96,11 +97,10 @@ def is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
 
 def kernel_format(layer: Layer, scheme: IntegerScheme) -> KernelFormat:
     """Returns the integers of a layer's last kernel, if it becomes integers."""
-    granularity = scheme.granularity
-    if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
-        granularity = scheme.convolutions
     bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
-    return KernelFormat(granularity, bits, granularity in scheme.symmetric)
+    if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
+        return replace(scheme.convolutions, bits=bits)
+    return KernelFormat(scheme.granularity, bits, scheme.granularity in scheme.symmetric)
 
 
 def round_kernels(layer: Layer, scheme: IntegerScheme) -> None:

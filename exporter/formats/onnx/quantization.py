@@ -20,7 +20,7 @@ from exporter.formats.onnx.integers import DEQUANTIZE, conversion, make_interfac
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT8, QualityRule, Variant
 from exporter.graph.signature import Tensors
 from exporter.quantization.granularity import SMALL_KERNEL
-from exporter.quantization.scheme import IntegerScheme
+from exporter.quantization.scheme import IntegerScheme, KernelFormat
 
 # The rules were measured on ten trained models (dense layers and their rank-20 factors, two
 # convolutional nets, an embedding, attention, an LSTM, two inputs and outputs, regression) with
@@ -29,14 +29,16 @@ from exporter.quantization.scheme import IntegerScheme
 # int8 26 dB, 96.6 %, 0.95 points, 5.4 %. The limits allow about twice that noise, for hard models.
 # ``drop`` is for squared errors: accuracy cannot fall by more samples than change their class.
 # Kernels are of unsigned integers, over which the range of the weights is spread. The quantizer
-# makes them symmetric only in QDQ form with a scale for each channel. It has no scales of channels
-# for ConvInteger, and DynamicQuantizeLinear takes one range of a whole tensor.
+# makes them symmetric only in QDQ form with a scale for each channel. DynamicQuantizeLinear takes
+# one range of a whole tensor.
 VARIANTS = (
     Variant(FLOAT32),
     Variant(FLOAT16, float_bits=16, rule=QualityRule(snr_db=50, agreement=0.998, drop=0.005)),
     Variant(
         DYNAMIC,
-        IntegerScheme("dynamic", symmetric=(), dynamic_range="batch", convolutions="tensor"),
+        IntegerScheme(
+            "dynamic", symmetric=(), dynamic_range="batch", convolutions=KernelFormat("channel")
+        ),
         rule=QualityRule(snr_db=25, agreement=0.97, drop=0.05),
     ),
     Variant(
@@ -123,17 +125,43 @@ def _dynamic(proto: Any, options: ExportOptions, folder: Path) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    target = folder / "quantized.onnx"
+    prepared, target = _prepared(proto, folder), folder / "quantized.onnx"
     quantize_dynamic(
-        _prepared(proto, folder),
+        prepared,
         target,
         op_types_to_quantize=list(_DYNAMIC),
         per_channel=options.granularity == "channel",
         weight_type=QuantType.QUInt8,
     )
     quantized = onnx.load(target)
+    _scale_channels(quantized.graph, prepared.graph)
     _shrink_remaining_kernels(quantized.graph)
     return quantized
+
+
+def _scale_channels(graph: Any, prepared: Any) -> None:
+    """Gives kernels of convolutions a scale for each channel, where the quantizer gave one for all.
+
+    ConvInteger takes a single zero point for its kernel, but scales are multiplied behind it.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    kernels = {tensor.name: numpy_helper.to_array(tensor) for tensor in prepared.initializer}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    names = {node.input[1] for node in graph.node if node.op_type == "ConvInteger"}
+    for name in (name.removesuffix("_quantized") for name in names):
+        kernel = kernels[name]
+        # A subnormal step would be taken for zero.
+        span = np.maximum(abs(kernel).max(axis=tuple(range(1, kernel.ndim)), keepdims=True), 1e-30)
+        step = (span / 127).astype(np.float32)
+        arrays = {
+            "quantized": (np.rint(kernel / step) + 128).astype(np.uint8),
+            "scale": step[..., 0],  # (channels, 1, 1): results have no axis of kernels' inputs.
+            "zero_point": np.asarray(128, np.uint8),
+        }
+        for part, array in arrays.items():
+            stored[f"{name}_{part}"].CopyFrom(numpy_helper.from_array(array, f"{name}_{part}"))
 
 
 def _static(proto: Any, options: ExportOptions, folder: Path) -> Any:

@@ -20,7 +20,7 @@ from exporter.formats.tflite.runner import fixed_batch, observable
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, Variant
 from exporter.formats.variants import QualityRule as Rule
 from exporter.quantization.granularity import SMALL_KERNEL
-from exporter.quantization.scheme import IntegerScheme
+from exporter.quantization.scheme import IntegerScheme, KernelFormat
 
 # The rules were measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10
 # and its rank-20 factors, convolutions with batch normalization, depthwise ones, attention), an
@@ -33,7 +33,9 @@ from exporter.quantization.scheme import IntegerScheme
 # twice the right one, a mild fault for ReLU networks, left 12.3 dB in int8.
 # LiteRT needs a scale for each channel in some convolutions: it refuses grouped ones without, and
 # reads as many scales as there are channels in depthwise ones, even if only one is stored.
-_DYNAMIC = IntegerScheme("dynamic", convolutions="channel", smallest_kernel=SMALL_KERNEL)
+_DYNAMIC = IntegerScheme(
+    "dynamic", convolutions=KernelFormat("channel"), smallest_kernel=SMALL_KERNEL
+)
 _STATIC = IntegerScheme("static")
 _STATIC_16, _DYNAMIC_4 = replace(_STATIC, activation_bits=16), replace(_DYNAMIC, weight_bits=4)
 VARIANTS = (

@@ -195,6 +195,36 @@ def test_kernels_of_other_operators_are_stored_as_integers(variant, quantize, sa
     assert snr_db(predict(path, inputs)["image"], expected) > 25
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Conv1D(8, 3, name="y"),
+        keras.layers.Conv2D(8, 3, strides=2, padding="same", name="y"),
+        keras.layers.Conv2D(8, 3, groups=2, name="y"),
+        keras.layers.DepthwiseConv2D(3, name="y"),
+        keras.layers.Conv3D(8, 2, use_bias=False, name="y"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_dynamic_convolutions_have_a_scale_for_each_channel(layer, quantize, samples):
+    axes = len(layer.kernel_size)
+    model = keras.Sequential([keras.Input((*[6] * axes, 8), name="x"), layer])
+    kernel = layer.weights[0]
+    # The channels of each output differ a thousandfold, and one is dead.
+    factors = np.geomspace(1e-3, 1, 8)
+    factors[3] = 0
+    shape = (8, 1) if "Depthwise" in type(layer).__name__ else (8,)
+    kernel.assign(kernel.numpy() * factors.reshape(shape))
+    path, inputs = quantize(model, "dynamic"), samples(model, 16)
+    assert operators(path)["ConvInteger"] == 1
+    expected, actual = Network(model).runner(eager=True)(inputs)["y"], predict(path, inputs)["y"]
+    for channel in range(8):
+        if channel == 3:
+            np.testing.assert_array_equal(actual[..., 3], 0)
+        else:
+            assert snr_db(actual[..., channel], expected[..., channel]) > 35
+
+
 def test_sums_of_dense_layers_are_not_quantized(quantize):
     path = quantize(dense(), "int8")
     # The inputs of three layers, and nothing else.
