@@ -19,8 +19,10 @@ from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration, calibration_from
 from exporter.lowrank.engine import Compressed
+from exporter.options.groups import COMPENSATED
+from exporter.quantization.compensation import Compensator
 from exporter.quantization.gauge import Gauged, GaugeReport, regauge
-from exporter.quantization.granularity import GranularityTrial, choose, to_try
+from exporter.quantization.granularity import Compensation, GranularityTrial, choose, to_try
 from exporter.quantization.scheme import IntegerScheme
 from exporter.recipe import Recipe
 from exporter.verification.parity import execute
@@ -41,6 +43,8 @@ class ArtifactWriter:
         self._samples, self._card = samples, card
         self._conversions: dict[Any, Any] = {}
         self._gauged: dict[IntegerScheme, Gauged | None] = {}
+        self._compensators: dict[int, Compensator] = {}
+        self._rounded: dict[IntegerScheme, tuple[Network, Compensation]] = {}
 
     def options(self, fmt: Format, variant: str) -> ExportOptions:
         """Returns the options of a variant, but for the granularity of its scales."""
@@ -72,7 +76,8 @@ class ArtifactWriter:
         """
         gauged, options = self._gauge(fmt.variant(variant)), self.options(fmt, variant)
         network = (gauged.compressed if gauged else self._compressed).network
-        if fmt.variant(variant).scheme is None:
+        scheme = fmt.variant(variant).scheme
+        if scheme is None:
             fmt.export(network, path, options)
             return ()
         judge = None if self._samples is None else _Judge(fmt, variant, network, self._samples)
@@ -80,9 +85,11 @@ class ArtifactWriter:
         folder = Path(tempfile.mkdtemp(dir=scratch))  # Another network's may be in the other one.
         for granularity in to_try(self._recipe.quantization.granularity):
             file = folder / f"{granularity}-{path.name}"
-            fmt.export(network, file, replace(options, granularity=granularity))
+            rounded, compensation = self._round(network, replace(scheme, granularity=granularity))
+            fmt.export(rounded, file, replace(options, granularity=granularity))
             ratio = None if judge is None else judge.snr(file)
-            trials[GranularityTrial(granularity, fmt.size(file), ratio)] = file
+            trial = GranularityTrial(granularity, fmt.size(file), ratio, compensation)
+            trials[trial] = file
         chosen = choose(list(trials), self._recipe.goal.max_size)
         shutil.move(trials[chosen], path)
         return (chosen, *(trial for trial in trials if trial is not chosen))
@@ -91,6 +98,18 @@ class ArtifactWriter:
         """Returns which factor pairs a variant is made of; None if they are those of the cut."""
         gauged = self._gauge(variant)
         return gauged.report if gauged else None
+
+    def _round(
+        self, network: Network, scheme: IntegerScheme
+    ) -> tuple[Network, Compensation | None]:
+        """Returns a network whose kernels are rounded as the recipe asks for."""
+        if self._samples is None or self._recipe.quantization.rounding != COMPENSATED:
+            return network, None
+        if scheme not in self._rounded:
+            if id(network) not in self._compensators:
+                self._compensators[id(network)] = Compensator(network, self._samples)
+            self._rounded[scheme] = self._compensators[id(network)].round(scheme)
+        return self._rounded[scheme]
 
     def _gauge(self, variant: Variant) -> Gauged | None:
         scheme, quantization = variant.scheme, self._recipe.quantization

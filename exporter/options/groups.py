@@ -37,6 +37,7 @@ from exporter.screen import fits_screen
 
 FLOAT32 = "float32"
 NOT_QUANTIZED = "none"
+COMPENSATED = "compensated"
 ALL = "all"
 
 HERE = "here"
@@ -406,6 +407,12 @@ class Quantization(Group):
         "mse",
         choice("minmax", "percentile", "mse", "entropy"),
         "how the ranges of activations are estimated from calibration samples",
+    )
+    rounding: str = _option(
+        COMPENSATED,
+        choice(COMPENSATED, "nearest"),
+        "round each weight to its nearest step, or so that errors of weights make up for one "
+        "another; the latter needs data",
     )
     gauge: bool = _option(
         True,

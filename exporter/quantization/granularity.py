@@ -14,6 +14,22 @@ SMALL_KERNEL = 1024
 
 
 @dataclass(frozen=True)
+class Compensation:
+    """What rounding with compensation has gained.
+
+    Attributes:
+        layers: Number of layers whose kernels are rounded so; 0 where nearest steps lose less.
+        snr_before: Signal to noise ratio of the model's outputs in simulated integers, with each
+            weight at its nearest step, in decibels.
+        snr_after: The ratio with compensation.
+    """
+
+    layers: int
+    snr_before: float
+    snr_after: float
+
+
+@dataclass(frozen=True)
 class GranularityTrial:
     """An artifact of one granularity.
 
@@ -22,11 +38,14 @@ class GranularityTrial:
         size: Bytes of the artifact.
         snr_db: Signal to noise ratio of the worst output on calibration data, in decibels; None
             without calibration data.
+        compensation: How its weights were rounded; None at their nearest steps, as asked for or
+            without calibration data.
     """
 
     granularity: Granularity
     size: int
     snr_db: float | None
+    compensation: Compensation | None = None
 
 
 def to_try(asked: str) -> tuple[Granularity, ...]:

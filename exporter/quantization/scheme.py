@@ -8,11 +8,21 @@ from exporter.quantization.granularity import Granularity
 
 @dataclass(frozen=True)
 class KernelFormat:
-    """The integers of a kernel: granularity of scales, bits, and symmetry about zero."""
+    """The integers of a kernel.
+
+    Attributes:
+        granularity: Whether a ``"tensor"`` or each ``"channel"`` has a scale.
+        bits: Bits of an integer.
+        symmetric: Whether zero lies in the middle of the range; else the range of the weights is
+            spread over all integers.
+        signed: Whether the ends of a symmetric range are integers. Unsigned ones divide it by the
+            odd number of all steps, and zero lies on one of two in the middle.
+    """
 
     granularity: Granularity
     bits: int = 8
     symmetric: bool = True
+    signed: bool = True
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class IntegerScheme:
         activation_bits: Bits of an activation.
         symmetric: The granularities at which the integers of kernels are symmetric about zero. At
             others the range of the weights is spread over all integers.
+        signed: Whether symmetric integers are signed.
         dynamic_range: Whether a ``"row"`` (for convolutions: a sample) or the ``"batch"`` shares a
             dynamic range.
         granularity: The granularity of the scales of kernels.
@@ -39,6 +50,7 @@ class IntegerScheme:
     weight_bits: int = 8
     activation_bits: int = 8
     symmetric: tuple[Granularity, ...] = ("tensor", "channel")
+    signed: bool = True
     dynamic_range: Literal["row", "batch"] = "row"
     granularity: Granularity = "tensor"
     convolutions: KernelFormat | None = None

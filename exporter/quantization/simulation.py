@@ -21,6 +21,7 @@ from exporter.graph.network import Network
 from exporter.graph.outputs import as_logits, output_layers
 from exporter.graph.types import Layer, Tensor, Variable
 from exporter.lowrank.calibration import Calibration
+from exporter.quantization.grid import Grid
 from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 
@@ -36,18 +37,7 @@ def round_weights(array: NDArray[Any], axes: tuple[int, ...], kernel: KernelForm
     if kernel.granularity == "channel":
         others = tuple({*range(array.ndim)} - {axis % array.ndim for axis in axes})
     low, high = (end(array, axis=others, keepdims=True) for end in (np.min, np.max))
-    if kernel.symmetric:
-        span, steps = np.maximum(-low, high), levels(kernel.bits - 1)
-    else:
-        low = np.minimum(low, 0.0)
-        span, steps = np.maximum(high, 0.0) - low, levels(kernel.bits)
-    scale = np.where(span > 0, span, 1.0) / steps
-    integers = np.rint(array / scale)
-    if not kernel.symmetric:
-        zero = np.rint(-low / scale)
-        integers = np.clip(integers, -zero, steps - zero)
-    rounded: NDArray[Any] = integers * scale
-    return rounded
+    return Grid.between(low, high, kernel).rounded(array)
 
 
 def round_activations(values: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
@@ -100,7 +90,8 @@ def kernel_format(layer: Layer, scheme: IntegerScheme) -> KernelFormat:
     bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
     if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
         return replace(scheme.convolutions, bits=bits)
-    return KernelFormat(scheme.granularity, bits, scheme.granularity in scheme.symmetric)
+    symmetric = scheme.granularity in scheme.symmetric
+    return KernelFormat(scheme.granularity, bits, symmetric, scheme.signed)
 
 
 def round_kernels(layer: Layer, scheme: IntegerScheme) -> None:

@@ -289,6 +289,13 @@ def _findings(report: Report) -> Iterator[str]:
                 f"Gauge        {name}: {layers}; SNR in simulated integers, of logits where there "
                 f"are classes, {item.gauge.snr_before:.1f} -> {item.gauge.snr_after:.1f} dB"
             )
+        for rounded in (trial.compensation for trial in item.trials[:1]):
+            if rounded is not None and rounded.layers:
+                yield (
+                    f"Weights      {name}: their errors make up for one another in "
+                    f"{rounded.layers} layers; SNR in simulated integers "
+                    f"{rounded.snr_before:.1f} -> {rounded.snr_after:.1f} dB"
+                )
         yield from conversion_lines(item)
         if item.conversion is None or item.conversion.quality is None:
             continue

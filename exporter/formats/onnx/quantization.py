@@ -43,7 +43,7 @@ VARIANTS = (
     ),
     Variant(
         INT8,
-        IntegerScheme("static", symmetric=("channel",), float_sums=True),
+        IntegerScheme("static", symmetric=("channel",), signed=False, float_sums=True),
         rule=QualityRule(snr_db=20, agreement=0.95, drop=0.1),
     ),
 )

@@ -1,0 +1,236 @@
+"""Rounds kernels so that the errors of their weights make up for one another.
+
+The nearest steps are best for the weights, but not for the outputs. Here the rows of a kernel, one
+for each input, are rounded one after another, and the rows that are left are moved to where they
+make up best for the error on calibration data: the optimal brain surgeon of Hassibi and Stork
+(1993), in the order and with the triangle of GPTQ (Frantar et al., 2023). Steps are chosen as well,
+for a narrower range clips few weights and rounds all others more finely.
+
+Quantizers leave a kernel as it is that lies on the steps of its own range. So the rounded kernels
+are handed on in float, and every converter stores them.
+"""
+
+from dataclasses import replace
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from exporter.graph.hooks import called
+from exporter.graph.layers import is_channels_last, kind_of
+from exporter.graph.network import Network
+from exporter.graph.types import Layer, Tensor
+from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
+from exporter.lowrank.linalg.moments import Accumulator, Floats
+from exporter.quantization.granularity import Compensation
+from exporter.quantization.grid import Grid
+from exporter.quantization.scheme import IntegerScheme, KernelFormat
+from exporter.quantization.simulation import (
+    Simulation,
+    is_rounded,
+    kernel_format,
+    linear_layers,
+    restored,
+)
+
+DAMPING = 0.01
+"""Ridge of the inputs' covariance, as a part of their mean variance: data may miss directions."""
+
+SHARES = tuple(np.linspace(1.0, 0.5, 11))
+"""Parts of the range of the weights that steps are tried for."""
+
+ROWS_PER_INPUT = 4
+"""Rows of inputs that suffice for each input of a kernel."""
+
+_BLOCK = 128
+"""Rows of a kernel that are rounded before those that follow the block are moved at once."""
+
+
+class Inputs(NamedTuple):
+    """The mean of a kernel's inputs, m, and their covariance, or second moment, m x m.
+
+    It is the covariance where a bias can correct the mean of the outputs.
+    """
+
+    mean: Floats
+    covariance: Floats
+
+
+class Compensator:
+    """Rounds the kernels of one network, on the inputs that calibration data give them."""
+
+    def __init__(self, network: Network, calibration: Calibration) -> None:
+        """Splits the data; nothing is computed before it is needed.
+
+        Args:
+            network: The model in float; it is not changed.
+            calibration: Calibration data; the last quarter judges, if there are so many batches.
+        """
+        self._network = network
+        fitted = calibration.batch_count * (HELD_OUT_EVERY - 1) // HELD_OUT_EVERY
+        count = fitted * calibration.batch_size
+        parts = (slice(count), slice(count, None)) if fitted else 2 * (slice(None),)
+        self._fitted, self._held_out = (
+            replace(calibration, inputs={name: a[part] for name, a in calibration.inputs.items()})
+            for part in parts
+        )
+        self._inputs: dict[int, Inputs] | None = None
+
+    def round(self, scheme: IntegerScheme) -> tuple[Network, Compensation]:
+        """Returns a copy with rounded kernels, or the network where nearest steps lose less.
+
+        Args:
+            scheme: The integers of the quantized model, with their granularity.
+        """
+        network = self._network
+        if self._inputs is None:
+            self._inputs = _observe(network, self._fitted)
+        simulation = Simulation(network, self._held_out, scheme)
+        before, count = simulation.snr(network), 0
+        layers = list(linear_layers(network))
+        with restored(weight for layer in layers for weight in layer.weights):
+            for layer in layers:
+                if id(layer) in self._inputs and is_rounded(layer, scheme):
+                    _round(layer, self._inputs[id(layer)], kernel_format(layer, scheme))
+                    count += 1
+            after = simulation.snr(network) if count else before
+            if after <= before:
+                return network, Compensation(0, before, before)
+            return network.copy(), Compensation(count, before, after)
+
+
+def _round(layer: Layer, inputs: Inputs, kernel: KernelFormat) -> None:
+    """Rounds the kernel of a layer in place; the bias makes up for the mean of the error."""
+    weights = layer.kernel.numpy().astype(np.float64)
+    matrix = weights.reshape(len(inputs.mean), -1)
+    stored, rounded = compensated(matrix, inputs.covariance, kernel)
+    layer.kernel.assign(stored.reshape(weights.shape))
+    if _is_biased(layer):
+        shift = inputs.mean @ (matrix - rounded)
+        layer.bias.assign(layer.bias.numpy() + shift.reshape(layer.bias.shape))
+
+
+def compensated(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[Floats, Floats]:
+    """Rounds a matrix, row by row, so that its products have little error.
+
+    Args:
+        matrix: m x n; row i is multiplied by input i.
+        moment: Second moment, or covariance, of the inputs, m x m.
+        kernel: The integers.
+
+    Returns:
+        The matrix to be stored, whose range has the chosen steps, and the same as it is read: they
+        differ where the ends of the range lie between two steps.
+    """
+    size = len(matrix)
+    mean = np.trace(moment) / size
+    moment = (moment / mean if mean > 0 else 0 * moment) + DAMPING * np.eye(size)
+    grid, ends = _finest(matrix, moment, kernel)
+    order = np.argsort(-np.diagonal(moment), kind="stable")
+    triangle = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
+    left, ends = matrix[order], ends[order]
+    fixed = ~np.isnan(ends)
+    stored, read = np.empty_like(left), np.empty_like(left)
+    for start in range(0, size, _BLOCK):
+        rows = slice(start, min(start + _BLOCK, size))
+        errors = np.empty_like(left[rows])
+        for row in range(rows.start, rows.stop):
+            target = left[row : row + 1]
+            stored[row] = np.where(fixed[row], ends[row], grid.rounded(target)[0])
+            read[row] = grid.rounded(stored[row : row + 1])[0]
+            error = (target[0] - read[row]) / triangle[row, row]
+            errors[row - rows.start] = error
+            left[row + 1 : rows.stop] -= np.outer(triangle[row, row + 1 : rows.stop], error)
+        left[rows.stop :] -= triangle[rows, rows.stop :].T @ errors
+    back = np.argsort(order)
+    return stored[back], read[back]
+
+
+def _finest(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[Grid, Floats]:
+    """Chooses the steps of a matrix by the error of products with the nearest values.
+
+    Returns:
+        The steps, and the weights that keep them: the largest, and the least, are at the ends of
+        the range; NaN where a weight is free.
+    """
+    shared = kernel.granularity == "tensor"
+    axis = None if shared else 0
+    low, high = (end(matrix, axis=axis, keepdims=True) for end in (np.min, np.max))
+    chosen, least = Grid.between(low, high, kernel), np.full(low.shape, np.inf)
+    for share in SHARES:
+        grid = Grid.between(share * low, share * high, kernel)
+        change = grid.rounded(matrix) - matrix
+        error = (change * (moment @ change)).sum(axis=axis, keepdims=True)
+        chosen = Grid(*(np.where(error < least, *pair) for pair in zip(grid, chosen, strict=True)))
+        least = np.minimum(error, least)
+    ends = np.full(matrix.shape, np.nan)
+
+    def fix(values: Floats, end: Floats) -> None:
+        """Puts the greatest of the values that share a range at an end."""
+        greatest = values == values.max(axis=axis, keepdims=True)
+        ends[greatest] = np.broadcast_to(end, ends.shape)[greatest]
+
+    if kernel.symmetric:
+        fix(abs(matrix), np.where(matrix < 0, chosen.low, chosen.high))
+    else:
+        fix(-matrix, chosen.low)
+        fix(matrix, chosen.high)
+    return chosen, ends
+
+
+def _observe(network: Network, calibration: Calibration) -> dict[int, Inputs]:
+    """Returns what the kernels are multiplied by, by the identity of the layer."""
+    signature = network.signature
+    layers = {id(layer): layer for layer in linear_layers(network) if _is_matrix(layer)}
+    sums = {key: Accumulator() for key in layers}
+    for batch in calibration.batches():
+        wanted = [layers[key] for key, each in sums.items() if not _suffices(layers[key], each)]
+        with called(wanted) as calls:
+            signature(**signature.tensors(batch))
+        for key, pairs in calls.items():
+            rows = [_rows(layers[key], inputs) for inputs, _ in pairs]
+            array = np.concatenate(rows)[:, np.newaxis]
+            sums[key].add(array, array)
+    return {
+        key: Inputs(
+            each.mean[0], (each.covariance if _is_biased(layers[key]) else each.about_zero)[0]
+        )
+        for key, each in sums.items()
+        if each.count
+    }
+
+
+def _suffices(layer: Layer, sums: Accumulator) -> bool:
+    return sums.count >= ROWS_PER_INPUT * prod(layer.kernel.shape[:-1])
+
+
+def _is_matrix(layer: Layer) -> bool:
+    """Tells whether a layer multiplies its last axis, or windows, by a matrix, to its last axis."""
+    equation = str(getattr(layer, "equation", "a,ab->b"))
+    operands, _, output = equation.replace(" ", "").rpartition("->")
+    given, _, kernel = operands.partition(",")
+    ordered = given.endswith(kernel[:-1]) and output.endswith(kernel[-1])
+    plain = kind_of(layer).holds_factor and getattr(layer, "groups", 1) == 1
+    return bool(plain and is_channels_last(layer) and ordered)
+
+
+def _is_biased(layer: Layer) -> bool:
+    return layer.bias is not None and prod(layer.bias.shape) == layer.kernel.shape[-1]
+
+
+def _rows(layer: Layer, inputs: Tensor) -> Floats:
+    """Returns what the rows of a kernel are multiplied by, rows x m."""
+    import keras
+
+    size = prod(layer.kernel.shape[:-1])
+    inputs = keras.ops.cast(inputs, "float32")
+    if hasattr(layer, "kernel_size"):
+        windows = np.eye(size, dtype=np.float32).reshape(*layer.kernel.shape[:-1], size)
+        inputs = keras.ops.conv(
+            inputs,
+            windows,
+            strides=list(layer.strides),
+            padding="same" if layer.padding == "causal" else layer.padding,
+            dilation_rate=layer.dilation_rate,
+        )
+    return np.asarray(inputs).reshape(-1, size)
