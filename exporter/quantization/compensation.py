@@ -201,7 +201,7 @@ def _observe(network: Network, calibration: Calibration) -> dict[int, Inputs]:
 
 
 def _suffices(layer: Layer, sums: Accumulator) -> bool:
-    return sums.count >= ROWS_PER_INPUT * prod(layer.kernel.shape[:-1])
+    return sums.count >= ROWS_PER_INPUT * int(prod(layer.kernel.shape[:-1]))
 
 
 def _is_matrix(layer: Layer) -> bool:
