@@ -4,10 +4,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import InputError, TrackingError, brief
+from exporter.errors import ExporterError, InputError, TrackingError, brief
 from exporter.formats.extras import Extra
 from exporter.inputs import checked_path
 from exporter.output import MANIFEST, finish_publication
@@ -65,16 +66,16 @@ def log_sweep(sweep: Sweep, experiment: str) -> str:
     """
     point = sweep.chosen
     chosen = point and {"bytes": point.size, "loss": point.loss, "latency": point.latency}
-    parent = _write(
+    with _logged(
         sweep.output,
         experiment,
         [sweep.output / name for name in (CSV_FILE, PAGE_FILE)],
         params={},
         metrics=_named("chosen", chosen or {}),
         tags={"command": sweep.command or "none"},
-    )
-    for trial in dict.fromkeys(point.trial for point in sweep.points):
-        _log(Path(trial), experiment, {"mlflow.parentRunId": parent})
+    ) as parent:
+        for trial in dict.fromkeys(point.trial for point in sweep.points):
+            _log(Path(trial), experiment, {"mlflow.parentRunId": parent})
     return parent
 
 
@@ -96,7 +97,8 @@ def _log(folder: Path, experiment: str, tags: Mapping[str, str] | None = None) -
         raise InputError(f"The run lacks its files {', '.join(missing)}. Run exporter again.")
     tags = {**verdict, **(tags or {})}
     files.append(folder / MANIFEST)
-    return _write(folder, experiment, files, params=params, metrics=metrics, tags=tags)
+    with _logged(folder, experiment, files, params=params, metrics=metrics, tags=tags) as run:
+        return run
 
 
 def _metrics(manifest: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -140,7 +142,8 @@ def _named(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _write(
+@contextmanager
+def _logged(
     folder: Path,
     experiment: str,
     files: Sequence[Path],
@@ -148,7 +151,8 @@ def _write(
     params: Mapping[str, Any],
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
-) -> str:
+) -> Iterator[str]:
+    """Logs a run, which ends with the block: finished, or failed or killed if that breaks off."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
@@ -159,23 +163,34 @@ def _write(
         found = client.get_experiment_by_name(experiment)
         group = found.experiment_id if found else client.create_experiment(experiment)
         run: str = client.create_run(group, tags=dict(tags), run_name=folder.name).info.run_id
-        client.log_batch(run, params=[Param(name, str(value)) for name, value in params.items()])
-        now = int(time.time() * 1000)
-        logged = [Metric(name, value, now, 0) for name, value in metrics.items()]
-        for start in range(0, len(logged), _BATCH):
-            client.log_batch(run, metrics=logged[start : start + _BATCH])
-        for file in files:
-            inner = file.relative_to(folder)
-            if file.is_dir():
-                client.log_artifacts(run, str(file), inner.as_posix())
-            else:
-                at = inner.parent.as_posix()
-                client.log_artifact(run, str(file), None if at == "." else at)
+        try:
+            client.log_batch(
+                run, params=[Param(name, str(value)) for name, value in params.items()]
+            )
+            now = int(time.time() * 1000)
+            logged = [Metric(name, value, now, 0) for name, value in metrics.items()]
+            for start in range(0, len(logged), _BATCH):
+                client.log_batch(run, metrics=logged[start : start + _BATCH])
+            for file in files:
+                inner = file.relative_to(folder)
+                if file.is_dir():
+                    client.log_artifacts(run, str(file), inner.as_posix())
+                else:
+                    at = inner.parent.as_posix()
+                    client.log_artifact(run, str(file), None if at == "." else at)
+            yield run
+        except BaseException as error:
+            with suppress(
+                Exception
+            ):  # What broke off is told, whether the store takes this or not.
+                client.set_terminated(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
         client.set_terminated(run)
+    except ExporterError:  # Of the block.
+        raise
     except Exception as error:  # Whatever the store raises: HTTP, databases, disks.
         raise TrackingError(
             f"MLflow did not take {str(folder)!r}: {brief(error, 160)} All files are there. "
             f"Once MLflow can be reached, exporter.log_mlflow(FOLDER, {experiment!r}) logs "
             "a run, and the same sweep, whose trials are not repeated, logs a sweep."
         ) from error
-    return run

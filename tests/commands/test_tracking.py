@@ -81,6 +81,22 @@ def test_a_folder_without_a_whole_run_is_refused(report, tmp_path):
         exporter.log_mlflow(tmp_path, "digits")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "status"), [(OSError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_whose_logging_breaks_off_does_not_stay_running(
+    store, report, monkeypatch, error, status
+):
+    def break_off(*_):
+        raise error
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", break_off)
+    with pytest.raises((TrackingError, KeyboardInterrupt)):
+        exporter.log_mlflow(report.output, status)
+    experiment = store.get_experiment_by_name(status)
+    (run,) = store.search_runs([experiment.experiment_id])
+    assert run.info.status == status
+
+
 def test_a_run_that_mlflow_does_not_take_is_there_all_the_same(
     model, arrays, monkeypatch, tmp_path
 ):
