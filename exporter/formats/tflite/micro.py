@@ -13,6 +13,7 @@ from typing import Any
 from exporter.disk import scratch_folder
 from exporter.errors import ConversionError
 from exporter.formats.base import to_real, to_stored
+from exporter.formats.batches import batch_of
 from exporter.formats.flatbuffers import ALIGNMENT
 from exporter.formats.tflite.flatbuffer import read_interface
 from exporter.formats.tflite.packing import pack, replace_select, unpack
@@ -101,9 +102,11 @@ def measure_arena(content: bytes) -> int:
     if isinstance(answer, int):
         return answer
     if lacking := _LACKING.search(answer):
+        # A free batch is computed with, by operators that a fixed one needs not.
+        advice = "" if batch_of(read_interface(content)[0]) else ", fix the batch by --batch 1"
         raise ConversionError(
             f"TFLite Micro has no operator {lacking[1]}, which the model needs. Replace the layer "
-            "or the activation, fix the batch by --batch 1, or do without TFLite Micro."
+            f"or the activation{advice}, or do without TFLite Micro."
         )
     raise ConversionError(f"TFLite Micro cannot run the model: {' '.join(answer.split())}")
 
