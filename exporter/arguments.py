@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from exporter import plugins
@@ -12,6 +13,7 @@ from exporter.datasets import DIGITS, KERAS_DATASETS, NO_DATA
 from exporter.errors import RecipeError, did_you_mean
 from exporter.formats import FORMATS
 from exporter.formats.extras import COMPLETION
+from exporter.inputs import checked_path
 from exporter.options.checks import Comparison, Sweeping, Timing
 from exporter.options.groups import ALL, Group, Option, Source
 from exporter.recipe import GROUP_OF, GROUPS, QUANTIZATIONS, quantizations
@@ -297,6 +299,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     mistyped = not flags and not named and words and "." not in words[0]  # No file of a model.
     if mistyped and (suggestion := did_you_mean(words[0], VERBS)):
         parser.error(f"{words[0]!r} is no verb.{suggestion}")
+    if mistyped and not Path(checked_path(words[0])).exists():
+        parser.error(f"{words[0]!r} is no verb and no file. Verbs: {', '.join(VERBS)}.")
     if rest:
         suggestion = did_you_mean(flags, _flags(verb))
         parser.error(f"unrecognized arguments: {' '.join(rest)}{suggestion and '.'}{suggestion}")

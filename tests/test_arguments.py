@@ -152,6 +152,7 @@ def test_what_a_verb_does_not_use_is_a_usage_error(arguments):
             "unrecognized arguments: inspect.keras. See: exporter --help",
         ),
         (["verfy", "a.tflite", "m.keras"], "'verfy' is no verb. Did you mean 'verify'?"),
+        (["frobnicate", "m.keras"], "'frobnicate' is no verb and no file. Verbs: run, inspect,"),
         (["--finetune", "1.5"], "--finetune: must be a number of epochs >= 0. Received: '1.5'."),
         (["--atol", "abc"], "--atol: must be a number of at least 0. Received: 'abc'."),
         (["m.keras", "--dry-rnu"], "--dry-rnu. Did you mean '--dry-run'?"),

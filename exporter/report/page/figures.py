@@ -27,6 +27,9 @@ _WIDTH = 4.6
 _BAR = 0.21
 """Inches."""
 
+_LINE, _CLASS_LINE = 28, 10
+"""Characters in a line of names beside bars, and of classes; more would leave no room to draw."""
+
 
 @contextmanager
 def style() -> Iterator[None]:
@@ -88,7 +91,7 @@ def bars(
         drawn = panel.barh(places, shown, thick * 0.9, label=group, color=colours[position])
         texts = ["" if value is None else f" {number(value)}" for value in values]
         panel.bar_label(drawn, texts, fontsize=8)
-    panel.set_yticks(range(len(names)), names)
+    panel.set_yticks(range(len(names)), [_in_two_lines(name, _LINE) for name in names])
     panel.invert_yaxis()
     panel.margins(x=0.12)
     panel.set_xlabel(label)
@@ -100,6 +103,15 @@ def bars(
     if len(groups) > 1:
         figure.legend(loc="outside upper left", ncols=len(groups), fontsize=8, columnspacing=1)
     return figure
+
+
+def _in_two_lines(name: str, longest: int) -> str:
+    """Breaks a name that is longer than a line, and cuts what two lines have no room for."""
+    if len(name) <= longest:
+        return name
+    if len(name) <= 2 * longest:
+        return f"{name[:longest]}\n{name[longest:]}"
+    return f"{name[: longest - 1]}…\n{name[-longest:]}"
 
 
 def number(value: float) -> str:
@@ -157,6 +169,7 @@ def confusion(counts: Array, names: Sequence[str]) -> "Figure":
             ink = _INK if row == column else "#111111"
             place: Any = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
             panel.text(column, row, f"{counts[row, column]}", **place)
+        names = [_in_two_lines(name, _CLASS_LINE) for name in names]
         panel.set_xticks(range(size), names, rotation=90 if max(map(len, names)) > 2 else 0)
         panel.set_yticks(range(size), names)
     panel.set(xlabel="predicted", ylabel="label")
