@@ -14,6 +14,7 @@ from exporter.disk import (
     folders_named,
     owned,
     remove_abandoned,
+    scratch_folder,
     sync,
     temporary,
 )
@@ -131,10 +132,14 @@ def check_output(
         raise OutputError(
             f"The output {str(target)!r} must be a folder. Received: the file {str(existing)!r}."
         )
-    if not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        with scratch_folder(existing):  # Permissions do not tell all: root has them in /proc.
+            pass
+    except OSError as error:
         raise OutputError(
-            f"The output folder {str(target)!r} cannot be written: no permission in {existing}."
-        )
+            f"The output folder {str(target)!r} cannot be written: no folder can be made in "
+            f"{existing} ({error.strerror})."
+        ) from error
     if existing != target:
         return []
     with alone_in(target) as alone:

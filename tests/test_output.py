@@ -279,8 +279,14 @@ def test_folder_that_may_not_be_written_is_refused(target: str, tmp_path: Path) 
     folder = tmp_path / "read-only"
     folder.mkdir(mode=0o500)
 
-    with pytest.raises(OutputError, match=r"no permission"):
+    with pytest.raises(OutputError, match=r"Permission denied"):
         check_output(folder / target, ENTRIES, force=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
+def test_folder_that_takes_none_whoever_asks_is_refused() -> None:
+    with pytest.raises(OutputError, match=r"no folder can be made in /proc"):
+        check_output(Path("/proc/run"), ENTRIES, force=False)
 
 
 # Three renames move the former run aside, three move the new one in.

@@ -16,7 +16,7 @@ from exporter.isolation import ChildError
 from exporter.options.checks import Timing
 from exporter.options.groups import Source
 from exporter.options.size import Size
-from exporter.output import UNCOMPRESSED
+from exporter.output import COMPRESSED_FILE, REJECTED, UNCOMPRESSED
 from exporter.progress import Logged, Progress
 from exporter.report.benchmark import COLUMNS, Benchmark, Timed, csv_text
 from exporter.targets.turns import Case, Look, Turn, look_at, measure_turn, profile
@@ -102,7 +102,7 @@ def _artifacts(given: Sequence[str | Path]) -> dict[str, tuple[Format, Path]]:
             if not inside:
                 raise InputError(
                     f"A folder must hold an artifact of the formats {', '.join(FORMATS)}. "
-                    f"Received: {str(path)!r}. Give the folder of a run, or files."
+                    f"Received: {str(path)!r}. {_instead_of(path)}"
                 )
             names |= inside
         else:
@@ -114,6 +114,15 @@ def _artifacts(given: Sequence[str | Path]) -> dict[str, tuple[Format, Path]]:
         name if known.count(name) == 1 else str(path): (kind_of(path)[0], path)
         for path, name in names.items()
     }
+
+
+def _instead_of(folder: Path) -> str:
+    """Tells what to give instead of a folder without artifacts."""
+    if (rejected := folder / REJECTED).is_dir():
+        return f"No artifact of that run has passed: give {rejected} to time them all the same."
+    if (model := folder / COMPRESSED_FILE).is_file():
+        return f"It holds a Keras model: exporter export {model} makes artifacts of it."
+    return "Give the folder of a run, or files."
 
 
 def _recognized(path: Path) -> bool:

@@ -295,6 +295,11 @@ def means_of(factorized: int, removed: int) -> str:
     return " and ".join(name for name, count in named.items() if count)
 
 
+_SINGLE_SAMPLE = (
+    "The test part of the data has one sample: all that is said of accuracy rests on it. Give more."
+)
+
+
 @fits_screen
 @dataclass(frozen=True, kw_only=True)
 class CompressionReport:
@@ -362,7 +367,8 @@ class Report(CompressionReport):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know before shipping, one sentence each, with what to try next."""
-        found = []
+        single = self.samples.get("test") == 1
+        found = [_SINGLE_SAMPLE] if single else []
         if self.partial:
             count = len(self.recipe.artifacts)
             found.append(

@@ -97,13 +97,18 @@ def test_files_that_this_package_did_not_make(folder, tmp_path):
 def test_what_cannot_be_timed_is_an_error_before_any_work(folder, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "failed" / "rejected").mkdir(parents=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "compressed.keras").touch()
     free = foreign(tmp_path / "free.onnx", ["n", "length", 7])
     words = foreign(tmp_path / "words.onnx", ["n", 1], onnx.TensorProto.STRING)
     fine = folder / "model.onnx"
     for files, more, told in [
         ([fine, tmp_path / "bad.onnx"], {}, "bad.onnx' cannot be read as onnx"),
         ([fine, tmp_path / "nothing.tflite"], {}, "which does not exist"),
-        (tmp_path / "empty", {}, "must hold an artifact"),
+        (tmp_path / "empty", {}, "must hold an artifact .* Give the folder of a run"),
+        (tmp_path / "failed", {}, "No artifact of that run has passed: give .*rejected to time"),
+        (tmp_path / "cut", {}, "exporter export .*compressed.keras makes artifacts"),
         ([], {}, "one artifact at least"),
         ([fine, free], {}, r"'in.0' of shape \(any, any, 7\) has free axes .* --size 96"),
         (free, {"size": (1, 2, 3)}, "size must be that of the 1 free axes"),

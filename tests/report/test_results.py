@@ -90,6 +90,7 @@ def test_quantization_is_warned_of_by_the_rule_for_its_figure(metric, before, af
     conversion = SimpleNamespace(quality=True, metrics={"y": artifact})
     report = SimpleNamespace(
         partial=False,
+        samples={},
         drawing_error=None,
         tracking_error=None,
         compression=CompressionVerdict((output,), True),
@@ -118,6 +119,7 @@ def test_layers_that_cost_more_factorized_are_warned_of():
     layers = (layer("dear", 10.0, 11.0), layer("cheap", 10.0, 9.0), layer("whole", None, None))
     report = SimpleNamespace(
         partial=False,
+        samples={},
         drawing_error=None,
         tracking_error=None,
         compression=CompressionVerdict((), True),
@@ -127,6 +129,12 @@ def test_layers_that_cost_more_factorized_are_warned_of():
     )
     (warning,) = Report.warnings.fget(report)
     assert "On macs these layers cost more factorized than whole: dear." in warning
+
+
+@pytest.mark.parametrize(("samples", "warned"), [({"test": 1}, 1), ({"test": 2}, 0), ({}, 0)])
+def test_what_rests_on_one_sample_is_told(accepted, samples, warned):
+    report = replace(accepted, samples=samples)
+    assert sum("has one sample" in warning for warning in report.warnings) == warned
 
 
 @pytest.mark.parametrize(("own", "dominated"), [(99.0, False), (100.0, True)])
