@@ -119,6 +119,7 @@ _RECIPE_HELP = (
     "those in it"
 )
 _RECIPE = {"recipe": _RECIPE_HELP}
+_DRY_RUN = {"dry-run": "check all input, and tell plan, sizes, time and memory; write nothing"}
 
 RUN = "run"
 
@@ -146,9 +147,7 @@ VERBS = {
         tuple(GROUPS),
         (_MODEL_OR_REFERENCE,),
         files=_RECIPE,
-        switches={
-            "dry-run": "check all input, and tell plan, sizes, time and memory; write nothing"
-        },
+        switches=_DRY_RUN,
         examples=(
             ("exporter my.keras --data my.npz --dry-run", "what it would do"),
             ("exporter my.keras --data my.npz --max-params 25%", "a quarter of the size"),
@@ -169,6 +168,7 @@ VERBS = {
         ("source", "goal", "cut", "tuning", "quantization", "formats", "output", "force"),
         (_MODEL_OR_REFERENCE,),
         files=_RECIPE,
+        switches=_DRY_RUN,
         examples=(
             ("exporter compress my.keras --data my.npz --rank 0.25", "saves compressed.keras"),
         ),

@@ -199,12 +199,12 @@ def _run(choices: dict[str, Any], progress: "Progress") -> Outcome:
     return Outcome(report_dict(report), lambda c: print_report(report, c), report.exit_code)
 
 
-def _dry_run(recipe: Recipe, progress: "Progress") -> Outcome:
+def _dry_run(recipe: Recipe, progress: "Progress", *, exports: bool = True) -> Outcome:
     from exporter.commands.forecast import dry_run
     from exporter.report.forecast import print_forecast
     from exporter.report.manifest import plain
 
-    forecast = dry_run(recipe, progress=progress)
+    forecast = dry_run(recipe, exports=exports, progress=progress)
     return Outcome(plain(forecast), lambda c: print_forecast(forecast, c), forecast.exit_code)
 
 
@@ -219,7 +219,10 @@ def _inspect(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 
 def _compress(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    dry = choices.pop("dry_run", False)
     recipe = Recipe(**choices)
+    if dry:
+        return _dry_run(recipe, progress, exports=False)
     from exporter.commands.compress import compress_recipe
     from exporter.report.console import print_compression
     from exporter.report.manifest import compression_dict

@@ -3,16 +3,19 @@
 import sys
 import time
 import timeit
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from exporter.commands.division import DIVISIONS
+from exporter.commands.division import DIVISIONS, compressed_by
 from exporter.commands.environment import free_memory
 from exporter.commands.prepare import Job, engine_for, prepare
 from exporter.commands.trials import Trials, skeleton
 from exporter.disk import scratch_folder
 from exporter.errors import ConversionError
+from exporter.formats.base import Format
 from exporter.lowrank.calibration import calibration_from
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.planner import Planner
@@ -25,6 +28,7 @@ from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
 from exporter.report.forecast import ArtifactForecast, Certainty, Forecast
 from exporter.report.results import Totals
+from exporter.targets.base import Subject
 from exporter.training import reference
 
 PLANNED_SAMPLES = 128
@@ -52,7 +56,12 @@ SEARCHES = {"max_drop": 8, "max_size": 3, "max_params": 3, "max_macs": 3}
 
 
 def dry_run(
-    recipe: Recipe, *, model: Any = None, dataset: Any = None, progress: Progress | None = None
+    recipe: Recipe,
+    *,
+    model: Any = None,
+    dataset: Any = None,
+    exports: bool = True,
+    progress: Progress | None = None,
 ) -> Forecast:
     """Tells what ``run`` would do, and writes nothing.
 
@@ -60,51 +69,40 @@ def dry_run(
     weights are exported to a temporary folder, so that sizes are those of files. Where ranks depend
     on what a run computes, a stand-in is exported: for a budget of parameters or MACs the ranks
     that a few samples of calibration lead to, otherwise the whole model, which is the most that
-    may come out.
+    may come out. Channels ``"auto"`` divide the budget by as few samples, and without training.
 
     Args:
         recipe: As of ``run``.
         model: As of ``run``.
         dataset: As of ``run``.
+        exports: False tells what the verb ``compress`` would do, which exports nothing.
         progress: Is told what goes on; by default it is logged.
 
     Raises:
         InputError: As ``run`` does.
     """
     start, progress = time.perf_counter(), progress or Logged()
-    job = prepare(recipe, model, dataset, None, progress=progress)
+    job = prepare(recipe, model, dataset, None, exports=exports, progress=progress)
     for note in job.dataset.notes:
         progress.note(note)
     if job.trained_here:  # Converters would leave out its biases, which are zeros.
         rng, untrained = np.random.default_rng(0), job.network.model
         untrained.set_weights([w + 0.01 * rng.random(w.shape) for w in untrained.get_weights()])
-    engine = engine_for(recipe, job.network, job.dataset, progress, most=PLANNED_SAMPLES)
-    plan, certainty, decided_by = _planned(engine, recipe)
+    engine, (plan, certainty, decided_by) = _planned(job, progress)
     if recipe.cut.channels is not None:
         certainty = "about" if certainty == "planned" else certainty
         decided_by += f"; channels {recipe.cut.channels}"
     with scratch_folder() as folder:
         bones = skeleton(engine, plan)
         after = bones.network
-        exports = list(Trials(engine, recipe, job.dataset, folder).exports(plan))
-        artifacts, exporting = [], time.perf_counter()
-        with progress.track("Exporting models of these shapes", len(exports)) as advance:
-            for number, (fmt, variant, export) in enumerate(exports):
-                advance(number, f"{fmt.name}, {variant}")
-                size, error = None, None
-                try:
-                    size = fmt.size(export().path)
-                except ConversionError as failure:
-                    error = str(failure)
-                if size is not None and recipe.goal.max_size is not None:
-                    size = min(size, recipe.goal.max_size)
-                name = artifact_name(fmt, variant)
-                artifacts.append(ArtifactForecast(fmt.name, variant, name, size, error))
-            advance(len(exports), "done")
+        trials = Trials(engine, recipe, job.dataset, folder)
+        planned = list(trials.exports(plan)) if exports else []
+        exporting = time.perf_counter()
+        artifacts = _exported(planned, recipe, progress) if planned else ()
         exporting = time.perf_counter() - exporting
-    predicting = _passes(job) * _seconds_per_sample(job)
+    predicting = _passes(job, len(planned)) * _seconds_per_sample(job)
     # Each artifact is exported once more, as the uncompressed network in the same variant.
-    export_seconds = exporting + ARTIFACT_SECONDS * len(exports)
+    export_seconds = exporting + ARTIFACT_SECONDS * len(planned)
     return Forecast(
         model_name=job.network.name,
         output=job.output,
@@ -114,7 +112,7 @@ def dry_run(
         decided_by=decided_by,
         before=Totals(job.network.params, job.network.macs),
         after=Totals(after.params, after.macs),
-        artifacts=tuple(artifacts),
+        artifacts=artifacts,
         seconds=time.perf_counter() - start + export_seconds + predicting,
         memory=_memory(job, engine),
         free_memory=free_memory(),
@@ -122,7 +120,42 @@ def dry_run(
     )
 
 
-def _planned(engine: Engine, recipe: Recipe) -> tuple[RankPlan, Certainty, str]:
+def _exported(
+    planned: Sequence[tuple[Format, str, Callable[[], Subject]]], recipe: Recipe, progress: Progress
+) -> tuple[ArtifactForecast, ...]:
+    artifacts = []
+    with progress.track("Exporting models of these shapes", len(planned)) as advance:
+        for number, (fmt, variant, export) in enumerate(planned):
+            advance(number, f"{fmt.name}, {variant}")
+            size, error = None, None
+            try:
+                size = fmt.size(export().path)
+            except ConversionError as failure:
+                error = str(failure)
+            if size is not None and recipe.goal.max_size is not None:
+                size = min(size, recipe.goal.max_size)
+            name = artifact_name(fmt, variant)
+            artifacts.append(ArtifactForecast(fmt.name, variant, name, size, error))
+        advance(len(planned), "done")
+    return tuple(artifacts)
+
+
+def _planned(job: Job, progress: Progress) -> tuple[Engine, tuple[RankPlan, Certainty, str]]:
+    """Returns an engine with the channels that stay, and what ``_ranks`` tells of it."""
+    recipe, source = job.recipe, job.recipe.source
+    # What is not trained yet does not tell which division is best.
+    if recipe.cut.channels == AUTO_CHANNELS and not job.trained_here:
+        few = replace(source, calibration=min(source.calibration, PLANNED_SAMPLES))
+        divided = Recipe(**{**vars(recipe), "source": few})
+        engine, compressed = compressed_by(divided, job.network, job.dataset, progress)
+        goal = recipe.goal
+        told = f"{goal.kind} {getattr(goal, goal.kind)}, divided by trying"
+        return engine, (compressed.plan, "about", told)
+    engine = engine_for(recipe, job.network, job.dataset, progress, most=PLANNED_SAMPLES)
+    return engine, _ranks(engine, recipe)
+
+
+def _ranks(engine: Engine, recipe: Recipe) -> tuple[RankPlan, Certainty, str]:
     """Returns ranks to compute sizes for, how sure they are, and what decides them.
 
     Raises:
@@ -147,7 +180,7 @@ def _planned(engine: Engine, recipe: Recipe) -> tuple[RankPlan, Certainty, str]:
     return whole, "at most", f"{option}, by measuring what comes out"
 
 
-def _passes(job: Job) -> int:
+def _passes(job: Job, artifacts: int) -> int:
     """Returns how many predictions of a sample the run takes the time of."""
     recipe, dataset = job.recipe, job.dataset
     train = len(dataset.train) if dataset.train else 0
@@ -159,7 +192,7 @@ def _passes(job: Job) -> int:
         CALIBRATED * calibrated * SEARCHES.get(recipe.goal.kind, 1) * (1 + DIVISIONS * divided)
         + TRAINED * train * recipe.tuning.finetune * phases
         + TRAINED * train * reference.EPOCHS * _trains_baseline(job)
-        + VERIFIED * test * (1 + len(recipe.artifacts))
+        + VERIFIED * test * (artifacts and 1 + artifacts)
     )
 
 

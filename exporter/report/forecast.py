@@ -93,7 +93,8 @@ def print_forecast(forecast: Forecast, console: Console) -> None:
     for each in forecast.artifacts:
         size = Text("does not convert", "red") if each.size is None else f"{each.size:,}"
         table.add_row(each.name, each.variant, size)
-    console.print(table)
+    if forecast.artifacts:
+        console.print(table)
     for line in _lines(forecast):
         console.print(Text(line), soft_wrap=True)
 
@@ -107,10 +108,12 @@ def _lines(forecast: Forecast) -> Iterable[str]:
         f"Model        {forecast.model_name}: {before.params:,} -> {sign}{after.params:,} "
         f"parameters, {before.macs:,} -> {sign}{after.macs:,} MACs"
     )
-    yield "Sizes        of artifacts of these shapes with random weights, exported and removed"
+    if forecast.artifacts:
+        yield "Sizes        of artifacts of these shapes with random weights, exported and removed"
+    measured = "this export and of one batch" if forecast.artifacts else "one batch"
     yield (
-        f"Time         about {_duration(forecast.seconds)}, by the time of this export and of one "
-        "batch; a third or three times that may be"
+        f"Time         about {_duration(forecast.seconds)}, by the time of {measured}; a third or "
+        "three times that may be"
     )
     if forecast.memory is not None:
         free = forecast.free_memory

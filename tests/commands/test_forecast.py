@@ -11,9 +11,10 @@ from exporter.report.forecast import print_forecast
 def dry(model, arrays, tmp_path):
     """Tells what a run on the little model would do; nothing is there afterwards."""
 
-    def dry(**choices):
+    def dry(*, exports=True, **choices):
         recipe = exporter.Recipe(output=str(tmp_path / "run"), **choices)
-        forecast = exporter.dry_run(recipe, model=model, dataset=exporter.load_dataset(arrays))
+        data = exporter.load_dataset(arrays)
+        forecast = exporter.dry_run(recipe, model=model, dataset=data, exports=exports)
         assert list(tmp_path.iterdir()) == []
         return forecast
 
@@ -52,13 +53,27 @@ def test_a_budget_is_told_with_a_stand_in_of_as_many_parameters(dry, model):
 
 
 def test_channels_that_would_go_are_told_with_the_figures_without_them(dry, model):
-    forecast = dry(channels=0.5, rank="none")
+    forecast = dry(channels=0.5, rank="none", exports=False)
     assert forecast.certainty == "about"
     assert 0.3 * model.count_params() < forecast.after.params <= 0.5 * model.count_params()
     text = shown(forecast)
     assert "rank none; channels 0.5" in text
+    assert "rtifacts" not in text  # As of the verb compress.
     for group in forecast.channels:
         assert group.after == group.before or f"{group.before} -> {group.after}" in text
+
+
+@pytest.mark.slow
+def test_channels_divide_a_budget_as_a_run_has_them(dry, model, arrays):
+    choices = {"channels": "auto", "max_params": "30%"}
+    forecast = dry(**choices)
+    compressed = exporter.compress(model, data=arrays, **choices)
+    assert forecast.artifacts[0].size > 0
+    assert forecast.certainty == "about"
+    assert [(g.layers, g.after) for g in forecast.channels] == [
+        (g.layers, g.after) for g in compressed.channels
+    ]
+    assert "divided by trying; channels auto" in shown(forecast)
 
 
 @pytest.mark.parametrize("choices", [{"energy": 0.9}, {"max_drop": "5%"}, {"max_size": "9KB"}])
