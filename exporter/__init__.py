@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # The aliases tell type checkers that these names are public.
     from exporter.commands.restore import restore as restore
     from exporter.commands.run import run as run
     from exporter.commands.run import run_worker as run_worker
+    from exporter.commands.sweep import dry_sweep as dry_sweep
     from exporter.commands.sweep import sweep as sweep
     from exporter.commands.tracking import log_mlflow as log_mlflow
     from exporter.commands.verify import verify as verify
@@ -90,7 +91,7 @@ _PUBLIC = {
     "commands.report": ["write_report"],
     "commands.restore": ["restore"],
     "commands.run": ["run", "run_worker"],
-    "commands.sweep": ["sweep"],
+    "commands.sweep": ["dry_sweep", "sweep"],
     "commands.tracking": ["log_mlflow"],
     "commands.verify": ["verify", "verify_stored"],
     "data": ["Dataset", "load_dataset"],

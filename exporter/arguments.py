@@ -229,6 +229,7 @@ VERBS = {
         (_MODEL_OR_REFERENCE,),
         files=_RECIPE,
         own=Sweeping,
+        switches={"dry-run": "tell the trials, and how long they may take; write nothing"},
         examples=(
             ("exporter sweep my.keras --data my.npz --quantize none,int8", "ranks 4 to 64"),
             ("exporter sweep my.keras --data my.npz --search 20 --max-drop 1%", "the smallest"),

@@ -279,16 +279,23 @@ def _benchmark(choices: dict[str, Any], progress: "Progress") -> Outcome:
 
 
 def _sweep(choices: dict[str, Any], progress: "Progress") -> Outcome:
+    dry = choices.pop("dry_run", False)
     own = {o.name: choices.pop(o.name) for o in Sweeping.options() if o.name in choices}
     recipe = Recipe(**choices)
-    from exporter.commands.sweep import sweep
-    from exporter.tradeoff.table import print_sweep, sweep_dict
+    from exporter.commands.sweep import dry_sweep, sweep
+    from exporter.report.manifest import plain
+    from exporter.tradeoff.forecast import print_sweep_forecast
+    from exporter.tradeoff.table import print_sweep
 
+    if dry:
+        told = dry_sweep(recipe, **own, progress=progress)
+        values = plain(told) | {"seconds": told.seconds}
+        return Outcome(values, lambda c: print_sweep_forecast(told, c), told.exit_code)
     found = sweep(recipe, **own, progress=progress)
     # Trials that close in on a limit fail where ranks and channels cannot keep it.
     failed = bool(found.failures) and own.get("best") is None
     code = int(found.chosen is None or failed)
-    return Outcome(sweep_dict(found), lambda console: print_sweep(found, console), code)
+    return Outcome(plain(found), lambda console: print_sweep(found, console), code)
 
 
 def _compare(choices: dict[str, Any], progress: "Progress") -> Outcome:

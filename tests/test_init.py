@@ -67,6 +67,7 @@ PUBLIC = {
     "compress",
     "doctor",
     "dry_run",
+    "dry_sweep",
     "export",
     "finetune",
     "inspect",

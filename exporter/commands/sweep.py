@@ -1,50 +1,32 @@
 """``sweep``: runs at many ranks, each in a process of its own, and what to choose among them."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.commands.prepare import check_rank, prepare
+from exporter.commands.forecast import dry_run
+from exporter.commands.proposals import TRIALS, Asked, Tell, trials_of
 from exporter.commands.tracking import log_sweep
-from exporter.errors import OutputError, RecipeError, did_you_mean
+from exporter.errors import OutputError, RecipeError
 from exporter.formats.variants import FLOAT32
-from exporter.inputs import checked_path
-from exporter.options.channels import AUTO_CHANNELS, ChannelPart
-from exporter.options.checks import BITS, CHANNELS, CHOICES, RANK, Sweeping
-from exporter.options.groups import ALL, NOT_QUANTIZED, Cut, Goal
-from exporter.options.rank import NO_RANK, parse_rank
-from exporter.output import ARTIFACTS, alone_in
+from exporter.options.groups import NOT_QUANTIZED
+from exporter.options.rank import NO_RANK
+from exporter.output import alone_in
 from exporter.progress import Logged, Progress
 from exporter.recipe import Recipe
-from exporter.tradeoff.bisection import FIRST, Bisection
-from exporter.tradeoff.front import FIGURES, UNCOMPRESSED, Point, Sweep, pareto_front
+from exporter.tradeoff.forecast import SweepForecast
+from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, pareto_front
 from exporter.tradeoff.front import choose as choose_point
 from exporter.tradeoff.page import PAGE_FILE, write_page
 from exporter.tradeoff.pools import Pool, Processes, RayCluster
-from exporter.tradeoff.search import Search
 from exporter.tradeoff.table import CSV_FILE, write_tables
-from exporter.tradeoff.trial import Trial, digest_of_inputs
-from exporter.training.reference import REFERENCE_NAME
-
-DEFAULT_RANKS = ("4", "8", "16", "20", "32", "64")
-
-TRIALS = "trials"
-
-MOST_TRIALS = 8
-"""The most trials that close in on the best artifact."""
-
-MORE_TRIALS = 3
-"""The same, with ranks or channels alone, after both together."""
+from exporter.tradeoff.trial import Trial
 
 MARKER = ".sweep"
 """File that tells that the folder is that of a sweep."""
-
-_Tell = Callable[[Sequence[Point]], None]
-"""Takes the artifacts of a trial, none if it failed."""
 
 
 def sweep(
@@ -89,59 +71,18 @@ def sweep(
         ClusterError: If the Ray cluster cannot be reached, or is lost.
         TrackingError: If MLflow does not take the sweep; the same call logs it, without a trial.
     """
+    progress = progress or Logged()
     limits: dict[str, Any] = {
         "max_size": max_size,
         "max_latency": max_latency,
         "max_drop": max_drop,
     }
-    choose = _checked_choose(choose, best)
-    texts = None if ranks is None else tuple(map(str, ranks))
-    Sweeping(ranks=texts, search=search, best=best, choose=choose, jobs=jobs, ray=ray, **limits)
-    if recipe.goal != Goal():
-        raise RecipeError(
-            f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "
-            "instead."
-        )
-    asked_by = {"ranks": ranks, "search": search, "best": best}
-    if len(given := [name for name, value in asked_by.items() if value is not None]) > 1:
-        raise RecipeError(
-            "Trials are at given ranks, or within budgets that a search proposes, or within those "
-            f"that lead to the best artifact. Give one of them. Received: {', '.join(given)}."
-        )
-    if best is not None:
-        recipe = _checked_best(recipe, best, choose, limits)
-    if ranks is not None and not ranks:
-        raise RecipeError("A sweep needs at least one rank. Received: none.")
-    progress = progress or Logged()
-    name = Path(recipe.source.model).stem if recipe.source.model else REFERENCE_NAME
-    output = Path(checked_path(recipe.export.output or str(ARTIFACTS / f"{name}-sweep")))
-    maker = _Trials(recipe, output / TRIALS)
-    # What is wrong with the model, the data or a rank is told before the first trial.
-    network = prepare(maker.at(Goal(rank=1)), None, None, None, writes=False).network
-    if best == "accuracy":
-        within = Goal(max_size=max_size) if max_size else Goal(max_latency=max_latency)
-        kinds = _kinds(choose, [RANK])
-        asked, total = maker.of_each_artifact(within, kinds), len(kinds) * len(recipe.artifacts)
-    elif best is not None:
-        kinds = _kinds(choose, [RANK, CHANNELS])
-        total = MOST_TRIALS + (len(kinds) - 1) * MORE_TRIALS
-        asked = maker.closing_in(best, float(max_drop or 0), kinds)
-    elif search:
-        asked, total = maker.proposed(search), search
-    else:
-        goals = {rank: Goal(rank=parse_rank(rank)) for rank in texts or DEFAULT_RANKS}
-        for rank, goal in list(goals.items()):
-            try:
-                check_rank(network, goal, recipe.cut)
-            except RecipeError:
-                if ranks is not None:
-                    raise
-                progress.note(f"Rank {rank} is left out: it is larger than every layer's")
-                del goals[rank]
-        asked, total = maker.listed(goals), len(goals)
+    ways: dict[str, Any] = {"ranks": ranks, "search": search, "best": best, "choose": choose}
+    asked = trials_of(recipe, progress, **ways, jobs=jobs, ray=ray, **limits)
+    output = asked.output
     with _folder_of(output, force=recipe.export.force):
         with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
-            done = _carry_out(asked, total, pool, progress)
+            done = _carry_out(asked, pool, progress)
         points = _points(done.trials)
         chosen = choose_point(points, **limits, best=best)
         found = Sweep(
@@ -162,6 +103,46 @@ def sweep(
     return found
 
 
+def dry_sweep(recipe: Recipe, *, progress: Progress | None = None, **choices: Any) -> SweepForecast:
+    """Tells which trials ``sweep`` would carry out, and how long that may take; writes nothing.
+
+    The first trial that is not there yet is told of as ``dry_run`` does. Where trials depend on
+    what came of those before, only those are known that are there, and the next one.
+
+    Args:
+        recipe: As of ``sweep``.
+        progress: Is told what goes on; by default it is logged.
+        choices: Other arguments of ``sweep``, by name.
+
+    Raises:
+        InputError: As ``sweep`` does.
+    """
+    progress = progress or Logged()
+    asked = trials_of(recipe, progress, **choices)
+    _check_folder(asked.output, force=recipe.export.force)
+    done, missing = list[Trial](), list[Trial]()
+    for trial, tell in asked.trials:
+        (done if trial.finished else missing).append(trial)
+        if trial.finished:
+            tell(trial.points)
+        elif asked.depend:
+            break
+    first = None
+    try:
+        first = dry_run(missing[0].recipe, progress=progress) if missing else None
+    except RecipeError as error:  # Searches try what nothing can keep.
+        progress.note(f"{missing[0].goal} cannot be kept: {error}")
+    return SweepForecast(
+        output=asked.output,
+        done=tuple(trial.goal for trial in done),
+        missing=tuple(trial.goal for trial in missing),
+        more=asked.most - len(done) - len(missing) if missing and asked.depend else 0,
+        jobs=asked.options.jobs,
+        ray=asked.options.ray,
+        first=first,
+    )
+
+
 @contextmanager
 def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
     """Keeps other sweeps out of a folder, and files that no sweep wrote in it.
@@ -170,13 +151,7 @@ def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
         OutputError: If another sweep is in it, it cannot be written, or it holds such files and
             ``force`` is False.
     """
-    names = (TRIALS, CSV_FILE, PAGE_FILE)
-    foreign = [name for name in names if (output / name).exists()]
-    if foreign and not (output / MARKER).exists() and not force:
-        raise OutputError(
-            f"The output folder {str(output)!r} holds {', '.join(foreign)}, which no sweep wrote. "
-            "Give another folder by --output, or --force."
-        )
+    _check_folder(output, force=force)
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / MARKER).touch()
@@ -188,126 +163,15 @@ def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
         yield
 
 
-def _checked_choose(choose: Sequence[str] | None, best: str | None) -> tuple[str, ...]:
-    """Returns what trials may choose; raises RecipeError if none is to be the best."""
-    if choose is not None and best is None:
-        raise RecipeError("choose belongs to best. Received: choose alone. Give best as well.")
-    if choose is None:
-        return CHOICES
-    return (choose,) if isinstance(choose, str) else tuple(choose)
-
-
-def _checked_best(
-    recipe: Recipe, best: str, choose: Sequence[str], limits: Mapping[str, Any]
-) -> Recipe:
-    """Checks what the best artifact is looked for by; returns the recipe with all its variants.
-
-    Raises:
-        RecipeError: If a limit is missing, or nothing is left to choose.
-    """
-    unknown = sorted(set(choose) - set(CHOICES))
-    if unknown or not set(choose) & {RANK, CHANNELS}:
-        raise RecipeError(
-            f"choose must name {RANK}, {CHANNELS} or both, and may name {BITS}. Received: "
-            f"{', '.join(choose)}.{did_you_mean(unknown, CHOICES)}"
+def _check_folder(output: Path, *, force: bool) -> None:
+    """Raises OutputError if a folder holds files that no sweep wrote, unless forced."""
+    names = (TRIALS, CSV_FILE, PAGE_FILE)
+    foreign = [name for name in names if (output / name).exists()]
+    if foreign and not (output / MARKER).exists() and not force:
+        raise OutputError(
+            f"The output folder {str(output)!r} holds {', '.join(foreign)}, which no sweep wrote. "
+            "Give another folder by --output, or --force."
         )
-    needed = ("max_size", "max_latency") if best == "accuracy" else ("max_drop",)
-    if all(limits[name] is None for name in needed):
-        raise RecipeError(
-            f"The best {best} is one within a limit: give {' or '.join(needed)}. Received: none."
-        )
-    if CHANNELS in choose and recipe.cut.channels is not None:
-        raise RecipeError(
-            f"best chooses channels itself. Received: channels {recipe.cut.channels!r}. Leave them "
-            f"out, or {CHANNELS} out of choose."
-        )
-    if BITS in choose and recipe.quantization.quantize == (NOT_QUANTIZED,):
-        quantization = replace(recipe.quantization, quantize=(ALL,))
-        return Recipe(**{**vars(recipe), "quantization": quantization})
-    return recipe
-
-
-def _kinds(choose: Sequence[str], alone: Sequence[str]) -> list[set[str]]:
-    """Lists what trials choose by: ranks and channels together, if both may be, and each alone."""
-    both = set(choose) & {RANK, CHANNELS}
-    return [both, *({kind} for kind in alone if len(both) > 1)]
-
-
-def _told(kind: set[str]) -> str:
-    return " and ".join(each for each in (CHANNELS, RANK) if each in kind)
-
-
-class _Trials:
-    """Makes the trials of a sweep."""
-
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self._recipe, self._folder = recipe, folder
-        self._inputs = digest_of_inputs(recipe)
-
-    def at(self, goal: Goal, **choices: Any) -> Recipe:
-        return Recipe(**{**vars(self._recipe), "goal": goal, **choices})
-
-    def _trial(self, goal: str, recipe: Recipe) -> Trial:
-        return Trial.of(recipe, goal, self._inputs, self._folder)
-
-    def listed(self, goals: Mapping[str, Goal]) -> Iterator[tuple[Trial, _Tell]]:
-        """Yields a trial for each rank."""
-        for rank, goal in goals.items():
-            yield self._trial(f"rank {rank}", self.at(goal)), lambda points: None
-
-    def of_each_artifact(
-        self, goal: Goal, kinds: Sequence[set[str]]
-    ) -> Iterator[tuple[Trial, _Tell]]:
-        """Yields trials for each artifact, within a limit that it keeps as it is exported."""
-        for format_name, variant in self._recipe.artifacts:
-            quantize = NOT_QUANTIZED if variant == FLOAT32 else variant
-            for kind in kinds:
-                cut = self._cut(AUTO_CHANNELS if CHANNELS in kind else None)
-                recipe = self.at(goal, formats=(format_name,), quantize=(quantize,), cut=cut)
-                limit = f"{goal.kind} {getattr(goal, goal.kind)}"
-                label = f"{limit} by {_told(kind)}, {format_name} {variant}"
-                yield self._trial(label, recipe), lambda points: None
-
-    def closing_in(
-        self, best: str, max_drop: float, kinds: Sequence[set[str]]
-    ) -> Iterator[tuple[Trial, _Tell]]:
-        """Yields trials within budgets that follow from what came of those before.
-
-        The first kind is closed in on. The others begin at the best budget of that, and so are no
-        worse than it was.
-        """
-        target = "arm64" if best == "instructions" else None
-        unit, first = "max_params" if best == "size" else "max_macs", FIRST
-        for number, kind in enumerate(kinds):
-            closing = Bisection(FIGURES[best], max_drop, first)
-            for _ in range(MORE_TRIALS if number else MOST_TRIALS):
-                part = closing.ask()
-                if part is None:
-                    break
-                limit: dict[str, Any] = {unit: part}
-                channels: ChannelPart | None = AUTO_CHANNELS if CHANNELS in kind else None
-                goal = Goal(**limit, target=target)
-                if RANK not in kind:
-                    counted = "macs" if target is None and best != "size" else target
-                    goal, channels = Goal(rank=NO_RANK, target=counted), part
-                trial = self._trial(
-                    f"{unit} {part:.2%} by {_told(kind)}", self.at(goal, cut=self._cut(channels))
-                )
-                yield trial, partial(closing.tell, part)
-            first = closing.best_part if number == 0 else first
-
-    def _cut(self, channels: ChannelPart | None) -> Cut:
-        cut = self._recipe.cut
-        return cut if channels is None else replace(cut, channels=channels)
-
-    def proposed(self, count: int) -> Iterator[tuple[Trial, _Tell]]:
-        """Yields trials that are proposed by the results of those before."""
-        search = Search(self._recipe.artifacts, self._recipe.source.seed)
-        for _ in range(count):
-            asked, part, (format_name, variant) = search.ask()
-            quantize = NOT_QUANTIZED if variant == FLOAT32 else variant
-            recipe = self.at(Goal(max_params=part), formats=(format_name,), quantize=(quantize,))
-            yield self._trial(f"max_params {part:.1%}", recipe), partial(search.tell, asked)
 
 
 @dataclass
@@ -319,14 +183,12 @@ class _Done:
     kept: int = 0
 
 
-def _carry_out(
-    asked: Iterator[tuple[Trial, _Tell]], total: int, pool: Pool, progress: Progress
-) -> _Done:
+def _carry_out(asked: Asked, pool: Pool, progress: Progress) -> _Done:
     """Carries out trials that are not there already; each is asked for when there is room."""
-    done, running = _Done(), dict[Path, _Tell]()
-    with progress.track("Sweeping", total) as advance:
+    done, running = _Done(), dict[Path, Tell]()
+    with progress.track("Sweeping", asked.most) as advance:
 
-        def end(trial: Trial, failure: str | None, tell: _Tell, told: str) -> None:
+        def end(trial: Trial, failure: str | None, tell: Tell, told: str) -> None:
             if failure is None:
                 done.trials.append(trial)
             else:
@@ -339,7 +201,7 @@ def _carry_out(
         while more or running:
             while more and len(running) < pool.capacity:
                 try:
-                    trial, tell = next(asked)
+                    trial, tell = next(asked.trials)
                 except StopIteration:
                     more = False
                     break

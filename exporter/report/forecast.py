@@ -112,7 +112,7 @@ def _lines(forecast: Forecast) -> Iterable[str]:
         yield "Sizes        of artifacts of these shapes with random weights, exported and removed"
     measured = "this export and of one batch" if forecast.artifacts else "one batch"
     yield (
-        f"Time         about {_duration(forecast.seconds)}, by the time of {measured}; a third or "
+        f"Time         about {duration(forecast.seconds)}, by the time of {measured}; a third or "
         "three times that may be"
     )
     if forecast.memory is not None:
@@ -129,7 +129,7 @@ def _lines(forecast: Forecast) -> Iterable[str]:
     yield f"\nWould write to {forecast.output}; nothing was written. Next: leave out --dry-run."
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Tells a time in one unit, rounded as its uncertainty has it."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

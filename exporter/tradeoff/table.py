@@ -1,14 +1,12 @@
-"""Shows a sweep: on the terminal, as CSV, and as values that JSON knows."""
+"""Shows a sweep: on the terminal, and as CSV."""
 
 import csv
 import io
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from exporter.disk import replace_text
-from exporter.report.manifest import plain
 from exporter.report.tables import open_table
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
 from exporter.tradeoff.page import PAGE_FILE
@@ -19,11 +17,6 @@ _COLUMNS = (
     *("goal", "format", "variant", "bytes", "latency_us", "loss", "metric", "value"),
     *("on_front", "chosen", "path"),
 )
-
-
-def sweep_dict(sweep: Sweep) -> dict[str, Any]:
-    """Returns a sweep as values that JSON knows."""
-    return plain(sweep)  # type: ignore[no-any-return]
 
 
 def write_tables(sweep: Sweep) -> None:

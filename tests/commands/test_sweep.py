@@ -1,6 +1,7 @@
 """Sweeps: whole runs in processes of their own."""
 
 import csv
+import io
 import json
 import os
 import shlex
@@ -13,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import exporter
-from exporter.commands.sweep import sweep
+from exporter.commands import proposals
+from exporter.commands.sweep import dry_sweep, sweep
 from exporter.errors import OutputError, RecipeError
 from exporter.formats.extras import Extra
 from exporter.output import alone_in
 from exporter.recipe import Recipe
 from exporter.tradeoff import pools
+from exporter.tradeoff.forecast import print_sweep_forecast
 from exporter.tradeoff.front import UNCOMPRESSED
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +63,8 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
         assert point.path is None or Path(point.path).stat().st_size == point.size
 
     smallest = min(found.points, key=lambda point: point.size)
+    told = dry_sweep(recipe, ranks=[2, "0.9", 3])
+    assert (told.done, told.missing) == (("rank 2", "rank 0.9"), ("rank 3",))
     damaged = next((found.output / "trials").glob("rank-2-*/manifest.json"))
     damaged.write_text("{}")
     again = sweep(recipe, ranks=[2, "0.9"], max_size=smallest.size)
@@ -75,8 +81,8 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("choose", [("channels",), ("rank", "channels", "bits")])
 def test_trials_close_in_on_the_smallest_artifact(recipe, choose, monkeypatch):
-    monkeypatch.setattr(exporter.commands.sweep, "MOST_TRIALS", 3)
-    monkeypatch.setattr(exporter.commands.sweep, "MORE_TRIALS", 1)
+    monkeypatch.setattr(proposals, "MOST_TRIALS", 3)
+    monkeypatch.setattr(proposals, "MORE_TRIALS", 1)
     plain = Recipe(**{**vars(recipe), "quantize": ("none",)})
     found = sweep(plain, best="size", choose=choose, max_drop=0.3)
     kept = [point for point in found.points if point.loss <= 0.3]
@@ -129,13 +135,33 @@ def test_what_is_wrong_is_told_before_the_first_trial(recipe, changes, told):
     assert not (Path(recipe.export.output) / "trials").exists()
 
 
+def test_a_dry_run_tells_the_trials_and_writes_nothing(recipe):
+    told = dry_sweep(recipe, ranks=[2, 3], jobs=2)
+    assert (told.done, told.missing, told.more) == ((), ("rank 2", "rank 3"), 0)
+    assert told.seconds == told.first.seconds > 0
+    assert [each.variant for each in told.first.artifacts] == ["float32", "int8"]
+    assert not told.output.exists()
+    console = Console(file=io.StringIO(), width=80)
+    print_sweep_forecast(told, console)
+    text = console.file.getvalue()
+    assert text.count("would run") == 2
+    assert "by a dry run of the first" in text
+
+
+def test_a_dry_run_of_a_search_tells_what_is_known(recipe):
+    told = dry_sweep(recipe, best="size", max_drop=0.5, choose="rank")
+    assert told.missing == ("max_params 20.00% by rank",)
+    assert told.more == 7
+
+
 @pytest.mark.parametrize("name", ["sweep.csv", "sweep.html", "trials"])
 def test_files_that_no_sweep_wrote_stay(recipe, name):
     file = Path(recipe.export.output) / name
     file.parent.mkdir()
     file.write_text("mine")
-    with pytest.raises(OutputError, match=f"holds {name}, which no sweep wrote"):
-        sweep(recipe, ranks=[2])
+    for verb in (dry_sweep, sweep):
+        with pytest.raises(OutputError, match=f"holds {name}, which no sweep wrote"):
+            verb(recipe, ranks=[2])
     assert file.read_text() == "mine"
 
 
