@@ -20,6 +20,7 @@ from exporter.recipe import Recipe
 from exporter.tradeoff.bisection import FIRST, Bisection
 from exporter.tradeoff.front import FIGURES, Point
 from exporter.tradeoff.search import Search
+from exporter.tradeoff.table import PARQUET
 from exporter.tradeoff.trial import Trial, digest_of_inputs
 from exporter.training.reference import REFERENCE_NAME
 
@@ -74,6 +75,8 @@ def trials_of(
     choose = _checked_choose(choose, best)
     texts = None if ranks is None else tuple(map(str, ranks))
     options = Sweeping(ranks=texts, search=search, best=best, choose=choose, **others)
+    if options.parquet:
+        PARQUET.require("--parquet")
     if recipe.goal != Goal():
         raise RecipeError(
             f"A sweep chooses ranks itself. Received: {recipe.goal.kind} in the recipe. Give ranks "

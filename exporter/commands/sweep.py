@@ -22,7 +22,7 @@ from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep, pareto_front
 from exporter.tradeoff.front import choose as choose_point
 from exporter.tradeoff.page import PAGE_FILE, write_page
 from exporter.tradeoff.pools import Pool, Processes, RayCluster
-from exporter.tradeoff.table import CSV_FILE, write_tables
+from exporter.tradeoff.table import CSV_FILE, PARQUET_FILE, write_tables
 from exporter.tradeoff.trial import Trial
 
 MARKER = ".sweep"
@@ -41,6 +41,7 @@ def sweep(
     max_size: int | None = None,
     max_latency: float | None = None,
     max_drop: float | None = None,
+    parquet: bool = False,
     progress: Progress | None = None,
 ) -> Sweep:
     """Carries a recipe out at many ranks or budgets, and finds the artifacts worth choosing.
@@ -63,6 +64,7 @@ def sweep(
         max_size: Most bytes of the artifact that is chosen.
         max_latency: Most seconds of a call of it.
         max_drop: Most accuracy, 0 to 1, that it may lose; see ``Point.loss``.
+        parquet: Whether to write the table as ``sweep.parquet`` as well as ``sweep.csv``.
         progress: Is told of each trial; by default it is logged.
 
     Raises:
@@ -78,7 +80,7 @@ def sweep(
         "max_drop": max_drop,
     }
     ways: dict[str, Any] = {"ranks": ranks, "search": search, "best": best, "choose": choose}
-    asked = trials_of(recipe, progress, **ways, jobs=jobs, ray=ray, **limits)
+    asked = trials_of(recipe, progress, **ways, jobs=jobs, ray=ray, parquet=parquet, **limits)
     output = asked.output
     with _folder_of(output, force=recipe.export.force):
         with RayCluster(ray, jobs) if ray else Processes(jobs) as pool:
@@ -95,6 +97,7 @@ def sweep(
             done.kept,
             output,
             best,
+            parquet,
         )
         write_tables(found)
         write_page(found)
@@ -165,7 +168,7 @@ def _folder_of(output: Path, *, force: bool) -> Iterator[None]:
 
 def _check_folder(output: Path, *, force: bool) -> None:
     """Raises OutputError if a folder holds files that no sweep wrote, unless forced."""
-    names = (TRIALS, CSV_FILE, PAGE_FILE)
+    names = (TRIALS, CSV_FILE, PARQUET_FILE, PAGE_FILE)
     foreign = [name for name in names if (output / name).exists()]
     if foreign and not (output / MARKER).exists() and not force:
         raise OutputError(

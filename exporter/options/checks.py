@@ -64,6 +64,11 @@ class Sweeping(Group):
         number(0, 1, inside=True, read=parse_part, metavar="PART"),
         "most accuracy that it may lose, e.g. 0.5%; the smallest such artifact is chosen",
     )
+    parquet: bool = _option(
+        False,
+        flag(False),
+        "write the table as sweep.parquet as well as sweep.csv; needs the extra 'parquet'",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,7 @@ class Sweep:
         kept: How many trials had been finished before.
         output: Folder of the trials and the tables.
         best: What the chosen one is the best in, if that was asked for.
+        parquet: Whether the table is written as Parquet as well.
     """
 
     points: tuple[Point, ...]
@@ -88,6 +89,7 @@ class Sweep:
     kept: int
     output: Path
     best: str | None = None
+    parquet: bool = False
 
     @property
     def neighbours(self) -> dict[str, Point]:

@@ -1,36 +1,63 @@
-"""Shows a sweep: on the terminal, and as CSV."""
+"""Shows a sweep: on the terminal, as CSV and as Parquet."""
 
 import csv
 import io
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
 
-from exporter.disk import replace_text
+from exporter.disk import replace_text, scratch_folder
+from exporter.formats.extras import Extra
 from exporter.report.tables import open_table
 from exporter.tradeoff.front import UNCOMPRESSED, Point, Sweep
 from exporter.tradeoff.page import PAGE_FILE
 
 CSV_FILE = "sweep.csv"
+PARQUET_FILE = "sweep.parquet"
 
-_COLUMNS = (
-    *("goal", "format", "variant", "bytes", "latency_us", "loss", "metric", "value"),
-    *("on_front", "chosen", "path"),
-)
+PARQUET = Extra("parquet", ("pyarrow",))
+
+_COLUMNS = {
+    **dict.fromkeys(("goal", "format", "variant"), "string"),
+    "bytes": "int64",
+    **dict.fromkeys(("latency_us", "loss"), "double"),
+    "metric": "string",
+    "value": "double",
+    **dict.fromkeys(("on_front", "chosen"), "bool"),
+    "path": "string",
+}
+"""What a table tells of each point, with its type in Arrow."""
 
 
 def write_tables(sweep: Sweep) -> None:
-    """Writes all points of a sweep to ``sweep.csv`` in its folder."""
+    """Writes all points of a sweep to ``sweep.csv`` in its folder, and as Parquet if asked to."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    for point in sorted(sweep.points, key=lambda point: point.size):
-        latency = "" if point.latency is None else f"{point.latency * 1e6:.3f}"
-        metric = ("", "") if point.metric is None else (point.metric.name, point.metric.value)
-        marks = (int(point in sweep.front), int(point == sweep.chosen))
-        facts = (point.goal, point.format, point.variant, point.size, latency, point.loss)
-        writer.writerow([*facts, *metric, *marks, point.path or ""])
+    rows = list(_rows(sweep))
+    for row in rows:
+        writer.writerow(int(cell) if isinstance(cell, bool) else cell for cell in row)
     replace_text(sweep.output / CSV_FILE, text.getvalue())
+    if sweep.parquet:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
+        named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        with scratch_folder(sweep.output) as folder:
+            written = folder / PARQUET_FILE
+            parquet.write_table(pa.Table.from_pylist(named, schema), written)
+            written.replace(sweep.output / PARQUET_FILE)
+
+
+def _rows(sweep: Sweep) -> Iterator[tuple[str | float | None, ...]]:
+    """Yields the cells of each point, from the smallest to the largest."""
+    for point in sorted(sweep.points, key=lambda point: point.size):
+        latency = None if point.latency is None else round(point.latency * 1e6, 3)
+        metric = (None, None) if point.metric is None else (point.metric.name, point.metric.value)
+        facts = (point.goal, point.format, point.variant, point.size, latency, point.loss)
+        yield (*facts, *metric, point in sweep.front, point == sweep.chosen, point.path)
 
 
 def print_sweep(sweep: Sweep, console: Console) -> None:
@@ -61,7 +88,8 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
         lines.append(f"Chosen       {_told(sweep.chosen)}")
         lines += [f"{told:13}{_offer(point)}" for told, point in sweep.neighbours.items()]
         lines.append(f"Next: {sweep.command}")
-    lines.append(f"Wrote        {sweep.output / CSV_FILE}, {sweep.output / PAGE_FILE}")
+    files = (CSV_FILE, *([PARQUET_FILE] if sweep.parquet else []), PAGE_FILE)
+    lines.append(f"Wrote        {', '.join(str(sweep.output / name) for name in files)}")
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 

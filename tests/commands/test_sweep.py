@@ -177,10 +177,13 @@ def test_a_goal_is_no_part_of_a_sweep(recipe):
         sweep(Recipe(**{**vars(recipe), "goal": exporter.recipe.Goal(energy=0.9)}))
 
 
-def test_an_extra_that_is_missing_is_named(recipe, monkeypatch):
-    monkeypatch.setattr(pools, "RAY", Extra("ray", ("no-such-package",)))
-    with pytest.raises(RecipeError, match="--ray needs the extra 'ray'"):
-        sweep(recipe, ranks=[2], ray="auto")
+@pytest.mark.parametrize(
+    ("module", "name", "choice"), [(pools, "ray", "auto"), (proposals, "parquet", True)]
+)
+def test_an_extra_that_is_missing_is_named(recipe, monkeypatch, module, name, choice):
+    monkeypatch.setattr(module, name.upper(), Extra(name, ("no-such-package",)))
+    with pytest.raises(RecipeError, match=f"--{name} needs the extra {name!r}"):
+        sweep(recipe, ranks=[2], **{name: choice})
 
 
 def _started(recipe, *arguments):

@@ -69,13 +69,29 @@ def test_the_tables_have_every_point(found):
         *(("rank 4", "1", "0"), ("rank 8", "1", "1"), ("rank 9", "0", "0")),
         (UNCOMPRESSED, "1", "0"),
     ]
-    assert [row["latency_us"] for row in rows] == ["10.000", "", "30.000", "90.000"]
+    assert [row["latency_us"] for row in rows] == ["10.0", "", "30.0", "90.0"]
     console = Console(file=io.StringIO(), width=80)
     print_sweep(found, console)
     text = console.file.getvalue()
     assert "rank 9" not in text
     for line in ("rank 8", "FAILED       rank 2", "Rejected     rank 3", "Next: exporter run"):
         assert line in text
+
+
+def test_parquet_has_what_csv_has_with_types(found):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_tables(replace(found, parquet=True))
+    table = parquet.read_table(found.output / "sweep.parquet")
+    rows = list(csv.DictReader((found.output / "sweep.csv").read_text().splitlines()))
+    kinds = [str(table.schema.field(name).type) for name in ("bytes", "latency_us", "path")]
+    assert kinds == ["int64", "double", "string"]
+    assert table["latency_us"].to_pylist() == [10.0, None, 30.0, 90.0]
+    assert table["on_front"].to_pylist() == [True, True, False, True]
+    for name in ("goal", "bytes", "loss", "path"):
+        cells = ["" if cell is None else str(cell) for cell in table[name].to_pylist()]
+        assert cells == [row[name] for row in rows]
+    write_tables(replace(found, points=(), parquet=True))
+    assert parquet.read_table(found.output / "sweep.parquet").schema == table.schema
 
 
 @pytest.mark.slow
