@@ -4,7 +4,6 @@ import sys
 import time
 import timeit
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from exporter.targets.base import Subject
 from exporter.training import reference
 
 PLANNED_SAMPLES = 128
-"""The most samples of calibration that a budget is divided by."""
+"""The most samples of calibration that a budget is divided by, where channels stay."""
 
 TIMED_SAMPLES = 1024
 """Samples of which a batch is timed."""
@@ -69,7 +68,7 @@ def dry_run(
     weights are exported to a temporary folder, so that sizes are those of files. Where ranks depend
     on what a run computes, a stand-in is exported: for a budget of parameters or MACs the ranks
     that a few samples of calibration lead to, otherwise the whole model, which is the most that
-    may come out. Channels ``"auto"`` divide the budget by as few samples, and without training.
+    may come out. Channels are removed as a run does it, but without training.
 
     Args:
         recipe: As of ``run``.
@@ -142,16 +141,15 @@ def _exported(
 
 def _planned(job: Job, progress: Progress) -> tuple[Engine, tuple[RankPlan, Certainty, str]]:
     """Returns an engine with the channels that stay, and what ``_ranks`` tells of it."""
-    recipe, source = job.recipe, job.recipe.source
+    recipe, goal = job.recipe, job.recipe.goal
     # What is not trained yet does not tell which division is best.
     if recipe.cut.channels == AUTO_CHANNELS and not job.trained_here:
-        few = replace(source, calibration=min(source.calibration, PLANNED_SAMPLES))
-        divided = Recipe(**{**vars(recipe), "source": few})
-        engine, compressed = compressed_by(divided, job.network, job.dataset, progress)
-        goal = recipe.goal
+        engine, compressed = compressed_by(recipe, job.network, job.dataset, progress)
         told = f"{goal.kind} {getattr(goal, goal.kind)}, divided by trying"
         return engine, (compressed.plan, "about", told)
-    engine = engine_for(recipe, job.network, job.dataset, progress, most=PLANNED_SAMPLES)
+    # On fewer samples than a layer has channels, those beyond their number seem to be free.
+    most = PLANNED_SAMPLES if recipe.cut.channels is None else None
+    engine = engine_for(recipe, job.network, job.dataset, progress, most=most)
     return engine, _ranks(engine, recipe)
 
 
