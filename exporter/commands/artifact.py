@@ -86,7 +86,9 @@ class ArtifactWriter:
         for granularity in to_try(self._recipe.quantization.granularity):
             file = folder / f"{granularity}-{path.name}"
             rounded, compensation = self._round(network, replace(scheme, granularity=granularity))
-            fmt.export(rounded, file, replace(options, granularity=granularity))
+            # Formats seldom share rounded networks, whose conversions would take up memory.
+            kept = options.conversions if rounded is network else {}
+            fmt.export(rounded, file, replace(options, granularity=granularity, conversions=kept))
             ratio = None if judge is None else judge.snr(file)
             trial = GranularityTrial(granularity, fmt.size(file), ratio, compensation)
             trials[trial] = file

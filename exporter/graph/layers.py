@@ -14,6 +14,9 @@ from exporter.graph.calls import Call, first_call, obstacle
 from exporter.graph.hooks import replaced
 from exporter.graph.types import Layer, Tensor
 
+Probabilities = Literal["categorical", "bernoulli"]
+"""Those of a softmax, along the last axis, and those of a sigmoid."""
+
 
 @dataclass(frozen=True)
 class ActivationKind:
@@ -22,12 +25,12 @@ class ActivationKind:
     Attributes:
         homogeneous: Whether f(s x) = s f(x) for every s > 0.
         fused: Whether integer runtimes compute it within a linear layer, before they round.
-        probabilities: ``"categorical"`` or ``"bernoulli"`` if it makes probabilities of logits.
+        probabilities: Which it makes of logits, if it does.
     """
 
     homogeneous: bool = False
     fused: bool = False
-    probabilities: Literal["categorical", "bernoulli"] | None = None
+    probabilities: Probabilities | None = None
 
 
 ChannelRole = Literal[

@@ -125,7 +125,7 @@ def compensated(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[F
     size = len(matrix)
     mean = np.trace(moment) / size
     moment = (moment / mean if mean > 0 else 0 * moment) + DAMPING * np.eye(size)
-    grid, ends = _finest(matrix, moment, kernel)
+    grid, ends = _finest(matrix, np.diagonal(moment), kernel)
     order = np.argsort(-np.diagonal(moment), kind="stable")
     triangle = np.linalg.cholesky(np.linalg.inv(moment[np.ix_(order, order)])).T
     left, ends = matrix[order], ends[order]
@@ -146,8 +146,8 @@ def compensated(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[F
     return stored[back], read[back]
 
 
-def _finest(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[Grid, Floats]:
-    """Chooses the steps of a matrix by the error of products with the nearest values.
+def _finest(matrix: Floats, weights: Floats, kernel: KernelFormat) -> tuple[Grid, Floats]:
+    """Chooses the steps of a matrix by the error of the nearest values, weighted by row.
 
     Returns:
         The steps, and the weights that keep them: the largest, and the least, are at the ends of
@@ -159,8 +159,8 @@ def _finest(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[Grid,
     chosen, least = Grid.between(low, high, kernel), np.full(low.shape, np.inf)
     for share in SHARES:
         grid = Grid.between(share * low, share * high, kernel)
-        change = grid.rounded(matrix) - matrix
-        error = (change * (moment @ change)).sum(axis=axis, keepdims=True)
+        squares = weights[:, np.newaxis] * (grid.rounded(matrix) - matrix) ** 2
+        error = squares.sum(axis=axis, keepdims=True)
         chosen = Grid(*(np.where(error < least, *pair) for pair in zip(grid, chosen, strict=True)))
         least = np.minimum(error, least)
     ends = np.full(matrix.shape, np.nan)

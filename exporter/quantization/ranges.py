@@ -13,6 +13,7 @@ import numpy as np
 
 from exporter.data import Array
 from exporter.errors import DataError, RecipeError
+from exporter.graph.layers import Probabilities
 
 BINS = 4096
 """Most bins of a histogram; more than half of them are used. TensorRT uses 2048."""
@@ -114,6 +115,28 @@ class Observer:
 
 def _bin(value: float, exponent: int) -> int:
     return math.floor(math.ldexp(value, -exponent))
+
+
+def relevant(logits: Array, probabilities: Probabilities, bits: int = 8) -> Array:
+    """Returns logits in a narrower range that have nearly the same probabilities.
+
+    A logit beyond which a probability is nearer to 0 or 1 than a quarter of its step may as well be
+    that one. Of a softmax, along the last axis, such are those far below the largest, and the
+    largest itself far above all others.
+
+    Args:
+        logits: What a softmax (``"categorical"``) or a sigmoid (``"bernoulli"``) is computed of.
+        probabilities: Which of them.
+        bits: Bits of a probability.
+    """
+    reach = (bits + 2) * math.log(2)
+    if probabilities == "bernoulli":
+        return np.clip(logits, -reach, reach)
+    if logits.shape[-1] == 1:
+        return np.zeros_like(logits)
+    ordered = np.partition(logits, -2, axis=-1)
+    largest = np.minimum(ordered[..., -1:], ordered[..., -2:-1] + reach)
+    return np.clip(logits, largest - reach, largest)
 
 
 @dataclass(frozen=True)

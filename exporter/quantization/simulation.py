@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.data.metrics import decibels
 from exporter.graph.hooks import replaced
-from exporter.graph.layers import activation_of, kind_of, with_parts
+from exporter.graph.layers import Probabilities, activation_of, kind_of, with_parts
 from exporter.graph.network import Network
 from exporter.graph.outputs import as_logits, output_layers
 from exporter.graph.types import Layer, Tensor, Variable
 from exporter.lowrank.calibration import Calibration
 from exporter.quantization.grid import Grid
+from exporter.quantization.ranges import relevant
 from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 
@@ -160,25 +161,36 @@ class Simulation:
     def _outputs(
         self, network: Network, visit: "_Visit | None" = None
     ) -> dict[str, NDArray[np.float64]]:
-        """Predicts all batches; for classifiers returns logits with zero mean."""
-        import tensorflow as tf
-
+        """Predicts all batches; for classifiers returns logits with zero mean, where they count."""
         signature = network.signature
         parts: dict[str, list[Any]] = {name: [] for name in self._families}
         for batch in self._calibration.batches():
             inputs = signature.tensors(batch)
             if visit is not None:
-                inputs = {name: visit(name, tensor) for name, tensor in inputs.items()}
+                inputs = {
+                    name: visit(_Site(name, "input"), tensor) for name, tensor in inputs.items()
+                }
             for name, outputs in signature(**inputs).items():
                 family = self._families[name]
                 judged = outputs if family == "gaussian" else as_logits(outputs, family)
+                array = judged.numpy().astype(np.float64)
+                if family in ("categorical", "bernoulli"):
+                    array = relevant(array, family)
                 if family.startswith("categorical"):
-                    judged -= tf.reduce_mean(judged, axis=-1, keepdims=True)
-                parts[name].append(judged.numpy().astype(np.float64))
+                    array -= array.mean(axis=-1, keepdims=True)
+                parts[name].append(array)
         return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-_Visit = Callable[[Any, Tensor], Tensor]
+class _Site(NamedTuple):
+    """A tensor: an input, what an activation takes, or the result of a layer."""
+
+    name: str
+    place: Literal["input", "activation", "result"]
+    probabilities: Probabilities | None = None
+
+
+_Visit = Callable[[_Site, Tensor], Tensor]
 """Takes the place and the value of a tensor, and returns the value to continue with."""
 
 
@@ -187,20 +199,22 @@ class _Ranges:
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
-        self._ends: dict[Any, tuple[Any, Any]] = {}
+        self._ends: dict[_Site, tuple[Any, Any]] = {}
 
-    def observe(self, site: Any, values: Tensor) -> Tensor:
+    def observe(self, site: _Site, values: Tensor) -> Tensor:
         import tensorflow as tf
 
         if values.dtype.is_floating:
             low, high = self._ends.get(site, (0.0, 0.0))
+            kind = site.probabilities
+            kept = values if kind is None else relevant(values.numpy(), kind, self._bits)
             self._ends[site] = (
-                tf.minimum(tf.reduce_min(values), low),
-                tf.maximum(tf.reduce_max(values), high),
+                tf.minimum(tf.reduce_min(kept), low),
+                tf.maximum(tf.reduce_max(kept), high),
             )
         return values
 
-    def rounded(self, site: Any, values: Tensor) -> Tensor:
+    def rounded(self, site: _Site, values: Tensor) -> Tensor:
         ends = self._ends.get(site)
         return values if ends is None else round_activations(values, *ends, self._bits)
 
@@ -220,11 +234,19 @@ def _sites(network: Network, visit: _Visit, scheme: IntegerScheme) -> list[tuple
         in_float = scheme.float_sums and dense
         if function is not None and not kind.fused and not in_float:
             patches.append(
-                (layer, "activation", _before(function, partial(visit, (path, "activation"))))
+                (
+                    layer,
+                    "activation",
+                    _before(
+                        function, partial(visit, _Site(path, "activation", kind.probabilities))
+                    ),
+                )
             )
         # Probabilities are compared by their logits.
         if kind.probabilities is None and not (in_float and id(layer) in outputs):
-            patches.append((layer, "call", _after(layer.call, partial(visit, (path, "call")))))
+            patches.append(
+                (layer, "call", _after(layer.call, partial(visit, _Site(path, "result"))))
+            )
     return patches
 
 

@@ -175,9 +175,9 @@ def test_the_network_is_left_as_it_is_where_nearest_steps_lose_less():
     network = Network(keras.Sequential([keras.Input((64,), name="x"), layers.Dense(64, name="y")]))
     weights = network.model.get_weights()
     inputs = correlated(400, 64, 0).astype("float32")
-    # What the last quarter shows, the samples before it never do.
-    inputs[:300, 32:] = 0
-    inputs[300:, :32] = 0
+    # Inputs that are the same in the samples before are opposites in the last quarter.
+    inputs[:300, 32:] = inputs[:300, :32]
+    inputs[300:, 32:] = -inputs[300:, :32]
     scheme = FORMATS["tflite"].variant("int4").scheme
     kept, report = Compensator(network, Calibration({"x": inputs}, 100)).round(scheme)
     assert kept is network

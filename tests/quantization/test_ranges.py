@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from exporter.errors import DataError, RecipeError
-from exporter.quantization.ranges import BINS, METHODS, PERCENTILE, Observer
+from exporter.quantization.ranges import BINS, METHODS, PERCENTILE, Observer, relevant
 
 few = settings(max_examples=20)  # A histogram is searched for each of them.
 methods = pytest.mark.parametrize("method", METHODS)
@@ -175,3 +175,22 @@ def test_numbers_that_are_not_finite(wrong):
 def test_an_unknown_method():
     with pytest.raises(RecipeError, match="minmax, percentile, mse, entropy"):
         observed(np.ones(3)).range("median")
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@given(hnp.arrays(np.float64, (4, 6), elements=st.floats(-300, 300)), st.sampled_from([8, 16]))
+def test_relevant_logits_have_the_same_probabilities(logits, bits):
+    kept = relevant(logits, "categorical", bits)
+    assert abs(softmax(kept) - softmax(logits)).max() <= 6 * 2.0 ** -(bits + 2)
+    assert np.all(kept.max(axis=-1) - kept.min(axis=-1) <= (bits + 2) * np.log(2) + 1e-9)
+    assert np.all(kept <= np.maximum(logits, kept.max(axis=-1, keepdims=True)))
+    sigmoid = [1 / (1 + np.exp(-x)) for x in (logits, relevant(logits, "bernoulli", bits))]
+    assert abs(sigmoid[0] - sigmoid[1]).max() <= 2.0 ** -(bits + 2)
+
+
+def test_a_softmax_of_one_needs_no_range():
+    np.testing.assert_array_equal(relevant(np.array([[3.0], [-7.0]]), "categorical"), 0)

@@ -19,6 +19,7 @@ from exporter.formats.tflite.packing import operator_name, pack, type_name, unpa
 from exporter.formats.tflite.runner import fixed_batch, observable
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, Variant
 from exporter.formats.variants import QualityRule as Rule
+from exporter.graph.layers import Probabilities
 from exporter.quantization.granularity import SMALL_KERNEL
 from exporter.quantization.scheme import IntegerScheme, KernelFormat
 
@@ -54,6 +55,7 @@ _FLOAT32_BYTES = 4
 _KERNEL_STEPS = 127
 _SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IN_CELLS = ("ADD", "LOGISTIC", "MUL", "RELU", "SPLIT", "STRIDED_SLICE", "SUB", "TANH")
+_PROBABILITIES: dict[str, Probabilities] = {"SOFTMAX": "categorical", "LOGISTIC": "bernoulli"}
 _FINER = 128
 """Most steps of an output within one of the sums it is computed from; XNNPACK takes up to 256."""
 
@@ -269,7 +271,7 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
     """Estimates the ranges of activations on the calibration data, by the names of tensors."""
     import numpy as np
 
-    from exporter.quantization.ranges import Observer
+    from exporter.quantization.ranges import Observer, relevant
 
     model = unpack(content)
     (graph, *bodies) = model.subgraphs
@@ -284,6 +286,7 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
     fixed = fixed_batch(details)
     activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
     observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
+    logits = _logits(model, graph)
     for batch in options.calibration:
         seen: dict[int, list[Any]] = {index: [] for index in observers}
         for part in whole_batches(batch, fixed):
@@ -291,7 +294,9 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
             for index, values in seen.items():
                 values.append(interpreter.get_tensor(index))
         for index, observer in observers.items():
-            observer.observe(np.stack(seen[index]))
+            stacked = np.stack(seen[index])
+            kind = logits.get(index)
+            observer.observe(relevant(stacked, kind, bits) if kind else stacked)
     found = {index: observer.range(options.ranges, bits) for index, observer in observers.items()}
     ranges = {}
     for index, (low, high) in _with_steps_of_sums(model, graph, found).items():
@@ -300,6 +305,16 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
         arrays = {end: np.array([value], np.float32) for end, value in ends.items()}
         ranges[graph.tensors[index].name.decode()] = arrays
     return ranges
+
+
+def _logits(model: Any, graph: Any) -> dict[int, Probabilities]:
+    """Returns the tensors that nothing but a softmax takes, or nothing but a sigmoid."""
+    taken: dict[int, set[str]] = {index: {"OUTPUT"} for index in graph.outputs}
+    for operator in graph.operators:
+        for index in operator.inputs:
+            taken.setdefault(index, set()).add(_operator_name(model, operator))
+    only = {index: names.pop() for index, names in taken.items() if len(names) == 1}
+    return {index: _PROBABILITIES[name] for index, name in only.items() if name in _PROBABILITIES}
 
 
 def _with_steps_of_sums(

@@ -432,6 +432,23 @@ def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
             assert snr_db(actual[name], expected[name]) > 20
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logits_far_off_leave_the_steps_of_others_fine(activation, make, samples):
+    """A network that is sure of most samples, and a class that its bias rules out."""
+    model = dense(activation=activation)
+    kernel, bias = model.layers[-1].get_weights()
+    kernel[:, 0] *= 60 if activation == "sigmoid" else 3
+    bias[3] = -500
+    model.layers[-1].set_weights([kernel, bias])
+    inputs = samples(model, 200)
+    expected = Network(model).runner(eager=True)(inputs)["scores"]
+    # Some are in doubt, and logits reach far.
+    assert np.mean((expected > 0.1) & (expected < 0.9)) > 0.05
+    for actual in predictions(make(model, "int8"), inputs):
+        assert np.mean(abs(actual["scores"] - expected) > 0.1) < 0.02
+        assert snr_db(actual["scores"], expected) > 30
+
+
 @pytest.mark.parametrize("varies", [0, 1e-7, 1e-4])
 def test_outputs_that_hardly_vary_are_no_failure(varies, make, samples):
     """As latents of a dead layer: XNNPACK refuses steps far finer than those of the sums."""
