@@ -114,11 +114,6 @@ class Recipe:
                 f"limit. Received: {self.goal.kind} {getattr(self.goal, self.goal.kind)!r}. Or "
                 "give channels as a part such as 0.5."
             )
-        if self.tuning.train == "projected" and self.tuning.simulate != NOT_QUANTIZED:
-            raise RecipeError(
-                f"simulate {self.tuning.simulate!r} trains factors, and train 'projected' full "
-                "weights. Give train 'projected+factored', or leave out simulate."
-            )
         if self.tuning.train == "adaptive" and self.goal.rank in (NO_RANK, "full"):
             raise RecipeError(
                 "train 'adaptive' divides what low ranks take. Received: rank "

@@ -4,7 +4,6 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal
@@ -241,21 +240,6 @@ def is_elementwise(activation: Callable[[Any], Any] | None) -> bool:
 def is_channels_last(layer: Layer) -> bool:
     """Tells whether the last axis of a layer's inputs and outputs is that of the channels."""
     return getattr(layer, "data_format", "channels_last") == "channels_last"
-
-
-def is_matrix(layer: Layer) -> bool:
-    """Tells whether a layer makes its last axis of the last one, or of windows, by one matrix."""
-    equation = str(getattr(layer, "equation", "a,ab->b"))
-    operands, _, output = equation.replace(" ", "").rpartition("->")
-    given, _, kernel = operands.partition(",")
-    ordered = given.endswith(kernel[:-1]) and output.endswith(kernel[-1])
-    plain = kind_of(layer).holds_factor and getattr(layer, "groups", 1) == 1
-    return bool(plain and is_channels_last(layer) and ordered)
-
-
-def kernel_replaced(layer: Layer, kernel: Tensor) -> AbstractContextManager[None]:
-    """Has a layer for which ``is_matrix`` holds compute with another kernel for a while."""
-    return replaced([(layer, "_kernel", kernel)])
 
 
 def refuse_channels_first(layers: Mapping[str, Layer]) -> None:

@@ -353,11 +353,6 @@ class Tuning(Group):
         number(1, metavar="T"),
         "temperature at which the predictions of the two models are compared",
     )
-    simulate: str = _option(
-        NOT_QUANTIZED,
-        choice(NOT_QUANTIZED, "int8", "int4"),
-        "train in simulated integers: activations of 8 bits, weights of 8 or 4",
-    )
     augment: str = _option(
         "none",
         choice("none", "flip", "shift", "flip+shift"),

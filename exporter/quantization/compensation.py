@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from exporter.graph.hooks import called
-from exporter.graph.layers import is_matrix
+from exporter.graph.layers import is_channels_last, kind_of
 from exporter.graph.network import Network
 from exporter.graph.types import Layer, Tensor
 from exporter.lowrank.calibration import HELD_OUT_EVERY, Calibration
@@ -181,7 +181,7 @@ def _finest(matrix: Floats, weights: Floats, kernel: KernelFormat) -> tuple[Grid
 def _observe(network: Network, calibration: Calibration) -> dict[int, Inputs]:
     """Returns what the kernels are multiplied by, by the identity of the layer."""
     signature = network.signature
-    layers = {id(layer): layer for layer in linear_layers(network) if is_matrix(layer)}
+    layers = {id(layer): layer for layer in linear_layers(network) if _is_matrix(layer)}
     sums = {key: Accumulator() for key in layers}
     for batch in calibration.batches():
         wanted = [layers[key] for key, each in sums.items() if not _suffices(layers[key], each)]
@@ -202,6 +202,16 @@ def _observe(network: Network, calibration: Calibration) -> dict[int, Inputs]:
 
 def _suffices(layer: Layer, sums: Accumulator) -> bool:
     return sums.count >= ROWS_PER_INPUT * int(prod(layer.kernel.shape[:-1]))
+
+
+def _is_matrix(layer: Layer) -> bool:
+    """Tells whether a layer multiplies its last axis, or windows, by a matrix, to its last axis."""
+    equation = str(getattr(layer, "equation", "a,ab->b"))
+    operands, _, output = equation.replace(" ", "").rpartition("->")
+    given, _, kernel = operands.partition(",")
+    ordered = given.endswith(kernel[:-1]) and output.endswith(kernel[-1])
+    plain = kind_of(layer).holds_factor and getattr(layer, "groups", 1) == 1
+    return bool(plain and is_channels_last(layer) and ordered)
 
 
 def _is_biased(layer: Layer) -> bool:

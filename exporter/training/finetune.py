@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Any
 
 from exporter.data import Dataset, Split
 from exporter.errors import DataError
-from exporter.formats import FORMATS
 from exporter.graph.network import Network
 from exporter.graph.types import Model
 from exporter.lowrank.candidates import CostKind
 from exporter.lowrank.engine import Compressed, Engine
 from exporter.lowrank.ranks.policy import RankPlan
-from exporter.options.groups import NOT_QUANTIZED, Tuning
+from exporter.options.groups import Tuning
 from exporter.progress import Progress, Silent
-from exporter.quantization.straight_through import straight_through
 from exporter.screen import fits_screen
 from exporter.training.adaptive import Adaptation, Trials, tried_out
 from exporter.training.augmentation import check_augmentation
@@ -127,8 +124,7 @@ class FineTuner:
         """Trains the weights of a compressed model in place."""
         normalized = self._normalized(compressed)
         phase = self._phase_of(normalized.compressed)
-        with self._simulation(phase):
-            history = self._train(phase, compressed.plan, tuning or self._tuning)
+        history = self._train(phase, compressed.plan, tuning or self._tuning)
         # Variables of a strategy are bound to its devices; those of the model are not.
         _copy_weights(phase.student, normalized.compressed.network)
         normalized.fold_into(compressed.network)
@@ -153,12 +149,6 @@ class FineTuner:
         with self._strategy.scope():
             copy = compressed.copy()
             return Factored(copy.network, copy.factors, self._tuning.decay)
-
-    def _simulation(self, phase: Phase) -> AbstractContextManager[None]:
-        """Has the student compute in the integers that the training is to simulate."""
-        name = self._tuning.simulate
-        scheme = FORMATS["tflite"].variant(name).scheme if name != NOT_QUANTIZED else None
-        return straight_through(phase.student, scheme) if scheme else nullcontext()
 
     def _adaptive(self, compressed: Compressed) -> FineTuned:
         engine = self._engine
@@ -208,8 +198,7 @@ class FineTuner:
         def loss_after(compressed: Compressed) -> float:
             phase = self._phase_of(self._normalized(compressed).compressed)
             loop = Loop(phase, data, tuning, strategy=self._strategy, progress=Silent())
-            with self._simulation(phase):
-                history = loop.run()
+            history = loop.run()
             if history.ending == "interrupted":
                 raise KeyboardInterrupt
             loss = history.epochs[-1].validation_loss

@@ -6,12 +6,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from exporter.formats import FORMATS
 from exporter.graph.network import Network
 from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.policy import FixedRank
 from exporter.options.groups import Cut
-from exporter.quantization.straight_through import straight_through
 from exporter.training.data import Batch
 from exporter.training.factored import Factored, squared_product_norm
 from exporter.training.objective import Objective
@@ -115,33 +113,3 @@ def test_compressed_model_trains_on_under_plain_keras(tuner, classifier, blobs):
     history = model.fit(blobs["x"], blobs["y"], epochs=15, batch_size=32, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
     assert {w.shape for w in compressed.factors["hidden"].weights} == {(12, 3), (3, 32)}
-
-
-def test_training_in_simulated_integers_loses_less_in_integers(tuner, blobs):
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((12,), name="features"),
-            layers.Dense(96, activation="relu", name="hidden"),
-            layers.Dense(96, activation="relu", name="second"),
-            layers.Dense(3, activation="softmax", name="classes"),
-        ]
-    )
-    scheme = FORMATS["tflite"].variant("int4").scheme
-    losses = {}
-    for simulate in ("none", "int4"):
-        made, compressed = tuner(
-            model, "none", data=blobs, learning_rate=0.01, finetune=20, simulate=simulate, distill=0
-        )
-        (history,) = made.run(compressed).histories
-        with straight_through(compressed.network, scheme):
-            predicted = compressed.model(blobs["x"])
-        losses[simulate] = float(
-            np.mean(keras.losses.sparse_categorical_crossentropy(blobs["y"], predicted))
-        )
-        # What is trained has the weights in float: it is not rounded in the end.
-        assert len(np.unique(compressed.model.get_weights()[2])) > 1000
-        # Validation is in integers, too.
-        losses[f"{simulate}, at the start"] = history.epochs[0].validation_loss
-    assert losses["int4"] < losses["none"]
-    assert losses["int4, at the start"] != losses["none, at the start"]
