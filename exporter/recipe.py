@@ -8,11 +8,12 @@ from typing import Any
 from exporter import plugins
 from exporter.errors import RecipeError, brief, did_you_mean
 from exporter.formats import FORMAT_NAMES, FORMATS, VARIANT_NAMES
-from exporter.formats.variants import Variant
+from exporter.formats.variants import MIXED, Variant
 from exporter.inputs import parse_json
 from exporter.options.channels import AUTO_CHANNELS
 from exporter.options.groups import (
     ALL,
+    COMPENSATED,
     FLOAT32,
     NOT_QUANTIZED,
     Cut,
@@ -127,6 +128,11 @@ class Recipe:
             raise RecipeError(
                 f"io_type {self.quantization.io_type!r} needs a variant that computes in integers. "
                 f"Received: quantize {', '.join(chosen)}."
+            )
+        if MIXED in chosen and self.quantization.rounding != COMPENSATED:
+            raise RecipeError(
+                f"quantize {MIXED!r} chooses the bits of each layer by what compensated rounding "
+                f"loses. Received: rounding {self.quantization.rounding!r}."
             )
         for name in formats:
             had = quantizations(name)

@@ -14,7 +14,7 @@ from exporter.data import Dataset
 from exporter.data.metrics import snr_db
 from exporter.errors import DataError, RecipeError
 from exporter.formats.base import ExportOptions, Format, describe
-from exporter.formats.variants import Variant
+from exporter.formats.variants import MIXED, Variant
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration, calibration_from
@@ -176,11 +176,11 @@ def quantization_samples(
         return None
     count = min(recipe.source.calibration, RANGE_SAMPLES)
     calibration = calibration_from(network, dataset, count) if dataset else None
-    if calibration is None and recipe.calibrates:
+    if calibration is None and (recipe.calibrates or MIXED in recipe.quantization.quantize):
         name = dataset.name if dataset else "none"
         raise DataError(
-            f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations "
-            f"on a training part. Received: data {name!r} without one. Name data "
-            "that have x_train, or x."
+            f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations, "
+            f"or bits of layers, on a training part. Received: data {name!r} without one. Name "
+            "data that have x_train, or x."
         )
     return calibration

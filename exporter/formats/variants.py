@@ -12,6 +12,7 @@ DYNAMIC = "dynamic"
 INT8 = "int8"
 INT16X8 = "int16x8"
 INT4 = "int4"
+MIXED = "mixed"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Variant:
     def weight_bits(self) -> int:
         """Bits of an element of a kernel."""
         return self.float_bits if self.scheme is None else self.scheme.weight_bits
+
+    @property
+    def widest_bits(self) -> int:
+        """Most bits of an element of a kernel, where layers differ."""
+        return 8 if self.scheme is not None and self.scheme.mixed else self.weight_bits
 
     @property
     def calibrated(self) -> bool:

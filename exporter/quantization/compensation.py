@@ -10,11 +10,14 @@ Quantizers leave a kernel as it is that lies on the steps of its own range. So t
 are handed on in float, and every converter stores them.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.graph.hooks import called
 from exporter.graph.layers import is_channels_last, kind_of
@@ -39,8 +42,16 @@ DAMPING = 0.01
 SHARES = tuple(np.linspace(1.0, 0.5, 11))
 """Parts of the range of the weights that steps are tried for."""
 
-ROWS_PER_INPUT = 4
-"""Rows of inputs that suffice for each input of a kernel."""
+ROWS_PER_INPUT, LEAST_ROWS_PER_INPUT, MOST_MACS = 40, 4, 2e11
+"""Rows of inputs that suffice for each input of a kernel; fewer, where their covariance takes so
+many multiply-accumulates. Rows of one image are alike."""
+
+ENOUGH_DB, MOST_LOST_DB = 24.0, 3.0
+"""Where layers differ in their bits, the SNR that suffices, for it costs tenths of a point at most;
+or what may be lost of a lower one, that of 8 bits in all layers."""
+
+DIVIDING_SAMPLES = 128
+"""Samples that bits are divided by: each layer is tried."""
 
 _BLOCK = 128
 """Rows of a kernel that are rounded before those that follow the block are moved at once."""
@@ -74,7 +85,12 @@ class Compensator:
             replace(calibration, inputs={name: a[part] for name, a in calibration.inputs.items()})
             for part in parts
         )
-        self._inputs: dict[int, Inputs] | None = None
+
+        self._rounded: dict[tuple[int, KernelFormat], list[NDArray[np.float32]]] = {}
+
+    @cached_property
+    def _inputs(self) -> dict[int, Inputs]:
+        return _observe(self._network, self._fitted)
 
     def round(self, scheme: IntegerScheme) -> tuple[Network, Compensation]:
         """Returns a copy with rounded kernels, or the network where nearest steps lose less.
@@ -83,31 +99,75 @@ class Compensator:
             scheme: The integers of the quantized model, with their granularity.
         """
         network = self._network
-        if self._inputs is None:
-            self._inputs = _observe(network, self._fitted)
+        layers = [layer for layer in linear_layers(network) if is_rounded(layer, scheme)]
+        layers = [layer for layer in layers if id(layer) in self._inputs]
+        narrow: tuple[str, ...] = ()
+        if scheme.mixed:
+            scheme, narrow = self._divided(layers, scheme)
         simulation = Simulation(network, self._held_out, scheme)
-        before, count = simulation.snr(network), 0
-        layers = list(linear_layers(network))
+        before = simulation.snr(network)
         with restored(weight for layer in layers for weight in layer.weights):
-            for layer in layers:
-                if id(layer) in self._inputs and is_rounded(layer, scheme):
-                    _round(layer, self._inputs[id(layer)], kernel_format(layer, scheme))
-                    count += 1
-            after = simulation.snr(network) if count else before
-            if after <= before:
+            self._round(layers, scheme)
+            after = simulation.snr(network)
+            if after <= before and not narrow:
                 return network, Compensation(0, before, before)
-            return network.copy(), Compensation(count, before, after)
+            return network.copy(), Compensation(len(layers), before, after, narrow)
+
+    def _divided(
+        self, layers: Sequence[Layer], scheme: IntegerScheme
+    ) -> tuple[IntegerScheme, tuple[str, ...]]:
+        """Chooses the layers that have few bits: those that add least noise for what they save.
+
+        Returns:
+            The scheme with all others in 8 bits, and the names of the chosen ones.
+        """
+        network = self._network
+        simulation = Simulation(network, self._held_out.head(DIVIDING_SAMPLES), scheme)
+        every = frozenset(layer.name for layer in linear_layers(network))
+
+        def snr(names: Iterable[str]) -> float:
+            chosen = replace(scheme, wide=every - set(names))
+            with restored(weight for layer in layers for weight in layer.weights):
+                self._round(layers, chosen)
+                return simulation.snr(network, chosen)
+
+        whole = snr(())
+        least = min(ENOUGH_DB, whole - MOST_LOST_DB)
+        candidates = [layer for layer in layers if kernel_format(layer, scheme).bits < 8]
+        noise = {x.name: 10 ** (-snr([x.name]) / 10) - 10 ** (-whole / 10) for x in candidates}
+        saved = {layer.name: prod(layer.kernel.shape) for layer in candidates}
+        order = sorted(noise, key=lambda name: noise[name] / saved[name])
+        # Noise adds up, but for chance.
+        sums = np.cumsum([noise[name] for name in order]) + 10 ** (-whole / 10)
+        count = int(np.sum(sums <= 10 ** (-least / 10)))
+        while count and snr(order[:count]) < least:
+            count -= 1
+        narrow = [layer.name for layer in layers if layer.name in order[:count]]
+        return replace(scheme, wide=every - set(narrow)), tuple(narrow)
+
+    def _round(self, layers: Iterable[Layer], scheme: IntegerScheme) -> None:
+        """Rounds the kernels of layers in place; their weights are those in float."""
+        for layer in layers:
+            kernel = kernel_format(layer, scheme)
+            key = id(layer), kernel
+            if key not in self._rounded:
+                self._rounded[key] = _rounded(layer, self._inputs[id(layer)], kernel)
+            for variable, value in zip(
+                (layer.kernel, layer.bias), self._rounded[key], strict=False
+            ):
+                variable.assign(value)
 
 
-def _round(layer: Layer, inputs: Inputs, kernel: KernelFormat) -> None:
-    """Rounds the kernel of a layer in place; the bias makes up for the mean of the error."""
+def _rounded(layer: Layer, inputs: Inputs, kernel: KernelFormat) -> list[NDArray[np.float32]]:
+    """Returns the rounded kernel of a layer, and a bias that makes up for the mean of the error."""
     weights = layer.kernel.numpy().astype(np.float64)
     matrix = weights.reshape(len(inputs.mean), -1)
-    stored, rounded = compensated(matrix, inputs.covariance, kernel)
-    layer.kernel.assign(stored.reshape(weights.shape))
+    stored, read = compensated(matrix, inputs.covariance, kernel)
+    found = [stored.reshape(weights.shape).astype(np.float32)]
     if _is_biased(layer):
-        shift = inputs.mean @ (matrix - rounded)
-        layer.bias.assign(layer.bias.numpy() + shift.reshape(layer.bias.shape))
+        shift = inputs.mean @ (matrix - read)
+        found.append(layer.bias.numpy() + shift.astype(np.float32))
+    return found
 
 
 def compensated(matrix: Floats, moment: Floats, kernel: KernelFormat) -> tuple[Floats, Floats]:
@@ -201,7 +261,9 @@ def _observe(network: Network, calibration: Calibration) -> dict[int, Inputs]:
 
 
 def _suffices(layer: Layer, sums: Accumulator) -> bool:
-    return sums.count >= ROWS_PER_INPUT * int(prod(layer.kernel.shape[:-1]))
+    inputs = int(prod(layer.kernel.shape[:-1]))
+    affordable = max(LEAST_ROWS_PER_INPUT * inputs, MOST_MACS / inputs**2)
+    return sums.count >= min(ROWS_PER_INPUT * inputs, affordable)
 
 
 def _is_matrix(layer: Layer) -> bool:

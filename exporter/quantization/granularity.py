@@ -19,6 +19,7 @@ class Compensation:
 
     Attributes:
         layers: Number of layers whose kernels are rounded so; 0 where nearest steps lose less.
+        narrow: Names of the layers with fewer than 8 bits, where layers differ.
         snr_before: Signal to noise ratio of the model's outputs in simulated integers, with each
             weight at its nearest step, in decibels.
         snr_after: The ratio with compensation.
@@ -27,6 +28,7 @@ class Compensation:
     layers: int
     snr_before: float
     snr_after: float
+    narrow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

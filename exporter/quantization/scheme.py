@@ -33,6 +33,8 @@ class IntegerScheme:
         activations: ``"dynamic"`` quantizes the inputs of linear layers by their own range at each
             call; ``"static"`` quantizes every activation by its range on calibration data.
         weight_bits: Bits of a kernel; 8 where the runtime has no operator for fewer.
+        mixed: Whether each kernel has these bits or 8, by what they cost; see ``wide``.
+        wide: Names of the layers whose kernels have 8 bits.
         activation_bits: Bits of an activation.
         symmetric: The granularities at which the integers of kernels are symmetric about zero. At
             others the range of the weights is spread over all integers.
@@ -48,6 +50,8 @@ class IntegerScheme:
 
     activations: Literal["dynamic", "static"]
     weight_bits: int = 8
+    mixed: bool = False
+    wide: frozenset[str] = frozenset()
     activation_bits: int = 8
     symmetric: tuple[Granularity, ...] = ("tensor", "channel")
     signed: bool = True

@@ -88,7 +88,8 @@ def is_rounded(layer: Layer, scheme: IntegerScheme) -> bool:
 
 def kernel_format(layer: Layer, scheme: IntegerScheme) -> KernelFormat:
     """Returns the integers of a layer's last kernel, if it becomes integers."""
-    bits = scheme.weight_bits if kind_of(layer).in_four_bits else 8
+    narrow = kind_of(layer).in_four_bits and layer.name not in scheme.wide
+    bits = scheme.weight_bits if narrow else 8
     if scheme.convolutions is not None and hasattr(layer, "kernel_size"):
         return replace(scheme.convolutions, bits=bits)
     symmetric = scheme.granularity in scheme.symmetric
@@ -127,35 +128,38 @@ class Simulation:
         self._families = reference.families(calibration.tasks)
         self._expected = self._outputs(reference)
 
-    def snr(self, network: Network) -> float:
+    def snr(self, network: Network, scheme: IntegerScheme | None = None) -> float:
         """Returns the signal to noise ratio of a network's outputs, in decibels.
 
         Outputs of a classifier are compared as logits, up to a constant. With several outputs, the
-        ratios of noise to signal are averaged. Kernels are rounded in place, and restored.
+        ratios of noise to signal are averaged. Kernels are rounded in place, and restored. The
+        scheme is that of the simulation unless another one is given.
         """
-        outputs = self._rounded_outputs(network)
+        outputs = self._rounded_outputs(network, scheme or self._scheme)
         noise = [
             float(np.sum((outputs[name] - expected) ** 2) / max(np.sum(expected**2), 1e-30))
             for name, expected in self._expected.items()
         ]
         return -decibels(sum(noise) / len(noise))
 
-    def _rounded_outputs(self, network: Network) -> dict[str, NDArray[np.float64]]:
+    def _rounded_outputs(
+        self, network: Network, scheme: IntegerScheme
+    ) -> dict[str, NDArray[np.float64]]:
         layers = list(linear_layers(network))
         with restored(weight for layer in layers for weight in layer.weights):
             for layer in layers:
-                round_kernels(layer, self._scheme)
-            if self._scheme.activations == "dynamic":
+                round_kernels(layer, scheme)
+            if scheme.activations == "dynamic":
                 patches = []
                 for layer in layers:
-                    rounding = partial(round_inputs, layer, scheme=self._scheme)
+                    rounding = partial(round_inputs, layer, scheme=scheme)
                     patches.append((layer, "call", _before(layer.call, rounding)))
                 with replaced(patches):
                     return self._outputs(network)
-            ranges = _Ranges(self._scheme.activation_bits)
-            with replaced(_sites(network, ranges.observe, self._scheme)):
+            ranges = _Ranges(scheme.activation_bits)
+            with replaced(_sites(network, ranges.observe, scheme)):
                 self._outputs(network, ranges.observe)
-            with replaced(_sites(network, ranges.rounded, self._scheme)):
+            with replaced(_sites(network, ranges.rounded, scheme)):
                 return self._outputs(network, ranges.rounded)
 
     def _outputs(

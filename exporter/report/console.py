@@ -296,6 +296,8 @@ def _findings(report: Report) -> Iterator[str]:
                     f"{rounded.layers} layers; SNR in simulated integers "
                     f"{rounded.snr_before:.1f} -> {rounded.snr_after:.1f} dB"
                 )
+                if rounded.narrow:
+                    yield f"Bits         {name}: 4 in {', '.join(rounded.narrow)}; else 8"
         yield from conversion_lines(item)
         if item.conversion is None or item.conversion.quality is None:
             continue

@@ -82,12 +82,16 @@ def prove_structure(
     file_bytes: int,
     compressed: Compressed,
     weight_bits: int = FLOAT_BITS,
+    widest_bits: int | None = None,
 ) -> StructureProof:
     """Compares all constants of an artifact with the weights of the compressed model.
 
-    ``weight_bits`` are the bits of an element of a kernel in the artifact.
+    ``weight_bits`` are the bits of an element of a kernel in the artifact; up to ``widest_bits``,
+    where layers differ.
     """
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
+    if widest_bits is not None:
+        most = max(most, _bytes_of_weights(compressed.network, widest_bits)[2])
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Biases are left out: converters drop one that is zero.
     factors = _distinct(

@@ -107,7 +107,7 @@ class Verifier:
         except ChildError as error:
             return ConversionVerdict(None, None, {}, error=str(error))
         structure = prove_structure(
-            found.stored, artifact.size, self._compressed, variant.weight_bits
+            found.stored, artifact.size, self._compressed, variant.weight_bits, variant.widest_bits
         )
         shipped, *others = fmt.backends
         limits: Limits = {

@@ -15,7 +15,12 @@ from exporter.formats import FORMATS
 from exporter.formats.base import ExportOptions
 from exporter.graph.network import Network
 from exporter.lowrank.calibration import Calibration
-from exporter.quantization.compensation import Compensator, compensated
+from exporter.quantization.compensation import (
+    ENOUGH_DB,
+    MOST_LOST_DB,
+    Compensator,
+    compensated,
+)
 from exporter.quantization.grid import Grid
 from exporter.quantization.scheme import KernelFormat
 from exporter.quantization.simulation import Simulation, kernel_format, linear_layers, round_weights
@@ -128,7 +133,7 @@ def integers(layer, scheme):
 def test_converters_store_the_rounded_kernels(kind, granularity, tmp_path, monkeypatch):
     # Random kernels hardly gain in 8 bits, for most noise is that of activations.
     ratios = itertools.count()
-    monkeypatch.setattr(Simulation, "snr", lambda self, network: next(ratios))
+    monkeypatch.setattr(Simulation, "snr", lambda *_: next(ratios))
     (name, variant), network = kind, network_of_many_kinds()
     fmt, calibration = FORMATS[name], Calibration({"x": smooth(64)}, 16)
     scheme = replace(fmt.variant(variant).scheme, granularity=granularity)
@@ -169,6 +174,31 @@ def test_an_artifact_loses_as_much_less_as_predicted(tmp_path):
         fmt.export(each, path, ExportOptions(variant="int4", granularity="channel"))
         ratios.append(snr_db(fmt.load(path, fmt.backends[0])(fresh)["y"], expected))
     assert ratios == pytest.approx([report.snr_before, report.snr_after], abs=1.5)
+
+
+def test_layers_that_add_little_noise_have_few_bits(tmp_path):
+    network = network_of_many_kinds()
+    # What later layers hardly take of it hardly counts.
+    strided = network.layers["strided"]
+    strided.set_weights([1e-3 * weight for weight in strided.get_weights()])
+    fmt, calibration = FORMATS["tflite"], Calibration({"x": smooth(200)}, 50)
+    scheme = replace(fmt.variant("mixed").scheme, granularity="channel")
+    rounded, report = Compensator(network, calibration).round(scheme)
+    fewer, all_in_8 = (
+        Compensator(network, calibration).round(replace(scheme, mixed=False, weight_bits=bits))[1]
+        for bits in (4, 8)
+    )
+    assert 0 < len(report.narrow) < report.layers
+    assert fewer.snr_after < report.snr_after < all_in_8.snr_after
+    assert report.snr_after > min(ENOUGH_DB, all_in_8.snr_after - MOST_LOST_DB) - 1
+    sizes = {}
+    for variant in ("int4", "mixed", "dynamic"):
+        path = tmp_path / variant
+        fmt.export(rounded, path, ExportOptions(variant=variant, granularity="channel"))
+        sizes[variant] = fmt.size(path)
+    saved = sum(rounded.layers[name].kernel.numpy().size for name in report.narrow) / 2
+    assert sizes["dynamic"] - sizes["mixed"] == pytest.approx(saved, abs=400)
+    assert sizes["int4"] < sizes["mixed"]
 
 
 def test_the_network_is_left_as_it_is_where_nearest_steps_lose_less():

@@ -54,6 +54,7 @@ def test_every_variant_of_integers_has_a_scheme_of_its_own():
         ("tflite", "int8"),
         ("tflite", "int16x8"),
         ("tflite", "int4"),
+        ("tflite", "mixed"),
         ("onnx", "dynamic"),
         ("onnx", "int8"),
     ]

@@ -17,11 +17,11 @@ from exporter.formats.base import ExportOptions
 from exporter.formats.batches import whole_batches
 from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
 from exporter.formats.tflite.runner import fixed_batch, observable
-from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, Variant
+from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, MIXED, Variant
 from exporter.formats.variants import QualityRule as Rule
 from exporter.graph.layers import Probabilities
 from exporter.quantization.granularity import SMALL_KERNEL
-from exporter.quantization.scheme import IntegerScheme, KernelFormat
+from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
 
 # The rules were measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10
 # and its rank-20 factors, convolutions with batch normalization, depthwise ones, attention), an
@@ -46,6 +46,8 @@ VARIANTS = (
     Variant(INT8, _STATIC, rule=Rule(snr_db=15, agreement=0.94, drop=0.1)),
     Variant(INT16X8, _STATIC_16, rule=Rule(snr_db=18, agreement=0.97, drop=0.03)),
     Variant(INT4, _DYNAMIC_4, rule=Rule(snr_db=10, agreement=0.85, drop=0.1)),
+    # At most as much noise as in int8.
+    Variant(MIXED, replace(_DYNAMIC_4, mixed=True), rule=Rule(snr_db=15, agreement=0.94, drop=0.1)),
 )
 
 _SCHEMES = {variant.name: variant.scheme for variant in VARIANTS if variant.scheme}
@@ -53,6 +55,8 @@ _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 
 _FLOAT32_BYTES = 4
 _KERNEL_STEPS = 127
+_ON_STEP = 1e-3
+"""Part of a step by which float32 may miss it."""
 _SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _IN_CELLS = ("ADD", "LOGISTIC", "MUL", "RELU", "SPLIT", "STRIDED_SLICE", "SUB", "TANH")
 _PROBABILITIES: dict[str, Probabilities] = {"SOFTMAX": "categorical", "LOGISTIC": "bernoulli"}
@@ -119,20 +123,57 @@ def _with_integer_weights(content: bytes, options: ExportOptions, scheme: Intege
 
     quantizer = Quantizer(content)
 
-    def configure(operator: Any, bits: int, granularity: Any) -> None:
+    def configure(results: str, operator: Any, bits: int, granularity: Any) -> None:
         config = q.OpQuantizationConfig(
             weight_tensor_config=q.TensorQuantizationConfig(bits, granularity=granularity),
             compute_precision=q.ComputePrecision.INTEGER,
             # Smaller kernels save few bytes, and their operators are slower in integers.
             min_weight_elements=scheme.smallest_kernel,
         )
-        quantizer.update_quantization_recipe(".*", operator, config)
+        quantizer.update_quantization_recipe(results, operator, config)
 
-    configure(q.TFLOperationName.ALL_SUPPORTED, 8, q.QuantGranularity.CHANNELWISE)
+    names, convolution, dense = (
+        q.TFLOperationName,
+        q.QuantGranularity.CHANNELWISE,
+        _granularity(options),
+    )
+    granularities = {names.CONV_2D: convolution, names.FULLY_CONNECTED: dense}
+    configure(".*", names.ALL_SUPPORTED, 8, convolution)
     # ``LayerKind.in_four_bits`` names the layers of these operators.
-    configure(q.TFLOperationName.CONV_2D, scheme.weight_bits, q.QuantGranularity.CHANNELWISE)
-    configure(q.TFLOperationName.FULLY_CONNECTED, scheme.weight_bits, _granularity(options))
+    for operator, granularity in granularities.items():
+        configure(".*", operator, 8 if scheme.mixed else scheme.weight_bits, granularity)
+    if scheme.mixed:
+        by_tensor = options.granularity == "tensor"
+        for operator, result in _on_steps(content, scheme.weight_bits, by_tensor=by_tensor):
+            kind = names[operator]
+            configure(f"^{re.escape(result)};", kind, scheme.weight_bits, granularities[kind])
     return _result(quantizer, _with_integer_tables(quantizer, content))
+
+
+def _on_steps(content: bytes, bits: int, *, by_tensor: bool) -> Iterator[tuple[str, str]]:
+    """Yields operators whose kernel has so few bits already, and their results, by name.
+
+    Kernels that were rounded lie on the steps of their range; no other kernel does.
+    """
+    import numpy as np
+
+    model = unpack(content)
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = _operator_name(model, operator)
+            if name not in ("CONV_2D", "FULLY_CONNECTED"):
+                continue
+            data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
+            if data is None:
+                continue
+            kernel = np.frombuffer(data, np.float32).reshape(
+                graph.tensors[operator.inputs[1]].shape[0], -1
+            )
+            shared = by_tensor and name == "FULLY_CONNECTED"
+            span = np.abs(kernel).max(axis=None if shared else 1, keepdims=True)
+            steps = kernel / np.where(span > 0, span, 1) * levels(bits - 1)
+            if np.abs(steps - np.rint(steps)).max() < _ON_STEP:
+                yield name, graph.tensors[operator.outputs[0]].name.decode()
 
 
 def _with_integer_activations(
