@@ -63,7 +63,11 @@ def test_every_variant_of_integers_has_a_scheme_of_its_own():
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("build", [dense, convolutional])
-@pytest.mark.parametrize("kind", VARIANTS, ids="-".join)
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in VARIANTS if kind[1] != "mixed"],  # Whose bits are those of rounded kernels.
+    ids="-".join,
+)
 def test_the_simulated_noise_is_that_of_the_runtime(kind, build, randomize, samples, tmp_path):
     granularity = "tensor" if build is dense else "channel"
     keras.utils.set_random_seed(0)
