@@ -42,9 +42,10 @@ DAMPING = 0.01
 SHARES = tuple(np.linspace(1.0, 0.5, 11))
 """Parts of the range of the weights that steps are tried for."""
 
-ROWS_PER_INPUT, LEAST_ROWS_PER_INPUT, MOST_MACS = 40, 4, 2e11
-"""Rows of inputs that suffice for each input of a kernel; fewer, where their covariance takes so
-many multiply-accumulates. Rows of one image are alike."""
+MOST_MACS, LEAST_ROWS_PER_INPUT = 3e10, 4
+"""Multiply-accumulates that the covariance of a kernel's inputs may take, and rows that are taken
+for each input nonetheless. Rows are of all samples, for those of one image are alike.
+"""
 
 ENOUGH_DB, MOST_LOST_DB = 24.0, 3.0
 """Where layers differ in their bits, the SNR that suffices, for it costs tenths of a point at most;
@@ -85,7 +86,6 @@ class Compensator:
             replace(calibration, inputs={name: a[part] for name, a in calibration.inputs.items()})
             for part in parts
         )
-
         self._rounded: dict[tuple[int, KernelFormat], list[NDArray[np.float32]]] = {}
 
     @cached_property
@@ -109,7 +109,7 @@ class Compensator:
         with restored(weight for layer in layers for weight in layer.weights):
             self._round(layers, scheme)
             after = simulation.snr(network)
-            if after <= before and not narrow:
+            if not after > before and not narrow:
                 return network, Compensation(0, before, before)
             return network.copy(), Compensation(len(layers), before, after, narrow)
 
@@ -244,26 +244,19 @@ def _observe(network: Network, calibration: Calibration) -> dict[int, Inputs]:
     layers = {id(layer): layer for layer in linear_layers(network) if _is_matrix(layer)}
     sums = {key: Accumulator() for key in layers}
     for batch in calibration.batches():
-        wanted = [layers[key] for key, each in sums.items() if not _suffices(layers[key], each)]
-        with called(wanted) as calls:
+        with called(layers.values()) as calls:
             signature(**signature.tensors(batch))
         for key, pairs in calls.items():
-            rows = [_rows(layers[key], inputs) for inputs, _ in pairs]
-            array = np.concatenate(rows)[:, np.newaxis]
-            sums[key].add(array, array)
-    return {
-        key: Inputs(
-            each.mean[0], (each.covariance if _is_biased(layers[key]) else each.about_zero)[0]
-        )
-        for key, each in sums.items()
-        if each.count
-    }
-
-
-def _suffices(layer: Layer, sums: Accumulator) -> bool:
-    inputs = int(prod(layer.kernel.shape[:-1]))
-    affordable = max(LEAST_ROWS_PER_INPUT * inputs, MOST_MACS / inputs**2)
-    return sums.count >= min(ROWS_PER_INPUT * inputs, affordable)
+            for inputs, result in pairs:
+                rows = _rows(layers[key], inputs, prod(result.shape[1:-1]), len(calibration))
+                sums[key].add(rows, rows)
+    found = {}
+    for key, each in sums.items():
+        if each.count:
+            moment = each.covariance if _is_biased(layers[key]) else each.about_zero
+            found[key] = Inputs(each.mean[0], moment[0])
+    # What is computed of infinite numbers is not finite either, however weights are rounded.
+    return {key: each for key, each in found.items() if np.isfinite(each.covariance).all()}
 
 
 def _is_matrix(layer: Layer) -> bool:
@@ -280,19 +273,30 @@ def _is_biased(layer: Layer) -> bool:
     return layer.bias is not None and prod(layer.bias.shape) == layer.kernel.shape[-1]
 
 
-def _rows(layer: Layer, inputs: Tensor) -> Floats:
-    """Returns what the rows of a kernel are multiplied by, rows x m."""
+def _rows(layer: Layer, inputs: Tensor, positions: int, samples: int) -> NDArray[np.float32]:
+    """Returns what the rows of a kernel are multiplied by at some positions, rows x 1 x m.
+
+    Args:
+        layer: The layer.
+        inputs: What it is called with.
+        positions: Number of places that the kernel is applied at in one sample.
+        samples: Number of all samples.
+    """
     import keras
 
     size = prod(layer.kernel.shape[:-1])
+    skipped = positions * samples / max(LEAST_ROWS_PER_INPUT * size, MOST_MACS / size**2)
     inputs = keras.ops.cast(inputs, "float32")
     if hasattr(layer, "kernel_size"):
+        every = max(1, int(skipped ** (1 / len(layer.kernel_size))))
         windows = np.eye(size, dtype=np.float32).reshape(*layer.kernel.shape[:-1], size)
         inputs = keras.ops.conv(
             inputs,
             windows,
-            strides=list(layer.strides),
+            strides=[stride * every for stride in layer.strides],
             padding="same" if layer.padding == "causal" else layer.padding,
             dilation_rate=layer.dilation_rate,
         )
-    return np.asarray(inputs).reshape(-1, size)
+        return np.asarray(inputs).reshape(-1, 1, size)
+    rows = np.asarray(inputs).reshape(-1, 1, size)
+    return rows[:: max(1, int(skipped))] if positions > 1 else rows
