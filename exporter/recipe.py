@@ -94,6 +94,8 @@ class Recipe:
         formats = _known("formats", self.export.formats, FORMAT_NAMES, installed)
         object.__setattr__(self, "export", replace(self.export, formats=formats))
         had = {name for fmt in formats for name in quantizations(fmt)}
+        if self.quantization.rounding != COMPENSATED:
+            had.discard(MIXED)
         offered = [name for name in QUANTIZATIONS if name in had]
         chosen = _known("quantize", self.quantization.quantize, QUANTIZATIONS, offered)
         object.__setattr__(self, "quantization", replace(self.quantization, quantize=chosen))

@@ -122,7 +122,7 @@ def relevant(logits: Array, probabilities: Probabilities, bits: int = 8) -> Arra
 
     A logit beyond which a probability is nearer to 0 or 1 than a quarter of its step may as well be
     that one. Of a softmax, along the last axis, such are those far below the largest, and the
-    largest itself far above all others.
+    largest itself far above all others, down to zero: others may be masked by a number far off.
 
     Args:
         logits: What a softmax (``"categorical"``) or a sigmoid (``"bernoulli"``) is computed of.
@@ -135,7 +135,7 @@ def relevant(logits: Array, probabilities: Probabilities, bits: int = 8) -> Arra
     if logits.shape[-1] == 1:
         return np.zeros_like(logits)
     ordered = np.partition(logits, -2, axis=-1)
-    largest = np.minimum(ordered[..., -1:], ordered[..., -2:-1] + reach)
+    largest = np.minimum(ordered[..., -1:], np.maximum(ordered[..., -2:-1] + reach, 0))
     return np.clip(logits, largest - reach, largest)
 
 

@@ -36,8 +36,9 @@ MOST_ELEMENTS = 2**26
 FLOAT_SNR_DB = 60.0
 """The least SNR of a layer of an artifact in float that agrees."""
 
-EXCESS_DB = 6.0
-"""By what the noise of a layer in integers may exceed that of rounding anew."""
+EXCESS_DB, SINGLE_EXCESS_DB = 6.0, 12.0
+"""By what the noise of a layer in integers may exceed that of rounding anew: as the mean of many
+channels, and of a single one."""
 
 DRAWS = 3
 """Number of times that an artifact is rounded anew."""
@@ -129,7 +130,10 @@ def compare_layers(
         tensors, drawn = (load_arrays(Path(name, file)) for file in (_TENSORS, _DRAWN))
     outputs = _layer_outputs(network, inputs)
     composed = {path for path, layer in network.layers.items() if kind_of(layer).composed}
-    hidden = compressed.latent | composed
+    # Converters fold normalisations, with their offsets, into the layers before them.
+    normalized = {id(x) for _, x, layer in network.links if kind_of(layer).composed}
+    folded = {path for path, layer in network.layers.items() if id(layer) in normalized}
+    hidden = compressed.latent | composed | folded
     variant, most = FORMATS[artifact.format].variant(artifact.variant), FLOAT_SNR_DB
     if variant.rule is not None and variant.scheme is None:
         # In half precision each operator rounds what it computes; the draws round kernels alone.
@@ -251,7 +255,8 @@ def _alike(
     for name, tensor in tensors.items():
         least, power = most, float(np.mean(np.square(tensor, dtype=np.float64)))
         if drawn.get(name):
-            least = min(least, decibels(power / float(drawn[name])) - EXCESS_DB)
+            excess = EXCESS_DB + (SINGLE_EXCESS_DB - EXCESS_DB) / output.shape[-1]
+            least = min(least, decibels(power / float(drawn[name])) - excess)
         for values in _in_layout(tensor, output.shape):
             snr = snr_db(_unscaled(values, output) if drawn else values, output)
             found[name] = max(found.get(name, (-np.inf, least)), (snr, least))

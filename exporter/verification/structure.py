@@ -91,7 +91,7 @@ def prove_structure(
     """
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
     if widest_bits is not None:
-        most = max(most, _bytes_of_weights(compressed.network, widest_bits)[2])
+        _, predicted, most = _bytes_of_weights(compressed.network, widest_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Biases are left out: converters drop one that is zero.
     factors = _distinct(

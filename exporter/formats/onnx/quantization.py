@@ -219,13 +219,16 @@ def _shrink_remaining_kernels(graph: Any) -> None:
 def _float_nodes(graph: Any) -> Iterator[str]:
     """Yields the names of nodes that stay in float32, though others of their type do not.
 
-    These are products of two activations, as in attention, and additions of a constant, such as the
-    bias of a product of sequences, which would get 8 bits.
+    These are products of two activations, as in attention; additions of a constant, such as the
+    bias of a product of sequences, which would get 8 bits; and of a mask to what a softmax takes.
     """
+    logits = {name for node in graph.node if node.op_type == "Softmax" for name in node.input}
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         constant = any(name in constants for name in node.input)
-        if (node.op_type == "MatMul" and not constant) or (node.op_type == "Add" and constant):
+        masks = node.op_type == "Add" and node.output[0] in logits
+        biases = node.op_type == "Add" and constant
+        if (node.op_type == "MatMul" and not constant) or biases or masks:
             yield node.name
 
 

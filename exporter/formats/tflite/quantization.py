@@ -55,6 +55,10 @@ _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 
 _FLOAT32_BYTES = 4
 _KERNEL_STEPS = 127
+_ELEMENTWISE = ("ADD", "SUB", "MUL", "SELECT", "SELECT_V2", "RESHAPE", "EXPAND_DIMS", "TRANSPOSE")
+_FAR_OFF = 1e4
+"""Magnitude from which on a constant of an elementwise operator is no number of the data's."""
+
 _ON_STEP = 1e-3
 """Part of a step by which float32 may miss it."""
 _SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -185,6 +189,8 @@ def _with_integer_activations(
     from litert_quantizer.quantizer import Quantizer
 
     ranges = _observed_ranges(content, options, scheme.activation_bits)
+    if scheme.activation_bits == 8:
+        content = _with_room_for_biases(content, ranges)
     quantizer, bits = Quantizer(content), (scheme.activation_bits, scheme.weight_bits)
     every, dense = q.TFLOperationName.ALL_SUPPORTED, q.TFLOperationName.FULLY_CONNECTED
     quantizer.add_static_config(".*", every, *bits, _granularity(options))
@@ -215,7 +221,7 @@ def _keep_floats(quantizer: Any, content: bytes, bits: int) -> None:
     model = unpack(content)
     for graph in model.subgraphs:
         states = _of_cells(model, graph) if bits == 8 else ()
-        for operator in (*_before_indices(model, graph), *states):
+        for operator in (*_before_indices(model, graph), *_masking(model, graph), *states):
             name = _operator_name(model, operator)
             if name in TFLOperationName.__members__:
                 result = graph.tensors[operator.outputs[0]].name.decode()
@@ -239,6 +245,29 @@ def _before_indices(model: Any, graph: Any) -> Iterator[Any]:
             wanted.update(operator.inputs)
         elif name not in ("CAST", *_SUMMING) and wanted & floats & set(operator.outputs):
             wanted.update(operator.inputs)
+            yield operator
+
+
+def _masking(model: Any, graph: Any) -> Iterator[Any]:
+    """Yields operators that mask logits by a number far off, until a softmax takes them.
+
+    The number would have a scale of its own, or share one, in which the logits are a single step.
+    """
+    import numpy as np
+
+    masked: set[int] = set()
+    for operator in graph.operators:
+        if _operator_name(model, operator) not in _ELEMENTWISE:
+            continue
+        tensors = [graph.tensors[index] for index in operator.inputs]
+        constants = [
+            np.frombuffer(model.buffers[tensor.buffer].data, np.float32)
+            for tensor in tensors
+            if type_name(tensor) == FLOAT32 and model.buffers[tensor.buffer].data is not None
+        ]
+        far = any(np.abs(values).max(initial=0) >= _FAR_OFF for values in constants)
+        if far or masked & set(operator.inputs):
+            masked.update(operator.outputs)
             yield operator
 
 
@@ -346,6 +375,42 @@ def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Rang
         arrays = {end: np.array([value], np.float32) for end, value in ends.items()}
         ranges[graph.tensors[index].name.decode()] = arrays
     return ranges
+
+
+def _with_room_for_biases(content: bytes, ranges: _Ranges) -> bytes:
+    """Widens ranges of kernels, and of their channels, in whose steps a bias overflows 32 bits.
+
+    A bias has the steps of the input times those of the kernel, which are next to nothing where all
+    weights are, as for dead units. One weight is moved, by less than a thousandth of the bias at
+    the largest input.
+    """
+    import numpy as np
+
+    model, changed = unpack(content), False
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if _operator_name(model, operator) not in _SUMMING or len(operator.inputs) < 3:
+                continue
+            given, kernel, bias = (graph.tensors[index] for index in operator.inputs[:3])
+            data, offsets = (model.buffers[tensor.buffer].data for tensor in (kernel, bias))
+            known = ranges.get(given.name.decode())
+            if data is None or offsets is None or known is None:
+                continue
+            depthwise = _operator_name(model, operator) == "DEPTHWISE_CONV_2D"
+            axis = -1 if depthwise else 0
+            weights = np.frombuffer(data, np.float32).reshape(kernel.shape).copy()
+            rows = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+            step = float(max(known["max"].item(), 0) - min(known["min"].item(), 0)) / 255
+            least = np.abs(np.frombuffer(offsets, np.float32)) * (_KERNEL_STEPS / 2**28 / step)
+            short = np.abs(rows).max(axis=1) < least
+            if step <= 0 or not short.any():
+                continue
+            changed = True
+            rows[short, 0] = least[short]
+            moved = rows.reshape(np.moveaxis(weights, axis, 0).shape)
+            buffer = np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+            model.buffers[kernel.buffer].data = buffer.view(np.uint8).ravel()
+    return pack(model) if changed else content
 
 
 def _logits(model: Any, graph: Any) -> dict[int, Probabilities]:

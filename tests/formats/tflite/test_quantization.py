@@ -432,6 +432,42 @@ def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
             assert snr_db(actual[name], expected[name]) > 20
 
 
+def test_masked_attention_keeps_its_logits_apart(make, samples):
+    keras.utils.set_random_seed(0)
+    given = keras.Input((12, 16), name="x")
+    layer = keras.layers.MultiHeadAttention(4, 8, name="y")
+    model = keras.Model(given, layer(given, given, use_causal_mask=True))
+    inputs = samples(model, 64)
+    (expected,) = Network(model).runner(eager=True)(inputs).values()
+    for actual in predictions(make(model, "int8"), inputs):
+        assert snr_db(*actual.values(), expected) > 25
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Conv2D(8, 3, name="dead"),
+        keras.layers.DepthwiseConv2D(3, name="dead"),
+        keras.layers.Dense(8, name="dead"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_bias_of_dead_units_is_kept(layer, granularity, make, samples):
+    model = keras.Sequential([keras.Input((6, 6, 8), name="x"), layer, keras.layers.ReLU()])
+    kernel, _ = layer.get_weights()
+    dead = np.arange(8) % 2 == 0
+    channels = np.moveaxis(kernel, -2, -1) if kernel.shape[-1] == 1 else kernel  # A view
+    channels[..., dead] = 0
+    layer.set_weights([kernel, np.linspace(0.1, 2, 8, dtype="float32")])
+    inputs = samples(model, 64)
+    (expected,) = Network(model).runner(eager=True)(inputs).values()
+    for actual in predictions(make(model, "int8", granularity=granularity), inputs):
+        (values,) = actual.values()
+        step = expected.max() / 255
+        np.testing.assert_allclose(values[..., dead], expected[..., dead], atol=1.5 * step)
+
+
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_logits_far_off_leave_the_steps_of_others_fine(activation, make, samples):
     """A network that is sure of most samples, and a class that its bias rules out."""
