@@ -115,7 +115,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
     model = unpack(quantized)
     _agree_on_outputs(model, unpack(content), options.io_type)
     _refuse_float_kernels(model, options.variant)
-    _take_shapes_of_integers(model)
+    _take_integers(model)
     _type_unused_parts(model)
     return pack(model)
 
@@ -488,8 +488,12 @@ def _refuse_float_kernels(model: Any, variant: str) -> None:
                 )
 
 
-def _take_shapes_of_integers(model: Any) -> None:
-    """Drops conversions to float32 that only serve to read a shape, as in models of free batch."""
+def _take_integers(model: Any) -> None:
+    """Has operators take integers that read a shape, or give integers, and drops idle conversions.
+
+    Models of free batch read shapes; and of the operators that take an output of the model, the
+    quantizer leaves all but one the float that it makes of the output.
+    """
     for graph in model.subgraphs:
         sources = {
             operator.outputs[0]: operator.inputs[0]
@@ -497,7 +501,9 @@ def _take_shapes_of_integers(model: Any) -> None:
             if _operator_name(model, operator) == "DEQUANTIZE"
         }
         for operator in graph.operators:
-            if _operator_name(model, operator) == "SHAPE":
+            name = _operator_name(model, operator)
+            gives = type_name(graph.tensors[operator.outputs[0]])
+            if name == "SHAPE" or (gives in ("int8", "int16") and name != "QUANTIZE"):
                 operator.inputs = [sources.get(index, index) for index in operator.inputs]
         used = {index for operator in graph.operators for index in operator.inputs}
         unused = sources.keys() - used - set(graph.outputs)

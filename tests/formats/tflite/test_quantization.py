@@ -147,7 +147,8 @@ def test_fewer_bits_are_fewer_bytes(make):
     sizes = {variant.name: make(model, variant.name).stat().st_size for variant in VARIANTS}
     weights = 24 * 256 + 256 * 128 + 128 * 4
     for variant in VARIANTS:
-        extra = sizes[variant.name] - weights * variant.weight_bits / 8
+        # Where layers differ, those have fewer bits whose kernels were rounded to them.
+        extra = sizes[variant.name] - weights * variant.widest_bits / 8
         assert 0 < extra < 6000, variant.name
 
 
@@ -419,7 +420,8 @@ def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
     hidden = keras.layers.Dense(16, name="hidden")(inputs)
     scores = keras.layers.Dense(4, name="scores")(keras.layers.ReLU()(hidden))
     best = keras.ops.argmax(scores, axis=-1)
-    model = keras.Model(inputs, [inputs, hidden, scores, best])
+    others = [keras.layers.Dense(n, name=f"head_{n}")(hidden) for n in (2, 3)]
+    model = keras.Model(inputs, [inputs, hidden, scores, best, *others])
     batch, path = samples(model, 8), make(model, "int8", io_type=io_type)
     interpreter = Interpreter(str(path))
     listed = {detail["index"] for detail in interpreter.get_output_details()}
@@ -428,7 +430,7 @@ def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
     assert {np.dtype(detail["dtype"]).name for detail in taken.values()} >= {io_type}
     expected = Network(model).runner(eager=True)(batch)
     for actual in predictions(path, batch):
-        for name in ("features_output", "hidden", "scores"):
+        for name in ("features_output", "hidden", "scores", "head_2", "head_3"):
             assert snr_db(actual[name], expected[name]) > 20
 
 
