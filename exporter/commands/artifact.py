@@ -65,8 +65,9 @@ class ArtifactWriter:
     ) -> tuple[GranularityTrial, ...]:
         """Exports a variant with scales of the granularity asked for, or of the better one of both.
 
-        The first batch of the samples measures the error, which is never reported. ``path`` must
-        not exist; files that are not kept are written to the folder ``scratch``.
+        The last whole batch of the samples measures the error: where there are several, weights are
+        fitted to others. ``path`` must not exist; files that are not kept are written to the folder
+        ``scratch``.
 
         Returns:
             The trials, the one that was written first; none where weights are no integers.
@@ -131,10 +132,11 @@ class ArtifactWriter:
 
 
 class _Judge:
-    """Measures artifacts of one model on the first batch of calibration data."""
+    """Measures artifacts of one model on the last whole batch of calibration data."""
 
     def __init__(self, fmt: Format, variant: str, network: Network, samples: Calibration) -> None:
-        arrays = {name: np.asarray(array) for name, array in next(samples.batches()).items()}
+        last = samples.batch(max(1, len(samples) // samples.batch_size) - 1)
+        arrays = {name: np.asarray(array) for name, array in last.items()}
         self._fmt, self._variant, self._network = fmt, variant, network
         self._probe = Probe("calibration", arrays, len(next(iter(arrays.values()))))
         self._expected = predict(network.runner(), self._probe)
