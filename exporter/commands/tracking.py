@@ -180,9 +180,8 @@ def _logged(
                     client.log_artifact(run, str(file), None if at == "." else at)
             yield run
         except BaseException as error:
-            with suppress(
-                Exception
-            ):  # What broke off is told, whether the store takes this or not.
+            # What broke off is told, whether the store takes this or not.
+            with suppress(Exception):
                 client.set_terminated(run, "FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         client.set_terminated(run)

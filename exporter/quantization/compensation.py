@@ -89,6 +89,10 @@ class Compensator:
         self._rounded: dict[tuple[int, KernelFormat], list[NDArray[np.float32]]] = {}
 
     @cached_property
+    def _simulation(self) -> Simulation:
+        return Simulation(self._network, self._held_out)
+
+    @cached_property
     def _inputs(self) -> dict[int, Inputs]:
         return _observe(self._network, self._fitted)
 
@@ -104,11 +108,10 @@ class Compensator:
         narrow: tuple[str, ...] = ()
         if scheme.mixed:
             scheme, narrow = self._divided(layers, scheme)
-        simulation = Simulation(network, self._held_out, scheme)
-        before = simulation.snr(network)
+        before = self._simulation.snr(network, scheme)
         with restored(weight for layer in layers for weight in layer.weights):
             self._round(layers, scheme)
-            after = simulation.snr(network)
+            after = self._simulation.snr(network, scheme)
             if not after > before and not narrow:
                 return network, Compensation(0, before, before)
             return network.copy(), Compensation(len(layers), before, after, narrow)
@@ -122,7 +125,7 @@ class Compensator:
             The scheme with all others in 8 bits, and the names of the chosen ones.
         """
         network = self._network
-        simulation = Simulation(network, self._held_out.head(DIVIDING_SAMPLES), scheme)
+        simulation = Simulation(network, self._held_out.head(DIVIDING_SAMPLES))
         every = frozenset(layer.name for layer in linear_layers(network))
 
         def snr(names: Iterable[str]) -> float:

@@ -95,13 +95,13 @@ def regauge(
         calibration = in_large_batches(calibration, compressed.network)
     copy = compressed.copy()
     network = copy.network
-    simulation = Simulation(network, calibration, scheme)
+    simulation = Simulation(network, calibration)
     # Pairs are chosen for activations of 8 bits: pairs chosen for 16 bits lost 1.4 to 1.8 dB on
     # fresh data, because the range of a latent hardly counts and more data are clipped.
     # For kernels in 4 bits, pairs chosen for 8 bits are sometimes better together.
     widths = dict.fromkeys((scheme.weight_bits, 8))
     schemes = [replace(scheme, weight_bits=bits, activation_bits=8) for bits in widths]
-    before, pairs = simulation.snr(network), list(_factor_pairs(copy, calibration))
+    before, pairs = simulation.snr(network, scheme), list(_factor_pairs(copy, calibration))
     weights = [weight for layer in linear_layers(network) for weight in layer.weights]
 
     def attempt(seed: int, scheme_of_pairs: IntegerScheme) -> _Attempt:
@@ -111,7 +111,7 @@ def regauge(
             layers = tuple(pair.choose(generator, scheme_of_pairs) for pair in pairs)
             means = {id(pair.layers[0]): pair.mean for pair in pairs if pair.mean is not None}
             with _shifted([(pair.layers[0], pair.mean) for pair in pairs]):
-                ratio = simulation.snr(network)
+                ratio = simulation.snr(network, scheme)
             return _Attempt(ratio, layers, means, [weight.numpy() for weight in weights])
 
     tried = starmap(attempt, product(range(seed, seed + attempts), schemes if pairs else ()))

@@ -122,20 +122,19 @@ def restored(variables: Iterable[Variable]) -> Iterator[None]:
 class Simulation:
     """Compares the outputs of models in simulated integers with those of a reference in float."""
 
-    def __init__(self, reference: Network, calibration: Calibration, scheme: IntegerScheme) -> None:
+    def __init__(self, reference: Network, calibration: Calibration) -> None:
         """Predicts calibration data with the reference; they give the ranges, too."""
-        self._calibration, self._scheme = calibration, scheme
+        self._calibration = calibration
         self._families = reference.families(calibration.tasks)
         self._expected = self._outputs(reference)
 
-    def snr(self, network: Network, scheme: IntegerScheme | None = None) -> float:
-        """Returns the signal to noise ratio of a network's outputs, in decibels.
+    def snr(self, network: Network, scheme: IntegerScheme) -> float:
+        """Returns the signal to noise ratio of a network's outputs in integers, in decibels.
 
         Outputs of a classifier are compared as logits, up to a constant. With several outputs, the
-        ratios of noise to signal are averaged. Kernels are rounded in place, and restored. The
-        scheme is that of the simulation unless another one is given.
+        ratios of noise to signal are averaged. Kernels are rounded in place, and restored.
         """
-        outputs = self._rounded_outputs(network, scheme or self._scheme)
+        outputs = self._rounded_outputs(network, scheme)
         noise = [
             float(np.sum((outputs[name] - expected) ** 2) / max(np.sum(expected**2), 1e-30))
             for name, expected in self._expected.items()

@@ -90,7 +90,7 @@ def prove_structure(
     where layers differ.
     """
     least, predicted, most = _bytes_of_weights(compressed.network, weight_bits)
-    if widest_bits is not None:
+    if widest_bits not in (None, weight_bits):
         _, predicted, most = _bytes_of_weights(compressed.network, widest_bits)
     stored, weights = _distinct(stored), _described(compressed.model.weights)
     # Biases are left out: converters drop one that is zero.

@@ -25,6 +25,15 @@ def export(installed, tmp_path):
     return write
 
 
+@pytest.fixture
+def masked_attention():
+    """Attention of each step to those before it."""
+    keras.utils.set_random_seed(0)
+    given = keras.Input((12, 16), name="x")
+    layer = keras.layers.MultiHeadAttention(4, 8, name="y")
+    return keras.Model(given, layer(given, given, use_causal_mask=True))
+
+
 class Exported(NamedTuple):
     """A model of the zoo and its artifact; neither is to be changed."""
 

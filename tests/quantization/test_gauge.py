@@ -144,9 +144,11 @@ def test_any_network_computes_the_same_and_loses_no_more(sizes, rank, scheme, sa
     gauged = once(compressed, calibration, scheme)
 
     report = gauged.report
-    simulation = Simulation(compressed.network, calibration, scheme)
+    simulation = Simulation(compressed.network, calibration)
     assert report.snr_after >= report.snr_before
-    assert simulation.snr(gauged.compressed.network) == pytest.approx(report.snr_after, abs=1e-3)
+    assert simulation.snr(gauged.compressed.network, scheme) == pytest.approx(
+        report.snr_after, abs=1e-3
+    )
     assert [layer.name for layer in report.layers] == list(compressed.factors)
     for layer in report.layers:
         assert layer.snr_after >= layer.snr_before
@@ -302,8 +304,8 @@ def test_biases_take_off_a_large_mean_of_a_latent(compressed, scheme, name, samp
     layer = next(layer for layer in gauged.report.layers if layer.name == name)
     assert "centred" in layer.gauge
     assert layer.snr_after > layer.snr_before + 1
-    simulation = Simulation(compressed.network, calibration, scheme)
-    actual = simulation.snr(gauged.compressed.network)
+    simulation = Simulation(compressed.network, calibration)
+    actual = simulation.snr(gauged.compressed.network, scheme)
     assert actual == pytest.approx(gauged.report.snr_after, abs=1e-3)
     assert actual > gauged.report.snr_before
     fresh = far_from_zero(compressed.model, samples, 20, seed=1, by=by)

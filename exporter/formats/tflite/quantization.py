@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
@@ -22,6 +22,10 @@ from exporter.formats.variants import QualityRule as Rule
 from exporter.graph.layers import Probabilities
 from exporter.quantization.granularity import SMALL_KERNEL
 from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # The rules were measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10
 # and its rank-20 factors, convolutions with batch normalization, depthwise ones, attention), an
@@ -136,13 +140,9 @@ def _with_integer_weights(content: bytes, options: ExportOptions, scheme: Intege
         )
         quantizer.update_quantization_recipe(results, operator, config)
 
-    names, convolution, dense = (
-        q.TFLOperationName,
-        q.QuantGranularity.CHANNELWISE,
-        _granularity(options),
-    )
-    granularities = {names.CONV_2D: convolution, names.FULLY_CONNECTED: dense}
-    configure(".*", names.ALL_SUPPORTED, 8, convolution)
+    names, by_channel = q.TFLOperationName, q.QuantGranularity.CHANNELWISE
+    granularities = {names.CONV_2D: by_channel, names.FULLY_CONNECTED: _granularity(options)}
+    configure(".*", names.ALL_SUPPORTED, 8, by_channel)
     # ``LayerKind.in_four_bits`` names the layers of these operators.
     for operator, granularity in granularities.items():
         configure(".*", operator, 8 if scheme.mixed else scheme.weight_bits, granularity)
@@ -167,12 +167,10 @@ def _on_steps(content: bytes, bits: int, *, by_tensor: bool) -> Iterator[tuple[s
             name = _operator_name(model, operator)
             if name not in ("CONV_2D", "FULLY_CONNECTED"):
                 continue
-            data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
-            if data is None:
+            kernel = _constant(model, graph.tensors[operator.inputs[1]])
+            if kernel is None:
                 continue
-            kernel = np.frombuffer(data, np.float32).reshape(
-                graph.tensors[operator.inputs[1]].shape[0], -1
-            )
+            kernel = kernel.reshape(len(kernel), -1)
             shared = by_tensor and name == "FULLY_CONNECTED"
             span = np.abs(kernel).max(axis=None if shared else 1, keepdims=True)
             steps = kernel / np.where(span > 0, span, 1) * levels(bits - 1)
@@ -259,13 +257,8 @@ def _masking(model: Any, graph: Any) -> Iterator[Any]:
     for operator in graph.operators:
         if _operator_name(model, operator) not in _ELEMENTWISE:
             continue
-        tensors = [graph.tensors[index] for index in operator.inputs]
-        constants = [
-            np.frombuffer(model.buffers[tensor.buffer].data, np.float32)
-            for tensor in tensors
-            if type_name(tensor) == FLOAT32 and model.buffers[tensor.buffer].data is not None
-        ]
-        far = any(np.abs(values).max(initial=0) >= _FAR_OFF for values in constants)
+        given = [_constant(model, graph.tensors[index]) for index in operator.inputs]
+        far = any(x is not None and np.abs(x).max(initial=0) >= _FAR_OFF for x in given)
         if far or masked & set(operator.inputs):
             masked.update(operator.outputs)
             yield operator
@@ -301,7 +294,6 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
     Otherwise they would get the bits of an activation: the quantizer does not know that they are
     weights.
     """
-    import numpy as np
     from litert_quantizer.qtyping import TFLOperationName
 
     ranges, model = {}, unpack(content)
@@ -310,11 +302,10 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
             if _operator_name(model, operator) != "GATHER":
                 continue
             table = graph.tensors[operator.inputs[0]]
-            data = model.buffers[table.buffer].data
-            if type_name(table) == FLOAT32 and data is not None:
+            values = _constant(model, table)
+            if values is not None:
                 result = graph.tensors[operator.outputs[0]].name.decode()
                 quantizer.add_static_config(f"^{re.escape(result)};", TFLOperationName.GATHER, 8, 8)
-                values = np.frombuffer(data, np.float32).reshape(table.shape)
                 ends = {"min": values.min(keepdims=True), "max": values.max(keepdims=True)}
                 ranges[table.name.decode()] = ends
     return ranges
@@ -392,23 +383,21 @@ def _with_room_for_biases(content: bytes, ranges: _Ranges) -> bytes:
             if _operator_name(model, operator) not in _SUMMING or len(operator.inputs) < 3:
                 continue
             given, kernel, bias = (graph.tensors[index] for index in operator.inputs[:3])
-            data, offsets = (model.buffers[tensor.buffer].data for tensor in (kernel, bias))
+            weights, offsets = _constant(model, kernel), _constant(model, bias)
             known = ranges.get(given.name.decode())
-            if data is None or offsets is None or known is None:
+            if weights is None or offsets is None or known is None:
                 continue
-            depthwise = _operator_name(model, operator) == "DEPTHWISE_CONV_2D"
-            axis = -1 if depthwise else 0
-            weights = np.frombuffer(data, np.float32).reshape(kernel.shape).copy()
-            rows = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+            axis = -1 if _operator_name(model, operator) == "DEPTHWISE_CONV_2D" else 0
+            channels = np.moveaxis(weights, axis, 0)
+            rows = channels.reshape(len(channels), -1).copy()
             step = float(max(known["max"].item(), 0) - min(known["min"].item(), 0)) / 255
-            least = np.abs(np.frombuffer(offsets, np.float32)) * (_KERNEL_STEPS / 2**28 / step)
+            least = np.abs(offsets) * (_KERNEL_STEPS / 2**28 / step)
             short = np.abs(rows).max(axis=1) < least
-            if step <= 0 or not short.any():
+            if not short.any():
                 continue
             changed = True
             rows[short, 0] = least[short]
-            moved = rows.reshape(np.moveaxis(weights, axis, 0).shape)
-            buffer = np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+            buffer = np.ascontiguousarray(np.moveaxis(rows.reshape(channels.shape), 0, axis))
             model.buffers[kernel.buffer].data = buffer.view(np.uint8).ravel()
     return pack(model) if changed else content
 
@@ -439,10 +428,10 @@ def _with_steps_of_sums(
         given, result = operator.inputs[0], operator.outputs[0]
         if _operator_name(model, operator) not in _SUMMING or not {given, result} <= set(widened):
             continue
-        data = model.buffers[graph.tensors[operator.inputs[1]].buffer].data
-        if data is None:
+        weights = _constant(model, graph.tensors[operator.inputs[1]])
+        if weights is None:
             continue
-        kernel = float(np.abs(np.frombuffer(data, np.float32)).max(initial=0))
+        kernel = float(np.abs(weights).max(initial=0))
         low, high = (f(0.0, end) for f, end in zip((min, max), widened[given], strict=True))
         least = (high - low) * kernel / _KERNEL_STEPS / _FINER
         low, high = widened[result]
@@ -522,6 +511,16 @@ def _type_unused_parts(model: Any) -> None:
                 typed = next((part for part in parts if type_name(part) != FLOAT32), parts[0])
                 for part in parts:
                     part.type, part.quantization = typed.type, typed.quantization
+
+
+def _constant(model: Any, tensor: Any) -> "NDArray[np.float32] | None":
+    """Returns the elements of a constant tensor in float32; None for any other tensor."""
+    import numpy as np
+
+    data = model.buffers[tensor.buffer].data
+    if data is None or type_name(tensor) != FLOAT32:
+        return None
+    return np.frombuffer(data, np.float32).reshape(tensor.shape)
 
 
 def _operator_name(model: Any, operator: Any) -> str:

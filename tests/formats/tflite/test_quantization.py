@@ -434,14 +434,10 @@ def test_outputs_may_be_taken_further_or_be_inputs(io_type, make, samples):
             assert snr_db(actual[name], expected[name]) > 20
 
 
-def test_masked_attention_keeps_its_logits_apart(make, samples):
-    keras.utils.set_random_seed(0)
-    given = keras.Input((12, 16), name="x")
-    layer = keras.layers.MultiHeadAttention(4, 8, name="y")
-    model = keras.Model(given, layer(given, given, use_causal_mask=True))
-    inputs = samples(model, 64)
-    (expected,) = Network(model).runner(eager=True)(inputs).values()
-    for actual in predictions(make(model, "int8"), inputs):
+def test_masked_attention_keeps_its_logits_apart(masked_attention, make, samples):
+    inputs = samples(masked_attention, 64)
+    (expected,) = Network(masked_attention).runner(eager=True)(inputs).values()
+    for actual in predictions(make(masked_attention, "int8"), inputs):
         assert snr_db(*actual.values(), expected) > 25
 
 
