@@ -81,12 +81,17 @@ class Alternatives:
             digest.update(weight.tobytes())
         return digest.hexdigest()[:32]
 
-    def standings(self, fmt: Format, variant: str, verifier: Verifier) -> dict[str, Standing]:
-        """Runs the artifact of a variant, and returns how its outputs stand to the baseline's.
+    def standings(
+        self, fmt: Format, variant: str, verifier: Verifier
+    ) -> tuple[dict[str, Standing], dict[str, Standing]]:
+        """Runs the artifact of a variant, and returns how it stands on test and validation data.
 
         Raises:
             ConversionError: If the converter fails.
             ChildError: If the runtime cannot run what it wrote.
         """
         artifact = describe(fmt, variant, self.write(fmt, variant), self.network)
-        return verifier.standings_of(artifact, self.network)
+        return (
+            verifier.standings_of(artifact, self.network),
+            verifier.validated(artifact, self.network),
+        )

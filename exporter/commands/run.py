@@ -16,7 +16,6 @@ from exporter.commands.prepare import Job, prepare
 from exporter.commands.tracking import log_mlflow
 from exporter.commands.weights import Weights, compute_weights, versions
 from exporter.data import Array
-from exporter.data.metrics import loss_of
 from exporter.disk import disk_error, scratch_folder
 from exporter.errors import ConversionError, RecipeError, Terminated, TrackingError, brief
 from exporter.formats import FORMATS
@@ -231,7 +230,8 @@ class _Exports:
             trials = self._writer.write(fmt, variant, path, self._scratch)
         except ConversionError as error:
             return ArtifactReport(fmt.name, variant, error=str(error))
-        artifact = describe(fmt, variant, path, self._weights.compressed.network)
+        network = self._weights.compressed.network
+        artifact = describe(fmt, variant, path, network)
         conversion = self._verifier.verify(artifact)
         report = ArtifactReport(
             fmt.name,
@@ -245,6 +245,9 @@ class _Exports:
             gauge=self._writer.gauge(fmt.variant(variant)),
         )
         try:
+            if report.accepted:
+                found = self._verifier.validated(artifact, network)
+                report = replace(report, validation=found)
             plain = self._alternatives.write(fmt)
             report = replace(report, baseline_size=fmt.size(plain))
             report = self._compared(report, fmt, plain, path)
@@ -286,11 +289,8 @@ class _Exports:
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:
         """Returns what labelled outputs of an artifact lost against the baseline."""
-        return {
-            output.output: loss_of(output.baseline, conversion.metrics[output.output])
-            for output in self.compression.outputs
-            if output.baseline is not None and output.output in conversion.metrics
-        }
+        standings = conversion.standings
+        return {name: standings[name].loss for name in conversion.metrics}
 
     @property
     def _single_batch(self) -> dict[str, Array]:
@@ -302,11 +302,13 @@ class _Exports:
         self, report: ArtifactReport, fmt: Format, plain: Path, path: Path
     ) -> ArtifactReport:
         """Adds times, beside the baseline in float32, and what a user would ship otherwise."""
-        standings: dict[str, Standing] = {}
+        standings, validation = dict[str, Standing](), dict[str, Standing]()
         other = plain
         if not self._weights.compressed.is_whole:
             try:
-                standings = self._alternatives.standings(fmt, report.variant, self._verifier)
+                standings, validation = self._alternatives.standings(
+                    fmt, report.variant, self._verifier
+                )
                 other = self._alternatives.write(fmt, report.variant)
             except (ConversionError, ChildError) as error:
                 report = replace(report, comparison_error=str(error))
@@ -315,7 +317,7 @@ class _Exports:
         times = dict(zip(files, latencies, strict=True))
         report = replace(report, latency=LatencyPair(times[plain], times[path]))
         if standings:
-            alternative = Alternative(fmt.size(other), standings, times[other])
+            alternative = Alternative(fmt.size(other), standings, validation, times[other])
             report = replace(report, alternative=alternative)
         return report
 

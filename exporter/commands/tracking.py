@@ -65,7 +65,12 @@ def log_sweep(sweep: Sweep, experiment: str) -> str:
         TrackingError: If MLflow cannot be reached, or refuses a run.
     """
     point = sweep.chosen
-    chosen = point and {"bytes": point.size, "loss": point.loss, "latency": point.latency}
+    chosen = point and {
+        "bytes": point.size,
+        "loss": point.loss,
+        "test_loss": point.test_loss,
+        "latency": point.latency,
+    }
     with _logged(
         sweep.output,
         experiment,

@@ -173,6 +173,7 @@ def _artifact(report: ArtifactReport, output: Path) -> dict[str, Any]:
         "baseline_size": report.baseline_size,
         "ratio": report.ratio,
         "latency": latency and {**plain(latency), "speedup": latency.speedup},
+        "validation": plain(report.validation),
         "trials": plain(report.trials),
         "gauge": plain(report.gauge),
         "alternative": plain(report.alternative),

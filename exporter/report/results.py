@@ -1,7 +1,7 @@
 """The findings of a run, as frozen dataclasses of numbers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.card import ModelCard
@@ -81,11 +81,13 @@ class Alternative:
     Attributes:
         size: Bytes, as of the artifact.
         standings: How its outputs stand to the baseline Keras model and the labels.
+        validation: The same on validation data; empty without any.
         latency: Timed in turns with the artifact.
     """
 
     size: int
     standings: Mapping[str, Standing]
+    validation: Mapping[str, Standing]
     latency: Latency
 
 
@@ -112,6 +114,8 @@ class ArtifactReport:
         accepted: Whether it and the compression passed; otherwise it is in ``rejected/``.
         baseline_size: Size of the baseline in the same format, in float32, in bytes.
         latency: Baseline, in float32, and compressed model in the same runtime.
+        validation: How its outputs stand to the baseline on validation data, by which it may be
+            chosen among others; empty without such data, and if it was not compared.
         trials: The granularities of the weights that were compared, the chosen one first; empty if
             there was no choice.
         gauge: The factor pairs that were chosen for quantization; None if they were not changed.
@@ -130,6 +134,7 @@ class ArtifactReport:
     error: str | None = None
     baseline_size: int | None = None
     latency: LatencyPair | None = None
+    validation: Mapping[str, Standing] = field(default_factory=dict)
     trials: tuple[GranularityTrial, ...] = ()
     gauge: GaugeReport | None = None
     alternative: Alternative | None = None

@@ -26,10 +26,10 @@ class Point:
         path: The artifact; None for the uncompressed network, which no trial keeps.
         size: Bytes.
         latency: Median seconds of a call; None if it was not measured.
-        loss: What its worst output lost against the baseline: accuracy, 0 to 1, or the relative
-            growth of an error; without labels, the part of samples that changed their class, or of
-            the amplitude that is noise. Negative if it gained.
-        metric: Of its first labelled output; None without labels.
+        loss: What its worst output lost against the baseline on validation data, by which it is
+            chosen, or on test data if there are no others; see ``Standing.loss``.
+        test_loss: The same on test data, which no choice has seen.
+        metric: Of its first labelled output, on test data; None without labels.
         macs: Multiply-accumulates of a sample.
         instructions: Of a call on the target; None if they were not counted.
     """
@@ -42,6 +42,7 @@ class Point:
     size: int
     latency: float | None
     loss: float
+    test_loss: float
     metric: Metric | None
     macs: int
     instructions: float | None = None

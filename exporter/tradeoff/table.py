@@ -21,7 +21,7 @@ PARQUET = Extra("parquet", ("pyarrow",))
 _COLUMNS = {
     **dict.fromkeys(("goal", "format", "variant"), "string"),
     "bytes": "int64",
-    **dict.fromkeys(("latency_us", "loss"), "double"),
+    **dict.fromkeys(("latency_us", "loss", "test_loss"), "double"),
     "metric": "string",
     "value": "double",
     **dict.fromkeys(("on_front", "chosen"), "bool"),
@@ -56,13 +56,17 @@ def _rows(sweep: Sweep) -> Iterator[tuple[str | float | None, ...]]:
     for point in sorted(sweep.points, key=lambda point: point.size):
         latency = None if point.latency is None else round(point.latency * 1e6, 3)
         metric = (None, None) if point.metric is None else (point.metric.name, point.metric.value)
-        facts = (point.goal, point.format, point.variant, point.size, latency, point.loss)
-        yield (*facts, *metric, point in sweep.front, point == sweep.chosen, point.path)
+        facts = (point.goal, point.format, point.variant, point.size, latency)
+        losses = (point.loss, point.test_loss)
+        yield (*facts, *losses, *metric, point in sweep.front, point == sweep.chosen, point.path)
 
 
 def print_sweep(sweep: Sweep, console: Console) -> None:
     """Prints the front of a sweep, the choice, and the command that exports it."""
-    title = f"Artifacts that no other beats; {UNCOMPRESSED} is the uncompressed network"
+    title = (
+        f"Artifacts that no other beats; {UNCOMPRESSED} is the uncompressed network.\n"
+        "The result is on test data; the loss, by which they are compared, on validation data"
+    )
     table = open_table(title, ["ranks by", "artifact"], ["bytes", "latency", "result", "loss", ""])
     for point in sweep.front:
         style = "bold green" if point == sweep.chosen else ""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.data.metrics import Metric, loss_of
+from exporter.data.metrics import Metric
 from exporter.errors import InputError
 from exporter.formats.base import measure
 from exporter.inputs import made_of
@@ -18,10 +19,14 @@ from exporter.output import MANIFEST
 from exporter.recipe import Recipe
 from exporter.report.manifest import read_manifest, what_lacks
 from exporter.tradeoff.front import UNCOMPRESSED, Point
+from exporter.verification.verdict import Standing
 from exporter.version import __version__
 
 RECIPE_FILE = "trial.json"
 WORDS_FILE = "trial.log"
+
+_METRICS = ("metric", "baseline")
+"""Fields of a ``Standing`` that are metrics."""
 
 _RUN = (
     "import sys; from exporter.isolation import die_with; die_with(int(sys.argv[1])); "
@@ -127,35 +132,32 @@ class Trial:
         return [f"{a['format']} {a['variant']}" for a in found if not a["accepted"]]
 
     def _points(self) -> Iterator[Point]:
-        outputs = {each["output"]: each for each in self._manifest["compression"]["outputs"]}
         before, after = (self._manifest["totals"][when]["macs"] for when in ("before", "after"))
         for found in self._manifest["artifacts"]:
             file, conversion, other = found["file"], found["conversion"], found["alternative"]
             kind = (found["format"], found["variant"], str(self.folder))
             cost = found["target_cost"]
             if found["accepted"]:
-                loss, metric = _scores(conversion["standings"], outputs)
+                scores = _scores(conversion["standings"], found["validation"])
                 yield Point(
                     self.goal,
                     *kind,
                     path=str(self.folder / file["path"]),
                     size=file["size"],
                     latency=found["latency"] and found["latency"]["compressed"]["p50"],
-                    loss=loss,
-                    metric=metric,
+                    **scores,
                     macs=after,
                     instructions=_value(cost, "artifact"),
                 )
             if other and self.goal != UNCOMPRESSED:
-                loss, metric = _scores(other["standings"], outputs)
+                scores = _scores(other["standings"], other["validation"])
                 yield Point(
                     UNCOMPRESSED,
                     *kind,
                     path=None,
                     size=other["size"],
                     latency=other["latency"]["p50"],
-                    loss=loss,
-                    metric=metric,
+                    **scores,
                     macs=before,
                     instructions=_value(cost, "alternative"),
                 )
@@ -166,20 +168,23 @@ def _value(cost: Mapping[str, Any] | None, whose: str) -> float | None:
     return found["value"] if found else None
 
 
-def _scores(
-    standings: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> tuple[float, Metric | None]:
-    """Returns the loss of the worst output, and the metric of the first that is labelled."""
-    losses, metrics = [], []
-    for name, standing in standings.items():
-        if standing["metric"] is not None:
-            metrics.append(made_of(Metric, standing["metric"]))
-            losses.append(loss_of(made_of(Metric, outputs[name]["baseline"]), metrics[-1]))
-        elif standing["top1_agreement"] is not None:
-            losses.append(1 - standing["top1_agreement"])
-        else:  # An infinite ratio is null.
-            losses.append(0.0 if standing["snr_db"] is None else 10 ** (-standing["snr_db"] / 20))
-    return max(losses), next(iter(metrics), None)
+def _scores(test: Mapping[str, Any], validation: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a point tells of its outputs, given how they stand on both parts of the data."""
+    tested, validated = (list(map(_standing, each.values())) for each in (test, validation))
+    test_loss = max(each.loss for each in tested)
+    return {
+        "loss": max((each.loss for each in validated), default=test_loss),
+        "test_loss": test_loss,
+        "metric": next((each.metric for each in tested if each.metric), None),
+    }
+
+
+def _standing(described: Mapping[str, Any]) -> Standing:
+    metrics = {name: described[name] and made_of(Metric, described[name]) for name in _METRICS}
+    if described["snr_db"] is not None:
+        return made_of(Standing, {**described, **metrics})
+    # JSON knows no infinite ratio.
+    return replace(made_of(Standing, {**described, **metrics, "snr_db": 0.0}), snr_db=math.inf)
 
 
 def digest_of_inputs(recipe: Recipe) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from exporter.data import UINT8_MAX, Array, Dataset, Samples, in_memory
+from exporter.data import UINT8_MAX, Array, Dataset, Samples, Split, in_memory
 from exporter.graph.network import Network
 from exporter.graph.runner import predict_in_batches
 from exporter.graph.signature import TensorInfo
@@ -28,9 +28,10 @@ class Probe:
     """A set of inputs.
 
     Attributes:
-        name: ``test`` (real data), ``random`` (uniform in the range of the data), ``single`` (the
-            first samples of the first probe, at batch 1) or ``edge`` (zeros and the extremes).
-            Real integers, such as tokens, are mixed or chosen, never made up.
+        name: ``test`` (real data), ``validation`` (real data to choose by), ``random`` (uniform in
+            the range of the data), ``single`` (the first samples of the first probe, at batch 1) or
+            ``edge`` (zeros and the extremes). Real integers, such as tokens, are mixed or chosen,
+            never made up.
         inputs: Arrays by input name, samples along the first axis.
         batch_size: Number of samples that are predicted at once.
         labels: Labels by output name; empty if there are none.
@@ -51,9 +52,7 @@ def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     It has test samples, or random ones if the data set, which is fitted to the model, has no test
     part. Large outputs make it smaller, and many MACs its batches.
     """
-    # A model with a fixed batch takes no other.
-    fixed, inputs = network.fixed_batch, network.inputs
-    batch = fixed or max(LEAST_BATCH, min(BATCH_SIZE, BATCH_MACS // max(1, network.macs)))
+    fixed, inputs, batch = network.fixed_batch, network.inputs, _batch_size(network)
     probes: list[Probe] = []
     real: Mapping[str, Array] = {}
     if dataset.test is None:
@@ -61,12 +60,10 @@ def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
         ranges = {info.name: (0, largest if _is_float(info.dtype) else 1) for info in inputs}
         shapes = {info.name: network.signature.sample_shape(info)[1:] for info in inputs}
     else:
-        count = _affordable_samples(dataset.test.inputs, network.outputs)
-        taken = dataset.test.take(slice(count))
-        real = in_memory(taken.inputs)
+        probes.append(_probe_of("test", dataset.test, network))
+        real = probes[0].inputs
         ranges = {name: (array.min(), array.max()) for name, array in real.items()}
         shapes = {name: array.shape[1:] for name, array in real.items()}
-        probes.append(Probe("test", real, batch, labels=in_memory(taken.labels)))
     rng = np.random.default_rng(seed)
     randoms, edges = {}, {}
     for info in inputs:
@@ -87,6 +84,27 @@ def make_probes(network: Network, dataset: Dataset, seed: int) -> list[Probe]:
     single = {name: array[:SINGLE_SAMPLES] for name, array in probes[0].inputs.items()}
     probes += [Probe("single", single, 1), Probe("edge", edges, 3)]
     return [_whole_batches(probe, fixed) for probe in probes] if fixed else probes
+
+
+def validation_probe(network: Network, dataset: Dataset) -> Probe | None:
+    """Makes a probe of the validation samples of a data set that is fitted to a model, if any."""
+    if dataset.validation is None:
+        return None
+    probe = _probe_of("validation", dataset.validation, network)
+    return _whole_batches(probe, network.fixed_batch) if network.fixed_batch else probe
+
+
+def _probe_of(name: str, part: Split, network: Network) -> Probe:
+    """Makes a probe of the samples of a part that are affordable."""
+    taken = part.take(slice(_affordable_samples(part.inputs, network.outputs)))
+    labels = in_memory(taken.labels)
+    return Probe(name, in_memory(taken.inputs), _batch_size(network), labels)
+
+
+def _batch_size(network: Network) -> int:
+    # A model with a fixed batch takes no other.
+    affordable = max(LEAST_BATCH, min(BATCH_SIZE, BATCH_MACS // max(1, network.macs)))
+    return network.fixed_batch or affordable
 
 
 def _mixed(samples: Array, rng: np.random.Generator) -> Array:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from exporter.data.metrics import Metric
+from exporter.data.metrics import Metric, loss_of
 from exporter.screen import fits_screen
 from exporter.verification.departure import (
     Departure,
@@ -17,19 +17,34 @@ from exporter.verification.structure import StructureProof
 
 @dataclass(frozen=True)
 class Standing:
-    """One output of an artifact beside that of the baseline Keras model, on the first probe.
+    """One output of an artifact beside that of the baseline Keras model, on the same samples.
 
     Attributes:
         samples: Number of samples; fewer than others have where a large model is executed slowly.
         snr_db: Signal to noise ratio in decibels.
         top1_agreement: Part of the samples with the same class; None without classes.
         metric: Task metric of the artifact itself; None without labels.
+        baseline: Task metric of the baseline; None without labels.
     """
 
     samples: int
     snr_db: float
     top1_agreement: float | None
     metric: Metric | None
+    baseline: Metric | None
+
+    @property
+    def loss(self) -> float:
+        """What was lost against the baseline, negative if it gained.
+
+        It is accuracy, 0 to 1, or the relative growth of an error; without labels, the part of the
+        samples that changed their class, or of the amplitude that is noise.
+        """
+        if self.metric is not None and self.baseline is not None:
+            return loss_of(self.baseline, self.metric)
+        if self.top1_agreement is not None:
+            return 1 - self.top1_agreement
+        return float(10 ** (-self.snr_db / 20))
 
 
 @fits_screen
@@ -40,7 +55,8 @@ class ConversionVerdict:
     Attributes:
         parity: Comparison within a tolerance; None if the artifact is quantized or did not run.
         structure: Proof of its stored tensors; None if it could not be parsed.
-        standings: How the outputs stand to the baseline; those of another shape are left out.
+        standings: How the outputs stand to the baseline on the first probe; those of another shape
+            are left out.
         quality: Comparison of a quantized artifact; None for others and if it did not run.
         error: Why it was not compared: it is of another model or another file, did not run, or
             could not be parsed.

@@ -15,7 +15,13 @@ from exporter.verification.compression import output_tasks
 from exporter.verification.contents import Contents, read_contents
 from exporter.verification.departure import LayerAgreement, compare_layers
 from exporter.verification.parity import Execution, compare, execute
-from exporter.verification.probes import Limits, Probe, make_probes, predict
+from exporter.verification.probes import (
+    Limits,
+    Probe,
+    make_probes,
+    predict,
+    validation_probe,
+)
 from exporter.verification.quality import judge_quality
 from exporter.verification.reference import Reference, recorded_name
 from exporter.verification.rounding import (
@@ -45,6 +51,7 @@ class Verifier:
 
     Attributes:
         probes: The inputs that artifacts are compared on; the first counts most.
+        validation: The samples that one artifact is chosen by among others; None without any.
         reference: Predictions of the compressed model, by probe and output.
         baseline: Predictions of the first probe by the baseline, by output.
         tasks: What the values of each output mean.
@@ -74,6 +81,8 @@ class Verifier:
         self._atol, self._rtol = atol, rtol
         network = compressed.network
         self.probes = make_probes(network, dataset, seed)
+        self.validation = validation_probe(network, dataset)
+        self._original = baseline
         self._limit = _slow_samples(network)
         self.reference = _predict_all(network, self.probes)
         first = self.probes[0]
@@ -121,12 +130,13 @@ class Verifier:
         except (ChildError, OSError, ValueError) as error:
             return ConversionVerdict(None, structure, {}, error=str(error))
         execution = Execution(outputs, self.reference, self.probes, limits)
-        standings = self._standings(outputs[shipped][self.probes[0].name])
+        first = self.probes[0]
+        standings = self._standings(outputs[shipped][first.name], first)
         if variant.rule is None:
             parity = compare(execution, self._tolerances(), self.tasks)
-            layers = () if parity.passed else self._layers(artifact, self.probes[0])
+            layers = () if parity.passed else self._layers(artifact, first)
             return ConversionVerdict(parity, structure, standings, layers=layers)
-        self.recorded[recorded_name(artifact)] = outputs[shipped][self.probes[0].name]
+        self.recorded[recorded_name(artifact)] = outputs[shipped][first.name]
         quality = judge_quality(execution, variant.rule, self.tasks, excesses)
         layers = self._layers(artifact, self._rounding_probe)
         return ConversionVerdict(None, structure, standings, quality, layers=layers)
@@ -154,22 +164,46 @@ class Verifier:
         Raises:
             ChildError: If the runtime cannot run it.
         """
-        fmt, first = FORMATS[artifact.format], self.probes[0]
-        limits = {fmt.backends[0]: _slow_samples(network) if fmt.slow else None}
-        outputs = execute(artifact, [first], self._folder, limits, network.macs)
-        return self._standings(outputs[fmt.backends[0]][first.name])
+        return self._run_as_shipped(artifact, network, self.probes[0])
 
-    def _standings(self, predictions: Mapping[str, Array]) -> dict[str, Standing]:
-        """Returns how predictions of the first probe, or of its first samples, stand."""
-        labels, standings = self.probes[0].labels, {}
-        for name, original in self.baseline.items():
+    def validated(self, artifact: Artifact, network: Network) -> dict[str, Standing]:
+        """Runs the artifact of a network as it ships, on validation data; empty without any.
+
+        Raises:
+            ChildError: If the runtime cannot run it.
+        """
+        return self._run_as_shipped(artifact, network, self.validation) if self.validation else {}
+
+    def _run_as_shipped(
+        self, artifact: Artifact, network: Network, probe: Probe
+    ) -> dict[str, Standing]:
+        fmt = FORMATS[artifact.format]
+        limits = {fmt.backends[0]: _slow_samples(network) if fmt.slow else None}
+        outputs = execute(artifact, [probe], self._folder, limits, network.macs)
+        return self._standings(outputs[fmt.backends[0]][probe.name], probe)
+
+    @cached_property
+    def _validation_baseline(self) -> Mapping[str, Array]:
+        """The baseline's predictions of the validation probe."""
+        original = self._original or self._compressed.network
+        return predict(original.runner(), self.validation) if self.validation else {}
+
+    def _standings(self, predictions: Mapping[str, Array], probe: Probe) -> dict[str, Standing]:
+        """Returns how predictions of a probe, or of its first samples, stand to the baseline's."""
+        baseline = self._validation_baseline if probe is self.validation else self.baseline
+        labels, standings = probe.labels, {}
+        for name, original in baseline.items():
             values, task = predictions.get(name), self.tasks[name]
             if values is None or values.shape[1:] != original.shape[1:]:
                 continue
             expected = original[: len(values)]
             agreement = task.agreement(values, expected) if task.classes else None
-            metric = task.metric(values, labels[name][: len(values)]) if name in labels else None
-            standings[name] = Standing(len(values), snr_db(values, expected), agreement, metric)
+            metrics = (
+                [task.metric(each, labels[name][: len(values)]) for each in (values, expected)]
+                if name in labels
+                else [None, None]
+            )
+            standings[name] = Standing(len(values), snr_db(values, expected), agreement, *metrics)
         return standings
 
     def stored_reference(self, *, exact: bool) -> Reference:

@@ -319,6 +319,7 @@ def test_artifacts_stand_beside_the_uncompressed_network_in_their_variant(
         assert kept.read_bytes() == alone.artifact.path.read_bytes()
         assert item.alternative.size == alone.artifact.size
         assert item.alternative.standings == alone.conversion.standings
+        assert item.alternative.validation == alone.validation
         assert item.alternative.latency.p50 > 0
     assert beside.artifacts[0].alternative.size == beside.artifacts[0].baseline_size
     exact = beside.artifacts[0].alternative.standings["probabilities"]
@@ -326,6 +327,26 @@ def test_artifacts_stand_beside_the_uncompressed_network_in_their_variant(
     assert exact.top1_agreement == 1
     lossy = beside.artifacts[0].conversion.standings["probabilities"]
     assert lossy.snr_db == pytest.approx(beside.compression.outputs[0].snr_db, abs=0.1)
+
+
+def test_artifacts_are_measured_on_validation_data_as_well(model, arrays, tmp_path):
+    x, y = arrays["x"], arrays["y"]
+    wrong = np.arange(10) < 3
+    parts = {
+        **{"x_train": x[:30], "y_train": y[:30], "x_test": x[40:], "y_test": y[40:]},
+        **{"x_val": x[30:40], "y_val": np.where(wrong, 1 - y[30:40], y[30:40])},
+    }
+    found = exporter.run(
+        exporter.Recipe(rank={"deep": 6}, quantize=("int8",), output=str(tmp_path)),
+        model=model,
+        dataset=exporter.load_dataset(parts),
+    )
+    (item,) = found.artifacts
+    for standings in (item.validation, item.alternative.validation):
+        held = standings["probabilities"]
+        assert held.samples == 10
+        assert held.metric.value == held.baseline.value == pytest.approx(0.7)
+    assert item.conversion.standings["probabilities"].metric.value == 1
 
 
 @pytest.mark.slow

@@ -99,6 +99,23 @@ def test_artifacts_of_all_trials_are_held_against_each_other(recipe, tmp_path):
     assert sweep(recipe, ranks=[2], max_size=1).chosen is None
 
 
+def test_artifacts_are_compared_on_validation_data(recipe, here):
+    before = sweep(recipe, ranks=[2])
+    (file,) = before.output.glob("trials/rank-2-*/manifest.json")
+    manifest = json.loads(file.read_text())
+    for artifact in manifest["artifacts"]:
+        (held,) = artifact["validation"].values()
+        held["metric"]["value"] = held["baseline"]["value"] - 0.25
+        (tested,) = artifact["conversion"]["standings"].values()
+        tested["metric"]["value"] = tested["baseline"]["value"] - 0.125
+    file.write_text(json.dumps(manifest))
+    after = sweep(recipe, ranks=[2])
+    assert after.kept == 1
+    own = [point for point in after.points if point.goal == "rank 2"]
+    assert [(point.loss, point.test_loss) for point in own] == [(0.25, 0.125)] * 2
+    assert sweep(recipe, ranks=[2], max_drop=0.2).chosen.goal == UNCOMPRESSED
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("choose", [("channels",), ("rank", "channels", "bits")])
 def test_trials_close_in_on_the_smallest_artifact(recipe, choose, monkeypatch, here):

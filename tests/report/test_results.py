@@ -29,7 +29,7 @@ def test_budget_is_held_up_to_its_limit():
 
 def standing(accuracy=None, agreement=None, snr=20.0):
     metric = None if accuracy is None else Metric("accuracy", accuracy, 100)
-    return Standing(100, snr, agreement, metric)
+    return Standing(100, snr, agreement, metric, metric)
 
 
 def beside(path, own, other, *, size=100, microseconds=10.0):
@@ -41,7 +41,7 @@ def beside(path, own, other, *, size=100, microseconds=10.0):
         Artifact("tflite", "int8", path, 100, "0" * 64, (), ()),
         ConversionVerdict(None, None, {"out": own}),
         latency=LatencyPair(timed[0], timed[0]),
-        alternative=Alternative(size, {"out": other}, timed[1]),
+        alternative=Alternative(size, {"out": other}, {}, timed[1]),
     )
 
 

@@ -16,7 +16,9 @@ def points_at(part, thresholds, floors):
         for goal, at in (("budget", part), (UNCOMPRESSED, 1.0)):
             lost = floors[variant] + (0.2 if at < thresholds[variant] else 0.0)
             size = int(WHOLE * at * bits / 8)
-            found.append(Point(goal, "tflite", variant, "t", None, size, None, lost, None, size))
+            found.append(
+                Point(goal, "tflite", variant, "t", None, size, None, lost, lost, None, size)
+            )
     return found
 
 

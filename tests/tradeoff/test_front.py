@@ -10,7 +10,7 @@ from exporter.tradeoff.front import Point, choose, knee, pareto_front
 
 
 def point(size, loss, latency=None):
-    return Point("4", "tflite", "int8", "t", "t/model.tflite", size, latency, loss, None, 1000)
+    return Point("4", "tflite", "int8", "t", "t/model.tflite", size, latency, loss, 1.0, None, 1000)
 
 
 POINTS = st.lists(

@@ -29,6 +29,7 @@ def found(tmp_path):
             size,
             latency,
             loss,
+            loss + 0.01,
             Metric("accuracy", 0.9 - loss, 100),
             1000,
         )
