@@ -86,7 +86,7 @@ class Option(NamedTuple):
         return {"description": self.help, **values}
 
 
-def _option(default: Any, value: Value, told: str, *, flag_name: str | None = None) -> Any:
+def option(default: Any, value: Value, told: str, *, flag_name: str | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"option": (value, told, flag_name)})
 
 
@@ -122,44 +122,44 @@ class Source(Group):
 
     title = "model and data"
 
-    model: str | None = _option(
+    model: str | None = option(
         None,
         path("a path as text", metavar="MODEL"),
         "a .keras or .h5 file; without it, the reference MLP is trained on the data",
     )
-    imports: tuple[str, ...] = _option(
+    imports: tuple[str, ...] = option(
         (),
         paths("a list of Python files or modules", metavar="FILE.py|MODULE"),
         "code of yours that is run before the model is loaded, so that the classes of layers that "
         "it defines or registers are known; may be repeated",
         flag_name="import",
     )
-    data: str = _option(
+    data: str = option(
         DIGITS,
         path("a name or a path as text", metavar="DATA"),
         f"{DIGITS} (embedded), {NO_DATA}, an .npz or .npy file, a folder of images by class, or "
         f"{', '.join(KERAS_DATASETS)}",
     )
-    scale: Scale = _option(
+    scale: Scale = option(
         AUTO,
         scale(),
         "what the model was trained on, given values of 0 to 255: none, unit (0 to 1), symmetric "
         "(-1 to 1), caffe or torch (as keras.applications has them), or MEAN,STD; auto decides by "
         "labels and weights",
     )
-    size: Size | None = _option(
+    size: Size | None = option(
         None,
         size(),
         "fixes the axes, beside the batch, that the model leaves free: 96,96 for height and width, "
         "image=96,96;tokens=128 for several inputs (default: free; costs are those of the data)",
     )
-    allow_poor_baseline: bool = _option(
+    allow_poor_baseline: bool = option(
         False, flag(False), "go on if the model is no better than a constant on the labels"
     )
-    calibration: int = _option(
+    calibration: int = option(
         10_000, whole(1, unit="samples"), "how many training samples calibrate, at the most"
     )
-    seed: int = _option(0, whole(0, 2**32 - 1), "seed of all that is random")
+    seed: int = option(0, whole(0, 2**32 - 1), "seed of all that is random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,48 +168,48 @@ class Goal(Group):
 
     title = "ranks, chosen by one of these"
 
-    rank: Rank | None = _option(
+    rank: Rank | None = option(
         None,
         rank(),
         "one rank for all layers, a part of each layer's parameters such as 0.25, "
         f"{', '.join(RANK_NAMES)}, or 'layer=rank,layer=rank' (default: {DEFAULT_RANK})",
     )
-    energy: float | None = _option(
+    energy: float | None = option(
         None,
         number(0, 1, inside=True, read=parse_part, metavar="PART"),
         "part of its energy that each layer keeps, e.g. 0.99",
     )
-    max_params: float | None = _option(
+    max_params: float | None = option(
         None,
         amount(),
         "most parameters of the model, e.g. 200k, or 25% of the baseline's, which layers share by "
         "what each loses",
     )
-    max_macs: float | None = _option(
+    max_macs: float | None = option(
         None,
         amount(),
         "most multiply-accumulates for one sample, e.g. 1.5M, or 25% of the baseline's",
     )
-    max_size: int | None = _option(
+    max_size: int | None = option(
         None, whole(1, read=parse_bytes), "most bytes of each artifact, e.g. 250KB"
     )
-    max_latency: float | None = _option(
+    max_latency: float | None = option(
         None,
         number(0, inside=True, read=parse_seconds, metavar="TIME"),
         "most time of one call (batch 1, one thread), measured in each runtime, e.g. 50us",
     )
-    max_instructions: int | None = _option(
+    max_instructions: int | None = option(
         None,
         whole(1, read=parse_count),
         "most instructions of one call of each .tflite on an ARM64 processor, e.g. 1.5M; needs "
         "--target arm64 or arm64-old",
     )
-    max_drop: float | None = _option(
+    max_drop: float | None = option(
         None,
         number(0, 1, inside=True, read=parse_part, metavar="PART"),
         "most accuracy that may be lost on the validation data, e.g. 0.5%",
     )
-    target: str | None = _option(
+    target: str | None = option(
         None,
         choice(*TARGET_NAMES),
         "where costs count, beside one of the others: here (time on this machine), arm64 or "
@@ -285,7 +285,7 @@ class Cut(Group):
 
     title = "what is cut, and how"
 
-    channels: ChannelPart | None = _option(
+    channels: ChannelPart | None = option(
         None,
         channels(),
         "first removes units and filters until this part of the parameters is left (of the "
@@ -293,22 +293,22 @@ class Cut(Group):
         f"misses least go first; {FREE} removes those that cost nothing; {AUTO_CHANNELS} divides a "
         "budget between channels and ranks, by trying (default: all stay)",
     )
-    method: str | None = _option(
+    method: str | None = option(
         None,
         choice("svd", "whitened", "kfac"),
         "svd: by the weights; whitened: by calibration data; kfac: by these and the loss gradient "
         "(default: kfac with training data, svd without)",
     )
-    cascade: bool = _option(
+    cascade: bool = option(
         True, flag(True), "let later layers make up for the errors of earlier ones; needs data"
     )
-    convolution: str = _option(
+    convolution: str = option(
         "channel",
         choice("channel", "spatial", "tucker2"),
         "channel: k x k, then 1 x 1; spatial: k x 1, then 1 x k; tucker2: 1 x 1, k x k, 1 x 1",
     )
-    fold: bool = _option(True, flag(True), "fold batch normalisations into the layers before them")
-    merge: bool = _option(
+    fold: bool = option(True, flag(True), "fold batch normalisations into the layers before them")
+    merge: bool = option(
         True, flag(True), "merge S into U (unmerged, S is a layer of its own, for study)"
     )
 
@@ -319,58 +319,58 @@ class Tuning(Group):
 
     title = "fine-tuning"
 
-    finetune: int = _option(
+    finetune: int = option(
         0, whole(0, unit="epochs"), "most epochs of each training phase; 0 does not train"
     )
-    train: str = _option(
+    train: str = option(
         "factored",
         choice("factored", "adaptive", "projected", "projected+factored"),
         "factored: trains the factors; adaptive: first divides their parameters anew by short "
         "trainings; projected: trains full weights at their truncation; or one after the other",
     )
-    export_from: str = _option(
+    export_from: str = option(
         "truncated",
         choice("truncated", "updated"),
         "what projected training hands on: the truncated model that it trained at, or the updated "
         "full weights, factorized anew by the data",
     )
-    batch_size: int = _option(
+    batch_size: int = option(
         256, whole(1, unit="samples"), "samples in a training step, of all devices together"
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         1e-3,
         number(1e-12, metavar="RATE"),
         "peak rate of Adam, which warms up and decays like a cosine",
     )
-    distill: float = _option(
+    distill: float = option(
         0.5,
         number(0, 1, metavar="W"),
         "weight of the divergence from the baseline in the loss, which falls to nothing by half of "
         "the epochs (1 stays); the task's own loss has the rest",
     )
-    temperature: float = _option(
+    temperature: float = option(
         2.0,
         number(1, metavar="T"),
         "temperature at which the predictions of the two models are compared",
     )
-    augment: str = _option(
+    augment: str = option(
         "none",
         choice("none", "flip", "shift", "flip+shift"),
         "changes training images at random: flip mirrors them from left to right, shift moves them "
         "by up to an eighth of their size",
     )
-    decay: float = _option(
+    decay: float = option(
         0.0,
         number(0, metavar="W"),
         "weight of half the squared Frobenius norm of each product of factors",
     )
-    patience: int = _option(
+    patience: int = option(
         0,
         whole(0, unit="epochs"),
         "epochs without a better validation after which training stops; 0 never stops",
     )
-    resume: bool = _option(False, flag(False), "go on from the checkpoint of a run that was killed")
-    distribute: str = _option(
+    resume: bool = option(False, flag(False), "go on from the checkpoint of a run that was killed")
+    distribute: str = option(
         "none",
         choice("none", "mirrored", "multiworker"),
         "mirrored: train on all devices of this machine; multiworker: on those that TF_CONFIG "
@@ -389,32 +389,32 @@ class Quantization(Group):
 
     title = "quantization"
 
-    quantize: tuple[str, ...] = _option(
+    quantize: tuple[str, ...] = option(
         (NOT_QUANTIZED,),
         names("VARIANT"),
         f"numeric variants, or {ALL}; may be repeated, or separated by commas; each format exports "
         "those that it has",
     )
-    io_type: str = _option(
+    io_type: str = option(
         FLOAT32, choice(FLOAT32, "int8", "uint8"), "type of the inputs and outputs of int8 variants"
     )
-    granularity: str = _option(
+    granularity: str = option(
         "auto",
         choice("auto", "tensor", "channel"),
         "weights have one scale a tensor or one a channel; auto measures both",
     )
-    ranges: str = _option(
+    ranges: str = option(
         "mse",
         choice("minmax", "percentile", "mse", "entropy"),
         "how the ranges of activations are estimated from calibration samples",
     )
-    rounding: str = _option(
+    rounding: str = option(
         COMPENSATED,
         choice(COMPENSATED, "nearest"),
         "round each weight to its nearest step, or so that errors of weights make up for one "
         "another; the latter needs data",
     )
-    gauge: bool = _option(
+    gauge: bool = option(
         True,
         flag(True),
         "choose, of the factor pairs with the same product, the one that loses least in integers; "
@@ -428,49 +428,49 @@ class Export(Group):
 
     title = "export"
 
-    formats: tuple[str, ...] = _option(
+    formats: tuple[str, ...] = option(
         ("tflite",),
         names("FORMAT"),
         f"formats, or {ALL} that are installed; may be repeated, or separated by commas",
         flag_name="format",
     )
-    output: str | None = _option(
+    output: str | None = option(
         None,
         path("a path as text", metavar="DIR"),
         "folder to write to (default: one in artifacts/, named after model and rank)",
     )
-    force: bool = _option(False, flag(False), "replace a former run in the output folder")
-    keep_baseline: bool = _option(
+    force: bool = option(False, flag(False), "replace a former run in the output folder")
+    keep_baseline: bool = option(
         False,
         flag(False),
         "keep the uncompressed network in float32 and the variants asked for, which artifacts are "
         "held against, in the folder uncompressed",
     )
-    report: bool = _option(
+    report: bool = option(
         True,
         flag(True),
         "draw the report, which shows real test samples: report.html, report.md, report.npz and "
         "report_figures/",
     )
-    mlflow: str | None = _option(
+    mlflow: str | None = option(
         None,
         text("the name of an experiment as text", metavar="EXPERIMENT"),
         "logs the run to this experiment of MLflow, whose MLFLOW_TRACKING_URI says where; needs "
         "the extra 'mlflow'",
     )
-    batch: int | None = _option(
+    batch: int | None = option(
         None,
         whole(1, unit="samples"),
         "batch size of the artifacts' inputs, for models that take any; a SavedModel keeps it free "
         "(default: free; 1 in c, and in tflite for recurrent layers that are not unrolled)",
     )
-    opset: int = _option(17, whole(13, 18), "ONNX operator set, 13 to 18")
-    labels: str | None = _option(
+    opset: int = option(17, whole(13, 18), "ONNX operator set, 13 to 18")
+    labels: str | None = option(
         None,
         path("a path as text"),
         "text file with the name of a class a line, for artifacts to tell",
     )
-    description: str | None = _option(
+    description: str | None = option(
         None, text("text", empty=True, metavar="TEXT"), "what the model does, for artifacts to tell"
     )
 
@@ -481,16 +481,16 @@ class Verification(Group):
 
     title = "verification"
 
-    atol: float | None = _option(
+    atol: float | None = option(
         None,
         number(0),
         "absolute tolerance in units of the output (default: derived from the model's own "
         "float32 rounding error)",
     )
-    rtol: float | None = _option(
+    rtol: float | None = option(
         None, number(0), "relative tolerance, a fraction of the reference (default: derived)"
     )
-    max_loss: float | None = _option(
+    max_loss: float | None = option(
         None,
         number(0, read=parse_part, metavar="PART"),
         "most that an output may lose of the baseline's accuracy on the test data, e.g. 1%, or by "

@@ -28,7 +28,7 @@ from exporter.formats.onnx.ort import canonical
 from exporter.formats.onnx.quantization import as_variant
 from exporter.formats.tflite.flatbuffer import convert
 from exporter.formats.tflite.micro import adapted, measure_arena
-from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
+from exporter.formats.tflite.packing import name_of, pack, type_name, unpack
 from exporter.formats.tflite.quantization import quantize
 from exporter.formats.tflite.runner import REFERENCE, LiteRTRunner, observable, sums_integers
 from exporter.graph.network import Network
@@ -144,7 +144,7 @@ def test_litert_reads_and_packs_by_its_generated_code(model, content):
         packed = pack(unpack(content))
         read = unpack(packed)
         (graph,) = read.subgraphs
-        names = [operator_name(read.operatorCodes[o.opcodeIndex]) for o in graph.operators]
+        names = [name_of(read, o) for o in graph.operators]
         assert {"CONV_2D", "FULLY_CONNECTED"} <= set(names)
         assert type_name(graph.tensors[graph.inputs[0]]) == "float32"
         kernel = model.get_layer("dense").kernel.numpy().T.tobytes()

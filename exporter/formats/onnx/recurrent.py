@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from exporter.errors import ConversionError
 from exporter.graph.recurrent import loops
 from exporter.graph.types import Layer, Tensor
 
@@ -134,4 +135,4 @@ def _weights(layer: Layer) -> list[Any]:
 
 
 def _refuse(*_: Any) -> Any:
-    raise NotImplementedError("It stands in for a loop while a model is converted.")
+    raise ConversionError("A recurrent layer cannot run while the model is converted to ONNX.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.errors import ConversionError, ModelError, brief
 from exporter.formats.base import ExportOptions, StoredTensor
-from exporter.formats.tflite.packing import operator_name, type_name, unpack
+from exporter.formats.tflite.packing import name_of, operator_name, type_name, unpack
 from exporter.formats.tflite.quantization import check, needs_observation, quantize
 from exporter.formats.variants import FLOAT16, FLOAT32
 from exporter.graph.conversion import serving_module
@@ -121,7 +121,7 @@ def macs_by_operator(content: bytes) -> dict[str, int]:
     model, counts = unpack(content), Counter[str]()
     for graph in model.subgraphs:
         for operator in graph.operators:
-            name = operator_name(model.operatorCodes[operator.opcodeIndex])
+            name = name_of(model, operator)
             if name in _MACS:
                 used = [*operator.inputs, operator.outputs[0]]
                 *inputs, output = (_sizes(graph.tensors[index].shape) for index in used)

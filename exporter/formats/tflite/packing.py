@@ -1,10 +1,18 @@
 """Reads, changes and writes flatbuffers by LiteRT's generated code, which is not documented."""
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.formats.base import KernelChange
 from exporter.formats.flatbuffers import align, write
+from exporter.formats.variants import FLOAT32
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+"""Operators whose inputs are activations, a kernel and, it may be, a bias."""
 
 
 def unpack(content: bytes) -> Any:
@@ -40,6 +48,21 @@ def operator_name(code: Any) -> str:
     """Returns the name of a builtin operator, such as ``"CONV_2D"``, by an operator code."""
     # The older field has one byte, so newer operators are only in the other one.
     return _names("BuiltinOperator")[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def name_of(model: Any, operator: Any) -> str:
+    """Returns the name of an operator of a model, such as ``"CONV_2D"``."""
+    return operator_name(model.operatorCodes[operator.opcodeIndex])
+
+
+def constant(model: Any, tensor: Any) -> "NDArray[np.float32] | None":
+    """Returns the elements of a constant tensor in float32; None for any other tensor."""
+    import numpy as np
+
+    data = model.buffers[tensor.buffer].data
+    if data is None or type_name(tensor) != FLOAT32:
+        return None
+    return np.frombuffer(data, np.float32).reshape(tensor.shape)
 
 
 def type_name(tensor: Any) -> str:

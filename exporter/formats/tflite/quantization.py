@@ -7,25 +7,21 @@ leaves operators that it does not know in float32; that is an error only if thei
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.errors import ConversionError, DataError, brief
 from exporter.formats.base import ExportOptions
-from exporter.formats.batches import whole_batches
-from exporter.formats.tflite.packing import operator_name, pack, type_name, unpack
-from exporter.formats.tflite.runner import fixed_batch, observable
+from exporter.formats.tflite.mending import mend
+from exporter.formats.tflite.packing import constant, name_of, unpack
+from exporter.formats.tflite.ranges import Ranges, observed_ranges, with_room_for_biases
+from exporter.formats.tflite.unquantized import spoiled_by_integers
 from exporter.formats.variants import DYNAMIC, FLOAT16, FLOAT32, INT4, INT8, INT16X8, MIXED, Variant
 from exporter.formats.variants import QualityRule as Rule
-from exporter.graph.layers import Probabilities
 from exporter.quantization.granularity import SMALL_KERNEL
 from exporter.quantization.scheme import IntegerScheme, KernelFormat, levels
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # The rules were measured on eight models: classifiers of the embedded digits (dense 784-1024x5-10
 # and its rank-20 factors, convolutions with batch normalization, depthwise ones, attention), an
@@ -57,22 +53,8 @@ VARIANTS = (
 _SCHEMES = {variant.name: variant.scheme for variant in VARIANTS if variant.scheme}
 _IO_TYPES = {INT8: (FLOAT32, "int8", "uint8"), INT16X8: (FLOAT32,)}
 
-_FLOAT32_BYTES = 4
-_KERNEL_STEPS = 127
-_ELEMENTWISE = ("ADD", "SUB", "MUL", "SELECT", "SELECT_V2", "RESHAPE", "EXPAND_DIMS", "TRANSPOSE")
-_FAR_OFF = 1e4
-"""Magnitude from which on a constant of an elementwise operator is no number of the data's."""
-
 _ON_STEP = 1e-3
 """Part of a step by which float32 may miss it."""
-_SUMMING = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_IN_CELLS = ("ADD", "LOGISTIC", "MUL", "RELU", "SPLIT", "STRIDED_SLICE", "SUB", "TANH")
-_PROBABILITIES: dict[str, Probabilities] = {"SOFTMAX": "categorical", "LOGISTIC": "bernoulli"}
-_FINER = 128
-"""Most steps of an output within one of the sums it is computed from; XNNPACK takes up to 256."""
-
-_Ranges = Mapping[str, dict[str, Any]]
-"""Arrays ``min`` and ``max`` by the name of a tensor, as the quantizer takes them."""
 
 
 def check(options: ExportOptions) -> None:
@@ -116,12 +98,7 @@ def quantize(content: bytes, options: ExportOptions) -> bytes:
         raise ConversionError(
             f"The flatbuffer has no {options.variant} variant: {brief(error)}"
         ) from error
-    model = unpack(quantized)
-    _agree_on_outputs(model, unpack(content), options.io_type)
-    _refuse_float_kernels(model, options.variant)
-    _take_integers(model)
-    _type_unused_parts(model)
-    return pack(model)
+    return mend(quantized, content, options)
 
 
 def _with_integer_weights(content: bytes, options: ExportOptions, scheme: IntegerScheme) -> bytes:
@@ -164,10 +141,10 @@ def _on_steps(content: bytes, bits: int, *, by_tensor: bool) -> Iterator[tuple[s
     model = unpack(content)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            name = _operator_name(model, operator)
+            name = name_of(model, operator)
             if name not in ("CONV_2D", "FULLY_CONNECTED"):
                 continue
-            kernel = _constant(model, graph.tensors[operator.inputs[1]])
+            kernel = constant(model, graph.tensors[operator.inputs[1]])
             if kernel is None:
                 continue
             kernel = kernel.reshape(len(kernel), -1)
@@ -186,9 +163,9 @@ def _with_integer_activations(
     from litert_quantizer.algorithm_manager import AlgorithmName
     from litert_quantizer.quantizer import Quantizer
 
-    ranges = _observed_ranges(content, options, scheme.activation_bits)
+    ranges = observed_ranges(content, options, scheme.activation_bits)
     if scheme.activation_bits == 8:
-        content = _with_room_for_biases(content, ranges)
+        content = with_room_for_biases(content, ranges)
     quantizer, bits = Quantizer(content), (scheme.activation_bits, scheme.weight_bits)
     every, dense = q.TFLOperationName.ALL_SUPPORTED, q.TFLOperationName.FULLY_CONNECTED
     quantizer.add_static_config(".*", every, *bits, _granularity(options))
@@ -218,9 +195,8 @@ def _keep_floats(quantizer: Any, content: bytes, bits: int) -> None:
 
     model = unpack(content)
     for graph in model.subgraphs:
-        states = _of_cells(model, graph) if bits == 8 else ()
-        for operator in (*_before_indices(model, graph), *_masking(model, graph), *states):
-            name = _operator_name(model, operator)
+        for operator in spoiled_by_integers(model, graph, bits):
+            name = name_of(model, operator)
             if name in TFLOperationName.__members__:
                 result = graph.tensors[operator.outputs[0]].name.decode()
                 quantizer.update_quantization_recipe(
@@ -230,65 +206,7 @@ def _keep_floats(quantizer: Any, content: bytes, bits: int) -> None:
                 )
 
 
-def _before_indices(model: Any, graph: Any) -> Iterator[Any]:
-    """Yields operators whose results become integers, as the index of a category does.
-
-    Rounded to a step, and then cut, it would be another index.
-    """
-    floats = {i for i, tensor in enumerate(graph.tensors) if type_name(tensor) == FLOAT32}
-    wanted: set[int] = set()
-    for operator in reversed(graph.operators):
-        name = _operator_name(model, operator)
-        if name == "CAST" and operator.outputs[0] not in floats:
-            wanted.update(operator.inputs)
-        elif name not in ("CAST", *_SUMMING) and wanted & floats & set(operator.outputs):
-            wanted.update(operator.inputs)
-            yield operator
-
-
-def _masking(model: Any, graph: Any) -> Iterator[Any]:
-    """Yields operators that mask logits by a number far off, until a softmax takes them.
-
-    The number would have a scale of its own, or share one, in which the logits are a single step.
-    """
-    import numpy as np
-
-    masked: set[int] = set()
-    for operator in graph.operators:
-        if _operator_name(model, operator) not in _ELEMENTWISE:
-            continue
-        given = [_constant(model, graph.tensors[index]) for index in operator.inputs]
-        far = any(x is not None and np.abs(x).max(initial=0) >= _FAR_OFF for x in given)
-        if far or masked & set(operator.inputs):
-            masked.update(operator.outputs)
-            yield operator
-
-
-def _of_cells(model: Any, graph: Any) -> Iterator[Any]:
-    """Yields operators that make the states of recurrent layers of the products of each step.
-
-    Their errors add up from step to step, and a small state falls on few of the 256 steps that
-    integers have for a tanh. A trained LSTM of 16 units went from 10 to 20 dB.
-    """
-    products: dict[int, list[Any]] = {}
-    for operator in graph.operators:
-        if _operator_name(model, operator) in _SUMMING:
-            products.setdefault(graph.tensors[operator.inputs[1]].buffer, []).append(operator)
-    results: set[int] = set()
-    for first, *others in products.values():
-        after = set(first.outputs)
-        for operator in graph.operators if others else ():
-            if after & set(operator.inputs):
-                after.update(operator.outputs)
-        if any(after & set(other.inputs) for other in others):
-            results.update(each.outputs[0] for each in (first, *others))
-    for operator in graph.operators:
-        if results & set(operator.inputs) and _operator_name(model, operator) in _IN_CELLS:
-            results.update(operator.outputs)
-            yield operator
-
-
-def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
+def _with_integer_tables(quantizer: Any, content: bytes) -> Ranges:
     """Configures tables of constants, as of embeddings, for 8 bits, and returns their ranges.
 
     Otherwise they would get the bits of an activation: the quantizer does not know that they are
@@ -299,10 +217,10 @@ def _with_integer_tables(quantizer: Any, content: bytes) -> _Ranges:
     ranges, model = {}, unpack(content)
     for graph in model.subgraphs:
         for operator in graph.operators:
-            if _operator_name(model, operator) != "GATHER":
+            if name_of(model, operator) != "GATHER":
                 continue
             table = graph.tensors[operator.inputs[0]]
-            values = _constant(model, table)
+            values = constant(model, table)
             if values is not None:
                 result = graph.tensors[operator.outputs[0]].name.decode()
                 quantizer.add_static_config(f"^{re.escape(result)};", TFLOperationName.GATHER, 8, 8)
@@ -318,7 +236,7 @@ def _granularity(options: ExportOptions) -> Any:
     return names[options.granularity]
 
 
-def _result(quantizer: Any, ranges: _Ranges) -> bytes:
+def _result(quantizer: Any, ranges: Ranges) -> bytes:
     # It opens an interpreter that warns of its own options, and draws progress bars.
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors")
@@ -326,202 +244,3 @@ def _result(quantizer: Any, ranges: _Ranges) -> bytes:
             ranges or None, enable_progress_bar=False, enable_progress_report=False
         )
     return bytes(result.quantized_model)
-
-
-def _observed_ranges(content: bytes, options: ExportOptions, bits: int) -> _Ranges:
-    """Estimates the ranges of activations on the calibration data, by the names of tensors."""
-    import numpy as np
-
-    from exporter.quantization.ranges import Observer, relevant
-
-    model = unpack(content)
-    (graph, *bodies) = model.subgraphs
-    if bodies:
-        raise ConversionError(
-            "Activations cannot be observed within loops, and only recurrent layers can write out "
-            "their steps. Leave out the variants that need calibration, or replace the layer."
-        )
-    interpreter = observable(content)
-    run = interpreter.get_signature_runner()
-    details = run.get_input_details()
-    fixed = fixed_batch(details)
-    activations = [*graph.inputs, *(index for op in graph.operators for index in op.outputs)]
-    observers = {i: Observer() for i in activations if type_name(graph.tensors[i]) == FLOAT32}
-    logits = _logits(model, graph)
-    for batch in options.calibration:
-        seen: dict[int, list[Any]] = {index: [] for index in observers}
-        for part in whole_batches(batch, fixed):
-            run(**{name: part[name].astype(detail["dtype"]) for name, detail in details.items()})
-            for index, values in seen.items():
-                values.append(interpreter.get_tensor(index))
-        for index, observer in observers.items():
-            stacked = np.stack(seen[index])
-            kind = logits.get(index)
-            observer.observe(relevant(stacked, kind, bits) if kind else stacked)
-    found = {index: observer.range(options.ranges, bits) for index, observer in observers.items()}
-    ranges = {}
-    for index, (low, high) in _with_steps_of_sums(model, graph, found).items():
-        # Any scale suits zeros, unless the biases of the next layer overflow by it.
-        ends = {"min": low, "max": 1.0 if low == high else high}
-        arrays = {end: np.array([value], np.float32) for end, value in ends.items()}
-        ranges[graph.tensors[index].name.decode()] = arrays
-    return ranges
-
-
-def _with_room_for_biases(content: bytes, ranges: _Ranges) -> bytes:
-    """Widens ranges of kernels, and of their channels, in whose steps a bias overflows 32 bits.
-
-    A bias has the steps of the input times those of the kernel, which are next to nothing where all
-    weights are, as for dead units. One weight is moved, by less than a thousandth of the bias at
-    the largest input.
-    """
-    import numpy as np
-
-    model, changed = unpack(content), False
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            if _operator_name(model, operator) not in _SUMMING or len(operator.inputs) < 3:
-                continue
-            given, kernel, bias = (graph.tensors[index] for index in operator.inputs[:3])
-            weights, offsets = _constant(model, kernel), _constant(model, bias)
-            known = ranges.get(given.name.decode())
-            if weights is None or offsets is None or known is None:
-                continue
-            axis = -1 if _operator_name(model, operator) == "DEPTHWISE_CONV_2D" else 0
-            channels = np.moveaxis(weights, axis, 0)
-            rows = channels.reshape(len(channels), -1).copy()
-            step = float(max(known["max"].item(), 0) - min(known["min"].item(), 0)) / 255
-            least = np.abs(offsets) * (_KERNEL_STEPS / 2**28 / step)
-            short = np.abs(rows).max(axis=1) < least
-            if not short.any():
-                continue
-            changed = True
-            rows[short, 0] = least[short]
-            buffer = np.ascontiguousarray(np.moveaxis(rows.reshape(channels.shape), 0, axis))
-            model.buffers[kernel.buffer].data = buffer.view(np.uint8).ravel()
-    return pack(model) if changed else content
-
-
-def _logits(model: Any, graph: Any) -> dict[int, Probabilities]:
-    """Returns the tensors that nothing but a softmax takes, or nothing but a sigmoid."""
-    taken: dict[int, set[str]] = {index: {"OUTPUT"} for index in graph.outputs}
-    for operator in graph.operators:
-        for index in operator.inputs:
-            taken.setdefault(index, set()).add(_operator_name(model, operator))
-    only = {index: names.pop() for index, names in taken.items() if len(names) == 1}
-    return {index: _PROBABILITIES[name] for index, name in only.items() if name in _PROBABILITIES}
-
-
-def _with_steps_of_sums(
-    model: Any, graph: Any, ranges: Mapping[int, tuple[float, float]]
-) -> dict[int, tuple[float, float]]:
-    """Widens ranges whose steps are far finer than the sums that they are computed from.
-
-    A sum is a whole number of steps of the input times steps of the kernel. XNNPACK refuses the
-    whole model if a step of the output is below 1/256 of that, as it is for a latent that hardly
-    varies.
-    """
-    import numpy as np
-
-    widened = dict(ranges)
-    for operator in graph.operators:
-        given, result = operator.inputs[0], operator.outputs[0]
-        if _operator_name(model, operator) not in _SUMMING or not {given, result} <= set(widened):
-            continue
-        weights = _constant(model, graph.tensors[operator.inputs[1]])
-        if weights is None:
-            continue
-        kernel = float(np.abs(weights).max(initial=0))
-        low, high = (f(0.0, end) for f, end in zip((min, max), widened[given], strict=True))
-        least = (high - low) * kernel / _KERNEL_STEPS / _FINER
-        low, high = widened[result]
-        if (missing := least - (high - low)) > 0 and high > low:
-            widened[result] = low - missing / 2, high + missing / 2
-    return widened
-
-
-def _agree_on_outputs(model: Any, original: Any, io_type: str) -> None:
-    """Has the graph and the signature give the same tensors as outputs, of the type asked for.
-
-    Where an operator takes an output as well, or the output is an input, the quantizer changes the
-    index in one of the two alone.
-    """
-    graph, before = model.subgraphs[0], original.subgraphs[0]
-    entries = zip(model.signatureDefs[0].outputs, original.signatureDefs[0].outputs, strict=True)
-    for entry, old in entries:
-        dtype = type_name(before.tensors[old.tensorIndex])
-        wanted = io_type if dtype == FLOAT32 else dtype
-        places = [i for i, index in enumerate(before.outputs) if index == old.tensorIndex]
-        found = (graph.outputs[places[0]], entry.tensorIndex)
-        right = next((i for i in found if type_name(graph.tensors[i]) == wanted), found[0])
-        entry.tensorIndex = right
-        for place in places:
-            graph.outputs[place] = right
-
-
-def _refuse_float_kernels(model: Any, variant: str) -> None:
-    for graph, operator in ((g, operator) for g in model.subgraphs for operator in g.operators):
-        for tensor in (graph.tensors[index] for index in operator.inputs if index >= 0):
-            data = model.buffers[tensor.buffer].data
-            if (
-                data is not None
-                and type_name(tensor) == FLOAT32
-                and len(tensor.shape) > 1
-                and len(data) >= SMALL_KERNEL * _FLOAT32_BYTES
-            ):
-                raise ConversionError(
-                    f"The flatbuffer has no {variant} variant: the quantizer does not know "
-                    f"operator {_operator_name(model, operator)}, whose weights "
-                    f"{tuple(tensor.shape)} would stay float32. Leave out the variant, or the "
-                    "layer."
-                )
-
-
-def _take_integers(model: Any) -> None:
-    """Has operators take integers that read a shape, or give integers, and drops idle conversions.
-
-    Models of free batch read shapes; and of the operators that take an output of the model, the
-    quantizer leaves all but one the float that it makes of the output.
-    """
-    for graph in model.subgraphs:
-        sources = {
-            operator.outputs[0]: operator.inputs[0]
-            for operator in graph.operators
-            if _operator_name(model, operator) == "DEQUANTIZE"
-        }
-        for operator in graph.operators:
-            name = _operator_name(model, operator)
-            gives = type_name(graph.tensors[operator.outputs[0]])
-            if name == "SHAPE" or (gives in ("int8", "int16") and name != "QUANTIZE"):
-                operator.inputs = [sources.get(index, index) for index in operator.inputs]
-        used = {index for operator in graph.operators for index in operator.inputs}
-        unused = sources.keys() - used - set(graph.outputs)
-        graph.operators = [each for each in graph.operators if each.outputs[0] not in unused]
-
-
-def _type_unused_parts(model: Any) -> None:
-    """Gives parts that nothing takes the type of the others, for the quantizer leaves them out.
-
-    XNNPACK does not split a tensor into parts of different types.
-    """
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            if _operator_name(model, operator) in {"SPLIT", "SPLIT_V", "UNPACK"}:
-                parts = [graph.tensors[index] for index in operator.outputs]
-                typed = next((part for part in parts if type_name(part) != FLOAT32), parts[0])
-                for part in parts:
-                    part.type, part.quantization = typed.type, typed.quantization
-
-
-def _constant(model: Any, tensor: Any) -> "NDArray[np.float32] | None":
-    """Returns the elements of a constant tensor in float32; None for any other tensor."""
-    import numpy as np
-
-    data = model.buffers[tensor.buffer].data
-    if data is None or type_name(tensor) != FLOAT32:
-        return None
-    return np.frombuffer(data, np.float32).reshape(tensor.shape)
-
-
-def _operator_name(model: Any, operator: Any) -> str:
-    return operator_name(model.operatorCodes[operator.opcodeIndex])

@@ -96,13 +96,13 @@ def _tflite(
 
 
 def _operators(model: Any) -> list[tuple[Any, Any]]:
-    from exporter.formats.tflite.packing import operator_name
+    from exporter.formats.tflite.packing import name_of
 
     return [
         (graph, operator)
         for graph in model.subgraphs
         for operator in graph.operators or ()
-        if operator_name(model.operatorCodes[operator.opcodeIndex]) in TFLITE_PRODUCTS
+        if name_of(model, operator) in TFLITE_PRODUCTS
     ]
 
 
