@@ -87,6 +87,7 @@ class Option(NamedTuple):
 
 
 def option(default: Any, value: Value, told: str, *, flag_name: str | None = None) -> Any:
+    """Makes a field of a group: its default, the values that it takes, and what it does."""
     return dataclasses.field(default=default, metadata={"option": (value, told, flag_name)})
 
 
