@@ -1,11 +1,11 @@
-"""Follows channels through the graph of a Keras model, and copies it with some of them removed.
+"""Follows channels through the graph of a Keras model.
 
 A channel is an index along the last axis of a tensor. Every layer either makes channels of its own,
 as ``Dense`` does, or keeps those of its input apart. Where tensors are added, their channels become
 one. What is not known to do either holds the channels that go in and come out: they stay.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 from exporter.graph.layers import (
     ChannelRole,
     input_shape,
-    input_shapes,
     is_channels_last,
     is_elementwise,
     kind_of,
     output_shape,
-    rebuild,
     unsupported_feature,
 )
 from exporter.graph.network import Network
-from exporter.graph.rewrite import Replacement
 from exporter.graph.types import Layer, Tensor
 from exporter.graph.walk import calls, is_graph
 
@@ -52,6 +49,11 @@ class Lane:
     def size(self) -> int:
         """The length of the last axis."""
         return len(self.ids) * self.positions
+
+    @property
+    def spread(self) -> Indices:
+        """The number of each element of the last axis."""
+        return np.tile(self.ids, self.positions)
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ class ChannelGraph:
         """Repeats each channel as often as a depthwise convolution makes outputs of it."""
         if len(given) != 1 or not is_elementwise(layer.activation):
             return None
-        return Lane(np.repeat(_spread(given[0]), layer.depth_multiplier))
+        return Lane(np.repeat(given[0].spread, layer.depth_multiplier))
 
     def _reshaped(self, layer: Layer, given: list[Lane], output: Tensor) -> Lane | None:
         """Repeats the channels for each position that the last axis now covers."""
@@ -312,112 +314,18 @@ class ChannelGraph:
         """Puts the channels of several tensors one after the other."""
         if layer.axis not in (-1, len(output.shape) - 1):
             return None
-        return Lane(np.concatenate([_spread(lane) for lane in given]))
+        return Lane(np.concatenate([lane.spread for lane in given]))
 
     def _held(self, tensor: Tensor) -> Lane:
         return Lane(np.zeros((tensor.shape[-1] if tensor.shape else 1) or 1, dtype=np.intp))
 
     def _join_all(self, lanes: Sequence[Lane], others: Sequence[Lane]) -> None:
         for lane, other in zip(lanes, others, strict=True):
-            self._union.join(_spread(lane), _spread(other))
+            self._union.join(lane.spread, other.spread)
 
     def _hold(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             self._union.join(lane.ids, np.zeros_like(lane.ids))
-
-
-def _spread(lane: Lane) -> Indices:
-    return np.tile(lane.ids, lane.positions)
-
-
-@dataclass(frozen=True)
-class Refit:
-    """How a consumer makes up for the channels that it loses.
-
-    Attributes:
-        matrix: The linear map of all channels from those that stay, channels x kept.
-        constant: What is added to it, one number a channel.
-    """
-
-    matrix: Floats
-    constant: Floats
-
-
-def remove_channels(
-    graph: ChannelGraph,
-    network: Network,
-    removed: Iterable[int],
-    refits: Mapping[str, Refit] | None = None,
-) -> Network:
-    """Copies a network without some of its channels.
-
-    The copy computes the same if each consumer's refit gives exactly what it loses.
-
-    Args:
-        graph: The channels of the network.
-        network: The network; it is not changed.
-        removed: Their numbers.
-        refits: By path of the consumer; others lose what they had of these channels.
-
-    Returns:
-        The copy, an ordinary Keras model whose layers have fewer units or filters.
-    """
-    gone = np.array(sorted(removed), dtype=np.intp)
-    replacements = {}
-    for path, layer in graph.followed.items():
-        inputs, output = graph.lanes(path)
-        if any(np.isin(lane.ids, gone).any() for lane in (*inputs, output)):
-            slim = _slimmed(layer, inputs, output, gone, (refits or {}).get(path))
-            replacements[path] = Replacement((slim,), {})
-    return network.rewrite(replacements)
-
-
-def _slimmed(
-    layer: Layer, inputs: Sequence[Lane], output: Lane, gone: Indices, refit: Refit | None
-) -> Layer:
-    """Builds a layer that takes and makes fewer channels."""
-    made = _staying(_spread(output), gone)
-    role, weights = kind_of(layer).channels, layer.get_weights()
-    changes: dict[str, Any] = {}
-    if kind_of(layer).makes_channels:
-        if refit is None:
-            stays = _staying(inputs[0].ids, gone)
-            size = len(inputs[0].ids)
-            refit = Refit(np.eye(size)[:, stays], np.zeros(size))
-        weights = _fitted_weights(layer, refit, made)
-        changes["units" if hasattr(layer, "units") else "filters"] = len(made)
-    elif role == "depthwise":
-        weights[0] = weights[0][..., _staying(_spread(inputs[0]), gone), :]
-        weights[1:] = [weight[made] for weight in weights[1:]]
-    elif role == "scaled":
-        weights = [weight[..., made] for weight in weights]
-    elif hasattr(layer, "target_shape"):
-        changes["target_shape"] = (*layer.target_shape[:-1], len(made))
-    shapes = [
-        (*shape[:-1], len(_staying(_spread(lane), gone)))
-        for shape, lane in zip(input_shapes(layer), inputs, strict=True)
-    ]
-    return rebuild(layer, shapes if len(shapes) > 1 else shapes[0], weights, **changes)
-
-
-def _staying(ids: Indices, gone: Indices) -> Indices:
-    return np.flatnonzero(~np.isin(ids, gone))
-
-
-def _fitted_weights(layer: Layer, refit: Refit, made: Indices) -> list[Any]:
-    """Returns kernel and bias of a layer for the channels that its refit takes."""
-    kernel, *bias = layer.get_weights()
-    swapped = kind_of(layer).channels == "transposed"
-    if swapped:
-        kernel = np.swapaxes(kernel, -1, -2)
-    size, kept = refit.matrix.shape
-    blocks = kernel.astype(np.float64).reshape(-1, size, kernel.shape[-1])
-    bias = [each + np.einsum("pcn,c->n", blocks, refit.constant) for each in bias]
-    blocks = np.matmul(refit.matrix.T, blocks)
-    # The channels of a dense layer are repeated along its only input axis.
-    sizes = (-1,) if kernel.ndim == 2 else (*kernel.shape[:-2], kept)
-    kernel = blocks.reshape(*sizes, kernel.shape[-1])[..., made]
-    return [np.swapaxes(kernel, -1, -2) if swapped else kernel, *(each[made] for each in bias)]
 
 
 def output_positions(layer: Layer) -> int:

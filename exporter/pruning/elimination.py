@@ -14,7 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from exporter.graph.channels import Floats, Indices, Refit
+from exporter.graph.channels import Floats, Indices
+from exporter.graph.removal import Refit
 
 RIDGE = 1e-4
 """What is added to each channel's variance, as a part of it.

@@ -16,10 +16,10 @@ from exporter.graph.channels import (
     Group,
     Indices,
     output_positions,
-    remove_channels,
 )
 from exporter.graph.layers import output_shape
 from exporter.graph.network import Network
+from exporter.graph.removal import remove_channels
 from exporter.graph.separable import split_separable
 from exporter.lowrank.calibration import Calibration, thinned
 from exporter.lowrank.candidates import CostKind

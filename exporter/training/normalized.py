@@ -4,19 +4,31 @@ Normalised outputs let factors train at rates that diverge or crawl without them
 2015). With the mean mu and variance v of a layer's outputs y in the compressed model,
 ``gamma (y - mu) / sqrt(v + eps) + beta`` is y itself for ``gamma = sqrt(v + eps)`` and
 ``beta = mu``: training starts from what was cut, and what it ends at is folded again.
+
+What is normalised has no scale of its own, and folding leaves kernels with any: a first one that
+takes values up to 255 has weights of 0.003, of which one step of Adam would leave nothing. So the
+kernel of each output is brought to a norm of one, as Salimans and Kingma do ("Weight
+normalization", 2016), and factors before it to as much in the mean of their columns.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.graph.fold import fold
 from exporter.graph.hooks import called
-from exporter.graph.layers import input_shape, is_channels_last, output_shape, rebuild
+from exporter.graph.layers import (
+    input_shape,
+    is_channels_last,
+    kind_of,
+    output_shape,
+    rebuild,
+)
 from exporter.graph.network import Network
 from exporter.graph.rewrite import Replacement
-from exporter.graph.types import Layer
+from exporter.graph.types import Layer, Variable
 from exporter.graph.walk import own_weights
 from exporter.lowrank.engine import Compressed
 from exporter.training.data import Batch
@@ -49,11 +61,21 @@ class Normalized:
         layers = {path: network.layers[path] for path in paths}
         statistics = _statistics(network, layers, batches)
         self._pairs: dict[str, tuple[Layer, Layer]] = {}
+        factors = {id(each.weights[-1]): name for name, each in compressed.factors.items()}
+        rescaled: dict[str, list[float]] = {}
         for path, layer in layers.items():
-            twin = rebuild(layer, input_shape(layer), layer.get_weights())
-            self._pairs[path] = (twin, _identity(layer, *statistics[path]))
+            name = next((factors[id(w)] for w in own_weights(layer) if id(w) in factors), None)
+            scales = [_to_unit_columns(w.numpy()) for w in _heads(compressed, name)]
+            if name is not None:
+                rescaled[name] = scales
+            weights, scale = _to_unit_outputs(layer, float(np.prod(scales)))
+            twin = rebuild(layer, input_shape(layer), weights)
+            self._pairs[path] = (twin, _identity(layer, *statistics[path], scale))
         replacements = {path: Replacement(pair, {}) for path, pair in self._pairs.items()}
         self.compressed = compressed.copy(replacements) if replacements else compressed
+        for name, scales in rescaled.items():
+            for weight, head_scale in zip(_heads(self.compressed, name), scales, strict=True):
+                weight.assign(weight * head_scale)
 
     def fold_into(self, network: Network) -> None:
         """Assigns the weights of the copy, its normalisations folded, to the original."""
@@ -64,8 +86,36 @@ class Normalized:
                 weight.assign(value.numpy())
 
 
-def _identity(layer: Layer, mean: Any, variance: Any) -> Layer:
-    """Builds a normalisation that changes nothing of outputs with this mean and variance."""
+def _heads(compressed: Compressed, name: str | None) -> tuple[Variable, ...]:
+    """Returns the factors of a kernel but the last one; none of what is not factorized."""
+    return compressed.factors[name].weights[:-1] if name is not None else ()
+
+
+def _to_unit_columns(factor: NDArray[Any]) -> float:
+    """Returns what brings the columns of a factor, its last axis, to a mean square norm of one."""
+    norm = float(np.linalg.norm(factor))
+    return factor.shape[-1] ** 0.5 / norm if norm else 1.0
+
+
+def _to_unit_outputs(layer: Layer, given: float) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+    """Returns weights that give each output a kernel of norm one, and what scales the outputs.
+
+    ``given`` is what scales the inputs of the layer.
+    """
+    *others, kernel, bias = layer.get_weights()
+    axes = tuple(axis % kernel.ndim for axis in kind_of(layer).output_axes)
+    rest = tuple(axis for axis in range(kernel.ndim) if axis not in axes)
+    norms = np.sqrt((kernel.astype(np.float64) ** 2).sum(axis=rest, keepdims=True))
+    scales = 1 / np.where(norms > 0, norms, 1)
+    total = given * scales.ravel()
+    return [*others, kernel * scales, bias * total], total
+
+
+def _identity(layer: Layer, mean: Any, variance: Any, scale: Any) -> Layer:
+    """Builds a normalisation that gives back outputs that were scaled, of this mean and variance.
+
+    The mean and the variance are those before outputs were multiplied by ``scale``.
+    """
     import keras
 
     norm = keras.layers.BatchNormalization(
@@ -76,7 +126,8 @@ def _identity(layer: Layer, mean: Any, variance: Any) -> Layer:
         dtype=layer.dtype_policy,
     )
     norm.build(output_shape(layer))
-    norm.set_weights([np.sqrt(variance + norm.epsilon), mean, mean, variance])
+    scaled = scale**2 * variance
+    norm.set_weights([np.sqrt(scaled + norm.epsilon) / scale, mean, scale * mean, scaled])
     return norm
 
 

@@ -15,11 +15,12 @@ import numpy as np
 
 import exporter
 from exporter.commands.budgets import LabelledClasses
-from exporter.graph.channels import ChannelGraph, remove_channels
+from exporter.graph.channels import ChannelGraph
 from exporter.graph.fitting import fit_both
 from exporter.graph.layers import kind_of
 from exporter.graph.loading import load_model
 from exporter.graph.network import Network
+from exporter.graph.removal import remove_channels
 from exporter.lowrank.engine import Compressed
 from exporter.lowrank.ranks.policy import RankPlan
 from exporter.recipe import Recipe

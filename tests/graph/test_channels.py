@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from exporter.graph.channels import ChannelGraph, Refit, remove_channels
+from exporter.graph.channels import ChannelGraph
 from exporter.graph.network import Network
+from exporter.graph.removal import Refit, remove_channels
 
 
 def se_block(x):

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from exporter.graph.channels import ChannelGraph, remove_channels
+from exporter.graph.channels import ChannelGraph
 from exporter.graph.network import Network
+from exporter.graph.removal import remove_channels
 from exporter.pruning.allocation import Costs, Curve, allocate, levels
 
 

@@ -76,6 +76,33 @@ def test_normalisations_change_nothing_until_they_train_and_fold_into_what_they_
     )
 
 
+@pytest.mark.parametrize("convolution", ["channel", "spatial", "tucker2"])
+def test_kernels_before_normalisations_train_at_one_scale(convolution, images):
+    """Folding leaves the first kernel with thousandths, where inputs are bytes."""
+    model = cnn()
+    for name, factor in {"first_norm": 1e-3, "depthwise_norm": 1e3}.items():
+        gamma = model.get_layer(name).gamma
+        gamma.assign(gamma * factor)
+    engine, compressed = cut(model, convolution)
+    batches = [Batch({"image": images}, {}, {})]
+    network = Normalized(compressed, engine.folded.values(), batches).compressed.network
+    before = compressed.model.predict(images, verbose=0)
+    np.testing.assert_allclose(
+        network.model.predict(images, verbose=0),
+        before,
+        rtol=1e-3,
+        atol=1e-3 * np.abs(before).max(),
+    )
+    for path, layer in network.layers.items():
+        if not path.startswith("scores") and isinstance(
+            layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D
+        ):
+            kernel = layer.get_weights()[0]
+            axes = (0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (0, 1, 2)
+            norms = np.sqrt((kernel**2).sum(axis=axes))
+            assert np.sqrt((norms**2).mean()) == pytest.approx(1, rel=1e-3), path
+
+
 def test_without_normalisations_the_model_itself_is_trained(images):
     compressed = compress(cnn(), rank=4, method="svd")
     normalized = Normalized(compressed, (), ())
