@@ -23,7 +23,7 @@ from exporter.training.data import TrainingData, training_part
 from exporter.training.distribution import losses_explained
 from exporter.training.factored import Factored
 from exporter.training.loop import History, Loop
-from exporter.training.normalized import LEAST_BATCH, Normalized
+from exporter.training.normalized import LEAST_BATCH, Normalized, normalizable
 from exporter.training.objective import Objective
 from exporter.training.phase import Phase
 from exporter.training.projected import Projected
@@ -131,16 +131,9 @@ class FineTuner:
         return history
 
     def _normalized(self, compressed: Compressed) -> Normalized:
-        """Copies a model, with the batch normalisations in place that were folded before the cut.
-
-        Those that do not train stay folded, and all of them where batches are too small.
-        """
-        engine, data = self._engine, self._data
-        paths = [
-            path
-            for norm, path in engine.folded.items()
-            if engine.original.layers[norm].trainable and data.batch_size >= LEAST_BATCH
-        ]
+        """Copies a model with batch normalisations, except where batches are too small for them."""
+        data = self._data
+        paths = normalizable(self._engine, compressed) if data.batch_size >= LEAST_BATCH else []
         batches = data.batches(epoch=0, start=0) if paths else iter(())
         return Normalized(compressed, paths, islice(batches, NORMALIZED_BATCHES))
 

@@ -1,9 +1,11 @@
-"""Puts batch normalisations back behind layers that they were folded into, while factors train.
+"""Puts batch normalisations behind layers while factors train.
 
-Normalised outputs let factors train at rates that diverge or crawl without them (Ioffe and Szegedy,
-2015). With the mean mu and variance v of a layer's outputs y in the compressed model,
-``gamma (y - mu) / sqrt(v + eps) + beta`` is y itself for ``gamma = sqrt(v + eps)`` and
-``beta = mu``: training starts from what was cut, and what it ends at is folded again.
+They go behind layers that one was folded into, and behind convolutions that have none: whoever
+exported the network may have folded it. Normalised outputs let factors train at rates that diverge
+or crawl without them (Ioffe and Szegedy, 2015). With the mean mu and variance v of a layer's
+outputs y in the compressed model, ``gamma (y - mu) / sqrt(v + eps) + beta`` is y itself for
+``gamma = sqrt(v + eps)`` and ``beta = mu``: training starts from what was cut, and what it ends at
+is folded.
 
 What is normalised has no scale of its own, and folding leaves kernels with any: a first one that
 takes values up to 255 has weights of 0.003, of which one step of Adam would leave nothing. So the
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.graph.fold import fold
-from exporter.graph.hooks import called
+from exporter.graph.hooks import watched
 from exporter.graph.layers import (
     input_shape,
     is_channels_last,
@@ -27,10 +29,11 @@ from exporter.graph.layers import (
     rebuild,
 )
 from exporter.graph.network import Network
+from exporter.graph.outputs import output_layers
 from exporter.graph.rewrite import Replacement
 from exporter.graph.types import Layer, Variable
 from exporter.graph.walk import own_weights
-from exporter.lowrank.engine import Compressed
+from exporter.lowrank.engine import Compressed, Engine
 from exporter.training.data import Batch
 
 LEAST_BATCH = 16
@@ -54,13 +57,13 @@ class Normalized:
 
         Args:
             compressed: The model; it is not changed.
-            paths: Linear layers with a bias, each called once, by their paths.
+            paths: Layers with a kernel and a bias, each called once, by their paths.
             batches: Samples to take the mean and variance of their outputs from.
         """
         network = compressed.network
         layers = {path: network.layers[path] for path in paths}
         statistics = _statistics(network, layers, batches)
-        self._pairs: dict[str, tuple[Layer, Layer]] = {}
+        chains: dict[str, tuple[Layer, ...]] = {}
         factors = {id(each.weights[-1]): name for name, each in compressed.factors.items()}
         rescaled: dict[str, list[float]] = {}
         for path, layer in layers.items():
@@ -69,9 +72,9 @@ class Normalized:
             if name is not None:
                 rescaled[name] = scales
             weights, scale = _to_unit_outputs(layer, float(np.prod(scales)))
-            twin = rebuild(layer, input_shape(layer), weights)
-            self._pairs[path] = (twin, _identity(layer, *statistics[path], scale))
-        replacements = {path: Replacement(pair, {}) for path, pair in self._pairs.items()}
+            chains[path] = _chain(layer, weights, *statistics[path], scale)
+        self._pairs = {path: chain[:2] for path, chain in chains.items()}
+        replacements = {path: Replacement(chain, {}) for path, chain in chains.items()}
         self.compressed = compressed.copy(replacements) if replacements else compressed
         for name, scales in rescaled.items():
             for weight, head_scale in zip(_heads(self.compressed, name), scales, strict=True):
@@ -84,6 +87,50 @@ class Normalized:
             source = fold(*pair) if pair else self.compressed.network.layers[path]
             for weight, value in zip(own_weights(layer), own_weights(source), strict=True):
                 weight.assign(value.numpy())
+
+
+def normalizable(engine: Engine, compressed: Compressed) -> list[str]:
+    """Returns the paths of layers of a compressed model that train better if they are normalised.
+
+    Normalisations that were folded and do not train stay folded. A convolution is left alone if a
+    normalisation follows it, or if it computes an output of the model or a single position.
+    """
+    import keras
+
+    network = compressed.network
+    folded = {path: engine.original.layers[norm] for norm, path in engine.folded.items()}
+    heads = {id(w) for each in compressed.factors.values() for w in each.weights[:-1]}
+    followed = {
+        id(layer)
+        for _, layer, after in network.links
+        if isinstance(after, keras.layers.BatchNormalization)
+    }
+    excepted = {*followed, *map(id, output_layers(network.model))}
+
+    def lacks_one(layer: Layer) -> bool:
+        return (
+            hasattr(layer, "kernel_size")
+            and kind_of(layer).folds
+            and layer.use_bias
+            and layer.trainable
+            and id(layer) not in excepted
+            and _covers_positions(layer)
+            and getattr(keras.activations, layer.activation.__name__, None) is layer.activation
+            and not any(id(weight) in heads for weight in own_weights(layer))
+            and network.calls[layer].times == 1
+            and not network.calls[layer].obstacle
+        )
+
+    return [
+        path
+        for path, layer in network.layers.items()
+        if (folded[path].trainable if path in folded else lacks_one(layer))
+    ]
+
+
+def _covers_positions(layer: Layer) -> bool:
+    shape = output_shape(layer)
+    return any(size != 1 for size in (shape[1:-1] if is_channels_last(layer) else shape[2:]))
 
 
 def _heads(compressed: Compressed, name: str | None) -> tuple[Variable, ...]:
@@ -111,37 +158,47 @@ def _to_unit_outputs(layer: Layer, given: float) -> tuple[list[NDArray[Any]], ND
     return [*others, kernel * scales, bias * total], total
 
 
-def _identity(layer: Layer, mean: Any, variance: Any, scale: Any) -> Layer:
-    """Builds a normalisation that gives back outputs that were scaled, of this mean and variance.
+def _chain(
+    layer: Layer, weights: list[NDArray[Any]], mean: Any, variance: Any, scale: Any
+) -> tuple[Layer, ...]:
+    """Builds a layer with other weights, and a normalisation that gives back what it computed.
 
-    The mean and the variance are those before outputs were multiplied by ``scale``.
+    The mean and the variance are those before outputs were multiplied by ``scale``. An activation
+    of the layer comes last.
     """
     import keras
 
+    twin = rebuild(layer, input_shape(layer), weights, activation=None)
+    linear = layer.activation is keras.activations.linear
     norm = keras.layers.BatchNormalization(
         axis=-1 if is_channels_last(layer) else 1,
         momentum=MOMENTUM,
         synchronized=True,
-        name=layer.name,
+        name=layer.name if linear else f"{layer.name}_norm",
         dtype=layer.dtype_policy,
     )
     norm.build(output_shape(layer))
     scaled = scale**2 * variance
     norm.set_weights([np.sqrt(scaled + norm.epsilon) / scale, mean, scale * mean, scaled])
-    return norm
+    if linear:
+        return twin, norm
+    activation = keras.layers.Activation(
+        layer.activation, name=layer.name, dtype=layer.dtype_policy
+    )
+    return twin, norm, activation
 
 
 def _statistics(
     network: Network, layers: Mapping[str, Layer], batches: Iterable[Batch]
 ) -> dict[str, tuple[Any, Any]]:
-    """Returns mean and variance of the channels that layers return, by path."""
+    """Returns mean and variance of the channels that layers give their activation, by path."""
     signature = network.signature
     seen: dict[str, list[Any]] = {path: [] for path in layers}
     for batch in batches:
-        with called(layers.values()) as calls:
+        with watched([(layer, "activation") for layer in layers.values()]) as results:
             signature(**signature.tensors(batch.inputs))
         for path, layer in layers.items():
-            (_, outputs), *_ = calls[id(layer)]
+            (outputs,) = results[id(layer)]
             values = np.moveaxis(outputs.numpy(), -1 if is_channels_last(layer) else 1, -1)
             rows = values.reshape(-1, values.shape[-1]).astype(np.float64)
             seen[path].append((rows.mean(axis=0), rows.var(axis=0)))
