@@ -115,7 +115,7 @@ def normalizable(engine: Engine, compressed: Compressed) -> list[str]:
             and layer.trainable
             and id(layer) not in excepted
             and _covers_positions(layer)
-            and getattr(keras.activations, layer.activation.__name__, None) is layer.activation
+            and _is_of_keras(layer.activation)
             and not any(id(weight) in heads for weight in own_weights(layer))
             and network.calls[layer].times == 1
             and not network.calls[layer].obstacle
@@ -126,6 +126,12 @@ def normalizable(engine: Engine, compressed: Compressed) -> list[str]:
         for path, layer in network.layers.items()
         if (folded[path].trainable if path in folded else lacks_one(layer))
     ]
+
+
+def _is_of_keras(activation: Any) -> bool:
+    import keras
+
+    return getattr(keras.activations, getattr(activation, "__name__", ""), None) is activation
 
 
 def _covers_positions(layer: Layer) -> bool:

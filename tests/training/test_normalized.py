@@ -8,7 +8,7 @@ from exporter.lowrank.engine import Engine
 from exporter.lowrank.ranks.named import policy_for
 from exporter.options.groups import Cut, Goal
 from exporter.training.data import Batch
-from exporter.training.normalized import Normalized
+from exporter.training.normalized import Normalized, normalizable
 
 
 def cnn():
@@ -101,6 +101,49 @@ def test_kernels_before_normalisations_train_at_one_scale(convolution, images):
             axes = (0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (0, 1, 2)
             norms = np.sqrt((kernel**2).sum(axis=axes))
             assert np.sqrt((norms**2).mean()) == pytest.approx(1, rel=1e-3), path
+
+
+def without_norms():
+    """Builds convolutions of which some have a normalisation, give outputs, or see one position."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(12, 3, padding="same", activation="relu", name="first")(inputs)
+    x = layers.Conv2D(12, 3, padding="same", activation="swish", name="second")(x)
+    x = layers.DepthwiseConv2D(3, activation="relu", name="depthwise")(x)
+    x = layers.Conv2D(12, 3, name="normalized")(layers.Dropout(0.1)(x))
+    x = layers.BatchNormalization(name="norm")(x)
+    frozen = layers.Conv2D(12, 1, activation="relu", name="frozen")
+    frozen.trainable = False
+    x = frozen(x)
+    x = layers.Conv2D(12, 1, activation=layers.LeakyReLU(), name="custom")(x)
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    x = layers.Multiply()([x, layers.Conv2D(12, 1, activation="sigmoid", name="gate")(gate)])
+    places = layers.Conv2D(4, 3, name="places")(x)
+    return keras.Model(inputs, [places, layers.Dense(4, name="scores")(layers.Flatten()(x))])
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_convolutions_that_lack_a_normalisation_get_one(images, fold, randomize):
+    model = without_norms()
+    randomize(model, 3)
+    engine = Engine(Network(model), None, Cut(method="svd", fold=fold))
+    compressed = engine.factorize(engine.plan(policy_for(Goal(rank=4))))
+    paths = normalizable(engine, compressed)
+    assert set(paths) == {"first", "second", "depthwise", *(["normalized"] if fold else [])}
+    normalized = Normalized(compressed, paths, [Batch({"image": images}, {}, {})])
+    trained, before = normalized.compressed.model, compressed.model.predict(images, verbose=0)
+    for now, then in zip(trained.predict(images, verbose=0), before, strict=True):
+        np.testing.assert_allclose(now, then, rtol=1e-3, atol=1e-3 * np.abs(then).max())
+    generator = np.random.default_rng(2)
+    for weight in trained.weights:
+        weight.assign(weight * generator.uniform(0.7, 1.4, weight.shape))
+    expected = trained.predict(images, verbose=0)
+    normalized.fold_into(compressed.network)
+    folded = compressed.model.predict(images, verbose=0)
+    for now, then, once in zip(folded, expected, before, strict=True):
+        np.testing.assert_allclose(now, then, rtol=1e-3, atol=1e-3 * np.abs(then).max())
+        assert np.abs(then - once).max() > 0.1 * np.abs(once).max()
 
 
 def test_without_normalisations_the_model_itself_is_trained(images):
