@@ -346,8 +346,8 @@ class Tuning(Group):
     distill: float = option(
         0.5,
         number(0, 1, metavar="W"),
-        "weight of the divergence from the baseline in the loss, which falls to nothing by half of "
-        "the epochs (1 stays); the task's own loss has the rest",
+        "weight of the divergence from the baseline in the loss, until the model is as good on "
+        "validation data (1 stays); the task's own loss has the rest",
     )
     temperature: float = option(
         2.0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,20 +128,29 @@ class TrainingData:
             yield self._batch(Split(inputs, batch.labels), taught=taught)
 
     def evaluate(self, runner: KerasRunner) -> Score:
-        """Measures a model on the validation data."""
-        import tensorflow as tf
-
+        """Measures a model on the validation data, by its labels unless they are not to teach."""
         if self._validation is None:
             return Score(None, None, 0)
-        inputs, labels, teacher = self._validation
-        outputs = self._predict(runner, inputs)
+        return self._score(self._predict(runner, self._validation.inputs), self._validation)
+
+    @cached_property
+    def baseline(self) -> Score:
+        """What ``evaluate`` gives for the baseline, whose outputs must be needed."""
+        if self._validation is None:
+            return Score(None, None, 0)
+        return self._score(self._validation.teacher, self._validation)
+
+    def _score(self, outputs: Mapping[str, Any], held: Batch) -> Score:
+        import tensorflow as tf
+
         count = len(next(iter(outputs.values())))
-        tensors = (
+        predicted, labels, teacher = (
             {name: tf.convert_to_tensor(array[:count]) for name, array in arrays.items()}
-            for arrays in (outputs, labels, teacher)
+            for arrays in (outputs, held.labels, held.teacher)
         )
-        losses = self.objective(*tensors)
-        return Score(float(np.mean(losses)), self._accuracy(outputs, labels), count)
+        weight = 1.0 if self.objective.distill == 1 else 0.0
+        losses = self.objective(predicted, labels, teacher, weight)
+        return Score(float(np.mean(losses)), self._accuracy(outputs, held.labels), count)
 
     def _accuracy(self, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float | None:
         """Returns the mean accuracy of the outputs that classify and have labels."""

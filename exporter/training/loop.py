@@ -16,7 +16,7 @@ from exporter.inputs import made_of
 from exporter.options.groups import Tuning
 from exporter.progress import Progress
 from exporter.training.checkpoint import Checkpoint, check_like, load_checkpoint, save_checkpoint
-from exporter.training.data import Batch, TrainingData
+from exporter.training.data import Batch, Score, TrainingData
 from exporter.training.distribution import clipped, from_first, is_chief, shared_out
 from exporter.training.phase import Phase
 
@@ -32,7 +32,7 @@ FINAL_RATE = 0.01
 """Part of the learning rate that the cosine ends at."""
 
 TEACHING = 0.5
-"""Part of the epochs in which the baseline teaches, with a weight that falls to nothing."""
+"""Part of the epochs in which the baseline teaches, where no validation data tell when to stop."""
 
 TOLERANCE = 0.5
 """Standard errors by which the accuracy of a later epoch may be below the best, for its weights to
@@ -147,7 +147,7 @@ class Loop:
     def _run_epoch(self, advance: Callable[[int, str], None]) -> None:
         at = self._at
         saved = time.perf_counter()
-        if self._objective.distill and not self._distill(at.epoch):
+        if self._objective.distill and not self._distill:
             # From now on, the baseline's outputs are not computed.
             self._objective = dataclasses.replace(self._objective, distill=0.0)
             self._trace_step()
@@ -177,8 +177,7 @@ class Loop:
         for number, state in enumerate(self._random_states):
             drawn = np.random.SeedSequence((self._data.seed, number, self._at.total_steps))
             state.assign(drawn.generate_state(2))
-        distill = self._distill(self._at.epoch)
-        scalars = [tf.constant(value, tf.float32) for value in (1 / batch.samples, distill)]
+        scalars = [tf.constant(x, tf.float32) for x in (1 / batch.samples, self._distill)]
         return float(self._step(shared_out(self._strategy, batch, batch.samples), *scalars))
 
     def _distributed_step(self, batch: Batch, share: Any, distill: Any) -> Any:
@@ -222,21 +221,34 @@ class Loop:
             at.ending = "finished"
         elif tuning.patience and number - peak.number >= tuning.patience:
             at.ending = "no better"
+        at.taught = at.taught and not self._has_caught_up(number, score)
         # All workers must agree, even where their processors round differently.
-        (goes_on,) = from_first(self._strategy, [float(at.ending is None)])
+        goes_on, taught = from_first(self._strategy, [float(at.ending is None), float(at.taught)])
+        at.taught = bool(taught)
         if not goes_on and at.ending is None:
             at.ending = "finished"
 
-    def _distill(self, epoch: int) -> float:
-        """Returns the weight of the divergence from the baseline in an epoch.
-
-        At first it helps, and later it holds back what could be better than the baseline (Cho and
-        Hariharan, "On the efficacy of knowledge distillation", 2019, stop it early).
-        """
+    @property
+    def _distill(self) -> float:
+        """The weight of the divergence from the baseline."""
         most = self._tuning.distill
-        if most == 1:  # The labels are not to teach at all.
-            return most
-        return most * max(0.0, 1 - (epoch - 1) / (TEACHING * self._tuning.finetune))
+        # With a weight of 1, the labels are not to teach at all.
+        return most if self._at.taught or most == 1 else 0.0
+
+    def _has_caught_up(self, epoch: int, score: Score) -> bool:
+        """Tells whether a model has nothing more to learn from the baseline.
+
+        The baseline helps as long as it is better; then it holds back what could be better than it
+        (Cho and Hariharan, "On the efficacy of knowledge distillation", 2019, stop it early).
+        """
+        if not self._objective.distill:
+            return True
+        baseline = self._data.baseline
+        if score.accuracy is not None and baseline.accuracy is not None:
+            return score.accuracy >= baseline.accuracy
+        if score.loss is not None and baseline.loss is not None:
+            return score.loss <= baseline.loss
+        return epoch >= TEACHING * self._tuning.finetune
 
     def _seconds(self) -> float:
         return self._at.seconds + time.perf_counter() - self._started
@@ -268,10 +280,11 @@ class Loop:
                 f"Goes on from the checkpoint in epoch {self._at.epoch}, step {self._at.step}"
             )
         at = self._at
-        place = [len(at.epochs), at.epoch, at.step, at.total_steps, at.best]
-        closed, at.epoch, at.step, at.total_steps, at.best = (
+        place = [len(at.epochs), at.epoch, at.step, at.total_steps, at.best, at.taught]
+        closed, at.epoch, at.step, at.total_steps, at.best, taught = (
             int(value) for value in from_first(self._strategy, place)
         )
+        at.taught = bool(taught)
         if not chief:
             # Only the first worker knows of former epochs, and only it decides.
             at.epochs = [Epoch(0, None, None, None, 0.0, 0.0)] * closed
@@ -290,6 +303,7 @@ class _Position:
     loss: float = 0.0
     samples: int = 0
     best: int = 0
+    taught: bool = True
     epochs: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0
     ending: Ending | None = None

@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -331,7 +332,7 @@ def test_length_of_a_pipeline_need_not_be_known(tuner, classifier, blobs, monkey
     assert all(epoch.learning_rate == pytest.approx(0.01) for epoch in history.epochs)
 
 
-def test_the_baseline_teaches_less_and_less(tuner, classifier):
+def test_a_baseline_that_is_worse_does_not_teach(tuner, classifier):
     """The baseline has random weights: whoever follows it to the end learns no labels."""
 
     def accuracy(distill):
@@ -345,10 +346,18 @@ def test_the_baseline_teaches_less_and_less(tuner, classifier):
 
 
 @pytest.mark.parametrize(
-    ("distill", "weights"),
-    [(0.8, [0.8, 0.6, 0.4, 0.2, 0.0, 0.0]), (1.0, [1.0] * 6), (0.0, [0.0] * 6)],
+    ("baseline", "scores", "caught_up"),
+    [
+        (Score(1.0, 0.8, 100), [Score(0.5, accuracy, 100) for accuracy in (0.2, 0.79, 0.8)], 2),
+        (Score(1.0, 0.8, 100), [Score(2.0, 0.8, 100)], 0),
+        (Score(1.0, None, 100), [Score(loss, None, 100) for loss in (3.0, 0.9)], 1),
+        (Score(None, None, 0), [Score(None, None, 0)] * 8, 4),
+    ],
 )
-def test_the_weight_of_the_baseline_falls_to_nothing_by_half(distill, weights):
+def test_the_baseline_teaches_until_the_model_is_as_good(baseline, scores, caught_up):
     loop = Loop.__new__(Loop)
-    loop._tuning = Tuning(finetune=8, distill=distill)
-    assert [loop._distill(epoch) for epoch in range(1, 7)] == pytest.approx(weights)
+    loop._tuning = Tuning(finetune=8, distill=0.3)
+    loop._data = SimpleNamespace(baseline=baseline)
+    loop._objective = SimpleNamespace(distill=0.3)
+    found = [loop._has_caught_up(number, score) for number, score in enumerate(scores)]
+    assert found.index(True) == caught_up
