@@ -167,6 +167,11 @@ class Recipe:
         return any(variant.calibrated for variant in self._variants)
 
     @property
+    def needs_data(self) -> bool:
+        """Whether a variant cannot be made without data."""
+        return any(variant.needs_data for variant in self._variants)
+
+    @property
     def has_integers(self) -> bool:
         """Whether weights of a variant are integers, whose scales are chosen by data."""
         return any(variant.scheme is not None for variant in self._variants)

@@ -14,7 +14,7 @@ from exporter.data import Dataset
 from exporter.data.metrics import snr_db
 from exporter.errors import DataError, RecipeError
 from exporter.formats.base import ExportOptions, Format, describe
-from exporter.formats.variants import MIXED, Variant
+from exporter.formats.variants import Variant
 from exporter.graph.network import Network
 from exporter.isolation import ChildError
 from exporter.lowrank.calibration import Calibration, calibration_from
@@ -178,7 +178,7 @@ def quantization_samples(
         return None
     count = min(recipe.source.calibration, RANGE_SAMPLES)
     calibration = calibration_from(network, dataset, count) if dataset else None
-    if calibration is None and (recipe.calibrates or MIXED in recipe.quantization.quantize):
+    if calibration is None and recipe.needs_data:
         name = dataset.name if dataset else "none"
         raise DataError(
             f"quantize {', '.join(recipe.quantization.quantize)} calibrates ranges of activations, "

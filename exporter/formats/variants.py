@@ -60,3 +60,8 @@ class Variant:
     def calibrated(self) -> bool:
         """Whether calibration data give the ranges of activations."""
         return self.scheme is not None and self.scheme.activations == "static"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it is nothing without data: for ranges of activations, or bits of layers."""
+        return self.calibrated or (self.scheme is not None and self.scheme.mixed)
