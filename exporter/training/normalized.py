@@ -116,7 +116,7 @@ def normalizable(engine: Engine, compressed: Compressed) -> list[str]:
             and id(layer) not in excepted
             and _covers_positions(layer)
             and _is_of_keras(layer.activation)
-            and not any(id(weight) in heads for weight in own_weights(layer))
+            and not any(id(w) in heads or w.constraint for w in own_weights(layer))
             and network.calls[layer].times == 1
             and not network.calls[layer].obstacle
         )
