@@ -65,7 +65,7 @@ def print_sweep(sweep: Sweep, console: Console) -> None:
     """Prints the front of a sweep, the choice, and the command that exports it."""
     title = (
         f"Artifacts that no other beats; {UNCOMPRESSED} is the uncompressed network.\n"
-        "The result is on test data; the loss, by which they are compared, on validation data"
+        "They are compared by the loss on validation data; the result is on test data"
     )
     table = open_table(title, ["ranks by", "artifact"], ["bytes", "latency", "result", "loss", ""])
     for point in sweep.front:
