@@ -289,8 +289,7 @@ class _Exports:
 
     def _losses(self, conversion: ConversionVerdict) -> dict[str, float]:
         """Returns what labelled outputs of an artifact lost against the baseline."""
-        standings = conversion.standings
-        return {name: standings[name].loss for name in conversion.metrics}
+        return {name: each.loss for name, each in conversion.standings.items() if each.metric}
 
     @property
     def _single_batch(self) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """Prepares training batches with the baseline's outputs, and evaluates on validation data."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -148,8 +148,10 @@ class TrainingData:
             {name: tf.convert_to_tensor(array[:count]) for name, array in arrays.items()}
             for arrays in (outputs, held.labels, held.teacher)
         )
-        weight = 1.0 if self.objective.distill == 1 else 0.0
-        losses = self.objective(predicted, labels, teacher, weight)
+        objective = self.objective
+        if objective.distill < 1:
+            objective = replace(objective, distill=0.0)
+        losses = objective(predicted, labels, teacher)
         return Score(float(np.mean(losses)), self._accuracy(outputs, held.labels), count)
 
     def _accuracy(self, outputs: Mapping[str, Any], labels: Mapping[str, Any]) -> float | None:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,7 +146,7 @@ class Loop:
     def _run_epoch(self, advance: Callable[[int, str], None]) -> None:
         at = self._at
         saved = time.perf_counter()
-        if self._objective.distill and not self._distill:
+        if 0 < self._objective.distill < 1 and not at.taught:
             # From now on, the baseline's outputs are not computed.
             self._objective = dataclasses.replace(self._objective, distill=0.0)
             self._trace_step()
@@ -177,20 +176,19 @@ class Loop:
         for number, state in enumerate(self._random_states):
             drawn = np.random.SeedSequence((self._data.seed, number, self._at.total_steps))
             state.assign(drawn.generate_state(2))
-        scalars = [tf.constant(x, tf.float32) for x in (1 / batch.samples, self._distill)]
-        return float(self._step(shared_out(self._strategy, batch, batch.samples), *scalars))
+        share = tf.constant(1 / batch.samples, tf.float32)
+        return float(self._step(shared_out(self._strategy, batch, batch.samples), share))
 
-    def _distributed_step(self, batch: Batch, share: Any, distill: Any) -> Any:
+    def _distributed_step(self, batch: Batch, share: Any) -> Any:
         import tensorflow as tf
 
         self._phase.prepare()
-        losses = self._strategy.run(self._replica_step, args=(batch, share, distill))
+        losses = self._strategy.run(self._replica_step, args=(batch, share))
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
 
-    def _replica_step(self, batch: Batch, share: Any, distill: Any) -> Any:
+    def _replica_step(self, batch: Batch, share: Any) -> Any:
         phase = self._phase
-        objective = partial(self._objective, distill=distill)
-        loss, gradients = phase.gradients(objective, batch, share)
+        loss, gradients = phase.gradients(self._objective, batch, share)
         if phase.clip is not None:
             gradients = clipped(gradients, phase.clip)
         self._optimizer.apply(gradients, phase.trained)
@@ -227,13 +225,6 @@ class Loop:
         at.taught = bool(taught)
         if not goes_on and at.ending is None:
             at.ending = "finished"
-
-    @property
-    def _distill(self) -> float:
-        """The weight of the divergence from the baseline."""
-        most = self._tuning.distill
-        # With a weight of 1, the labels are not to teach at all.
-        return most if self._at.taught or most == 1 else 0.0
 
     def _has_caught_up(self, epoch: int, score: Score) -> bool:
         """Tells whether a model has nothing more to learn from the baseline.

@@ -14,6 +14,7 @@ normalization", 2016), and factors before it to as much in the mean of their col
 """
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -64,21 +65,16 @@ class Normalized:
         layers = {path: network.layers[path] for path in paths}
         statistics = _statistics(network, layers, batches)
         chains: dict[str, tuple[Layer, ...]] = {}
-        factors = {id(each.weights[-1]): name for name, each in compressed.factors.items()}
-        rescaled: dict[str, list[float]] = {}
         for path, layer in layers.items():
-            name = next((factors[id(w)] for w in own_weights(layer) if id(w) in factors), None)
-            scales = [_to_unit_columns(w.numpy()) for w in _heads(compressed, name)]
-            if name is not None:
-                rescaled[name] = scales
-            weights, scale = _to_unit_outputs(layer, float(np.prod(scales)))
+            given = prod(map(_to_unit_columns, _heads(compressed, layer)))
+            weights, scale = _to_unit_outputs(layer, given)
             chains[path] = _chain(layer, weights, *statistics[path], scale)
         self._pairs = {path: chain[:2] for path, chain in chains.items()}
         replacements = {path: Replacement(chain, {}) for path, chain in chains.items()}
         self.compressed = compressed.copy(replacements) if replacements else compressed
-        for name, scales in rescaled.items():
-            for weight, head_scale in zip(_heads(self.compressed, name), scales, strict=True):
-                weight.assign(weight * head_scale)
+        for twin, *_ in chains.values():
+            for head in _heads(self.compressed, twin):
+                head.assign(head * _to_unit_columns(head))
 
     def fold_into(self, network: Network) -> None:
         """Assigns the weights of the copy, its normalisations folded, to the original."""
@@ -139,14 +135,16 @@ def _covers_positions(layer: Layer) -> bool:
     return any(size != 1 for size in (shape[1:-1] if is_channels_last(layer) else shape[2:]))
 
 
-def _heads(compressed: Compressed, name: str | None) -> tuple[Variable, ...]:
-    """Returns the factors of a kernel but the last one; none of what is not factorized."""
-    return compressed.factors[name].weights[:-1] if name is not None else ()
+def _heads(compressed: Compressed, layer: Layer) -> tuple[Variable, ...]:
+    """Returns the factors before the one that a layer holds; none if it holds a whole kernel."""
+    own = set(map(id, own_weights(layer)))
+    factors = (each.weights for each in compressed.factors.values())
+    return next((weights[:-1] for weights in factors if id(weights[-1]) in own), ())
 
 
-def _to_unit_columns(factor: NDArray[Any]) -> float:
+def _to_unit_columns(factor: Variable) -> float:
     """Returns what brings the columns of a factor, its last axis, to a mean square norm of one."""
-    norm = float(np.linalg.norm(factor))
+    norm = float(np.linalg.norm(factor.numpy()))
     return factor.shape[-1] ** 0.5 / norm if norm else 1.0
 
 

@@ -46,22 +46,18 @@ class Objective:
         """Tells whether the loss needs the divergence, given the outputs that have labels."""
         return self.distill > 0 or any(name not in labelled for name in self.families)
 
-    def __call__(
-        self, outputs: Tensors, labels: Tensors, teacher: Tensors, distill: Any = None
-    ) -> Any:
+    def __call__(self, outputs: Tensors, labels: Tensors, teacher: Tensors) -> Any:
         """Computes the loss of each sample, a float32 tensor of shape (samples,).
 
-        The first arguments are by output name; ``teacher`` may be empty if it is not needed. A
-        tensor ``distill`` stands in for the attribute where that is between 0 and 1.
+        The arguments are by output name; ``teacher`` may be empty if it is not needed.
         """
         total: Any = 0.0
-        annealed = self.distill if distill is None else distill
         for name, family in self.families.items():
             predicted = outputs[name]
-            most, weight = (self.distill, annealed) if name in labels else (1.0, 1.0)
-            if most > 0:
+            weight = self.distill if name in labels else 1.0
+            if weight > 0:
                 total += weight * _divergence(predicted, teacher[name], family, self.temperature)
-            if most < 1:
+            if weight < 1:
                 task = self.tasks.get(name, Task())
                 if (own := self.losses.get(name)) is not None:
                     loss = _compiled_loss(own, labels[name], predicted, task)

@@ -51,7 +51,6 @@ class Verifier:
 
     Attributes:
         probes: The inputs that artifacts are compared on; the first counts most.
-        validation: The samples that one artifact is chosen by among others; None without any.
         reference: Predictions of the compressed model, by probe and output.
         baseline: Predictions of the first probe by the baseline, by output.
         tasks: What the values of each output mean.
@@ -81,8 +80,7 @@ class Verifier:
         self._atol, self._rtol = atol, rtol
         network = compressed.network
         self.probes = make_probes(network, dataset, seed)
-        self.validation = validation_probe(network, dataset)
-        self._original = baseline
+        self._original, self._dataset = baseline or network, dataset
         self._limit = _slow_samples(network)
         self.reference = _predict_all(network, self.probes)
         first = self.probes[0]
@@ -131,7 +129,7 @@ class Verifier:
             return ConversionVerdict(None, structure, {}, error=str(error))
         execution = Execution(outputs, self.reference, self.probes, limits)
         first = self.probes[0]
-        standings = self._standings(outputs[shipped][first.name], first)
+        standings = self._standings(outputs[shipped][first.name], first, self.baseline)
         if variant.rule is None:
             parity = compare(execution, self._tolerances(), self.tasks)
             layers = () if parity.passed else self._layers(artifact, first)
@@ -164,7 +162,7 @@ class Verifier:
         Raises:
             ChildError: If the runtime cannot run it.
         """
-        return self._run_as_shipped(artifact, network, self.probes[0])
+        return self._run_as_shipped(artifact, network, self.probes[0], self.baseline)
 
     def validated(self, artifact: Artifact, network: Network) -> dict[str, Standing]:
         """Runs the artifact of a network as it ships, on validation data; empty without any.
@@ -172,25 +170,26 @@ class Verifier:
         Raises:
             ChildError: If the runtime cannot run it.
         """
-        return self._run_as_shipped(artifact, network, self.validation) if self.validation else {}
+        return self._run_as_shipped(artifact, network, *self._held_out) if self._held_out else {}
 
     def _run_as_shipped(
-        self, artifact: Artifact, network: Network, probe: Probe
+        self, artifact: Artifact, network: Network, probe: Probe, baseline: Mapping[str, Array]
     ) -> dict[str, Standing]:
         fmt = FORMATS[artifact.format]
         limits = {fmt.backends[0]: _slow_samples(network) if fmt.slow else None}
         outputs = execute(artifact, [probe], self._folder, limits, network.macs)
-        return self._standings(outputs[fmt.backends[0]][probe.name], probe)
+        return self._standings(outputs[fmt.backends[0]][probe.name], probe, baseline)
 
     @cached_property
-    def _validation_baseline(self) -> Mapping[str, Array]:
-        """The baseline's predictions of the validation probe."""
-        original = self._original or self._compressed.network
-        return predict(original.runner(), self.validation) if self.validation else {}
+    def _held_out(self) -> tuple[Probe, Mapping[str, Array]] | None:
+        """The validation samples, with the baseline's predictions of them; None without any."""
+        probe = validation_probe(self._compressed.network, self._dataset)
+        return (probe, predict(self._original.runner(), probe)) if probe else None
 
-    def _standings(self, predictions: Mapping[str, Array], probe: Probe) -> dict[str, Standing]:
+    def _standings(
+        self, predictions: Mapping[str, Array], probe: Probe, baseline: Mapping[str, Array]
+    ) -> dict[str, Standing]:
         """Returns how predictions of a probe, or of its first samples, stand to the baseline's."""
-        baseline = self._validation_baseline if probe is self.validation else self.baseline
         labels, standings = probe.labels, {}
         for name, original in baseline.items():
             values, task = predictions.get(name), self.tasks[name]
